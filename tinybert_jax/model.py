@@ -1,0 +1,330 @@
+"""BERT in Flax Linen: layers stacked on axis 0, every hidden state and pre-softmax attention score returned."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from tinybert_jax.config import BertConfig, Params
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+}
+
+
+class BertOutput(NamedTuple):
+    """What a BERT computed. Whoever does not read a field does not pay for it under `jit`."""
+
+    hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
+    attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
+    pooled: Float[Array, "b d"] | None = None
+    logits: Float[Array, "..."] | None = None  # [b, c], or [b, q, c] for heads that label tokens
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray) -> Float[Array, "..."]:
+    """Inverted dropout from 8 random bits per element, since random numbers dominate a small student's step on CPU.
+
+    `rate` is rounded to 1/256; kept values are scaled by what was really kept, so the expectation is exact.
+    """
+    keep = max(1, round((1 - rate) * 256))
+    kept = jax.random.bits(key, x.shape, jnp.uint8) <= keep - 1
+    return jnp.where(kept, x * jnp.asarray(256 / keep, x.dtype), jnp.zeros((), x.dtype))
+
+
+class Dropout(nn.Module):
+    """`dropout` with the key of the module's `dropout` stream."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        if deterministic or self.rate == 0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
+def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
+    """A dense layer in the config's compute dtype and initial range."""
+    return nn.Dense(
+        features, dtype=config.compute_dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name
+    )
+
+
+def layer_norm(config: BertConfig) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics."""
+    # E[x^2] - E[x]^2 loses the digits that parity with Hugging Face needs
+    return nn.LayerNorm(config.layer_norm_eps, config.compute_dtype, use_fast_variance=False, name="LayerNorm")
+
+
+class Embeddings(nn.Module):
+    """Words, positions and token types [b, q] -> [b, q, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, input_ids: Array, token_type_ids: Array, deterministic: bool) -> Array:
+        config = self.config
+
+        def table(rows: int, name: str) -> nn.Embed:
+            init = nn.initializers.normal(config.initializer_range)
+            return nn.Embed(rows, config.hidden_size, config.compute_dtype, embedding_init=init, name=name)
+
+        x = table(config.vocab_size, "word_embeddings")(input_ids)
+        x = x + table(config.type_vocab_size, "token_type_embeddings")(token_type_ids)
+        positions = jnp.arange(input_ids.shape[-1])
+        x = x + table(config.max_position_embeddings, "position_embeddings")(positions)[None]
+        return Dropout(config.hidden_dropout_prob)(layer_norm(config)(x), deterministic)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention -> context [b, q, h * head_dim], and the scores [b, h, q, k] before mask and softmax."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, attention_mask: Array, deterministic: bool) -> tuple[Array, Array]:
+        config = self.config
+        heads, width = config.num_attention_heads, config.attention_head_dim
+
+        def project(name: str) -> Array:
+            return dense(config, heads * width, name)(x).reshape(*x.shape[:-1], heads, width)
+
+        query, key, value = project("query"), project("key"), project("value")
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / np.sqrt(width)
+        # a finite minimum: an example that is all padding attends everywhere instead of dividing 0 by 0
+        masked = jnp.where(attention_mask[:, None, None, :] > 0, scores, -1e9)
+        probabilities = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
+        probabilities = Dropout(config.attention_probs_dropout_prob)(probabilities, deterministic)
+        context = jnp.einsum("bhqk,bkhd->bqhd", probabilities, value)
+        return context.reshape(*x.shape[:-1], heads * width), scores
+
+
+class Residual(nn.Module):
+    """`LayerNorm(dropout(dense(x)) + residual)`, the `output` of both halves of a layer."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, residual: Array, deterministic: bool) -> Array:
+        config = self.config
+        x = Dropout(config.hidden_dropout_prob)(dense(config, config.hidden_size, "dense")(x), deterministic)
+        return layer_norm(config)(x + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention with its output projection, residual and LayerNorm."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, attention_mask: Array, deterministic: bool) -> tuple[Array, Array]:
+        context, scores = SelfAttention(self.config, name="self")(x, attention_mask, deterministic)
+        return Residual(self.config, name="output")(context, x, deterministic), scores
+
+
+class Intermediate(nn.Module):
+    """The widening half of the feed-forward network [b, q, d] -> [b, q, intermediate_size]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return ACTIVATIONS[self.config.hidden_act](dense(self.config, self.config.intermediate_size, "dense")(x))
+
+
+class Layer(nn.Module):
+    """One Transformer layer, as the body of the scan over layers: writes its scores into its slot of the carry."""
+
+    config: BertConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, Array], slot: Array, attention_mask: Array) -> tuple[Any, Array]:
+        x, scores = carry
+        x, own = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
+        if scores.shape[0]:
+            scores = jax.lax.dynamic_update_index_in_dim(scores, own, slot, axis=0)
+        inner = Intermediate(self.config, name="intermediate")(x)
+        x = Residual(self.config, name="output")(inner, x, self.deterministic)
+        return (x, scores), x
+
+
+class Encoder(nn.Module):
+    """All layers -> hidden states [l+1, b, q, d] and the attention scores of `score_layers` [l, b, h, q, k]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, attention_mask: Array, score_layers: tuple[int, ...], deterministic: bool
+    ) -> tuple[Array, Array]:
+        config = self.config
+        # A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the
+        # last wanted layer a spare slot takes the scores. So the buffer needs no branch in the scan.
+        slots = np.searchsorted(score_layers, np.arange(config.num_hidden_layers))
+        size = int(slots[-1]) + 1 if score_layers else 0
+        scores = jnp.zeros((size, x.shape[0], config.num_attention_heads, x.shape[1], x.shape[1]), jnp.float32)
+        layers = nn.scan(
+            Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=config.num_hidden_layers,
+            unroll=config.scan_unroll,
+        )
+        (_, scores), states = layers(config, deterministic, name="layer")((x, scores), slots, attention_mask)
+        return jnp.concatenate([x[None], states]), scores[: len(score_layers)]
+
+
+class Pooler(nn.Module):
+    """The first token's state through a dense layer and tanh [b, q, d] -> [b, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return jnp.tanh(dense(self.config, self.config.hidden_size, "dense")(x[:, 0]))
+
+
+class BertModel(nn.Module):
+    """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
+
+    `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
+    deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose attention scores are
+    returned, all by default; with `deterministic=False` pass `rngs={"dropout": key}`.
+    """
+
+    config: BertConfig
+    add_pooler: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "b q"],
+        attention_mask: Int[Array, "b q"] | None = None,
+        token_type_ids: Int[Array, "b q"] | None = None,
+        *,
+        score_layers: tuple[int, ...] | None = None,
+        deterministic: bool = True,
+    ) -> BertOutput:
+        config = self.config
+        if input_ids.shape[-1] > config.max_position_embeddings:
+            raise ValueError(
+                f"{input_ids.shape[-1]} tokens, but the model has {config.max_position_embeddings} positions"
+            )
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
+        x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
+        states, scores = Encoder(config, name="encoder")(x, mask, wanted, deterministic)
+        pooled = Pooler(config, name="pooler")(states[-1]) if self.add_pooler else None
+        return BertOutput(hidden_states=states, attention_scores=scores, pooled=pooled)
+
+
+class BertForSequenceClassification(nn.Module):
+    """`logits` [b, c] from the pooled first token; c = 1 is regression. Arguments as `BertModel`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
+        config = self.config
+        out = BertModel(config, name="bert")(*args, deterministic=deterministic, **kwargs)
+        x = Dropout(classifier_dropout(config))(out.pooled, deterministic)
+        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
+
+
+class BertForTokenClassification(nn.Module):
+    """`logits` [b, q, c], one label per token. Arguments as `BertModel`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
+        config = self.config
+        out = BertModel(config, add_pooler=False, name="bert")(*args, deterministic=deterministic, **kwargs)
+        x = Dropout(classifier_dropout(config))(out.hidden_states[-1], deterministic)
+        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
+
+
+class BertForQuestionAnswering(nn.Module):
+    """`logits` [b, q, 2]: start and end of the answer span. Arguments as `BertModel`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
+        out = BertModel(self.config, add_pooler=False, name="bert")(*args, **kwargs)
+        return out._replace(logits=dense(self.config, 2, "qa_outputs")(out.hidden_states[-1]).astype(jnp.float32))
+
+
+class Transform(nn.Module):
+    """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = dense(self.config, self.config.hidden_size, "dense")(x)
+        return layer_norm(self.config)(ACTIVATIONS[self.config.hidden_act](x))
+
+
+class Predictions(nn.Module):
+    """The masked-LM decoder over the word embedding table [b, q, d], [v, d] -> [b, q, v]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, table: Array) -> Array:
+        x = Transform(self.config, name="transform")(x)
+        bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
+        return (
+            jnp.einsum("bqd,vd->bqv", x, table.astype(x.dtype), preferred_element_type=jnp.float32) + bias[None, None]
+        )
+
+
+class MaskedLMHead(nn.Module):
+    """The masked-LM head, one level of Hugging Face's names above `Predictions`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, table: Array) -> Array:
+        return Predictions(self.config, name="predictions")(x, table)
+
+
+class BertForMaskedLM(nn.Module):
+    """`logits` [b, q, v] over the vocabulary; the decoder is the word embedding table. Arguments as `BertModel`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
+        bert = BertModel(self.config, add_pooler=False, name="bert")
+        out = bert(*args, **kwargs)
+        table = bert.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
+        return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.hidden_states[-1], table))
+
+
+def classifier_dropout(config: BertConfig) -> float:
+    """Hugging Face's rule: `hidden_dropout_prob` unless the config says otherwise."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
+    """Random parameters of one of the models above, in float32."""
+    return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def count_parameters(params: Params) -> int:
+    """The number of scalars in all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,99 @@
+"""A model directory as a compiled, batched function from texts to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinybert_jax import hf
+from tinybert_jax.config import BertConfig, InputError, Params
+from tinybert_jax.data import Tokens, bucket_lengths, encode, eval_batches
+from tinybert_jax.model import BertForSequenceClassification
+from tinybert_jax.sharding import make_mesh
+from tinybert_jax.train_step import make_predict_step
+
+
+class Prediction(NamedTuple):
+    """The most probable class and its probability; in regression the label is None and the value is the output."""
+
+    label: str | None
+    value: float
+
+
+def predict_logits(
+    step: Callable[..., Any], params: Params, tokens: Tokens, batch_size: int, buckets: tuple[int, ...], pad_id: int
+) -> np.ndarray:
+    """Logits float32 [n, c] in the order of the rows, from a compiled `train_step.make_predict_step`."""
+    rows_of, outputs = [], []
+    for rows, batch in eval_batches(tokens, batch_size, buckets, pad_id):
+        rows_of.append(rows)
+        outputs.append(step(params, batch))  # dispatched; fetched below, so that batches overlap
+    order = np.concatenate(rows_of)
+    logits = np.concatenate([np.asarray(output) for output in outputs])
+    result = np.zeros((len(tokens), logits.shape[1]), np.float32)
+    result[order[order >= 0]] = logits[order >= 0]
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A sequence classifier or regressor, ready to be called: `predictor(["a text"])`."""
+
+    config: BertConfig
+    params: Params
+    tokenizer: Any
+    max_length: int
+    batch_size: int
+    step: Callable[..., Any]
+
+    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
+        """One prediction per text, or per pair of texts."""
+        if not texts:
+            return []
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        logits = self.logits(encode(rows, self.tokenizer, self.max_length))
+        if self.config.num_labels == 1:
+            return [Prediction(None, float(value)) for value in logits[:, 0]]
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = odds / odds.sum(axis=1, keepdims=True)
+        best = probabilities.argmax(axis=1)
+        return [Prediction(self.config.id2label[i], float(row[i])) for i, row in zip(best, probabilities, strict=True)]
+
+    def logits(self, tokens: Tokens) -> np.ndarray:
+        """Logits float32 [n, c] of tokenised rows."""
+        buckets = bucket_lengths(self.max_length)
+        return predict_logits(self.step, self.params, tokens, self.batch_size, buckets, self.config.pad_token_id)
+
+
+def load_predictor(directory: str | Path, max_length: int = 128, batch_size: int = 32) -> Predictor:
+    """A sequence classifier or regressor from a Hugging Face directory or hub id.
+
+    Args:
+        directory: holds a classifier, as `tinybert distill` and `finetune` write it.
+        max_length: longer texts are cut, in tokens.
+        batch_size: texts per compiled call; the last call is filled up.
+
+    Raises:
+        InputError: the directory cannot be read, or holds no classifier.
+    """
+    config, params = hf.load_hf(directory)
+    check_classifier(str(directory), config, params, max_length)
+    tokenizer = hf.load_tokenizer(directory, config)
+    step = make_predict_step(BertForSequenceClassification(config), make_mesh(), params)
+    return Predictor(config, params, tokenizer, max_length, batch_size, step)
+
+
+def check_classifier(name: str, config: BertConfig, params: Params, max_length: int) -> None:
+    """Refuse a model that cannot score sequences of `max_length`.
+
+    Raises:
+        InputError: the model has no classifier on a pooler, or fewer positions than `max_length`.
+    """
+    if "classifier" not in params or "pooler" not in params["bert"]:
+        raise InputError(f"{name}: holds no sequence classifier; fine-tune it first: tinybert finetune --model {name}")
+    if config.max_position_embeddings < max_length:
+        raise InputError(f"{name}: has {config.max_position_embeddings} positions, fewer than max_length {max_length}")

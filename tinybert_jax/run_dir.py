@@ -1,0 +1,153 @@
+"""A run's directory: experiment.json, metrics.jsonl, TensorBoard, and the model card of the student."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tinybert_jax.config import Experiment, InputError
+from tinybert_jax.inputs import Inputs
+from tinybert_jax.model import count_parameters
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse an output directory that would be overwritten, or that holds nothing to resume.
+
+    Raises:
+        InputError: says which of the two, and what to do.
+    """
+    if resume and not (out / "experiment.json").is_file():
+        raise InputError(f"{out}: holds no run to resume (no experiment.json); leave --resume out to start one")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another --out, or continue that run with --resume")
+
+
+def open_run(out: Path, experiment: Experiment, inputs: Inputs, resume: bool) -> None:
+    """Write `experiment.json`, or compare with the one that is there.
+
+    Raises:
+        InputError: a resumed run differs from the one that was started; names the field.
+    """
+    described = describe(experiment, inputs)
+    path = out / "experiment.json"
+    if not resume:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+        return
+    try:
+        started = _flat(json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+    now = _flat(described)
+    for field in sorted(started.keys() | now.keys()):
+        before, after = started.get(field), now.get(field)
+        if before == after:
+            continue
+        if field.startswith("versions."):
+            print(f"warning: {field} was {before} when the run started and is {after} now", file=sys.stderr)
+        else:
+            raise InputError(
+                f"{out}: cannot resume: {field} was {before!r} and is {after!r}; start a new --out instead"
+            )
+
+
+def describe(experiment: Experiment, inputs: Inputs) -> dict[str, Any]:
+    """What `experiment.json` holds: all that the result depends on."""
+    described = {
+        "experiment": dataclasses.asdict(experiment),
+        "data": {"train": inputs.train.fingerprint, "dev": inputs.dev.fingerprint},
+        "devices": {"kind": jax.devices()[0].device_kind, "count": 1},
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+    return json.loads(json.dumps(described))  # tuples become lists, as they will be read back
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {name: leaf for key, value in items for name, leaf in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+class MetricsLog:
+    """Every logged number of one stage, as lines of `metrics.jsonl` and in TensorBoard."""
+
+    def __init__(self, out: Path, stage: str, start_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._stage = stage
+        path = out / "metrics.jsonl"
+        if path.is_file():  # a resumed stage logs the steps after its checkpoint again
+            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if line["stage"] != stage or line["step"] <= start_step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(out / "tensorboard" / stage), purge_step=start_step + 1)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Log numbers as of `step`, the count of steps done."""
+        self._file.write(json.dumps({"stage": self._stage, "step": step} | numbers) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def write_model_card(
+    student: Path,
+    experiment: Experiment,
+    inputs: Inputs,
+    scores: dict[str, float],
+    teacher_scores: dict[str, float] | None,
+) -> None:
+    """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
+    rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
+    taught = f", distilled from `{experiment.teacher}`" if experiment.teacher else ""
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [tinybert, distillation]
+---
+# {experiment.model} on {experiment.task}
+A BERT of {inputs.config.num_hidden_layers} layers, {inputs.config.hidden_size} wide,
+{count_parameters(inputs.params):,} parameters{taught}, trained with [TinyBERT](https://arxiv.org/abs/1909.10351)'s
+method in JAX.
+
+| dev set | this model | teacher |
+|---|---|---|
+{chr(10).join(rows)}
+
+```python
+from transformers import pipeline
+classify = pipeline("text-classification", "{student.absolute()}")
+print(classify("A text to classify."))
+```
+
+## Recipe
+```json
+{json.dumps(dataclasses.asdict(experiment), indent=2)}
+```
+"""
+    (student / "README.md").write_text(text, "utf-8")
+
+
+def _number(scores: dict[str, float] | None, name: str) -> str:
+    return f"{scores[name]:.4f}" if scores else "-"

@@ -1,0 +1,71 @@
+"""The device mesh, logical axis rules, and the sharding of any pytree of ours. One device is a 1x1x1 mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tinybert_jax.config import Batch
+
+AXES = ("data", "fsdp", "model")
+
+# logical axis -> mesh axis
+RULES = {"vocab": None, "embed": "fsdp", "heads": "model", "mlp": "model"}
+
+# end of a leaf's path -> logical axes of its last dimensions; whatever is not listed is replicated
+LOGICAL_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("word_embeddings", "embedding"): ("vocab", "embed"),
+    ("self", "query", "kernel"): ("embed", "heads"),
+    ("self", "key", "kernel"): ("embed", "heads"),
+    ("self", "value", "kernel"): ("embed", "heads"),
+    ("attention", "output", "dense", "kernel"): ("heads", "embed"),
+    ("intermediate", "dense", "kernel"): ("embed", "mlp"),
+    ("output", "dense", "kernel"): ("mlp", "embed"),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the axes `data` (batch), `fsdp` (batch and parameters) and `model` (heads and feed-forward width).
+
+    Raises:
+        ValueError: there are fewer devices than the axes ask for.
+    """
+    wanted = data * fsdp * model
+    found = list(jax.devices() if devices is None else devices)
+    if len(found) < wanted:
+        raise ValueError(
+            f"a mesh of data={data}, fsdp={fsdp}, model={model} needs {wanted} devices; found {len(found)}"
+        )
+    # Linen's Embed raises on the Explicit axes that are jax.make_mesh's default
+    return Mesh(np.array(found[:wanted]).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf of a state, parameters or optimizer state (which repeat the parameters' paths)."""
+
+    def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = tuple(str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path)
+        for ending, logical in LOGICAL_AXES.items():
+            if names[-len(ending) :] == ending:
+                axes = (None,) * (leaf.ndim - len(logical)) + tuple(RULES[axis] for axis in logical)
+                # jit asks for divisible dimensions; one that does not divide stays whole
+                fitted = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, leaf.shape, strict=True))
+                return NamedSharding(mesh, PartitionSpec(*fitted))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def batch_shardings(mesh: Mesh) -> Batch:
+    """Rows over `data` and `fsdp`; a batch's size must divide by their product."""
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return Batch(*(rows for _ in Batch._fields))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole value on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,202 @@
+"""The task table: columns, labels, metrics and recipe of every task."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tinybert_jax import metrics
+from tinybert_jax.config import InputError
+
+Split = Literal["train", "dev", "test"]
+
+METRICS = {
+    "accuracy": metrics.accuracy,
+    "f1": metrics.f1,
+    "matthews": metrics.matthews,
+    "pearson": metrics.pearson,
+    "spearman": metrics.spearman,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: where its text and labels are, how it is scored, and the paper's recipe (arXiv 1909.10351, 4.2).
+
+    `labels` are the class names by id, in the order of the Hugging Face hub; `()` is regression, and `None` means that
+    the training file tells. `written` is how the official files write these labels; by default, by their names.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    labels: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    intermediate_epochs: int
+    max_length: int = 128
+    written: tuple[str, ...] = ()
+    headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header
+    train_file: str = "train.tsv"
+    dev_file: str = "dev.tsv"
+    test_file: str = "test.tsv"
+    tfds_text_columns: tuple[str, ...] = ()  # default: text_columns
+    tfds_label_column: str = "label"
+    tfds_dev: str = "validation"
+    tfds_test: str = "test"
+    intermediate_batch_size: int = 32
+    intermediate_learning_rate: float = 5e-5
+    prediction_epochs: int = 3
+    prediction_batch_sizes: tuple[int, ...] = (16, 32)
+    prediction_learning_rates: tuple[float, ...] = (1e-5, 2e-5, 3e-5)
+
+    @property
+    def is_regression(self) -> bool:
+        """Labels are numbers, not classes."""
+        return self.labels == ()
+
+    @property
+    def selection(self) -> str:
+        """The key of `score` by which the best state is chosen: the metric, or the mean of the task's metrics."""
+        return self.metrics[0] if len(self.metrics) == 1 else "mean_" + "_".join(self.metrics)
+
+    def file(self, split: Split) -> str:
+        """The name of the split's file in the GLUE layout."""
+        return {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}[split]
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = Task(
+    "mnli",
+    _PAIR,
+    "gold_label",
+    ("entailment", "neutral", "contradiction"),
+    ("accuracy",),
+    10,
+    dev_file="dev_matched.tsv",
+    test_file="test_matched.tsv",
+    tfds_text_columns=("premise", "hypothesis"),
+    tfds_dev="validation_matched",
+    tfds_test="test_matched",
+)
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "cola",
+            ("sentence",),
+            "label",
+            ("unacceptable", "acceptable"),
+            ("matthews",),
+            50,
+            max_length=64,
+            written=("0", "1"),
+            headerless_columns=("source", "label", "mark", "sentence"),
+        ),
+        Task(
+            "sst2",
+            ("sentence",),
+            "label",
+            ("negative", "positive"),
+            ("accuracy",),
+            20,
+            max_length=64,
+            written=("0", "1"),
+        ),
+        Task(
+            "mrpc",
+            ("#1 String", "#2 String"),
+            "Quality",
+            ("not_equivalent", "equivalent"),
+            ("f1", "accuracy"),
+            20,
+            written=("0", "1"),
+            tfds_text_columns=_PAIR,
+        ),
+        Task("stsb", _PAIR, "score", (), ("pearson", "spearman"), 20),
+        Task(
+            "qqp",
+            ("question1", "question2"),
+            "is_duplicate",
+            ("not_duplicate", "duplicate"),
+            ("f1", "accuracy"),
+            10,
+            written=("0", "1"),
+        ),
+        _MNLI,
+        # A task of its own, so that the mismatched dev set never takes part in the selection of the other.
+        dataclasses.replace(
+            _MNLI,
+            name="mnli_mismatched",
+            dev_file="dev_mismatched.tsv",
+            test_file="test_mismatched.tsv",
+            tfds_dev="validation_mismatched",
+            tfds_test="test_mismatched",
+        ),
+        Task("qnli", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), 10),
+        Task("rte", _PAIR, "label", _ENTAILMENT, ("accuracy",), 20),
+        # The paper leaves WNLI out; the recipe is RTE's.
+        Task("wnli", _PAIR, "label", ("not_entailment", "entailment"), ("accuracy",), 20, written=("0", "1")),
+        Task("classification", ("text",), "label", None, ("accuracy",), 20),
+        Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The row of the task table.
+
+    Raises:
+        InputError: the task is unknown; lists the known ones.
+    """
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def label_ids(task: Task, labels: tuple[str, ...]) -> dict[str, int]:
+    """From every way to write a label in a file to its id in `labels` (say, those of a teacher).
+
+    GLUE labels are matched by name whatever their order and case (`entailment`, `ENTAILMENT`), because checkpoints
+    disagree on both. Labels that were never named (`LABEL_0`, ...) stand for the ids that the file holds; where the
+    official files hold names (MNLI, QNLI, RTE), they stay unknown, because their order cannot be known.
+    """
+    ids = {label: i for i, label in enumerate(labels)}
+    if labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
+        ids |= {str(i): i for i in range(len(labels))}
+        ids |= {name: ids[i] for name, i in zip(task.labels or (), task.written, strict=False) if i in ids}
+    folded = {label.casefold(): i for i, label in enumerate(labels)}
+    for i, name in enumerate(task.labels or ()):
+        if name in folded:
+            ids.setdefault(name, folded[name])
+            if task.written:
+                ids.setdefault(task.written[i], folded[name])
+    return ids
+
+
+def discover_labels(written: list[str]) -> tuple[str, ...]:
+    """The distinct labels, sorted; by value if all are integers."""
+    labels = set(written)
+    if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics, and under `task.selection` their mean.
+
+    Args:
+        task: a row of the task table.
+        logits: [n, c]; c is 1 in regression.
+        labels: class ids or numbers [n].
+    """
+    if logits.ndim != 2 or len(logits) != len(labels) or (task.is_regression and logits.shape[1] != 1):
+        columns = "1" if task.is_regression else "c"
+        raise ValueError(f"logits {logits.shape} must be [n, {columns}] and labels {labels.shape} must be [n]")
+    predictions = logits[:, 0] if task.is_regression else np.argmax(logits, axis=1)
+    scores = {name: METRICS[name](predictions, labels) for name in task.metrics}
+    return scores | {task.selection: sum(scores.values()) / len(scores)}

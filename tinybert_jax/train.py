@@ -1,0 +1,235 @@
+"""The one host loop that every stage runs through, and a whole run: from checked input to a student directory."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tinybert_jax import data, distill, hf, metrics, optim, run_dir, tasks
+from tinybert_jax.checkpoint import Checkpoints
+from tinybert_jax.config import BertConfig, Experiment, InputError, Params, Stage
+from tinybert_jax.inputs import Inputs, load_inputs
+from tinybert_jax.model import BertForSequenceClassification
+from tinybert_jax.predict import predict_logits
+from tinybert_jax.sharding import make_mesh
+from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
+
+LOG_EVERY = 10  # steps
+EVAL_BATCH_SIZE = 64
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved and can be resumed."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient was not finite; the last checkpoint is sound."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave: the model's directory, and its and its teacher's scores on the dev set."""
+
+    directory: Path
+    scores: dict[str, float]
+    teacher_scores: dict[str, float] | None
+
+
+def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result:
+    """Train an experiment's model through its stages, and write it to `out/student` as a Hugging Face directory.
+
+    Args:
+        experiment: what to train, on what, and how.
+        out: the run's directory; made, never overwritten.
+        resume: continue the run in `out` from its newest checkpoint. The result is that of an unbroken run.
+
+    Raises:
+        InputError: something the experiment names is missing, damaged or does not fit; the teacher is at chance; `out`
+            exists, or, with `resume`, holds another run.
+        Stopped: SIGINT or SIGTERM came; the state is saved.
+        Diverged: the loss or the gradient became infinite or NaN.
+    """
+    out = Path(out)
+    run_dir.check_out(out, resume)
+    inputs = load_inputs(experiment)
+    run_dir.open_run(out, experiment, inputs, resume)
+    mesh = make_mesh()
+    for stage in experiment.stages:
+        make_objective(experiment, stage, inputs)
+    taught = any(stage.objective != "supervised" for stage in experiment.stages)
+    teacher_scores = _score_teacher(experiment, inputs, mesh) if taught else None
+    params = inputs.params
+    for index in range(len(experiment.stages)):
+        params = _train_stage(experiment, index, inputs, params, mesh, out)
+    scores = evaluate(inputs.task, inputs.config, params, inputs.dev, inputs.buckets, mesh)
+    student = out / "student"
+    hf.save_hf(student, inputs.config, params, inputs.tokenizer)
+    run_dir.write_model_card(student, experiment, inputs, scores, teacher_scores)
+    return Result(student, scores, teacher_scores)
+
+
+def evaluate(
+    task: tasks.Task, config: BertConfig, params: Params, tokens: data.Tokens, buckets: tuple[int, ...], mesh: Mesh
+) -> dict[str, float]:
+    """The task's metrics of a sequence classifier or regressor on tokenised rows."""
+    step = make_predict_step(BertForSequenceClassification(config), mesh, params)
+    logits = predict_logits(step, params, tokens, EVAL_BATCH_SIZE, buckets, config.pad_token_id)
+    return tasks.score(task, logits, tokens.labels)
+
+
+def stage_steps(stage: Stage, rows: int) -> int:
+    """The number of steps of a stage over that many training rows."""
+    steps = stage.epochs * data.steps_per_epoch(rows, stage.batch_size)
+    return steps if stage.max_steps is None else min(steps, stage.max_steps)
+
+
+def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> distill.Objective:
+    """The objective of a stage.
+
+    Raises:
+        InputError: teacher and student do not fit each other.
+    """
+    if stage.objective == "supervised" or inputs.teacher_config is None:
+        return distill.supervised_objective(inputs.config)
+    if stage.objective == "transformer":
+        return distill.transformer_objective(
+            inputs.config, inputs.teacher_config, experiment.layer_map, experiment.preset
+        )
+    return distill.prediction_objective(inputs.config, inputs.teacher_config, experiment.preset)
+
+
+def _score_teacher(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> dict[str, float]:
+    """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing."""
+    config, params, dev = inputs.teacher_config, inputs.teacher_params, inputs.dev
+    assert config is not None
+    assert params is not None
+    step = make_predict_step(BertForSequenceClassification(config), mesh, params)
+    logits = predict_logits(step, params, dev, EVAL_BATCH_SIZE, inputs.buckets, config.pad_token_id)
+    if inputs.task.is_regression:
+        correlation = metrics.pearson(logits[:, 0], dev.labels)
+    else:
+        correlation = metrics.matthews(logits.argmax(axis=1), dev.labels)
+    if correlation < min(0.5, 2 / math.sqrt(len(dev))):
+        raise InputError(
+            f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
+            f" labels {correlation:.3f}); fine-tune it on this task first, or check its label order {config.id2label}"
+        )
+    return tasks.score(inputs.task, logits, dev.labels)
+
+
+def _train_stage(experiment: Experiment, index: int, inputs: Inputs, params: Params, mesh: Mesh, out: Path) -> Params:
+    """Run one stage, or what is left of it, and return the model's parameters after it."""
+    stage = experiment.stages[index]
+    name = f"{index + 1}-{stage.objective}"
+    objective = make_objective(experiment, stage, inputs)
+    optimizer = optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
+    total = stage_steps(stage, len(inputs.train))
+    schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
+    # an integer per use: stages share no randomness, and none depends on how many came before
+    init_key, dropout_key = (jax.random.fold_in(jax.random.key(experiment.seed), 2 * index + i) for i in (1, 2))
+    state = create_state(objective.init(init_key, params), optimizer, dropout_key, mesh)
+    checkpoints = Checkpoints(out / "checkpoints" / name)
+    state = checkpoints.restore(state) or state
+    log = run_dir.MetricsLog(out, name, int(state.step))
+    # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
+    scored = stage.objective != "transformer"
+    evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(inputs.train), stage.batch_size)
+    teacher_params = () if stage.objective == "supervised" else inputs.teacher_params
+    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
+    batches = data.train_batches(
+        inputs.train,
+        stage.batch_size,
+        inputs.buckets,
+        experiment.seed,
+        int(state.step),
+        total,
+        inputs.config.pad_token_id,
+    )
+    try:
+        with stop_requests() as stop, progress(name, int(state.step), total) as bar:
+            running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
+            for step, batch in enumerate(batches, int(state.step) + 1):
+                state, numbers = train_step(state, teacher_params, batch, stage.hyper)
+                if running is not None:
+                    _log_step(log, bar, *running)
+                running = step, numbers
+                score_now = scored and (step % evaluate_every == 0 or step == total)
+                if score_now or stop or step % experiment.checkpoint_every == 0 or step == total:
+                    _log_step(log, bar, *running)  # raises before a state that is not finite is saved
+                    running, selection = None, None
+                    if score_now:
+                        scores = evaluate(inputs.task, inputs.config, state.params, inputs.dev, inputs.buckets, mesh)
+                        log.write(step, {f"dev/{name}": value for name, value in scores.items()})
+                        selection = scores[inputs.task.selection]
+                        bar.set_postfix({inputs.task.selection: f"{selection:.4f}"})
+                        if selection > state.best_metric:
+                            best = jax.tree.map(jnp.copy, state.params)
+                            state = state._replace(best_metric=jnp.float32(selection), best_params=best)
+                    checkpoints.save(step, state, selection)
+                if stop:
+                    raise Stopped(
+                        f"stopped in stage {name} after step {step} of {total}; everything is saved in {out}"
+                    )
+    finally:
+        log.close()
+        checkpoints.close()
+    return objective.export(state.best_params if scored else state.params, params)
+
+
+def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:
+    """Fetch a step's numbers, show and log them.
+
+    Raises:
+        Diverged: the loss or the gradient is not finite.
+    """
+    values = {name: float(value) for name, value in jax.device_get(numbers).items()}
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+        raise Diverged(
+            f"step {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']};"
+            " the checkpoints before it are sound. Lower the learning rate"
+        )
+    bar.update()
+    if step % LOG_EVERY == 0 or step == bar.total:
+        bar.set_description(f"{bar.desc.split(':')[0]}: loss {values['loss']:.4f}")
+        log.write(step, values)
+
+
+def progress(name: str, done: int, total: int) -> Any:
+    """A progress bar on stderr; where that is no terminal, a line now and then."""
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(initial=done, total=total, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM put their number in, for the loop to read; the second one ends the program."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("\nstopping after this step; once more to end at once", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield received
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

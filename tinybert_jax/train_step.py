@@ -1,0 +1,93 @@
+"""TrainState, and the jitted train and predict steps: the same function on one device and on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from tinybert_jax.config import Batch, Hyper, Params
+from tinybert_jax.optim import Schedule
+from tinybert_jax.sharding import batch_shardings, replicated, tree_shardings
+
+
+class TrainState(NamedTuple):
+    """All that training changes; arrays only. `best_params` are those of the evaluation with `best_metric`."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    key: PRNGKeyArray
+    best_metric: Float[Array, ""]
+    best_params: Params
+
+
+def create_state(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray, mesh: Mesh) -> TrainState:
+    """A state at step 0, placed on the mesh. `params` are copied, since the step donates its state."""
+
+    def create(params: Params, key: PRNGKeyArray) -> TrainState:
+        step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
+        return TrainState(step, params, optimizer.init(params), key, best, jax.tree.map(jnp.copy, params))
+
+    shardings = tree_shardings(mesh, jax.eval_shape(create, params, key))
+    return jax.jit(create, out_shardings=shardings)(params, key)
+
+
+def make_train_step(
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    mesh: Mesh,
+    state: TrainState,
+    teacher_params: Params,
+) -> Callable[[TrainState, Params, Batch, Hyper], tuple[TrainState, dict[str, Array]]]:
+    """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
+
+    Args:
+        objective: a `distill.Objective`, or any pair of functions `targets` and `loss` of its form.
+        optimizer: a transform without learning rate (`optim.make_optimizer`).
+        schedule: the learning rate's multiplier at a step.
+        mesh: from `sharding.make_mesh`.
+        state: of the shapes and shardings that will be trained.
+        teacher_params: of the shapes that will be passed; anything, where the objective has no teacher.
+
+    Metrics are the objective's, and `learning_rate` and `gradient_norm`; scalars, still on the device.
+    """
+
+    def step(
+        state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        targets = jax.lax.stop_gradient(objective.targets(teacher_params, batch))
+        grads, metrics = jax.grad(objective.loss, has_aux=True)(state.params, targets, batch, hyper, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        learning_rate = hyper.learning_rate * schedule(state.step)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        metrics |= {"learning_rate": learning_rate, "gradient_norm": optax.tree.norm(grads)}
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    shardings = tree_shardings(mesh, state)
+    teacher_shardings = tree_shardings(mesh, teacher_params)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, teacher_shardings, batch_shardings(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Params, Batch], Array]:
+    """The compiled `(params, batch) -> logits` of a model, dropout off."""
+
+    def predict(params: Params, batch: Batch) -> Array:
+        inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return model.apply({"params": params}, *inputs, score_layers=()).logits
+
+    return jax.jit(
+        predict, in_shardings=(tree_shardings(mesh, params), batch_shardings(mesh)), out_shardings=replicated(mesh)
+    )
