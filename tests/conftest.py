@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from tinybert_jax.train import Result
+
+collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not tests; they import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # (b, q) + (q,) is a bug more often than a wish
@@ -27,3 +34,81 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TINYBERT_JAX_CACHE", str(path))
     return path
+
+
+GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter burnt".split()
+NEUTRAL = "the a bag of chips was and very rather quite i we bought it".split()
+
+
+def write_model(directory: Path, *, words: tuple[str, ...] = (), **sizes: int) -> Path:
+    """A random BERT with the tokenizer of the synthetic reviews, as a Hugging Face directory without a head."""
+    import jax
+    from transformers import BertTokenizer
+
+    import tinybert_jax as tb
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NEUTRAL, *GOOD, *BAD, *words]
+    directory.mkdir(parents=True)
+    (directory / "vocab.txt").write_text("\n".join(vocabulary))
+    config = tb.BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=32, num_attention_heads=4, initializer_range=0.1, **sizes
+    )
+    params = {"bert": tb.init_params(tb.BertModel(config), jax.random.key(0))}
+    tb.save_hf(directory, config, params, BertTokenizer(vocab=str(directory / "vocab.txt")))
+    return directory
+
+
+def write_reviews(directory: Path, train: int = 192, dev: int = 64) -> Path:
+    """train.tsv and dev.tsv of synthetic reviews, each with one telling word among neutral ones."""
+    random = np.random.default_rng(0)
+    directory.mkdir(parents=True)
+    for name, n in (("train", train), ("dev", dev)):
+        lines = ["text\tlabel"]
+        for _ in range(n):
+            label = random.choice(["good", "bad"])
+            words = list(random.choice(NEUTRAL, random.integers(3, 13)))
+            words.insert(random.integers(len(words)), random.choice(GOOD if label == "good" else BAD))
+            lines.append(f"{' '.join(words)}\t{label}")
+        (directory / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in the GLUE layout, for the task `classification`."""
+    return write_reviews(tmp_path_factory.mktemp("reviews") / "data")
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 4 layers, 32 wide, with no head."""
+    path = tmp_path_factory.mktemp("pretrained") / "bert"
+    return write_model(path, hidden_size=32, num_hidden_layers=4, intermediate_size=64)
+
+
+@pytest.fixture(scope="session")
+def blank_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers, 16 wide, with no head."""
+    path = tmp_path_factory.mktemp("student") / "bert"
+    return write_model(path, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
+
+
+@pytest.fixture(scope="session")
+def teacher_result(pretrained: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """`pretrained`, fine-tuned on `reviews` by the real program."""
+    import tinybert_jax as tb
+
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        stages=(tb.Stage("supervised", epochs=12, learning_rate=3e-3),),
+        max_length=16,  # one bucket, so one compilation
+    )
+    return tb.run(experiment, tmp_path_factory.mktemp("teacher") / "run")
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_result: Result) -> Path:
+    """The directory of a fine-tuned teacher."""
+    return teacher_result.directory

@@ -27,11 +27,14 @@ TABLE: dict[str, set[str]] = {
     "train_step": {"config", "optim", "sharding"},
     "checkpoint": {"config"},
     "tasks": {"config", "metrics"},
-    "rows": {"config", "tasks"},
-    "data": {"config", "tasks", "rows"},
-    "predict": {"config", "model", "hf", "data"},
+    "reader": {"config"},
+    "rows": {"config", "tasks", "reader"},
+    "data": {"config", "rows"},
+    "predict": {"config", "model", "hf", "data", "sharding", "train_step"},
+    "inputs": {"config", "model", "hf", "tasks", "rows", "data", "predict"},
+    "run_dir": {"config", "inputs", "model"},
 }
-TABLE["train"] = set(TABLE) - {"predict"}
+TABLE["train"] = set(TABLE)
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 

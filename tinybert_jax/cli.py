@@ -7,8 +7,9 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -266,7 +267,12 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 def main() -> None:
     """Entry point. Exit code 2 and one line where the input is wrong; 130 on Ctrl-C outside of training."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    commands = {"run": run, "finetune": finetune, "distill": distill, "evaluate": evaluate}
+    commands: dict[str, Callable[..., Any]] = {
+        "run": run,
+        "finetune": finetune,
+        "distill": distill,
+        "evaluate": evaluate,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -14,8 +14,11 @@ LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 
 
-class InputError(ValueError):
-    """Something the user gave is wrong. One line: what, where (`file:line`), and what to do. Exit code 2."""
+class InputError(Exception):
+    """Something the user gave is wrong. One line: what, where (`file:line`), and what to do. Exit code 2.
+
+    No ValueError: the command-line parser would catch it and print its own page instead of the line.
+    """
 
 
 class Batch(NamedTuple):
@@ -134,7 +137,7 @@ class BertConfig:
         return hf | {"model_type": "bert", "position_embedding_type": "absolute"}
 
 
-STUDENTS = {
+STUDENTS: dict[str, dict[str, Any]] = {
     "tinybert-4l-312d": {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200},
     "tinybert-6l-768d": {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072},
     "tinybert-3l-192d": {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768},

@@ -100,7 +100,8 @@ def transformer_objective(
 
     def project(projections: Params, name: str, states: Array) -> Array:
         if preset == "official":
-            return states @ projections["fit_dense"]["kernel"] + projections["fit_dense"]["bias"]
+            bias = projections["fit_dense"]["bias"]
+            return states @ projections["fit_dense"]["kernel"] + bias.reshape((1,) * (states.ndim - 1) + (-1,))
         return states @ projections[name]["kernel"]
 
     def loss(

@@ -20,7 +20,7 @@ from tinybert_jax.config import BertConfig, InputError, Params
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*")
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*"]
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved

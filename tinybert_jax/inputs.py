@@ -23,7 +23,8 @@ class Inputs:
 
     task: Task
     config: BertConfig  # of the model that is trained, with the task's labels
-    params: Params  # {"bert", "classifier"}; random where the model brought none
+    loaded: Params | None  # the model's own parameters; None for a student preset, which starts at random
+    keep_classifier: bool  # the model's own head has the task's labels
     tokenizer: Any
     train: Tokens
     dev: Tokens
@@ -61,17 +62,12 @@ def load_inputs(experiment: Experiment) -> Inputs:
         )
     train, dev = _read_splits(experiment, task, config, teacher_config)
     labels = train.label_names or ("LABEL_0",)
-    same_labels = config.id2label == labels
+    keep_classifier = loaded is not None and "classifier" in loaded and config.id2label == labels
     problem_type = "regression" if task.is_regression else "single_label_classification"
     dtype = experiment.compute_dtype
     config = dataclasses.replace(config, id2label=labels, problem_type=problem_type, compute_dtype=dtype)
     if teacher_config is not None:
         teacher_config = dataclasses.replace(teacher_config, compute_dtype=dtype)
-    params = init_params(BertForSequenceClassification(config), jax.random.key(experiment.seed))
-    if loaded is not None:
-        params["bert"] |= loaded["bert"]
-        if same_labels and "classifier" in loaded:
-            params["classifier"] = loaded["classifier"]
     # the means of the other presets count padding, so they need one padded length
     buckets = (
         data.bucket_lengths(experiment.max_length) if experiment.preset == "default" else (experiment.max_length,)
@@ -79,7 +75,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
     return Inputs(
         task=task,
         config=config,
-        params=params,
+        loaded=loaded,
+        keep_classifier=keep_classifier,
         tokenizer=tokenizer,
         train=data.tokenize(train, tokenizer, experiment.max_length),
         dev=data.tokenize(dev, tokenizer, experiment.max_length),
@@ -87,6 +84,16 @@ def load_inputs(experiment: Experiment) -> Inputs:
         teacher_config=teacher_config,
         teacher_params=teacher_params,
     )
+
+
+def initial_params(inputs: Inputs, seed: int) -> Params:
+    """Where training starts, `{"bert", "classifier"}`: what the model brought, and random values for the rest."""
+    params = init_params(BertForSequenceClassification(inputs.config), jax.random.key(seed))
+    if inputs.loaded is not None:
+        params["bert"] |= inputs.loaded["bert"]
+        if inputs.keep_classifier:
+            params["classifier"] = inputs.loaded["classifier"]
+    return params
 
 
 def _load_teacher(experiment: Experiment, task: Task) -> tuple[BertConfig | None, Params | None]:

@@ -26,8 +26,8 @@ class BertOutput(NamedTuple):
 
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
-    pooled: Float[Array, "b d"] | None = None
-    logits: Float[Array, "..."] | None = None  # [b, c], or [b, q, c] for heads that label tokens
+    pooled: Any = None  # [b, d]; None without a pooler
+    logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray) -> Float[Array, "..."]:
@@ -79,6 +79,8 @@ class Embeddings(nn.Module):
             return nn.Embed(rows, config.hidden_size, config.compute_dtype, embedding_init=init, name=name)
 
         x = table(config.vocab_size, "word_embeddings")(input_ids)
+        # as torch's `padding_idx`: looking [PAD] up does not train it, which shows where a loss counts padding
+        x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         x = x + table(config.type_vocab_size, "token_type_embeddings")(token_type_ids)
         positions = jnp.arange(input_ids.shape[-1])
         x = x + table(config.max_position_embeddings, "position_embeddings")(positions)[None]
@@ -181,7 +183,9 @@ class Encoder(nn.Module):
             length=config.num_hidden_layers,
             unroll=config.scan_unroll,
         )
-        (_, scores), states = layers(config, deterministic, name="layer")((x, scores), slots, attention_mask)
+        (_, scores), states = layers(config, deterministic, name="layer")(
+            (x, scores), jnp.asarray(slots), attention_mask
+        )
         return jnp.concatenate([x[None], states]), scores[: len(score_layers)]
 
 

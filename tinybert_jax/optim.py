@@ -33,7 +33,7 @@ def make_schedule(name: Literal["constant", "linear"], total_steps: int, warmup_
         return lambda step: jnp.ones(())
 
     def linear(step: ArrayLike) -> Array:
-        progress = step / total_steps
+        progress = jnp.asarray(step) / total_steps
         falling = jnp.maximum((1 - progress) / (1 - warmup_ratio), 0.0)
         return jnp.where(progress < warmup_ratio, progress / max(warmup_ratio, 1e-9), falling)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from tinybert_jax.config import Experiment, InputError
+from tinybert_jax.config import BertConfig, Experiment, InputError, Params
 from tinybert_jax.inputs import Inputs
 from tinybert_jax.model import count_parameters
 
@@ -30,23 +30,24 @@ def check_out(out: Path, resume: bool) -> None:
         raise InputError(f"{out}: exists already; choose another --out, or continue that run with --resume")
 
 
-def open_run(out: Path, experiment: Experiment, inputs: Inputs, resume: bool) -> None:
-    """Write `experiment.json`, or compare with the one that is there.
+def create(out: Path, experiment: Experiment, inputs: Inputs) -> None:
+    """Make the directory and write `experiment.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "experiment.json").write_text(json.dumps(describe(experiment, inputs), indent=2) + "\n", "utf-8")
+
+
+def check_same(out: Path, experiment: Experiment, inputs: Inputs) -> None:
+    """Compare a run that is to be resumed with the one that was started.
 
     Raises:
-        InputError: a resumed run differs from the one that was started; names the field.
+        InputError: names the field that differs; other package versions only give a warning.
     """
-    described = describe(experiment, inputs)
     path = out / "experiment.json"
-    if not resume:
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
-        return
     try:
         started = _flat(json.loads(path.read_text("utf-8")))
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from None
-    now = _flat(described)
+    now = _flat(describe(experiment, inputs))
     for field in sorted(started.keys() | now.keys()):
         before, after = started.get(field), now.get(field)
         if before == after:
@@ -114,7 +115,8 @@ class MetricsLog:
 def write_model_card(
     student: Path,
     experiment: Experiment,
-    inputs: Inputs,
+    config: BertConfig,
+    params: Params,
     scores: dict[str, float],
     teacher_scores: dict[str, float] | None,
 ) -> None:
@@ -127,8 +129,8 @@ pipeline_tag: text-classification
 tags: [tinybert, distillation]
 ---
 # {experiment.model} on {experiment.task}
-A BERT of {inputs.config.num_hidden_layers} layers, {inputs.config.hidden_size} wide,
-{count_parameters(inputs.params):,} parameters{taught}, trained with [TinyBERT](https://arxiv.org/abs/1909.10351)'s
+A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
+{count_parameters(params):,} parameters{taught}, trained with [TinyBERT](https://arxiv.org/abs/1909.10351)'s
 method in JAX.
 
 | dev set | this model | teacher |

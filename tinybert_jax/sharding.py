@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tinybert_jax.config import Batch
 
@@ -44,7 +44,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1, devices: Sequence[An
     return Mesh(np.array(found[:wanted]).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """The sharding of every leaf of a state, parameters or optimizer state (which repeat the parameters' paths)."""
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:

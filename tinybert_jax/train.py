@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 
 from tinybert_jax import data, distill, hf, metrics, optim, run_dir, tasks
 from tinybert_jax.checkpoint import Checkpoints
-from tinybert_jax.config import BertConfig, Experiment, InputError, Params, Stage
-from tinybert_jax.inputs import Inputs, load_inputs
+from tinybert_jax.config import Experiment, InputError, Params, Stage
+from tinybert_jax.inputs import Inputs, initial_params, load_inputs
 from tinybert_jax.model import BertForSequenceClassification
 from tinybert_jax.predict import predict_logits
 from tinybert_jax.sharding import make_mesh
@@ -63,29 +63,31 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
     out = Path(out)
     run_dir.check_out(out, resume)
     inputs = load_inputs(experiment)
-    run_dir.open_run(out, experiment, inputs, resume)
-    mesh = make_mesh()
     for stage in experiment.stages:
-        make_objective(experiment, stage, inputs)
+        make_objective(experiment, stage, inputs)  # refuses what does not fit, before anything is computed
+    if resume:
+        run_dir.check_same(out, experiment, inputs)
+    mesh = make_mesh()
     taught = any(stage.objective != "supervised" for stage in experiment.stages)
     teacher_scores = _score_teacher(experiment, inputs, mesh) if taught else None
-    params = inputs.params
+    if not resume:
+        run_dir.create(out, experiment, inputs)
+    params = initial_params(inputs, experiment.seed)
+    predict_step = make_predict_step(BertForSequenceClassification(inputs.config), mesh, params)  # compiled once
+
+    def score(params: Params) -> dict[str, float]:
+        logits = predict_logits(
+            predict_step, params, inputs.dev, EVAL_BATCH_SIZE, inputs.buckets, inputs.config.pad_token_id
+        )
+        return tasks.score(inputs.task, logits, inputs.dev.labels)
+
     for index in range(len(experiment.stages)):
-        params = _train_stage(experiment, index, inputs, params, mesh, out)
-    scores = evaluate(inputs.task, inputs.config, params, inputs.dev, inputs.buckets, mesh)
+        params = _train_stage(experiment, index, inputs, params, score, mesh, out)
+    scores = score(params)
     student = out / "student"
     hf.save_hf(student, inputs.config, params, inputs.tokenizer)
-    run_dir.write_model_card(student, experiment, inputs, scores, teacher_scores)
+    run_dir.write_model_card(student, experiment, inputs.config, params, scores, teacher_scores)
     return Result(student, scores, teacher_scores)
-
-
-def evaluate(
-    task: tasks.Task, config: BertConfig, params: Params, tokens: data.Tokens, buckets: tuple[int, ...], mesh: Mesh
-) -> dict[str, float]:
-    """The task's metrics of a sequence classifier or regressor on tokenised rows."""
-    step = make_predict_step(BertForSequenceClassification(config), mesh, params)
-    logits = predict_logits(step, params, tokens, EVAL_BATCH_SIZE, buckets, config.pad_token_id)
-    return tasks.score(task, logits, tokens.labels)
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
@@ -128,7 +130,15 @@ def _score_teacher(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> dict[s
     return tasks.score(inputs.task, logits, dev.labels)
 
 
-def _train_stage(experiment: Experiment, index: int, inputs: Inputs, params: Params, mesh: Mesh, out: Path) -> Params:
+def _train_stage(
+    experiment: Experiment,
+    index: int,
+    inputs: Inputs,
+    params: Params,
+    score: Callable[[Params], dict[str, float]],
+    mesh: Mesh,
+    out: Path,
+) -> Params:
     """Run one stage, or what is left of it, and return the model's parameters after it."""
     stage = experiment.stages[index]
     name = f"{index + 1}-{stage.objective}"
@@ -145,7 +155,7 @@ def _train_stage(experiment: Experiment, index: int, inputs: Inputs, params: Par
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective != "transformer"
     evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(inputs.train), stage.batch_size)
-    teacher_params = () if stage.objective == "supervised" else inputs.teacher_params
+    teacher_params = inputs.teacher_params or {}
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
     batches = data.train_batches(
         inputs.train,
@@ -169,7 +179,7 @@ def _train_stage(experiment: Experiment, index: int, inputs: Inputs, params: Par
                     _log_step(log, bar, *running)  # raises before a state that is not finite is saved
                     running, selection = None, None
                     if score_now:
-                        scores = evaluate(inputs.task, inputs.config, state.params, inputs.dev, inputs.buckets, mesh)
+                        scores = score(state.params)
                         log.write(step, {f"dev/{name}": value for name, value in scores.items()})
                         selection = scores[inputs.task.selection]
                         bar.set_postfix({inputs.task.selection: f"{selection:.4f}"})

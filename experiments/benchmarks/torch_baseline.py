@@ -1,6 +1,6 @@
 """The opponents of the benchmarks: distillation step and inference with transformers on PyTorch, on 2 threads.
 
-Written to be fast: attention scores are taken where the attention computes them, the teacher runs in inference mode
+Written to be fast: attention scores are taken where the attention computes them, the teacher runs without gradient
 and only what the loss reads survives its forward, AdamW is the fused one, inference uses SDPA.
 """
 
@@ -47,7 +47,7 @@ AttentionMaskInterface.register("eager_with_scores", eager_mask)
 def bert(config: BertConfig, kind: type[Any], attention: str, **kwargs: Any) -> Any:
     """A random BERT of transformers with our config."""
     torch.set_num_threads(2)
-    return kind(transformers.BertConfig(**config.to_hf(), attn_implementation=attention), **kwargs)
+    return kind(transformers.BertConfig(**config.to_hf() | {"attn_implementation": attention}), **kwargs)
 
 
 def tensors(input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Inputs:
@@ -64,13 +64,15 @@ def make_intermediate_step(
 ) -> Callable[[Inputs], float]:
     """One update on embeddings, attention scores and hidden states, with the arithmetic of the original code.
 
-    Masked scores are the minimum of float32, and `threshold` makes them 0 as the original does all <= -1e2.
+    The whole gradient's norm is clipped to 1 before AdamW, as ours is. Masked scores are the minimum of
+    float32, and `threshold` makes them 0, as the original makes all <= -1e2.
     """
     teacher = bert(teacher_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).eval()
     student = bert(student_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).train()
     project = nn.Linear(student_config.hidden_size, teacher_config.hidden_size)
     every = teacher_config.num_hidden_layers // student_config.num_hidden_layers
     named = [*student.named_parameters(), *project.named_parameters(prefix="project")]
+    parameters = [parameter for _, parameter in named]
     no_decay = [parameter for name, parameter in named if name.endswith(("bias", "LayerNorm.weight"))]
     decay = [parameter for name, parameter in named if not name.endswith(("bias", "LayerNorm.weight"))]
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
@@ -93,6 +95,7 @@ def make_intermediate_step(
             + [mse_loss(project(s), t) for s, t in zip(states, teacher_states, strict=True)]
         ).sum()
         loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()

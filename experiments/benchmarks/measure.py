@@ -1,0 +1,96 @@
+"""What the benchmarks share: our side of the distillation step, random batches, timing in turn, output."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tinybert_jax import distill, optim
+from tinybert_jax.config import Batch, BertConfig, Hyper, student_config
+from tinybert_jax.model import BertForSequenceClassification, init_params
+from tinybert_jax.sharding import make_mesh
+from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
+
+TEACHER = BertConfig()
+STUDENT = student_config("tinybert-4l-312d", TEACHER)
+LOAD = os.getloadavg()[0]  # before our own work: a busy machine slows PyTorch's threads by far more than ours
+PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
+
+
+def our_intermediate_step(teacher: BertConfig, student: BertConfig, unroll: int = 1) -> Callable[[Batch], None]:
+    """One update of the Transformer stage with the loss of the preset `official` and AdamW; waits for its result."""
+    student = dataclasses.replace(student, scan_unroll=unroll)
+    objective = distill.transformer_objective(student, teacher, preset="official")
+    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
+    teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
+    student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))
+    trainable = objective.init(jax.random.key(2), student_params)
+    state = create_state(trainable, optimizer, jax.random.key(3), mesh)
+    compiled = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
+
+    def step(batch: Batch) -> None:
+        nonlocal state
+        state, metrics = compiled(state, teacher_params, batch, Hyper())
+        jax.block_until_ready(metrics)
+
+    return step
+
+
+def our_inference(config: BertConfig) -> Callable[[Batch], jax.Array]:
+    """Class logits of a random classifier, waited for."""
+    model = BertForSequenceClassification(config)
+    params = init_params(model, jax.random.key(0))
+    compiled = make_predict_step(model, make_mesh(), params)
+    return lambda batch: compiled(params, batch).block_until_ready()
+
+
+def random_batch(batch_size: int, length: int, vocab_size: int, shortest: int | None = None) -> Batch:
+    """Rows of random tokens, `shortest` to `length` long; all of full length by default."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(shortest or length, length + 1, batch_size)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    ids = random.integers(5, vocab_size, mask.shape).astype(np.int32) * mask
+    labels, example_mask = np.zeros(batch_size, np.int32), np.ones(batch_size, np.float32)
+    return Batch(ids, mask, np.zeros_like(mask), labels, example_mask)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, float]:
+    """Median milliseconds of each side, called in turn, so that a busy moment of the machine meets all of them."""
+    for side in sides.values():
+        for _ in range(warmup):
+            side()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            times[name].append(seconds(side))
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+
+def report(benchmark: str, numbers: Mapping[str, Any], file: Path | None) -> None:
+    """Prints the numbers and appends them to `file` as one JSON line, with what they were measured on."""
+    for name, value in numbers.items():
+        print(f"{name:40} {value:.3g}" if isinstance(value, float) else f"{name:40} {value}")
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "transformers")}
+    machine = {"cpus": os.cpu_count(), "device": jax.devices()[0].device_kind, "load_before": LOAD}
+    if LOAD > 0.5:
+        print(f"the machine was busy (load {LOAD:.1f}): do not quote these numbers")
+    if file is not None:
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"benchmark": benchmark, **numbers, **machine, **versions}) + "\n")

@@ -1,0 +1,215 @@
+"""The command: bad input is one line and exit code 2, before anything is compiled or written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import write_model, write_reviews
+
+from tinybert_jax import cli, train
+
+
+def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit code of `tinybert ARGUMENTS`, run in this process."""
+    monkeypatch.setattr("sys.argv", ["tinybert", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def set_config(directory: Path, **values: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+BAD_DATA = {
+    "short row": (lambda d: write(d / "train.tsv", "text\tlabel\na bag\tgood\nno label\n"), "train.tsv:3: "),
+    "unknown label": (lambda d: write(d / "dev.tsv", "text\tlabel\na bag\tugly\n"), "dev.tsv:2: "),
+    "empty file": (lambda d: write(d / "train.tsv", ""), "train.tsv"),
+    "not UTF-8": (lambda d: write(d / "train.tsv", b"text\tlabel\ncaf\xe9\tgood\n"), "train.tsv:2: "),
+    "missing column": (lambda d: write(d / "train.tsv", "sentence\tlabel\na bag\tgood\n"), "train.tsv:1: "),
+    "missing directory": (lambda d: shutil.rmtree(d), "data"),
+}
+BAD_MODEL = {
+    "truncated weights": (
+        lambda t, s: write(t / "model.safetensors", (t / "model.safetensors").read_bytes()[:-9]),
+        "model.safetensors: damaged or truncated",
+    ),
+    "head count": (
+        lambda t, s: set_config(t, num_attention_heads=5),
+        "num_attention_heads 5 does not divide hidden_size 32",
+    ),
+    "other vocabulary": (
+        lambda t, s: (
+            shutil.rmtree(s),
+            write_model(s, words=("tea", "rice"), hidden_size=16, num_hidden_layers=2, intermediate_size=32),
+        ),
+        "different vocabularies",
+    ),
+    "no classifier": (lambda t, s: (shutil.rmtree(t), shutil.copytree(s, t)), "holds no sequence classifier"),
+    "other heads": (
+        lambda t, s: set_config(s, num_attention_heads=2),
+        "student has 2 attention heads and the teacher 4",
+    ),
+}
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("bad input must be found before the first compilation")
+
+    for name in ("make_train_step", "make_predict_step", "initial_params"):
+        monkeypatch.setattr(train, name, refuse)
+
+
+def distill_arguments(teacher: Path, student: Path, data: Path, out: Path) -> list[object]:
+    return [
+        *("distill", "--teacher", teacher, "--student", student, "--task", "classification"),
+        *("--data", data, "--max-length", "16", "--out", out),
+    ]
+
+
+def assert_refused(capsys: pytest.CaptureFixture, code: int, message: str) -> None:
+    printed = capsys.readouterr()
+    assert code == 2, printed
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("tinybert: error: ")
+    assert message in lines[0]
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused_with_file_and_line(
+    case: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data = write_reviews(tmp_path / "data", 8, 8)
+    damage, message = BAD_DATA[case]
+    damage(data)
+    arguments = ["finetune", "--model", pretrained, "--task", "classification", "--data", data]
+    code = tinybert(monkeypatch, *arguments, "--out", tmp_path / "run", "--max-length", 16)
+    assert_refused(capsys, code, message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize("case", BAD_MODEL)
+def test_bad_models_are_refused(
+    case: str,
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    own_teacher = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    own_student = Path(shutil.copytree(blank_student, tmp_path / "student"))
+    damage, message = BAD_MODEL[case]
+    damage(own_teacher, own_student)
+    code = tinybert(monkeypatch, *distill_arguments(own_teacher, own_student, reviews, tmp_path / "run"))
+    assert_refused(capsys, code, message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_an_existing_output_directory_is_refused_and_left_alone(
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "precious.txt", "kept")
+    code = tinybert(monkeypatch, *distill_arguments(teacher, blank_student, reviews, tmp_path / "run"))
+    assert_refused(capsys, code, "exists already; choose another --out, or continue that run with --resume")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "sst3", "--data", "d"], "unknown task 'sst3'; known are cola"),
+        (["--task", "sst2"], "--data DIR, or --train FILE --dev FILE, or --tfds NAME"),
+        (["--task", "sst2", "--data", "d", "--resume"], "holds no run to resume"),
+        (["--task", "sst2", "--data", "d", "--model", "tinybert-4l-312d"], "takes its vocabulary from a teacher"),
+        (["--task", "sst2", "--data", "d", "--epochs", "0"], "epochs is 0"),
+        (["--task", "sst2", "--data", "d", "--max-length", "64"], "has 32 positions, fewer than max_length 64"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    arguments: list[str],
+    message: str,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    model = [] if "--model" in arguments else ["--model", str(pretrained)]
+    assert_refused(capsys, tinybert(monkeypatch, "finetune", *model, *arguments, "--out", tmp_path / "run"), message)
+
+
+def test_evaluate_prints_scores_and_writes_json_and_predictions(
+    teacher_result: train.Result,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = ["evaluate", "--model", teacher_result.directory, "--task", "classification", "--data", reviews]
+    files = ["--json", tmp_path / "scores.json", "--predictions", tmp_path / "predictions.tsv"]
+    assert tinybert(monkeypatch, *arguments, "--max-length", 16, *files) == 0
+    accuracy = teacher_result.scores["accuracy"]
+    assert f"accuracy  {accuracy:.4f}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"split": "dev", "rows": 64, "accuracy": accuracy}
+    predicted = [line.split("\t")[1] for line in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]]
+    gold = [line.split("\t")[1] for line in (reviews / "dev.tsv").read_text().splitlines()[1:]]
+    assert sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) == accuracy
+
+
+def test_run_takes_an_experiment_file(
+    pretrained: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    file = tmp_path / "small.py"
+    file.write_text(f"""
+import tinybert_jax as tb
+experiment = tb.Experiment(
+    task="classification", source=tb.DataSource(data={str(reviews)!r}), model={str(pretrained)!r},
+    stages=(tb.Stage("supervised", max_steps=2),), max_length=16,
+)
+""")
+    assert tinybert(monkeypatch, "run", file, "--out", tmp_path / "run", "--seed", 3) == 0
+    assert f"written to {tmp_path / 'run' / 'student'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such file"), ("x = 1", "defines no `experiment =")], ids=["missing", "empty"]
+)
+def test_run_refuses_a_file_without_an_experiment(
+    content: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    if content is not None:
+        (tmp_path / "e.py").write_text(content)
+    assert_refused(capsys, tinybert(monkeypatch, "run", tmp_path / "e.py"), message)

@@ -1,0 +1,218 @@
+"""Objectives: what they reach, what they ignore, how they add up. `official` against torch is in official_test."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax import distill, losses
+
+TEACHER = tb.BertConfig(
+    vocab_size=40,
+    hidden_size=24,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=32,
+    initializer_range=0.2,
+    id2label=("a", "b", "c"),
+)
+STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
+TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+STUDENT_PARAMS = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
+PRESETS = ["default", "paper", "official"]
+
+
+def make_batch(seed: int = 0, rows: int = 4, length: int = 8) -> tb.Batch:
+    random = np.random.default_rng(seed)
+    mask = (np.arange(length) < random.integers(3, length + 1, (rows, 1))).astype(np.int32)
+    ids = jnp.array(random.integers(5, 40, (rows, length)) * mask)
+    labels = jnp.array(random.integers(0, 3, rows))
+    return tb.Batch(ids, jnp.array(mask), jnp.zeros_like(ids), labels, jnp.ones(rows))
+
+
+def padded(batch: tb.Batch) -> tb.Batch:
+    """The same rows, five positions of padding longer."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return batch._replace(**{name: jnp.pad(getattr(batch, name), ((0, 0), (0, 5))) for name in names})
+
+
+def value(objective: distill.Objective, trainable, batch: tb.Batch, hyper: tb.Hyper | None = None) -> jax.Array:
+    return objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, hyper or tb.Hyper(), None)[0]
+
+
+def objectives(preset: str = "default") -> list[distill.Objective]:
+    return [
+        distill.transformer_objective(STUDENT, TEACHER, preset=preset),
+        distill.prediction_objective(STUDENT, TEACHER, preset),
+        distill.supervised_objective(STUDENT),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer_map", "m", "n", "expected"),
+    [
+        ("uniform", 4, 12, (3, 6, 9, 12)),
+        ("uniform", 3, 4, (1, 3, 4)),
+        ("uniform", 5, 12, (2, 5, 7, 10, 12)),
+        ("uniform", 4, 2, (1, 1, 2, 2)),
+        ("top", 3, 12, (10, 11, 12)),
+        ("bottom", 3, 12, (1, 2, 3)),
+        ("top", 3, 2, (1, 1, 2)),
+        ("bottom", 3, 2, (1, 2, 2)),
+        ((2, 2, 7), 3, 12, (2, 2, 7)),
+    ],
+)
+def test_layer_maps_for_any_depths(layer_map, m: int, n: int, expected: tuple[int, ...]) -> None:
+    assert distill.teacher_layers(layer_map, m, n) == expected
+
+
+@pytest.mark.parametrize(
+    ("layer_map", "message"), [((1, 2), "names 2 layers; the student has 3"), ((0, 1, 2), "from 1 to 12")]
+)
+def test_explicit_layer_maps_are_checked(layer_map: tuple[int, ...], message: str) -> None:
+    with pytest.raises(tb.InputError, match=message):
+        distill.teacher_layers(layer_map, 3, 12)
+
+
+def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset="paper")
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
+    student = tb.BertModel(STUDENT).apply({"params": STUDENT_PARAMS["bert"]}, *inputs)
+    kernels = {name: np.asarray(p["kernel"]) for name, p in trainable["projections"].items()}
+    embedding = np.mean((student.hidden_states[0] @ kernels["embedding"] - teacher.hidden_states[0]) ** 2)
+    expected = {"embedding": embedding}
+    for m, g in ((1, 3), (2, 2)):
+        hidden = student.hidden_states[m] @ kernels["hidden"] - teacher.hidden_states[g]
+        expected[f"hidden/{m}"] = np.mean(hidden**2)
+        expected[f"attention/{m}"] = np.mean((student.attention_scores[m - 1] - teacher.attention_scores[g - 1]) ** 2)
+    loss, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
+    for name, number in expected.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-5)
+
+
+def test_weights_of_the_terms_are_those_of_hyper() -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER)
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    targets = objective.targets(TEACHER_PARAMS, batch)
+    hyper = tb.Hyper(embedding_weight=2.0, attention_weight=0.0, hidden_weight=0.5)
+    loss, metrics = objective.loss(trainable, targets, batch, hyper, None)
+    expected = 2 * metrics["embedding"] + 0.5 * (metrics["hidden/1"] + metrics["hidden/2"])
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["transformer", "prediction", "supervised"])
+def test_default_does_not_depend_on_how_far_the_batch_is_padded(index: int) -> None:
+    objective = objectives()[index]
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    longer = padded(batch)
+    np.testing.assert_allclose(value(objective, trainable, longer), value(objective, trainable, batch), rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_the_other_presets_count_padding(preset: str) -> None:
+    objective = objectives(preset)[0]
+    trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
+
+    def attention(batch: tb.Batch) -> float:
+        targets = objective.targets(TEACHER_PARAMS, batch)
+        return float(objective.loss(trainable, targets, batch, tb.Hyper(), None)[1]["attention/1"])
+
+    assert abs(attention(padded(make_batch())) / attention(make_batch()) - 1) > 0.01
+
+
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["transformer", "prediction", "supervised"])
+def test_filler_rows_change_nothing(index: int) -> None:
+    objective = objectives()[index]
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
+    np.testing.assert_allclose(value(objective, trainable, filled), value(objective, trainable, batch), rtol=1e-5)
+
+
+def test_a_batch_of_filler_alone_gives_0_and_no_gradient() -> None:
+    for objective in objectives():
+        trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
+        empty = jax.tree.map(jnp.zeros_like, make_batch())
+        loss, grads = jax.value_and_grad(lambda p, o=objective, e=empty: value(o, p, e))(trainable)
+        assert float(loss) == 0.0
+        assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_trainable_leaf_of_every_stage_is_reached(preset: str) -> None:
+    for objective in objectives(preset):
+        trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
+        grads = jax.grad(lambda p, o=objective: value(o, p, make_batch()))(trainable)
+        unreached = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(grads) if not np.any(leaf)]
+        assert not unreached
+
+
+def test_transformer_stage_trains_neither_pooler_nor_head_and_exports_no_projection() -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER)
+    trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
+    assert set(trainable["bert"]) == {"embeddings", "encoder"}
+    moved = jax.tree.map(lambda x: x + 1, trainable)
+    exported = objective.export(moved, STUDENT_PARAMS)
+    assert jax.tree.structure(exported) == jax.tree.structure(STUDENT_PARAMS)
+    np.testing.assert_array_equal(exported["classifier"]["kernel"], STUDENT_PARAMS["classifier"]["kernel"])
+    np.testing.assert_array_equal(
+        exported["bert"]["pooler"]["dense"]["kernel"], STUDENT_PARAMS["bert"]["pooler"]["dense"]["kernel"]
+    )
+    word = ("embeddings", "word_embeddings", "embedding")
+    before, after = STUDENT_PARAMS["bert"], exported["bert"]
+    for name in word:
+        before, after = before[name], after[name]
+    np.testing.assert_array_equal(after, before + 1)
+
+
+def test_prediction_loss_is_soft_cross_entropy_and_official_divides_by_the_classes() -> None:
+    batch, hyper = make_batch(), tb.Hyper(temperature=2.0)
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    logits = [
+        tb.BertForSequenceClassification(config).apply({"params": params}, *inputs).logits
+        for config, params in ((STUDENT, STUDENT_PARAMS), (TEACHER, TEACHER_PARAMS))
+    ]
+    expected = np.mean([losses.soft_cross_entropy(s, t, 2.0) for s, t in zip(*logits, strict=True)])
+    default = value(distill.prediction_objective(STUDENT, TEACHER), STUDENT_PARAMS, batch, hyper)
+    official = value(distill.prediction_objective(STUDENT, TEACHER, "official"), STUDENT_PARAMS, batch, hyper)
+    np.testing.assert_allclose(default, expected, rtol=1e-5)
+    np.testing.assert_allclose(official, expected / 3, rtol=1e-5)
+
+
+def test_regression_learns_from_the_teacher_and_officially_from_the_gold_score() -> None:
+    student, teacher = (dataclasses.replace(config, id2label=("score",)) for config in (STUDENT, TEACHER))
+    params = tb.init_params(tb.BertForSequenceClassification(student), jax.random.key(1))
+    teacher_params = tb.init_params(tb.BertForSequenceClassification(teacher), jax.random.key(0))
+    batch = make_batch()._replace(labels=jnp.array([1.0, 2.0, 3.0, 4.0]))
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    own = tb.BertForSequenceClassification(student).apply({"params": params}, *inputs).logits[:, 0]
+    taught = tb.BertForSequenceClassification(teacher).apply({"params": teacher_params}, *inputs).logits[:, 0]
+    for preset, target in (("default", taught), ("official", batch.labels)):
+        objective = distill.prediction_objective(student, teacher, preset)
+        loss, _ = objective.loss(params, objective.targets(teacher_params, batch), batch, tb.Hyper(), None)
+        np.testing.assert_allclose(loss, np.mean((own - target) ** 2), rtol=1e-5)
+
+
+def test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none() -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER)
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    targets = objective.targets(TEACHER_PARAMS, batch)
+    jax.tree.map(np.testing.assert_array_equal, targets, objective.targets(TEACHER_PARAMS, batch))
+    one, again, other = (
+        float(objective.loss(trainable, targets, batch, tb.Hyper(), jax.random.key(k))[0]) for k in (0, 0, 1)
+    )
+    assert one == again != other
+
+
+def test_another_number_of_heads_or_labels_is_refused() -> None:
+    with pytest.raises(tb.InputError, match="student has 2 attention heads and the teacher 4"):
+        distill.transformer_objective(dataclasses.replace(STUDENT, num_attention_heads=2), TEACHER)
+    with pytest.raises(tb.InputError, match="student has 2 labels and the teacher 3"):
+        distill.prediction_objective(dataclasses.replace(STUDENT, id2label=("a", "b")), TEACHER)

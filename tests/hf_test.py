@@ -1,0 +1,181 @@
+"""What is damaged or does not fit is refused with a line that says what; what is kept, is kept exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import tinybert_jax as tb
+from tinybert_jax import hf
+
+TINY = Path(__file__).parent / "fixtures" / "tiny-bert"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(TINY, tmp_path / "bert"))
+
+
+def edit_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(directory: Path, change) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def test_a_saved_copy_keeps_weights_labels_problem_type_and_tokenizer(directory: Path, tmp_path: Path) -> None:
+    edit_config(directory, id2label={"0": "no", "1": "maybe", "2": "yes"}, problem_type="single_label_classification")
+    config, params = tb.load_hf(directory)
+    tb.save_hf(tmp_path / "copy", config, params, tb.load_tokenizer(directory, config))
+    again = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert again["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
+    assert again["problem_type"] == "single_label_classification"
+    assert again["architectures"] == ["BertForSequenceClassification"]
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "copy" / "model.safetensors")
+    assert {name: t.tobytes() for name, t in before.items()} == {name: t.tobytes() for name, t in after.items()}
+    text = "the quick brown fox"
+    assert tb.load_tokenizer(tmp_path / "copy", config)(text) == tb.load_tokenizer(directory, config)(text)
+
+
+def test_sharded_safetensors_are_read_like_one_file(directory: Path) -> None:
+    _, whole = tb.load_hf(directory)
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    for file, own in shards.items():
+        save_file({name: tensors[name] for name in own}, directory / file)
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    _, sharded = tb.load_hf(directory)
+    assert hf.to_hf_tensors(sharded).keys() == hf.to_hf_tensors(whole).keys()
+    for name, tensor in hf.to_hf_tensors(whole).items():
+        np.testing.assert_array_equal(hf.to_hf_tensors(sharded)[name], tensor)
+    (directory / "b.safetensors").unlink()
+    with pytest.raises(tb.InputError, match=r"b\.safetensors: no such file, but the index names it"):
+        tb.load_hf(directory)
+
+
+def test_tensorflow_names_of_layer_norm_are_understood(directory: Path) -> None:
+    _, expected = tb.load_hf(directory)
+
+    def rename(tensors) -> None:
+        for name in [name for name in tensors if "LayerNorm" in name]:
+            tensors[name.replace("weight", "gamma").replace("bias", "beta")] = tensors.pop(name)
+
+    edit_tensors(directory, rename)
+    _, params = tb.load_hf(directory)
+    for name, tensor in hf.to_hf_tensors(expected).items():
+        np.testing.assert_array_equal(hf.to_hf_tensors(params)[name], tensor)
+
+
+def test_torch_file_is_read_where_torch_is_installed(directory: Path) -> None:
+    torch = pytest.importorskip("torch")
+    _, expected = tb.load_hf(directory)
+    tensors = {name: torch.from_numpy(t.copy()) for name, t in load_file(directory / "model.safetensors").items()}
+    (directory / "model.safetensors").unlink()
+    torch.save(tensors, directory / "pytorch_model.bin")
+    _, params = tb.load_hf(directory)
+    for name, tensor in hf.to_hf_tensors(expected).items():
+        np.testing.assert_array_equal(hf.to_hf_tensors(params)[name], tensor)
+
+
+def test_torch_file_without_torch_says_what_to_install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(tb.InputError, match="pip install torch, or convert it"):
+        tb.load_hf(directory)
+
+
+def drop_layer(tensors) -> None:
+    for name in [name for name in tensors if ".layer.1." in name]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("classifier.bias"), "1 tensors are missing from the weights: classifier/bias"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), "1 tensors that no BERT has: extra"),
+        (lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}), r"classifier/bias has the shape \(5,\)"),
+        (drop_layer, "config.json says 3 layers, but the weights hold 2 of .*; missing: layer 1"),
+    ],
+    ids=["missing", "surplus", "shape", "layer"],
+)
+def test_weights_that_do_not_match_the_config_are_refused(directory: Path, change, message: str) -> None:
+    edit_tensors(directory, change)
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 5}, r"config\.json: num_attention_heads 5 does not divide hidden_size 24"),
+        ({"vocab_size": 90}, r"word_embeddings/embedding has the shape"),
+        ({"model_type": "roberta"}, r"config\.json: model_type 'roberta' is not supported"),
+        ({"hidden_size": "wide"}, r"config\.json: not a usable config"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(directory: Path, change: dict, message: str) -> None:
+    edit_config(directory, **change)
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
+def test_truncated_safetensors_are_refused(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(tb.InputError, match=r"model\.safetensors: damaged or truncated"):
+        tb.load_hf(directory)
+
+
+@pytest.mark.parametrize(("file", "message"), [("config.json", "no such file"), ("model.safetensors", "no model.saf")])
+def test_missing_files_are_named(directory: Path, file: str, message: str) -> None:
+    (directory / file).unlink()
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
+def test_broken_config_json_is_named(directory: Path) -> None:
+    (directory / "config.json").write_text("{")
+    with pytest.raises(tb.InputError, match=r"config\.json: not a usable config"):
+        tb.load_hf(directory)
+
+
+@pytest.mark.parametrize("name", ["no-such-directory", "./no/such", "/no/such"])
+def test_missing_directory_is_not_taken_for_a_hub_id(name: str) -> None:
+    with pytest.raises(tb.InputError, match="no such directory; give a Hugging Face model directory"):
+        tb.load_hf(name)
+
+
+def test_hub_id_offline_is_refused_at_once() -> None:
+    with pytest.raises(tb.InputError, match="owner/name: no such directory, and it could not be fetched"):
+        tb.load_hf("owner/name")
+
+
+def test_vocabulary_without_special_tokens_is_refused(directory: Path) -> None:
+    config, _ = tb.load_hf(directory)
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.txt").write_text("\n".join(f"word{i}" for i in range(config.vocab_size)))
+    with pytest.raises(tb.InputError, match=r"tokens, but the model's vocab_size is|has no \w+ token"):
+        tb.load_tokenizer(directory, config)
+
+
+def test_missing_tokenizer_files_are_named(directory: Path) -> None:
+    config, _ = tb.load_hf(directory)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (directory / name).unlink()
+    with pytest.raises(tb.InputError, match=r"no tokenizer\.json and no vocab\.txt"):
+        tb.load_tokenizer(directory, config)

@@ -1,0 +1,97 @@
+"""The model: sizes, masking, dropout and the choice of returned scores. Parity with torch is in parity_test."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax.model import count_parameters, dropout
+
+CONFIG = tb.BertConfig(
+    vocab_size=50,
+    hidden_size=24,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=32,
+    initializer_range=0.2,
+)
+IDS = jnp.array(np.random.default_rng(0).integers(5, 50, (3, 9)))
+PARAMS = tb.init_params(tb.BertForSequenceClassification(CONFIG), jax.random.key(0))
+
+
+def apply(config: tb.BertConfig = CONFIG, **kwargs) -> tb.BertOutput:
+    return tb.BertForSequenceClassification(config).apply({"params": PARAMS}, IDS, **kwargs)
+
+
+@pytest.mark.parametrize(("preset", "count"), [("tinybert-4l-312d", 14_350_248), ("tinybert-6l-768d", 66_955_008)])
+def test_preset_students_have_the_papers_parameter_counts(preset: str, count: int) -> None:
+    model = tb.BertModel(tb.student_config(preset, tb.BertConfig()))
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    assert count_parameters(params) == count
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (1, 3), (0, 1), (3,), (0, 1, 2, 3)])
+def test_score_layers_choose_among_the_scores_of_all_layers(layers: tuple[int, ...]) -> None:
+    every, some = apply(), apply(score_layers=layers)
+    np.testing.assert_array_equal(some.attention_scores, every.attention_scores[np.array(layers, int)])
+    np.testing.assert_array_equal(some.hidden_states, every.hidden_states)
+
+
+def test_gradients_through_chosen_scores_equal_those_through_all() -> None:
+    def loss(params, layers, pick):
+        out = tb.BertForSequenceClassification(CONFIG).apply({"params": params}, IDS, score_layers=layers)
+        return jnp.sum(jnp.sin(out.attention_scores[pick]))
+
+    chosen = jax.grad(loss)(PARAMS, (1, 2), jnp.array([0, 1]))
+    every = jax.grad(loss)(PARAMS, None, jnp.array([1, 2]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), chosen, every)
+
+
+def test_padding_does_not_change_what_real_tokens_get() -> None:
+    mask = jnp.array([[1] * 6 + [0] * 3] * 3)
+    padded = apply(attention_mask=mask)
+    other = tb.BertForSequenceClassification(CONFIG).apply({"params": PARAMS}, IDS.at[:, 6:].set(7), mask)
+    np.testing.assert_array_equal(padded.hidden_states[:, :, :6], other.hidden_states[:, :, :6])
+    np.testing.assert_array_equal(padded.logits, other.logits)
+
+
+def test_an_example_that_is_all_padding_is_finite() -> None:
+    out = apply(attention_mask=jnp.zeros_like(IDS))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
+
+
+def test_unrolling_the_scan_changes_nothing() -> None:
+    unrolled = apply(dataclasses.replace(CONFIG, scan_unroll=4))
+    np.testing.assert_allclose(unrolled.hidden_states, apply().hidden_states, atol=2e-6)
+
+
+def test_dropout_comes_from_the_key_alone() -> None:
+    def states(seed: int) -> np.ndarray:
+        return np.asarray(apply(deterministic=False, rngs={"dropout": jax.random.key(seed)}).hidden_states)
+
+    np.testing.assert_array_equal(states(1), states(1))
+    assert not np.array_equal(states(1), states(2))
+
+
+def test_dropout_keeps_the_expectation_and_drops_the_rounded_rate() -> None:
+    dropped = np.asarray(dropout(jnp.ones(200_000), 0.1, jax.random.key(0)))
+    assert abs(dropped.mean() - 1) < 0.003
+    assert abs((dropped == 0).mean() - 26 / 256) < 0.003
+
+
+def test_bfloat16_is_near_float32_with_float32_scores_and_logits() -> None:
+    half, full = apply(dataclasses.replace(CONFIG, compute_dtype="bfloat16")), apply()
+    assert half.hidden_states.dtype == jnp.bfloat16
+    assert half.attention_scores.dtype == half.logits.dtype == jnp.float32
+    np.testing.assert_allclose(half.logits, full.logits, atol=0.05)
+
+
+def test_too_long_input_is_refused() -> None:
+    config = dataclasses.replace(CONFIG, max_position_embeddings=8)
+    with pytest.raises(ValueError, match="9 tokens, but the model has 8 positions"):
+        tb.BertModel(config).init(jax.random.key(0), IDS)

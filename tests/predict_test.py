@@ -1,0 +1,34 @@
+"""A model directory as a function: order kept, pairs and single texts, the same answers as the dev scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+
+
+def test_predictions_come_in_order_whatever_the_lengths_and_batch_size(teacher: Path) -> None:
+    texts = ["a lovely bag", "it was awful and very very very very stale", "tasty", "the chips burnt"]
+    together = tb.load_predictor(teacher, max_length=16, batch_size=3)(texts)
+    alone = [tb.load_predictor(teacher, max_length=16, batch_size=1)([text])[0] for text in texts]
+    assert [p.label for p in together] == ["good", "bad", "good", "bad"]
+    np.testing.assert_allclose([p.value for p in together], [p.value for p in alone], rtol=1e-5)
+
+
+def test_probabilities_are_those_of_the_logits(teacher: Path) -> None:
+    predictor = tb.load_predictor(teacher, max_length=16)
+    prediction = predictor(["a bitter bag"])[0]
+    assert prediction.label == "bad"
+    assert 0.5 < prediction.value <= 1
+
+
+def test_no_texts_give_no_predictions(teacher: Path) -> None:
+    assert tb.load_predictor(teacher, max_length=16)([]) == []
+
+
+def test_a_model_without_a_classifier_is_refused(pretrained: Path) -> None:
+    with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
+        tb.load_predictor(pretrained, max_length=16)

@@ -1,0 +1,73 @@
+"""The step: one function for every mesh, no recompilation for another hyper-parameter, a state of arrays only."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+import tinybert_jax as tb
+from tinybert_jax import distill, optim, sharding, train_step
+
+SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
+TEACHER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, **SIZES)
+STUDENT = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES)
+
+
+def make_batch() -> tb.Batch:
+    random = np.random.default_rng(0)
+    ids = random.integers(5, 40, (8, 6)).astype(np.int32)
+    mask = (np.arange(6) < random.integers(2, 7, (8, 1))).astype(np.int32)
+    return tb.Batch(ids, mask, np.zeros_like(ids), np.zeros(8, np.int32), np.ones(8, np.float32))
+
+
+def run_steps(mesh, hypers: list[tb.Hyper]):
+    """The loss of each step, and the compiled step."""
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    student = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
+    objective = distill.transformer_objective(STUDENT, TEACHER)
+    optimizer = optim.make_optimizer("adamw")
+    state = train_step.create_state(objective.init(jax.random.key(2), student), optimizer, jax.random.key(3), mesh)
+    schedule = optim.make_schedule("constant", 10)
+    step = train_step.make_train_step(objective, optimizer, schedule, mesh, state, teacher)
+    losses = []
+    for hyper in hypers:
+        state, metrics = step(state, teacher, make_batch(), hyper)
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == len(hypers)
+    return losses, step
+
+
+def test_loss_falls_and_another_hyper_is_no_recompilation() -> None:
+    hypers = [tb.Hyper(learning_rate=1e-2)] * 4 + [tb.Hyper(learning_rate=1e-2, temperature=2.0)]
+    losses, step = run_steps(sharding.make_mesh(), hypers)
+    assert losses[3] < 0.9 * losses[0]
+    assert step._cache_size() == 1
+
+
+def test_equal_seeds_give_equal_losses() -> None:
+    hypers = [tb.Hyper(learning_rate=1e-2)] * 2
+    assert run_steps(sharding.make_mesh(), hypers)[0] == run_steps(sharding.make_mesh(), hypers)[0]
+
+
+def test_four_devices_compute_what_one_does() -> None:
+    """In a process of its own, since the number of fake devices is fixed before jax starts."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=True)
+    losses = json.loads(done.stdout)
+    # dropout masks are the same; only the order of sums differs
+    np.testing.assert_allclose(losses["data=2,fsdp=2"], losses["one"], rtol=1e-5)
+    np.testing.assert_allclose(losses["fsdp=2,model=2"], losses["one"], rtol=1e-5)
+
+
+if __name__ == "__main__":
+    meshes = {
+        "one": sharding.make_mesh(),
+        "data=2,fsdp=2": sharding.make_mesh(data=2, fsdp=2),
+        "fsdp=2,model=2": sharding.make_mesh(fsdp=2, model=2),
+    }
+    print(json.dumps({name: run_steps(mesh, [tb.Hyper(learning_rate=1e-2)] * 3)[0] for name, mesh in meshes.items()}))
