@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not test
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # (b, q) + (q,) is a bug more often than a wish
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers on every machine
+# what one test compiles, the others and their subprocesses read; removed when the session ends
+_COMPILED = tempfile.TemporaryDirectory(prefix="tinybert-jax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 @pytest.fixture(scope="session", autouse=True)
