@@ -140,7 +140,9 @@ class Intermediate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return ACTIVATIONS[self.config.hidden_act](dense(self.config, self.config.intermediate_size, "dense")(x))
+        # its backward pass recomputes what it needs: cheaper than a trip of four such tensors through memory
+        activation = jax.checkpoint(ACTIVATIONS[self.config.hidden_act], prevent_cse=False)
+        return activation(dense(self.config, self.config.intermediate_size, "dense")(x))
 
 
 class Layer(nn.Module):
