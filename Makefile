@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # From the command line only: names this common may mean something else in the environment.
 QUICK :=
+RESUME :=
 SEED :=
 OUT :=
 ARGS :=
 PIP_FLAGS :=
-DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
+DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(RESUME)),--resume) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean
@@ -19,6 +20,7 @@ DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(SEED),--seed $(SEED)
 help:
 	@echo "make demo    fine-tune a real BERT on real reviews, distil it, compare: minutes (QUICK=1 is the short one)"
 	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
+	@echo "             RESUME=1  continue a run that was stopped"
 	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make bench   speed and memory beside torch; installs torch (PIP_FLAGS goes to pip, e.g. an index of CPU wheels)"

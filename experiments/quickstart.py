@@ -158,15 +158,19 @@ def main() -> None:
         quickstart(out, args.seed, args.quick, args.resume)
     except tb.InputError as error:
         sys.exit(f"quickstart: error: {error}")
+    except train.Diverged as diverged:
+        sys.exit(f"quickstart: {diverged}")
     except train.Stopped as stopped:
-        sys.exit(f"{stopped}\ncontinue with the same command and --resume")
+        sys.exit(f"{stopped}\ncontinue with the same command and --resume (make demo RESUME=1)")
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
 def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
     """All of it, in `out`."""
     if out.exists() and not resume:
-        raise tb.InputError(f"{out}: exists already; choose another --out, or continue with --resume")
+        raise tb.InputError(
+            f"{out}: exists already; choose another --out, or continue with --resume (make demo RESUME=1)"
+        )
     pretrained = pretrained_teacher()
     max_length = 32 if quick else 64
     write_reviews(out / "data", 1280 if quick else None, 200 if quick else None)

@@ -56,6 +56,10 @@ BAD_MODEL = {
         "different vocabularies",
     ),
     "no classifier": (lambda t, s: (shutil.rmtree(t), shutil.copytree(s, t)), "holds no sequence classifier"),
+    "other labels": (
+        lambda t, s: set_config(t, id2label={"0": "negative", "1": "positive"}),
+        "train.tsv:",
+    ),
     "other heads": (
         lambda t, s: set_config(s, num_attention_heads=2),
         "student has 2 attention heads and the teacher 4",
@@ -147,6 +151,7 @@ def test_an_existing_output_directory_is_refused_and_left_alone(
         (["--task", "sst2", "--data", "d", "--resume"], "holds no run to resume"),
         (["--task", "sst2", "--data", "d", "--model", "tinybert-4l-312d"], "takes its vocabulary from a teacher"),
         (["--task", "sst2", "--data", "d", "--epochs", "0"], "epochs is 0"),
+        (["--task", "sst2", "--data", "d", "--max-length", "0"], "max_length is 0"),
         (["--task", "sst2", "--data", "d", "--max-length", "64"], "has 32 positions, fewer than max_length 64"),
     ],
 )
@@ -200,8 +205,65 @@ experiment = tb.Experiment(
     assert json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]["seed"] == 3
 
 
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize("place", ["file/run", "locked/run"])
+def test_an_output_directory_that_cannot_be_made_is_refused_first(
+    place: str,
+    pretrained: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    write(tmp_path / "file", "")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    monkeypatch.setattr("os.access", lambda path, mode: "locked" not in str(path))  # root may write anywhere
+    arguments = ["finetune", "--model", pretrained, "--task", "classification", "--data", reviews]
+    code = tinybert(monkeypatch, *arguments, "--out", tmp_path / place, "--max-length", 16)
+    assert_refused(capsys, code, "cannot be written: ")
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "no such file"), ("x = 1", "defines no `experiment =")], ids=["missing", "empty"]
+    ("arguments", "message"),
+    [
+        (["--task", "regression"], "has 2 outputs, but task 'regression' asks for one number"),
+        (["--task", "mnli"], "has the labels ('bad', 'good'), but task 'mnli' has ('entailment'"),
+        (["--task", "classification", "--json", "."], "not a file in an existing directory"),
+        (["--task", "classification", "--batch-size", "0"], "batch_size is 0"),
+        (["--task", "classification", "--split", "test"], "test.tsv: no such file"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(
+    arguments: list[str],
+    message: str,
+    teacher: Path,
+    reviews: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    code = tinybert(monkeypatch, "evaluate", "--model", teacher, "--data", reviews, *arguments)
+    assert_refused(capsys, code, message)
+
+
+def test_a_test_file_without_labels_gets_predictions_and_nothing_else(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write(tmp_path / "new.tsv", "text\na lovely bag\nstale chips\n")
+    arguments = ["evaluate", "--model", teacher, "--task", "classification", "--test", tmp_path / "new.tsv"]
+    assert_refused(capsys, tinybert(monkeypatch, *arguments, "--split", "test"), "only --predictions FILE can be")
+    assert tinybert(monkeypatch, *arguments, "--split", "test", "--predictions", tmp_path / "p.tsv") == 0
+    assert (tmp_path / "p.tsv").read_text() == "index\tprediction\n0\tgood\n1\tbad\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("x = 1", "defines no `experiment ="),
+        ("x = (\n", "e.py:1: '(' was never closed"),
+        ("import nowhere", "ModuleNotFoundError"),
+    ],
+    ids=["missing", "empty", "syntax", "import"],
 )
 def test_run_refuses_a_file_without_an_experiment(
     content: str | None,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import tinybert_jax as tb
+from tinybert_jax import model
+from tinybert_jax.config import ACTIVATIONS
 
 
 def test_config_survives_the_trip_to_hugging_face_and_back() -> None:
@@ -34,6 +39,48 @@ def test_an_explicit_head_dim_survives_and_lifts_the_divisibility_rule() -> None
 def test_what_is_not_understood_is_refused_by_name(hf: dict, message: str) -> None:
     with pytest.raises(tb.InputError, match=message):
         tb.BertConfig.from_hf(hf)
+
+
+REFUSED = {
+    "tb.Stage('transfomer')": "objective is 'transfomer'; it must be one of supervised, transformer, prediction",
+    "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",
+    "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be greater than 0",
+    "tb.Stage('supervised', weight_decay=-1.0)": "weight_decay is -1.0; it must not be negative",
+    "experiment(preset='offical')": "preset is 'offical'; it must be one of default, paper, official",
+    "experiment(layer_map='middle')": "layer_map is 'middle'; it must be one of uniform, top, bottom",
+    "experiment(compute_dtype='float16')": "compute_dtype is 'float16'; it must be one of float32, bfloat16",
+    "experiment(seed=-1)": "seed is -1; it must not be negative",
+    "experiment(checkpoint_every=0)": "checkpoint_every is 0; it must be at least 1",
+    "tb.DataSource(data='d', text_columns=('a', 'b', 'c'))": "text_columns are a, b, c; BERT reads one text, or a pair",
+}
+
+
+def test_experiment_files_are_checked_like_a_command_line() -> None:
+    """In a process of its own: here, the tests' own type checks would come first."""
+    code = f"""
+import tinybert_jax as tb
+experiment = lambda **c: tb.Experiment("sst2", tb.DataSource(data="d"), "bert", (tb.Stage("supervised"),), **c)
+for expression in {list(REFUSED)}:
+    try:
+        print(eval(expression))
+    except tb.InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == list(REFUSED.values())
+
+
+def test_the_activations_that_configs_allow_are_those_of_the_model() -> None:
+    assert set(ACTIVATIONS) == set(model.ACTIVATIONS)
+
+
+def test_null_values_of_a_hugging_face_config_are_the_defaults() -> None:
+    assert tb.BertConfig.from_hf({"pad_token_id": None}) == tb.BertConfig()
+
+
+def test_a_preset_that_cannot_have_its_teachers_heads_is_refused() -> None:
+    with pytest.raises(tb.InputError, match="tinybert-4l-312d cannot have its teacher's 16 attention heads"):
+        tb.student_config("tinybert-4l-312d", tb.BertConfig(hidden_size=1024, num_attention_heads=16))
 
 
 def test_student_takes_all_but_its_shape_from_the_teacher() -> None:

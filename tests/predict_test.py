@@ -29,6 +29,16 @@ def test_no_texts_give_no_predictions(teacher: Path) -> None:
     assert tb.load_predictor(teacher, max_length=16)([]) == []
 
 
+@pytest.mark.parametrize("texts", ["one string", ["a", ("b", "c")], [("a", "b", "c")]])
+def test_rows_that_would_be_misread_are_refused(teacher: Path, texts) -> None:
+    with pytest.raises(ValueError, match="give"):
+        tb.load_predictor(teacher)(texts)
+
+
+def test_texts_are_cut_where_training_cut_them(teacher: Path) -> None:
+    assert tb.load_predictor(teacher).max_length == 16
+
+
 def test_a_model_without_a_classifier_is_refused(pretrained: Path) -> None:
     with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
         tb.load_predictor(pretrained, max_length=16)

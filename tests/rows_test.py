@@ -249,7 +249,7 @@ def test_the_same_file_without_labels_is_no_training_file_even_from_the_cache(tm
         ),
         ({"train": "d/other.txt"}, "dev", "no dev file is given: add --dev FILE"),
         ({"dev": "d/other.txt"}, "train", "no train file is given: add --train FILE"),
-        ({"dev": "d/other.txt"}, "test", "no test file is given: put test.tsv into a directory in the GLUE layout"),
+        ({"dev": "d/other.txt"}, "test", "no test file is given: add --test FILE"),
     ],
 )
 def test_a_missing_file_is_named(tmp_path, monkeypatch, source, split, message):

@@ -40,7 +40,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 def test_recipes_are_those_of_the_paper(name, epochs, max_length, selection):
     task = get_task(name)
     assert (task.intermediate_epochs, task.max_length, task.selection) == (epochs, max_length, selection)
-    assert (task.prediction_epochs, task.prediction_learning_rates) == (3, (1e-5, 2e-5, 3e-5))
+    assert (task.prediction_epochs, task.prediction_learning_rate) == (3, 3e-5)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,18 @@ def test_a_score_holds_each_metric_and_their_mean():
     scores = score(get_task("mrpc"), logits, np.array([0, 1, 0, 0], np.int32))
     assert scores == pytest.approx({"f1": 2 / 3, "accuracy": 0.75, "mean_f1_accuracy": (2 / 3 + 0.75) / 2})
     assert score(get_task("sst2"), logits, np.array([0, 1, 0, 0], np.int32)) == {"accuracy": 0.75}
+
+
+def test_f1_counts_the_same_class_whatever_the_order_of_a_models_labels():
+    task, logits = get_task("mrpc"), np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [5.0, 1.0]], np.float32)
+    labels = np.array([0, 1, 0, 0], np.int32)
+    reversed_names = ("equivalent", "not_equivalent")
+    assert score(task, logits[:, ::-1], 1 - labels, reversed_names) == score(task, logits, labels, task.labels)
+
+
+def test_labels_as_many_as_rows_are_taken_for_numbers():
+    with pytest.raises(InputError, match=r"500 different labels in 500 rows: .*--task regression"):
+        discover_labels([str(i) for i in range(500)])
 
 
 def test_regression_is_scored_on_its_one_logit():

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax import train
@@ -78,15 +83,15 @@ def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) 
     return [
         *(sys.executable, "-m", "tinybert_jax.cli", "distill", "--teacher", str(teacher), "--student", str(student)),
         *("--task", "classification", "--data", str(reviews), "--out", str(out), "--max-length", "16"),
-        *("--transformer-epochs", "60", "--prediction-epochs", "2", "--checkpoint-every", "7", "--seed", "5", *more),
+        *("--transformer-epochs", "40", "--prediction-epochs", "40", "--checkpoint-every", "7", "--seed", "5", *more),
     ]
 
 
-def run_until(step: int, number: int, arguments: list[str], out: Path) -> subprocess.Popen:
-    """Start the command, and send it a signal once its log holds the step."""
+def run_until(stage: str, step: int, number: int, arguments: list[str], out: Path) -> subprocess.Popen:
+    """Start the command, and send it a signal once its log holds the step of the stage."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not (out / "metrics.jsonl").is_file() or not any(line["step"] >= step for line in logged_so_far(out)):
+    while not any(line["stage"] == stage and line["step"] >= step for line in logged_so_far(out)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -95,6 +100,8 @@ def run_until(step: int, number: int, arguments: list[str], out: Path) -> subpro
 
 
 def logged_so_far(out: Path) -> list[dict]:
+    if not (out / "metrics.jsonl").is_file():
+        return []
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -107,12 +114,23 @@ def unbroken(teacher: Path, blank_student: Path, reviews: Path, tmp_path_factory
     return (out / "student" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "stage", "step"),
+    [(signal.SIGINT, "1-transformer", 20), (signal.SIGTERM, "2-prediction", 10), (signal.SIGKILL, "2-prediction", 40)],
+    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+)
 def test_a_stopped_run_resumes_to_the_same_bits(
-    number: int, unbroken: bytes, teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+    number: int,
+    stage: str,
+    step: int,
+    unbroken: bytes,
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "run"
-    process = run_until(20, number, command(teacher, blank_student, reviews, out), out)
+    process = run_until(stage, step, number, command(teacher, blank_student, reviews, out), out)
     printed, errors = process.communicate(timeout=120)
     assert not (out / "student").exists()
     if number == signal.SIGKILL:
@@ -128,13 +146,118 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
-    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+    pretrained: Path, reviews: Path, tmp_path: Path
 ) -> None:
     stage = tb.Stage("supervised", epochs=20, learning_rate=1e30, evaluate_every=1)
-    experiment = distillation(teacher, blank_student, reviews, stages=(stage,))
-    with pytest.raises(train.Diverged, match=r"the checkpoints before it are sound. Lower the learning rate"):
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        stages=(stage,),
+        max_length=16,
+    )
+    with pytest.raises(train.Diverged, match="are sound. Start a new --out with a lower learning rate"):  # noqa: RUF043
         tb.run(experiment, tmp_path / "run")
     assert not (tmp_path / "run" / "student").exists()
+    saved = [path for path in (tmp_path / "run" / "checkpoints" / "1-supervised").iterdir() if path.name.isdigit()]
+    for path in saved:
+        state = ocp.StandardCheckpointer().restore(path / "default")
+        assert all(np.isfinite(leaf).all() and np.abs(leaf).max() < 1e3 for leaf in jax.tree.leaves(state["params"]))
+    assert saved, "the first step's update is zero, so its state is sound and saved"
+
+
+PAIRS = ["a bag of chips", "it was stale", "the tasty bag", "we bought it", "very bitter", "quite fine and crisp"]
+
+
+@pytest.fixture(scope="module")
+def similarities(tmp_path_factory: pytest.TempPathFactory) -> tb.DataSource:
+    """Pairs of texts, scored 5 if they are equal and 0 if not, as CSV and JSON lines with columns of their own."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pairs = [(a, b, 5.0 if a == b else 0.0) for a in PAIRS for b in PAIRS if a == b or hash_free(a, b)] * 4
+    csv = ["left,right,score", *(f'"{a}","{b}",{score}' for a, b, score in pairs)]
+    (folder / "train.csv").write_text("\n".join(csv))
+    rows = [json.dumps({"left": a, "right": b, "score": score}) for a, b, score in pairs[:12]]
+    (folder / "dev.jsonl").write_text("\n".join(rows))
+    return tb.DataSource(
+        train=str(folder / "train.csv"),
+        dev=str(folder / "dev.jsonl"),
+        text_columns=("left", "right"),
+        label_column="score",
+    )
+
+
+def hash_free(a: str, b: str) -> bool:
+    """A fixed third of the unequal pairs."""
+    return (len(a) + 2 * len(b)) % 3 == 0
+
+
+def test_regression_on_pairs_learns_under_the_official_preset(
+    similarities: tb.DataSource, pretrained: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    common = {"task": "regression", "source": similarities, "max_length": 24}
+    finetuned = tb.run(
+        tb.Experiment(
+            **common, model=str(pretrained), stages=(tb.Stage("supervised", epochs=60, learning_rate=3e-3),)
+        ),
+        tmp_path / "teacher",
+    )
+    assert finetuned.scores["pearson"] > 0.5
+    distilled = tb.run(
+        tb.Experiment(
+            **common,
+            model=str(blank_student),
+            teacher=str(finetuned.directory),
+            preset="official",
+            layer_map=(1, 4),
+            stages=(tb.Stage("transformer", epochs=2, schedule="constant"), tb.Stage("prediction", epochs=2)),
+        ),
+        tmp_path / "student",
+    )
+    config, _ = tb.load_hf(distilled.directory)
+    assert (config.problem_type, config.num_labels) == ("regression", 1)
+    assert set(distilled.scores) == {"pearson", "spearman", "mean_pearson_spearman"}
+
+
+def test_a_transformer_stage_alone_has_no_score_and_its_student_goes_on_to_the_prediction_stage(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    first, second = distillation(teacher, blank_student, reviews).stages
+    alone = tb.run(distillation(teacher, blank_student, reviews, stages=(first,)), tmp_path / "first")
+    assert alone.scores == {}
+    assert "head is not trained yet" in (alone.directory / "README.md").read_text()
+    result = tb.run(distillation(teacher, alone.directory, reviews, stages=(second,)), tmp_path / "second")
+    assert result.scores["accuracy"] > 0.8
+
+
+def test_bfloat16_distils_with_float32_parameters(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    stages = (tb.Stage("transformer", max_steps=3), tb.Stage("prediction", max_steps=3))
+    experiment = distillation(teacher, blank_student, reviews, stages=stages, compute_dtype="bfloat16")
+    result = tb.run(experiment, tmp_path / "run")
+    tensors = load_file(result.directory / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype("float32")}
+
+
+def test_a_dev_set_of_one_class_is_refused(pretrained: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("text\tlabel\na bag\tgood\nstale\tbad\n")
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na bag\tgood\nthe chips\tgood\n")
+    source = tb.DataSource(data=str(tmp_path))
+    stages = (tb.Stage("supervised"),)
+    with pytest.raises(tb.InputError, match="every row of the dev set has the same label"):
+        tb.run(tb.Experiment("classification", source, str(pretrained), stages, max_length=16), tmp_path / "run")
+
+
+def test_resuming_with_another_teacher_in_the_same_place_is_refused(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    stages = (tb.Stage("prediction", max_steps=2),)
+    tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run")
+    config, params = tb.load_hf(moved)
+    tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
+    with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):
+        tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run", resume=True)
 
 
 def test_resuming_another_experiment_is_refused_by_the_fields_name(

@@ -31,9 +31,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, metric: float | None = None) -> None:
         """Save `state` as of `step`, with the evaluation's selection metric where there was one."""
-        if step not in self._manager.all_steps():
-            metrics = None if metric is None else {METRIC: metric}
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        metrics = None if metric is None else {METRIC: metric}
+        if not self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics):
+            raise RuntimeError(f"step {step} was not saved; {self._manager.latest_step()} is the newest")
 
     def restore(self, like: Any) -> Any | None:
         """The newest state, with the shapes and shardings of `like`; None where nothing was saved."""

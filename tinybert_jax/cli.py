@@ -37,7 +37,12 @@ def run(
     """
     if not experiment.is_file():
         raise InputError(f"{experiment}: no such file")
-    described = runpy.run_path(str(experiment)).get("experiment")
+    try:
+        described = runpy.run_path(str(experiment)).get("experiment")
+    except SyntaxError as error:
+        raise InputError(f"{error.filename}:{error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise InputError(f"{experiment}: {type(error).__name__}: {error}") from None
     if not isinstance(described, Experiment):
         raise InputError(f"{experiment}: defines no `experiment = tinybert_jax.Experiment(...)`")
     if seed is not None:
@@ -94,7 +99,7 @@ def finetune(
         source=source,
         model=model,
         stages=(stage,),
-        max_length=max_length or get_task(task).max_length,
+        max_length=get_task(task).max_length if max_length is None else max_length,
         compute_dtype=compute_dtype,
         checkpoint_every=checkpoint_every,
         seed=seed,
@@ -113,10 +118,10 @@ def distill(
     layer_map: Literal["uniform", "top", "bottom"] | tuple[int, ...] = "uniform",
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
-    transformer_learning_rate: float = 5e-5,
+    transformer_learning_rate: float | None = None,
     prediction_epochs: int | None = None,
     prediction_steps: int | None = None,
-    prediction_learning_rate: float = 3e-5,
+    prediction_learning_rate: float | None = None,
     temperature: float = 1.0,
     batch_size: int = 32,
     max_length: int | None = None,
@@ -141,10 +146,11 @@ def distill(
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
         transformer_epochs: of the first stage; default: the task's.
         transformer_steps: end the first stage after this many steps, should that come before its epochs.
-        transformer_learning_rate: of the first stage, constant.
+        transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
         prediction_epochs: of the second stage; default: the task's.
         prediction_steps: end the second stage after this many steps, should that come before its epochs.
-        prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps.
+        prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
+            default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         batch_size: rows a step.
         max_length: tokens a row; longer ones are cut; default: the task's.
@@ -159,18 +165,18 @@ def distill(
     recipe = get_task(task)
     first = Stage(
         "transformer",
-        epochs=transformer_epochs or recipe.intermediate_epochs,
+        epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
         max_steps=transformer_steps,
         batch_size=batch_size,
-        learning_rate=transformer_learning_rate,
+        learning_rate=transformer_learning_rate or recipe.intermediate_learning_rate,
         schedule="constant",
     )
     second = Stage(
         "supervised" if stage == "supervised" else "prediction",
-        epochs=prediction_epochs or recipe.prediction_epochs,
+        epochs=recipe.prediction_epochs if prediction_epochs is None else prediction_epochs,
         max_steps=prediction_steps,
         batch_size=batch_size,
-        learning_rate=prediction_learning_rate,
+        learning_rate=prediction_learning_rate or recipe.prediction_learning_rate,
         temperature=temperature,
         evaluate_every=evaluate_every,
     )
@@ -182,7 +188,7 @@ def distill(
         teacher=teacher,
         preset=preset,
         layer_map=layer_map,
-        max_length=max_length or recipe.max_length,
+        max_length=recipe.max_length if max_length is None else max_length,
         compute_dtype=compute_dtype,
         checkpoint_every=checkpoint_every,
         seed=seed,
@@ -207,32 +213,30 @@ def evaluate(
         task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, classification, regression.
         source: where the rows are.
         split: which of the source's splits; a test split without labels needs --predictions.
-        max_length: tokens a row; longer ones are cut; default: the task's.
+        max_length: tokens a row; longer ones are cut; default: what the model was trained with.
         batch_size: rows a compiled call.
         json_file: write the metrics here, as JSON.
         predictions: write one prediction per row here, as TSV with the columns index and prediction.
     """
     for path in (json_file, predictions):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"{path}: there is no directory {path.parent}")
-    from tinybert_jax import data, predict, rows, tasks
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"{path}: not a file in an existing directory")
+    from tinybert_jax import data, inputs, predict, rows, tasks
 
     row = tasks.get_task(task)
-    length = max_length or row.max_length
-    predictor = predict.load_predictor(model, length, batch_size)
-    regression = predictor.config.num_labels == 1
-    if regression != row.is_regression:
-        raise InputError(f"{model}: has {predictor.config.num_labels} outputs, which does not fit task {task!r}")
-    read = rows.read_rows(row, source, split, None if regression else predictor.config.id2label)
-    if read.labels is None and predictions is None:
-        raise InputError(f"the {split} split has no labels to score; write predictions with --predictions FILE")
-    logits = predictor.logits(data.tokenize(read, predictor.tokenizer, length))
+    predictor = predict.load_predictor(model, max_length, batch_size)
+    labels = predictor.config.id2label
+    inputs.check_outputs(model, predictor.config, row)
+    read = rows.read_rows(row, source, split, None if row.is_regression else labels)
+    if read.labels is None and (predictions is None or json_file is not None):
+        raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
+    logits = predictor.logits(data.tokenize(read, predictor.tokenizer, predictor.max_length))
     if predictions is not None:
-        names = [f"{x:.3f}" for x in logits[:, 0]] if regression else [read.label_names[i] for i in logits.argmax(1)]
+        names = [f"{x:.3f}" for x in logits[:, 0]] if row.is_regression else [labels[i] for i in logits.argmax(1)]
         lines = ["index\tprediction", *(f"{i}\t{name}" for i, name in enumerate(names))]
         predictions.write_text("\n".join(lines) + "\n", "utf-8")
     if read.labels is not None:
-        scores = tasks.score(row, logits, read.labels)
+        scores = tasks.score(row, logits, read.labels, labels)
         _print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
         if json_file is not None:
             json_file.write_text(json.dumps({"split": split, "rows": len(read.labels)} | scores, indent=2) + "\n")
@@ -255,7 +259,10 @@ def _train(experiment: Experiment, out: Path, resume: bool) -> None:
         for row in table:
             share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
             row += [f"{teacher[row[0]]:.4f}", share]
-    _print_table(header, table)
+    if table:
+        _print_table(header, table)
+    else:
+        print("its head is not trained yet: give this directory as --student to --stage prediction")
     print(f"written to {result.directory}")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Params = dict[str, Any]  # a nested dict of arrays
 Preset = Literal["default", "paper", "official"]
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
+StageName = Literal["supervised", "transformer", "prediction"]
+ScheduleName = Literal["constant", "linear"]
+ComputeDtype = Literal["float32", "bfloat16"]
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 
@@ -19,6 +22,12 @@ class InputError(Exception):
 
     No ValueError: the command-line parser would catch it and print its own page instead of the line.
     """
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    """Experiment files pass no command-line parser, so a misspelt choice must be caught here."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
 
 
 class Batch(NamedTuple):
@@ -33,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """The numbers one sweeps. They are arguments of the compiled step, so another value is no recompilation."""
+    """The numbers one sweeps. They are arguments of the compiled step, so another float is no recompilation."""
 
     learning_rate: Any = 5e-5
     temperature: Any = 1.0
@@ -68,7 +77,7 @@ class BertConfig:
     id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
+    compute_dtype: ComputeDtype = "float32"  # parameters are always float32
     scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
 
     def __post_init__(self) -> None:
@@ -84,6 +93,7 @@ class BertConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
@@ -115,7 +125,7 @@ class BertConfig:
             if hf.get(name):
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
         ours = {f.name for f in dataclasses.fields(cls)} - {"id2label", "compute_dtype", "scan_unroll"}
-        values = {name: hf[name] for name in ours if name in hf}
+        values = {name: hf[name] for name in ours if hf.get(name) is not None}
         if hf.get("id2label"):
             id2label = {int(i): str(label) for i, label in hf["id2label"].items()}
             if sorted(id2label) != list(range(len(id2label))):
@@ -155,7 +165,13 @@ def student_config(preset: str, teacher: BertConfig) -> BertConfig:
     """
     if preset not in STUDENTS:
         raise InputError(f"unknown student preset {preset!r}; known are {', '.join(STUDENTS)}")
-    return dataclasses.replace(teacher, head_dim=None, **STUDENTS[preset])
+    shape = STUDENTS[preset]
+    if shape["hidden_size"] % teacher.num_attention_heads:
+        raise InputError(
+            f"{preset} cannot have its teacher's {teacher.num_attention_heads} attention heads: they do not divide its"
+            f" width {shape['hidden_size']}; take another preset, or a student directory"
+        )
+    return dataclasses.replace(teacher, head_dim=None, **shape)
 
 
 @dataclass(frozen=True)
@@ -163,32 +179,35 @@ class DataSource:
     """Where rows come from: one of a directory in the GLUE layout, files of the user's own, or a prepared TFDS set.
 
     Raises:
-        InputError: none, or more than one, of the three is given.
+        InputError: none, or more than one, of the three is given; there are more than two text columns.
     """
 
     data: str | None = None  # directory with train.tsv, dev.tsv (and test.tsv)
     train: str | None = None  # .tsv, .csv or .jsonl
     dev: str | None = None
+    test: str | None = None
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
     text_columns: tuple[str, ...] = ()  # one or two; default: the task's
     label_column: str | None = None  # default: the task's
 
     def __post_init__(self) -> None:
-        given = [self.data is not None, self.train is not None or self.dev is not None, self.tfds is not None]
-        if sum(given) != 1:
+        files = any(file is not None for file in (self.train, self.dev, self.test))
+        if sum([self.data is not None, files, self.tfds is not None]) != 1:
             raise InputError("give the data in one way: --data DIR, or --train FILE --dev FILE, or --tfds NAME")
+        if len(self.text_columns) > 2:
+            raise InputError(f"text_columns are {', '.join(self.text_columns)}; BERT reads one text, or a pair")
 
 
 @dataclass(frozen=True)
 class Stage:
     """One call of the training loop: what it minimises, for how long, how fast."""
 
-    objective: Literal["supervised", "transformer", "prediction"]
+    objective: StageName
     epochs: int = 3
     max_steps: int | None = None  # end the stage after this many steps, should that come before `epochs`
     batch_size: int = 32
     learning_rate: float = 5e-5
-    schedule: Literal["constant", "linear"] = "linear"
+    schedule: ScheduleName = "linear"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     temperature: float = 1.0
@@ -198,12 +217,17 @@ class Stage:
     evaluate_every: int | None = None  # steps; None: after every epoch
 
     def __post_init__(self) -> None:
+        _check_choice("objective", self.objective, StageName)
+        _check_choice("schedule", self.schedule, ScheduleName)
         for name in ("epochs", "batch_size", "learning_rate", "temperature"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not either
                 raise InputError(f"{name} is {getattr(self, name)}; it must be greater than 0")
         for name in ("max_steps", "evaluate_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("weight_decay", "embedding_weight", "attention_weight", "hidden_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
 
@@ -224,11 +248,15 @@ class Experiment:
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
     max_length: int = 128
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: ComputeDtype = "float32"
     checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_choice("preset", self.preset, Preset)
+        _check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
+        if isinstance(self.layer_map, str):
+            _check_choice("layer_map", self.layer_map, get_args(LayerMap)[0])
         if not self.stages:
             raise InputError("an experiment needs at least one stage")
         if any(stage.objective != "supervised" for stage in self.stages) and self.teacher is None:
@@ -237,3 +265,7 @@ class Experiment:
             raise InputError(f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR")
         if self.max_length < 8:
             raise InputError(f"max_length is {self.max_length}; it must be at least 8")
+        if self.checkpoint_every < 1:
+            raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must not be negative")

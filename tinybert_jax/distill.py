@@ -234,4 +234,6 @@ def _per_example(loss: Callable[..., Array], layers: bool = False) -> Callable[.
 
 def _mean(per_example: Float[Array, "*l b"], batch: Batch) -> Float[Array, "*l"]:
     mask = jnp.asarray(batch.example_mask, jnp.float32)
-    return per_example @ mask / jnp.maximum(jnp.sum(mask), 1.0)
+    return jnp.sum(per_example * mask.reshape((1,) * (per_example.ndim - 1) + (-1,)), -1) / jnp.maximum(
+        jnp.sum(mask), 1.0
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -47,10 +48,19 @@ def resolve(name: str) -> Path:
             huggingface_hub.HfApi().model_info(name, timeout=5)  # offline, this fails at once; a download retries
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({reason})"
+            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({_first_line(error)})"
         ) from None
+
+
+def fingerprint(directory: str | Path) -> str:
+    """sha256 of a model directory's config and weights."""
+    path = resolve(str(directory))
+    digest = hashlib.sha256()
+    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("pytorch_model.bin")]):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load_config(directory: str | Path) -> BertConfig:
@@ -124,7 +134,7 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the Rust backend raises bare Exception
-        raise InputError(f"{path}: the tokenizer cannot be read ({str(error).strip().splitlines()[0]})") from None
+        raise InputError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from None
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is {config.vocab_size}"
@@ -186,7 +196,8 @@ def to_hf_tensors(params: Params) -> dict[str, np.ndarray]:
 def _to_ours(path: tuple[str, ...], tensor: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     last = {"gamma": "weight", "beta": "bias"}.get(path[-1], path[-1])  # the first TensorFlow checkpoints' names
     if last == "weight":
-        last = "embedding" if path[-2] in TABLES else "scale" if path[-2] == "LayerNorm" else "kernel"
+        parent = path[-2] if len(path) > 1 else ""
+        last = "embedding" if parent in TABLES else "scale" if parent == "LayerNorm" else "kernel"
     path = (*path[:-1], last)
     return path, _transpose(path, np.asarray(tensor, np.float32))
 
@@ -269,7 +280,7 @@ def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
     if index.is_file():
         try:
             files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{index}: not a safetensors index ({error})") from None
         return {name: tensor for file in files for name, tensor in _read_safetensors(directory / file).items()}
     if (directory / "pytorch_model.bin").is_file():
@@ -296,5 +307,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)  # an allow-list: no code in the file runs
     except Exception as error:  # pickle, zip and torch errors alike
-        raise InputError(f"{path}: cannot be read ({str(error).strip().splitlines()[0]})") from None
+        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
+    if not all(hasattr(tensor, "numpy") for tensor in tensors.values()):
+        raise InputError(f"{path}: holds more than tensors; save the model's state_dict() alone")
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from tinybert_jax import data, hf
 from tinybert_jax.config import STUDENTS, BertConfig, Experiment, InputError, Params, student_config
@@ -15,6 +17,13 @@ from tinybert_jax.model import BertForSequenceClassification, init_params
 from tinybert_jax.predict import check_classifier
 from tinybert_jax.rows import Rows, read_rows
 from tinybert_jax.tasks import Task, get_task
+
+
+class Teacher(NamedTuple):
+    """A fine-tuned sequence classifier or regressor."""
+
+    config: BertConfig
+    params: Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +38,8 @@ class Inputs:
     train: Tokens
     dev: Tokens
     buckets: tuple[int, ...]
-    teacher_config: BertConfig | None
-    teacher_params: Params | None
+    teacher: Teacher | None
+    fingerprints: dict[str, str]  # of the rows, and of the models' files
 
 
 def load_inputs(experiment: Experiment) -> Inputs:
@@ -40,16 +49,17 @@ def load_inputs(experiment: Experiment) -> Inputs:
         InputError: something is missing, damaged, or does not fit the rest.
     """
     task = get_task(experiment.task)
-    teacher_config, teacher_params = _load_teacher(experiment, task)
+    teacher = None if experiment.teacher is None else load_teacher(experiment.teacher, task, experiment.max_length)
     loaded: Params | None = None
-    if experiment.model in STUDENTS and teacher_config is not None and experiment.teacher is not None:
-        config = student_config(experiment.model, teacher_config)
-        tokenizer = hf.load_tokenizer(experiment.teacher, config)
+    if experiment.model in STUDENTS:
+        assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
+        config = student_config(experiment.model, teacher.config)
+        tokenizer = hf.load_tokenizer(str(experiment.teacher), config)
     else:
         config, loaded = hf.load_hf(experiment.model)
         tokenizer = hf.load_tokenizer(experiment.model, config)
-        if experiment.teacher is not None and teacher_config is not None:
-            teacher_tokenizer = hf.load_tokenizer(experiment.teacher, teacher_config)
+        if teacher is not None:
+            teacher_tokenizer = hf.load_tokenizer(str(experiment.teacher), teacher.config)
             if data.tokenizer_fingerprint(tokenizer) != data.tokenizer_fingerprint(teacher_tokenizer):
                 raise InputError(
                     f"{experiment.model} and {experiment.teacher} have different vocabularies;"
@@ -60,29 +70,41 @@ def load_inputs(experiment: Experiment) -> Inputs:
             f"{experiment.model}: has {config.max_position_embeddings} positions,"
             f" fewer than max_length {experiment.max_length}"
         )
-    train, dev = _read_splits(experiment, task, config, teacher_config)
+    train, dev = _read_splits(experiment, task, config, teacher)
+    if len(train.texts[0]) > config.type_vocab_size:
+        raise InputError(
+            f"{experiment.model}: has {config.type_vocab_size} token type, but the rows are pairs of texts"
+        )
     labels = train.label_names or ("LABEL_0",)
     keep_classifier = loaded is not None and "classifier" in loaded and config.id2label == labels
-    problem_type = "regression" if task.is_regression else "single_label_classification"
-    dtype = experiment.compute_dtype
-    config = dataclasses.replace(config, id2label=labels, problem_type=problem_type, compute_dtype=dtype)
-    if teacher_config is not None:
-        teacher_config = dataclasses.replace(teacher_config, compute_dtype=dtype)
-    # the means of the other presets count padding, so they need one padded length
-    buckets = (
-        data.bucket_lengths(experiment.max_length) if experiment.preset == "default" else (experiment.max_length,)
+    if loaded is not None and "classifier" in loaded and not keep_classifier:
+        print(f"note: the classifier starts anew: its labels {config.id2label} become {labels}", file=sys.stderr)
+    config = dataclasses.replace(
+        config,
+        id2label=labels,
+        problem_type="regression" if task.is_regression else "single_label_classification",
+        compute_dtype=experiment.compute_dtype,
     )
+    if teacher is not None:
+        own = dataclasses.replace(teacher.config, compute_dtype=experiment.compute_dtype)
+        teacher = teacher._replace(config=own)
+    train_tokens, dev_tokens = (data.tokenize(rows, tokenizer, experiment.max_length) for rows in (train, dev))
+    models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
     return Inputs(
         task=task,
         config=config,
         loaded=loaded,
         keep_classifier=keep_classifier,
         tokenizer=tokenizer,
-        train=data.tokenize(train, tokenizer, experiment.max_length),
-        dev=data.tokenize(dev, tokenizer, experiment.max_length),
-        buckets=buckets,
-        teacher_config=teacher_config,
-        teacher_params=teacher_params,
+        train=train_tokens,
+        dev=dev_tokens,
+        # the means of the other presets count padding, so they need one padded length
+        buckets=data.bucket_lengths(experiment.max_length)
+        if experiment.preset == "default"
+        else (experiment.max_length,),
+        teacher=teacher,
+        fingerprints={"train": train_tokens.fingerprint, "dev": dev_tokens.fingerprint}
+        | {role: hf.fingerprint(name) for role, name in models.items() if name is not None},
     )
 
 
@@ -96,26 +118,38 @@ def initial_params(inputs: Inputs, seed: int) -> Params:
     return params
 
 
-def _load_teacher(experiment: Experiment, task: Task) -> tuple[BertConfig | None, Params | None]:
-    if experiment.teacher is None:
-        return None, None
-    config, params = hf.load_hf(experiment.teacher)
-    check_classifier(experiment.teacher, config, params, experiment.max_length)
+def load_teacher(name: str, task: Task, max_length: int) -> Teacher:
+    """A classifier or regressor that fits the task.
+
+    Raises:
+        InputError: the directory cannot be read, or holds no model for this task and length.
+    """
+    config, params = hf.load_hf(name)
+    check_classifier(name, config, params, max_length)
+    check_outputs(name, config, task)
+    return Teacher(config, params)
+
+
+def check_outputs(name: str, config: BertConfig, task: Task) -> None:
+    """Refuse a model whose outputs are not those of the task.
+
+    Raises:
+        InputError: classes where the task is a number, or the other way round, or another number of classes.
+    """
     if task.is_regression != (config.num_labels == 1):
-        kind = "one number" if task.is_regression else "classes"
-        raise InputError(f"{experiment.teacher}: has {config.num_labels} outputs, but task {task.name!r} is {kind}")
-    return config, params
+        wanted = "one number" if task.is_regression else "classes"
+        raise InputError(f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {wanted}")
+    if task.labels and len(task.labels) != config.num_labels:
+        raise InputError(f"{name}: has the labels {config.id2label}, but task {task.name!r} has {task.labels}")
 
 
-def _read_splits(
-    experiment: Experiment, task: Task, config: BertConfig, teacher_config: BertConfig | None
-) -> tuple[Rows, Rows]:
+def _read_splits(experiment: Experiment, task: Task, config: BertConfig, teacher: Teacher | None) -> tuple[Rows, Rows]:
     """Train and dev rows. A teacher's labels are authoritative; without one, those of a model that has the same."""
-    labels = None
-    if teacher_config is not None and not task.is_regression:
-        labels = teacher_config.id2label
+    labels = None if teacher is None or task.is_regression else teacher.config.id2label
     train = read_rows(task, experiment.source, "train", labels)
     if labels is None and set(config.id2label) == set(train.label_names):
         train = read_rows(task, experiment.source, "train", config.id2label)
     dev = read_rows(task, experiment.source, "dev", train.label_names or None)
+    if dev.labels is None or len(np.unique(dev.labels)) < 2:
+        raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
     return train, dev

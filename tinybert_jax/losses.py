@@ -5,7 +5,7 @@ Source: TinyBERT, arXiv 1909.10351, equations 7 to 10.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ def attention_mse(
     if padding == "exclude":
         pairs = (real[:, None] * real[None, :])[None]
         return _mean(jnp.square(student - teacher), pairs)
+
+    if padding != "zero":
+        assert_never(padding)
 
     def zeroed(scores: Float[Array, "h q k"]) -> Float[Array, "h q k"]:
         return jnp.where((real[None, None, :] > 0) & (scores > -1e2), scores, 0.0)

@@ -24,6 +24,7 @@ ACTIVATIONS = {
 class BertOutput(NamedTuple):
     """What a BERT computed. Whoever does not read a field does not pay for it under `jit`."""
 
+    last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
     pooled: Any = None  # [b, d]; None without a pooler
@@ -163,14 +164,14 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All layers -> hidden states [l+1, b, q, d] and the attention scores of `score_layers` [l, b, h, q, k]."""
+    """All layers -> the last state, all states [l+1, b, q, d], and the scores of `score_layers` [l, b, h, q, k]."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(
         self, x: Array, attention_mask: Array, score_layers: tuple[int, ...], deterministic: bool
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         config = self.config
         # A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the
         # last wanted layer a spare slot takes the scores. So the buffer needs no branch in the scan.
@@ -185,10 +186,11 @@ class Encoder(nn.Module):
             length=config.num_hidden_layers,
             unroll=config.scan_unroll,
         )
-        (_, scores), states = layers(config, deterministic, name="layer")(
+        (last, scores), states = layers(config, deterministic, name="layer")(
             (x, scores), jnp.asarray(slots), attention_mask
         )
-        return jnp.concatenate([x[None], states]), scores[: len(score_layers)]
+        # the last state leaves with the carry, so that whoever needs it alone does not keep the others
+        return last, jnp.concatenate([x[None], states]), scores[: len(score_layers)]
 
 
 class Pooler(nn.Module):
@@ -231,9 +233,9 @@ class BertModel(nn.Module):
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
         x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        states, scores = Encoder(config, name="encoder")(x, mask, wanted, deterministic)
-        pooled = Pooler(config, name="pooler")(states[-1]) if self.add_pooler else None
-        return BertOutput(hidden_states=states, attention_scores=scores, pooled=pooled)
+        last, states, scores = Encoder(config, name="encoder")(x, mask, wanted, deterministic)
+        pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
+        return BertOutput(last, states, scores, pooled)
 
 
 class BertForSequenceClassification(nn.Module):
@@ -258,7 +260,7 @@ class BertForTokenClassification(nn.Module):
     def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
         config = self.config
         out = BertModel(config, add_pooler=False, name="bert")(*args, deterministic=deterministic, **kwargs)
-        x = Dropout(classifier_dropout(config))(out.hidden_states[-1], deterministic)
+        x = Dropout(classifier_dropout(config))(out.last_hidden_state, deterministic)
         return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
@@ -270,7 +272,7 @@ class BertForQuestionAnswering(nn.Module):
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
         out = BertModel(self.config, add_pooler=False, name="bert")(*args, **kwargs)
-        return out._replace(logits=dense(self.config, 2, "qa_outputs")(out.hidden_states[-1]).astype(jnp.float32))
+        return out._replace(logits=dense(self.config, 2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
 
 
 class Transform(nn.Module):
@@ -318,7 +320,7 @@ class BertForMaskedLM(nn.Module):
         bert = BertModel(self.config, add_pooler=False, name="bert")
         out = bert(*args, **kwargs)
         table = bert.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-        return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.hidden_states[-1], table))
+        return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.last_hidden_state, table))
 
 
 def classifier_dropout(config: BertConfig) -> float:

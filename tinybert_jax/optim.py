@@ -6,7 +6,7 @@ Transforms are learning-rate-free: the training step multiplies by `hyper.learni
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from tinybert_jax.config import Params
+from tinybert_jax.config import Params, ScheduleName
 
 Schedule = Callable[[ArrayLike], Array]
 STACKED = ("encoder", "layer")
 
 
-def make_schedule(name: Literal["constant", "linear"], total_steps: int, warmup_ratio: float = 0.1) -> Schedule:
+def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.1) -> Schedule:
     """The multiplier of the learning rate at a step, counted from 0.
 
     "constant" is 1. "linear" rises from 0 over `warmup_ratio * total_steps` steps and falls to 0 at `total_steps`; as
@@ -31,6 +31,8 @@ def make_schedule(name: Literal["constant", "linear"], total_steps: int, warmup_
     """
     if name == "constant":
         return lambda step: jnp.ones(())
+    if name != "linear":
+        assert_never(name)
 
     def linear(step: ArrayLike) -> Array:
         progress = jnp.asarray(step) / total_steps
@@ -51,6 +53,8 @@ def make_optimizer(name: Literal["adamw", "bert_adam"], weight_decay: float = 0.
     decay = optax.add_decayed_weights(weight_decay, decay_mask)
     if name == "adamw":
         return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), decay)
+    if name != "bert_adam":
+        assert_never(name)
     return optax.chain(_clip_by_tensor_norm(1.0), _scale_by_uncorrected_adam(), decay)
 
 
@@ -61,7 +65,7 @@ def decay_mask(params: Params) -> Any:
         names = [entry.key for entry in path]
         return names[-1] != "bias" and "LayerNorm" not in names
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    return jax.tree.map_with_path(decayed, params)
 
 
 def _clip_by_tensor_norm(max_norm: float) -> optax.GradientTransformation:
@@ -72,7 +76,7 @@ def _clip_by_tensor_norm(max_norm: float) -> optax.GradientTransformation:
         norm = jnp.sqrt(jnp.sum(jnp.square(grad), axis=axes, keepdims=True))
         return grad * jnp.minimum(1.0, max_norm / (norm + 1e-6))  # torch's clip_grad_norm_ adds the same 1e-6
 
-    return optax.stateless(lambda grads, params: jax.tree_util.tree_map_with_path(clip, grads))
+    return optax.stateless(lambda grads, params: jax.tree.map_with_path(clip, grads))
 
 
 def _scale_by_uncorrected_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> optax.GradientTransformation:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tinybert_jax import hf
 from tinybert_jax.config import BertConfig, InputError, Params
 from tinybert_jax.data import Tokens, bucket_lengths, encode, eval_batches
 from tinybert_jax.model import BertForSequenceClassification
-from tinybert_jax.sharding import make_mesh
+from tinybert_jax.sharding import make_mesh, tree_shardings
 from tinybert_jax.train_step import make_predict_step
 
 
@@ -51,10 +52,19 @@ class Predictor:
     step: Callable[..., Any]
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
-        """One prediction per text, or per pair of texts."""
-        if not texts:
-            return []
+        """One prediction per text, or per pair of texts.
+
+        Raises:
+            ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two.
+        """
+        if isinstance(texts, str):
+            raise ValueError("give a list of texts, even of one")
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        widths = {len(row) for row in rows}
+        if not widths:
+            return []
+        if widths not in ({1}, {2}):
+            raise ValueError(f"give texts, or pairs of texts; these rows hold {sorted(widths)} texts")
         logits = self.logits(encode(rows, self.tokenizer, self.max_length))
         if self.config.num_labels == 1:
             return [Prediction(None, float(value)) for value in logits[:, 0]]
@@ -69,22 +79,27 @@ class Predictor:
         return predict_logits(self.step, self.params, tokens, self.batch_size, buckets, self.config.pad_token_id)
 
 
-def load_predictor(directory: str | Path, max_length: int = 128, batch_size: int = 32) -> Predictor:
+def load_predictor(directory: str | Path, max_length: int | None = None, batch_size: int = 32) -> Predictor:
     """A sequence classifier or regressor from a Hugging Face directory or hub id.
 
     Args:
         directory: holds a classifier, as `tinybert distill` and `finetune` write it.
-        max_length: longer texts are cut, in tokens.
+        max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
 
     Raises:
-        InputError: the directory cannot be read, or holds no classifier.
+        InputError: the directory cannot be read, or holds no classifier; a number is too small.
     """
+    if batch_size < 1 or (max_length is not None and max_length < 8):
+        raise InputError(f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and 8")
     config, params = hf.load_hf(directory)
-    check_classifier(str(directory), config, params, max_length)
     tokenizer = hf.load_tokenizer(directory, config)
-    step = make_predict_step(BertForSequenceClassification(config), make_mesh(), params)
-    return Predictor(config, params, tokenizer, max_length, batch_size, step)
+    length = max_length or min(tokenizer.model_max_length, config.max_position_embeddings)
+    check_classifier(str(directory), config, params, length)
+    mesh = make_mesh()
+    params = jax.device_put(params, tree_shardings(mesh, params))
+    step = make_predict_step(BertForSequenceClassification(config), mesh, params)
+    return Predictor(config, params, tokenizer, length, batch_size, step)
 
 
 def check_classifier(name: str, config: BertConfig, params: Params, max_length: int) -> None:

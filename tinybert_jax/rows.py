@@ -161,9 +161,9 @@ def _numbers(raw: RawRows, where: str, split: Split) -> np.ndarray | None:
 def _path(task: Task, source: DataSource, split: Split) -> Path:
     """The split's file, which exists."""
     if source.data is None:
-        given = {"train": source.train, "dev": source.dev, "test": None}[split]
+        given = {"train": source.train, "dev": source.dev, "test": source.test}[split]
         if given is None:
-            raise InputError(f"no {split} file is given: add --{split} FILE" if split != "test" else _NO_TEST)
+            raise InputError(f"no {split} file is given: add --{split} FILE")
         path = Path(given)
         if not path.is_file():
             raise InputError(
@@ -180,9 +180,6 @@ def _path(task: Task, source: DataSource, split: Split) -> Path:
     return path
 
 
-_NO_TEST = "no test file is given: put test.tsv into a directory in the GLUE layout and give --data DIR"
-
-
 def _read_file(task: Task, source: DataSource, split: Split, cache_dir: Path | None) -> tuple[RawRows, str, str]:
     path = _path(task, source, split)
     named = bool(source.text_columns) or source.label_column is not None
@@ -190,7 +187,10 @@ def _read_file(task: Task, source: DataSource, split: Split, cache_dir: Path | N
     text_columns = source.text_columns or task.text_columns
     label_column = source.label_column or task.label_column
     form = [FORMAT_VERSION, path.suffix, text_columns, label_column, headerless, split == "test"]
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
 
     def build(folder: Path) -> None:
@@ -281,8 +281,8 @@ def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, s
     for column in (*text_columns, *([label_column] if split != "test" else [])):
         if column not in records[0]:
             there = ", ".join(map(repr, records[0]))
-            raise InputError(f"{where}: no feature {column!r}; there are {there}: name yours with --text-columns and "
-                             "--label-column")  # fmt: skip
+            how_to = "name yours with --text-columns and --label-column"
+            raise InputError(f"{where}: no feature {column!r}; there are {there}: {how_to}")
     for column in text_columns:
         if not isinstance(records[0][column], bytes):
             raise InputError(f"{where}: feature {column!r} is not text: name another with --text-columns")

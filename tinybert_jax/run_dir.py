@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,20 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 
 def check_out(out: Path, resume: bool) -> None:
-    """Refuse an output directory that would be overwritten, or that holds nothing to resume.
+    """Refuse an output directory that would be overwritten, cannot be written, or holds nothing to resume.
 
     Raises:
-        InputError: says which of the two, and what to do.
+        InputError: says which of these, and what to do.
     """
     if resume and not (out / "experiment.json").is_file():
         raise InputError(f"{out}: holds no run to resume (no experiment.json); leave --resume out to start one")
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out, or continue that run with --resume")
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(
+            f"{out}: cannot be written: {parent} is {'read-only' if parent.is_dir() else 'not a directory'}"
+        )
 
 
 def create(out: Path, experiment: Experiment, inputs: Inputs) -> None:
@@ -64,8 +70,8 @@ def describe(experiment: Experiment, inputs: Inputs) -> dict[str, Any]:
     """What `experiment.json` holds: all that the result depends on."""
     described = {
         "experiment": dataclasses.asdict(experiment),
-        "data": {"train": inputs.train.fingerprint, "dev": inputs.dev.fingerprint},
-        "devices": {"kind": jax.devices()[0].device_kind, "count": 1},
+        "fingerprints": inputs.fingerprints,
+        "devices": {"kind": jax.devices()[0].device_kind, "count": 1},  # the mesh is of one device so far
         "versions": {name: _version(name) for name in PACKAGES},
     }
     return json.loads(json.dumps(described))  # tuples become lists, as they will be read back
@@ -122,6 +128,8 @@ def write_model_card(
 ) -> None:
     """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
+    if not scores:
+        rows = ["| its head is not trained yet | - | - |"]
     taught = f", distilled from `{experiment.teacher}`" if experiment.teacher else ""
     text = f"""---
 library_name: transformers
@@ -138,10 +146,11 @@ method in JAX.
 {chr(10).join(rows)}
 
 ```python
-from transformers import pipeline
-classify = pipeline("text-classification", "{student.absolute()}")
-print(classify("A text to classify."))
+import tinybert_jax as tb
+predict = tb.load_predictor("this directory")
+print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs
 ```
+`transformers` loads it too: `AutoModelForSequenceClassification.from_pretrained("this directory")`.
 
 ## Recipe
 ```json

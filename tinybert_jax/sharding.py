@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tinybert_jax.config import Batch
@@ -41,7 +40,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1, devices: Sequence[An
             f"a mesh of data={data}, fsdp={fsdp}, model={model} needs {wanted} devices; found {len(found)}"
         )
     # Linen's Embed raises on the Explicit axes that are jax.make_mesh's default
-    return Mesh(np.array(found[:wanted]).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((data, fsdp, model), AXES, axis_types=types, devices=found[:wanted])
 
 
 def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
@@ -57,7 +57,7 @@ def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
                 return NamedSharding(mesh, PartitionSpec(*fitted))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+    return jax.tree.map_with_path(leaf_sharding, tree)
 
 
 def batch_shardings(mesh: Mesh) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -14,15 +15,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax import data, distill, hf, metrics, optim, run_dir, tasks
 from tinybert_jax.checkpoint import Checkpoints
-from tinybert_jax.config import Experiment, InputError, Params, Stage
+from tinybert_jax.config import BertConfig, Experiment, InputError, Params, Stage
 from tinybert_jax.inputs import Inputs, initial_params, load_inputs
 from tinybert_jax.model import BertForSequenceClassification
 from tinybert_jax.predict import predict_logits
-from tinybert_jax.sharding import make_mesh
+from tinybert_jax.sharding import make_mesh, tree_shardings
 from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
 
 LOG_EVERY = 10  # steps
@@ -34,12 +36,15 @@ class Stopped(Exception):
 
 
 class Diverged(Exception):
-    """The loss or the gradient was not finite; the last checkpoint is sound."""
+    """The loss, the gradient or the parameters are not finite; the checkpoints are sound."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave: the model's directory, and its and its teacher's scores on the dev set."""
+    """What a run gave: the model's directory, and its and its teacher's scores on the dev set.
+
+    `scores` is empty after a Transformer stage alone, which trains no head. `teacher_scores` is None without a teacher.
+    """
 
     directory: Path
     scores: dict[str, float]
@@ -58,7 +63,7 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
         InputError: something the experiment names is missing, damaged or does not fit; the teacher is at chance; `out`
             exists, or, with `resume`, holds another run.
         Stopped: SIGINT or SIGTERM came; the state is saved.
-        Diverged: the loss or the gradient became infinite or NaN.
+        Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
     out = Path(out)
     run_dir.check_out(out, resume)
@@ -68,8 +73,11 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
     if resume:
         run_dir.check_same(out, experiment, inputs)
     mesh = make_mesh()
-    taught = any(stage.objective != "supervised" for stage in experiment.stages)
-    teacher_scores = _score_teacher(experiment, inputs, mesh) if taught else None
+    teacher_params: Params = {}
+    teacher_scores = None
+    if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
+        teacher_params = jax.device_put(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+        teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
     if not resume:
         run_dir.create(out, experiment, inputs)
     params = initial_params(inputs, experiment.seed)
@@ -79,12 +87,18 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
         logits = predict_logits(
             predict_step, params, inputs.dev, EVAL_BATCH_SIZE, inputs.buckets, inputs.config.pad_token_id
         )
-        return tasks.score(inputs.task, logits, inputs.dev.labels)
+        if not np.isfinite(logits).all():
+            raise Diverged("the model's outputs are not finite")
+        return tasks.score(inputs.task, logits, inputs.dev.labels, inputs.config.id2label)
 
     for index in range(len(experiment.stages)):
-        params = _train_stage(experiment, index, inputs, params, score, mesh, out)
-    scores = score(params)
+        params = _train_stage(experiment, index, inputs, params, teacher_params, score, mesh, out)
+    trained_head = any(stage.objective != "transformer" for stage in experiment.stages) or inputs.keep_classifier
+    scores = score(params) if trained_head else {}
     student = out / "student"
+    inputs.tokenizer.model_max_length = (
+        experiment.max_length
+    )  # `predict` and `transformers` cut there, as training did
     hf.save_hf(student, inputs.config, params, inputs.tokenizer)
     run_dir.write_model_card(student, experiment, inputs.config, params, scores, teacher_scores)
     return Result(student, scores, teacher_scores)
@@ -102,20 +116,20 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> dist
     Raises:
         InputError: teacher and student do not fit each other.
     """
-    if stage.objective == "supervised" or inputs.teacher_config is None:
+    if stage.objective == "supervised":
         return distill.supervised_objective(inputs.config)
+    assert inputs.teacher is not None, "Experiment asks for a teacher where a stage distils"
+    teacher = inputs.teacher.config
     if stage.objective == "transformer":
-        return distill.transformer_objective(
-            inputs.config, inputs.teacher_config, experiment.layer_map, experiment.preset
-        )
-    return distill.prediction_objective(inputs.config, inputs.teacher_config, experiment.preset)
+        return distill.transformer_objective(inputs.config, teacher, experiment.layer_map, experiment.preset)
+    return distill.prediction_objective(inputs.config, teacher, experiment.preset)
 
 
-def _score_teacher(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> dict[str, float]:
+def _score_teacher(
+    experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
+) -> dict[str, float]:
     """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing."""
-    config, params, dev = inputs.teacher_config, inputs.teacher_params, inputs.dev
-    assert config is not None
-    assert params is not None
+    dev = inputs.dev
     step = make_predict_step(BertForSequenceClassification(config), mesh, params)
     logits = predict_logits(step, params, dev, EVAL_BATCH_SIZE, inputs.buckets, config.pad_token_id)
     if inputs.task.is_regression:
@@ -127,7 +141,7 @@ def _score_teacher(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> dict[s
             f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
             f" labels {correlation:.3f}); fine-tune it on this task first, or check its label order {config.id2label}"
         )
-    return tasks.score(inputs.task, logits, dev.labels)
+    return tasks.score(inputs.task, logits, dev.labels, config.id2label)
 
 
 def _train_stage(
@@ -135,6 +149,7 @@ def _train_stage(
     index: int,
     inputs: Inputs,
     params: Params,
+    teacher_params: Params,
     score: Callable[[Params], dict[str, float]],
     mesh: Mesh,
     out: Path,
@@ -146,16 +161,16 @@ def _train_stage(
     optimizer = optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
     total = stage_steps(stage, len(inputs.train))
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
-    # an integer per use: stages share no randomness, and none depends on how many came before
+    # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
     init_key, dropout_key = (jax.random.fold_in(jax.random.key(experiment.seed), 2 * index + i) for i in (1, 2))
     state = create_state(objective.init(init_key, params), optimizer, dropout_key, mesh)
     checkpoints = Checkpoints(out / "checkpoints" / name)
-    state = checkpoints.restore(state) or state
+    restored = checkpoints.restore(state)
+    state = state if restored is None else restored
     log = run_dir.MetricsLog(out, name, int(state.step))
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective != "transformer"
     evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(inputs.train), stage.batch_size)
-    teacher_params = inputs.teacher_params or {}
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
     batches = data.train_batches(
         inputs.train,
@@ -174,8 +189,9 @@ def _train_stage(
                 if running is not None:
                     _log_step(log, bar, *running)
                 running = step, numbers
+                stopping = bool(stop)  # once: a signal between two readings would stop without saving
                 score_now = scored and (step % evaluate_every == 0 or step == total)
-                if score_now or stop or step % experiment.checkpoint_every == 0 or step == total:
+                if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
                     _log_step(log, bar, *running)  # raises before a state that is not finite is saved
                     running, selection = None, None
                     if score_now:
@@ -187,7 +203,7 @@ def _train_stage(
                             best = jax.tree.map(jnp.copy, state.params)
                             state = state._replace(best_metric=jnp.float32(selection), best_params=best)
                     checkpoints.save(step, state, selection)
-                if stop:
+                if stopping:
                     raise Stopped(
                         f"stopped in stage {name} after step {step} of {total}; everything is saved in {out}"
                     )
@@ -204,14 +220,15 @@ def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, j
         Diverged: the loss or the gradient is not finite.
     """
     values = {name: float(value) for name, value in jax.device_get(numbers).items()}
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+    watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
+    if not all(math.isfinite(value) for value in watched.values()):
+        found = ", ".join(f"{name} is {value}" for name, value in watched.items())
         raise Diverged(
-            f"step {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']};"
-            " the checkpoints before it are sound. Lower the learning rate"
+            f"step {step}: {found}; the checkpoints before it are sound. Start a new --out with a lower learning rate"
         )
     bar.update()
     if step % LOG_EVERY == 0 or step == bar.total:
-        bar.set_description(f"{bar.desc.split(':')[0]}: loss {values['loss']:.4f}")
+        bar.set_postfix(loss=f"{values['loss']:.4f}")
         log.write(step, values)
 
 
@@ -232,7 +249,7 @@ def stop_requests() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        print("\nstopping after this step; once more to end at once", file=sys.stderr)
+        os.write(2, b"\nstopping after this step; once more to end at once\n")  # print is not reentrant
 
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield received

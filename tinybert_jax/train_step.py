@@ -56,7 +56,8 @@ def make_train_step(
         state: of the shapes and shardings that will be trained.
         teacher_params: of the shapes that will be passed; anything, where the objective has no teacher.
 
-    Metrics are the objective's, and `learning_rate` and `gradient_norm`; scalars, still on the device.
+    Metrics are the objective's, and `learning_rate`, `gradient_norm` and `parameter_norm` (after the update); scalars,
+    still on the device.
     """
 
     def step(
@@ -68,8 +69,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         learning_rate = hyper.learning_rate * schedule(state.step)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        metrics |= {"learning_rate": learning_rate, "gradient_norm": optax.tree.norm(grads)}
-        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, metrics | {"learning_rate": learning_rate} | norms
 
     shardings = tree_shardings(mesh, state)
     teacher_shardings = tree_shardings(mesh, teacher_params)
