@@ -51,7 +51,7 @@ REFUSED = {
     "experiment(compute_dtype='float16')": "compute_dtype is 'float16'; it must be one of float32, bfloat16",
     "experiment(seed=-1)": "seed is -1; it must not be negative",
     "experiment(checkpoint_every=0)": "checkpoint_every is 0; it must be at least 1",
-    "tb.DataSource(data='d', text_columns=('a', 'b', 'c'))": "text_columns are a, b, c; BERT reads one text, or a pair",
+    "tb.DataSource('d', text_columns=('a', 'b', 'c'))": "text_columns are a, b, c; BERT reads one text, or a pair",
 }
 
 

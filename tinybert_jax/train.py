@@ -43,7 +43,7 @@ class Diverged(Exception):
 class Result:
     """What a run gave: the model's directory, and its and its teacher's scores on the dev set.
 
-    `scores` is empty after a Transformer stage alone, which trains no head. `teacher_scores` is None without a teacher.
+    `scores` is empty after a Transformer stage alone, which trains no head; `teacher_scores`, without a teacher, None.
     """
 
     directory: Path
