@@ -173,10 +173,10 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
         )
     pretrained = pretrained_teacher()
     max_length = 32 if quick else 64
-    write_reviews(out / "data", 1280 if quick else None, 200 if quick else None)
+    write_reviews(out / "data", 1600 if quick else None, 200 if quick else None)
     source = tb.DataSource(data=str(out / "data"))
     # epochs of: the teacher, intermediate distillation, prediction distillation
-    teacher_epochs, transformer_epochs, prediction_epochs = (1, 1, 1) if quick else (2, 4, 3)
+    teacher_epochs, transformer_epochs, prediction_epochs = (2, 1, 1) if quick else (2, 4, 3)
 
     def trained(name: str, title: str, model: str, stages: tuple[tb.Stage, ...], teacher: str | None) -> Path:
         print(f"\n{title}", flush=True)
