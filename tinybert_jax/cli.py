@@ -70,7 +70,8 @@ def finetune(
 
     Args:
         model: a Hugging Face directory or hub id.
-        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, classification, regression.
+        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli,
+            classification, regression.
         source: where the rows are.
         out: directory of the run; the model is written to OUT/student.
         epochs: passes over the training rows.
@@ -136,7 +137,8 @@ def distill(
     Args:
         teacher: a fine-tuned classifier or regressor: Hugging Face directory or hub id.
         student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d, or a directory to start from.
-        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, classification, regression.
+        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli,
+            classification, regression.
         source: where the rows are.
         out: directory of the run; the student is written to OUT/student.
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
@@ -210,7 +212,8 @@ def evaluate(
 
     Args:
         model: a Hugging Face directory or hub id.
-        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, classification, regression.
+        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli,
+            classification, regression.
         source: where the rows are.
         split: which of the source's splits; a test split without labels needs --predictions.
         max_length: tokens a row; longer ones are cut; default: what the model was trained with.

@@ -96,9 +96,8 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
     trained_head = any(stage.objective != "transformer" for stage in experiment.stages) or inputs.keep_classifier
     scores = score(params) if trained_head else {}
     student = out / "student"
-    inputs.tokenizer.model_max_length = (
-        experiment.max_length
-    )  # `predict` and `transformers` cut there, as training did
+    # where training cut the texts, `predict` and `transformers` cut them
+    inputs.tokenizer.model_max_length = experiment.max_length
     hf.save_hf(student, inputs.config, params, inputs.tokenizer)
     run_dir.write_model_card(student, experiment, inputs.config, params, scores, teacher_scores)
     return Result(student, scores, teacher_scores)
@@ -217,7 +216,7 @@ def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, j
     """Fetch a step's numbers, show and log them.
 
     Raises:
-        Diverged: the loss or the gradient is not finite.
+        Diverged: the loss, the gradient or the updated parameters are not finite.
     """
     values = {name: float(value) for name, value in jax.device_get(numbers).items()}
     watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
@@ -228,7 +227,7 @@ def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, j
         )
     bar.update()
     if step % LOG_EVERY == 0 or step == bar.total:
-        bar.set_postfix(loss=f"{values['loss']:.4f}")
+        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         log.write(step, values)
 
 

@@ -23,8 +23,25 @@ from tinybert_jax.train_step import create_state, make_predict_step, make_train_
 
 TEACHER = BertConfig()
 STUDENT = student_config("tinybert-4l-312d", TEACHER)
-LOAD = os.getloadavg()[0]  # before our own work: a busy machine slows PyTorch's threads by far more than ours
+STAT = Path("/proc/stat")
 PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
+
+
+def busy_share() -> float:
+    """The share of the machine's processors that other work keeps busy, over one second; 0 where it cannot be read."""
+    if not STAT.is_file():
+        return 0.0
+
+    def jiffies() -> np.ndarray:
+        return np.array(STAT.read_text().split("\n", 1)[0].split()[1:9], float)
+
+    before = jiffies()
+    time.sleep(1)
+    spent = jiffies() - before
+    return 1 - float(spent[3] / spent.sum())  # the fourth is idle
+
+
+BUSY = busy_share()  # before our own work: a busy machine slows PyTorch's threads by far more than ours
 
 
 def our_intermediate_step(teacher: BertConfig, student: BertConfig, unroll: int = 1) -> Callable[[Batch], None]:
@@ -88,9 +105,9 @@ def report(benchmark: str, numbers: Mapping[str, Any], file: Path | None) -> Non
     for name, value in numbers.items():
         print(f"{name:40} {value:.3g}" if isinstance(value, float) else f"{name:40} {value}")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "transformers")}
-    machine = {"cpus": os.cpu_count(), "device": jax.devices()[0].device_kind, "load_before": LOAD}
-    if LOAD > 0.5:
-        print(f"the machine was busy (load {LOAD:.1f}): do not quote these numbers")
+    machine = {"cpus": os.cpu_count(), "device": jax.devices()[0].device_kind, "busy_before": BUSY}
+    if BUSY > 0.1:
+        print(f"the machine was busy before ({BUSY:.0%} of it): do not quote these numbers")
     if file is not None:
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"benchmark": benchmark, **numbers, **machine, **versions}) + "\n")
