@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinybert_jax.config import DataSource, Experiment, InputError, Preset, Stage
+from tinybert_jax.config import ComputeDtype, DataSource, Experiment, InputError, LayerMap, Preset, Stage
 
 Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
-Dtype = Literal["float32", "bfloat16"]
 
 
 def run(
@@ -62,7 +61,7 @@ def finetune(
     max_length: int | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int = 500,
-    compute_dtype: Dtype = "float32",
+    compute_dtype: ComputeDtype = "float32",
     seed: int = 0,
     resume: bool = False,
 ) -> None:
@@ -116,7 +115,7 @@ def distill(
     out: Path,
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
-    layer_map: Literal["uniform", "top", "bottom"] | tuple[int, ...] = "uniform",
+    layer_map: LayerMap = "uniform",
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
     transformer_learning_rate: float | None = None,
@@ -128,7 +127,7 @@ def distill(
     max_length: int | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int = 500,
-    compute_dtype: Dtype = "float32",
+    compute_dtype: ComputeDtype = "float32",
     seed: int = 0,
     resume: bool = False,
 ) -> None:
@@ -170,7 +169,9 @@ def distill(
         epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
         max_steps=transformer_steps,
         batch_size=batch_size,
-        learning_rate=transformer_learning_rate or recipe.intermediate_learning_rate,
+        learning_rate=(
+            recipe.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
+        ),
         schedule="constant",
     )
     second = Stage(
@@ -178,7 +179,9 @@ def distill(
         epochs=recipe.prediction_epochs if prediction_epochs is None else prediction_epochs,
         max_steps=prediction_steps,
         batch_size=batch_size,
-        learning_rate=prediction_learning_rate or recipe.prediction_learning_rate,
+        learning_rate=recipe.prediction_learning_rate
+        if prediction_learning_rate is None
+        else prediction_learning_rate,
         temperature=temperature,
         evaluate_every=evaluate_every,
     )

@@ -14,7 +14,7 @@ from tinybert_jax import data, hf
 from tinybert_jax.config import STUDENTS, BertConfig, Experiment, InputError, Params, student_config
 from tinybert_jax.data import Tokens
 from tinybert_jax.model import BertForSequenceClassification, init_params
-from tinybert_jax.predict import check_classifier
+from tinybert_jax.predict import check_classifier, check_positions
 from tinybert_jax.rows import Rows, read_rows
 from tinybert_jax.tasks import Task, get_task
 
@@ -65,11 +65,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
                     f"{experiment.model} and {experiment.teacher} have different vocabularies;"
                     " a student must read the token ids of its teacher"
                 )
-    if config.max_position_embeddings < experiment.max_length:
-        raise InputError(
-            f"{experiment.model}: has {config.max_position_embeddings} positions,"
-            f" fewer than max_length {experiment.max_length}"
-        )
+    check_positions(experiment.model, config, experiment.max_length)
     train, dev = _read_splits(experiment, task, config, teacher)
     if len(train.texts[0]) > config.type_vocab_size:
         raise InputError(

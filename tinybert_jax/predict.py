@@ -110,5 +110,14 @@ def check_classifier(name: str, config: BertConfig, params: Params, max_length: 
     """
     if "classifier" not in params or "pooler" not in params["bert"]:
         raise InputError(f"{name}: holds no sequence classifier; fine-tune it first: tinybert finetune --model {name}")
+    check_positions(name, config, max_length)
+
+
+def check_positions(name: str, config: BertConfig, max_length: int) -> None:
+    """Refuse a model that has fewer positions than `max_length`.
+
+    Raises:
+        InputError: it has fewer.
+    """
     if config.max_position_embeddings < max_length:
         raise InputError(f"{name}: has {config.max_position_embeddings} positions, fewer than max_length {max_length}")
