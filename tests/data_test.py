@@ -12,7 +12,6 @@ from tinybert_jax.data import (
     bucket_lengths,
     epoch_plan,
     eval_batches,
-    make_batch,
     steps_per_epoch,
     tokenize,
     tokenizer_fingerprint,
@@ -57,7 +56,7 @@ def make_tokens(n, seed=0, longest=24):
 def test_batches_hold_what_the_tokenizer_gives(tokenizer, tmp_path, pair, max_length):
     rows = make_rows(30, pair)
     tokens = tokenize(rows, tokenizer, max_length, tmp_path)
-    batch = make_batch(tokens, np.arange(30, dtype=np.int32), max_length, tokenizer.pad_token_id)
+    batch = tokens.batch(np.arange(30, dtype=np.int32), max_length)
     texts = [list(column) for column in zip(*rows.texts, strict=True)]
     expected = tokenizer(
         *texts, truncation="longest_first", max_length=max_length, padding="max_length", return_tensors="np"
@@ -201,12 +200,12 @@ def test_a_row_longer_than_every_bucket_is_refused():
     with pytest.raises(ValueError, match="a row has 30 tokens; the longest bucket is 24"):
         epoch_plan(np.array([3, 30]), 2, BUCKETS, 0, 0)
     with pytest.raises(ValueError, match="a row of 24 tokens does not fit into 16"):
-        make_batch(make_tokens(200), np.arange(200), 16, 0)
+        make_tokens(200).batch(np.arange(200), 16)
 
 
 def test_filler_rows_have_no_token_label_or_weight():
     tokens = make_tokens(4)
-    batch = make_batch(tokens, np.array([2, -1, 0, -1], np.int32), 24, pad_token_id=99)
+    batch = dataclasses.replace(tokens, pad_token_id=99).batch(np.array([2, -1, 0, -1], np.int32), 24)
     assert batch.example_mask.tolist() == [1, 0, 1, 0]
     assert batch.labels.tolist() == [3, 0, 1, 0]
     assert batch.attention_mask.sum(axis=1).tolist() == [tokens.lengths[2], 0, tokens.lengths[0], 0]
@@ -221,10 +220,10 @@ def equal(left, right):
 
 def test_a_run_that_continues_sees_the_batches_of_an_unbroken_one():
     tokens = make_tokens(100)
-    whole = list(train_batches(tokens, 8, BUCKETS, 5, 0, 40, 0))  # three epochs of 13 steps, and one step more
+    whole = list(train_batches(tokens, 8, BUCKETS, 5, 0, 40))  # three epochs of 13 steps, and one step more
     assert len(whole) == 40
     for start in (1, 12, 13, 39):
-        rest = list(train_batches(tokens, 8, BUCKETS, 5, start, 40, 0))
+        rest = list(train_batches(tokens, 8, BUCKETS, 5, start, 40))
         assert len(rest) == 40 - start
         assert all(map(equal, rest, whole[start:]))
 
@@ -232,19 +231,19 @@ def test_a_run_that_continues_sees_the_batches_of_an_unbroken_one():
 def test_train_batches_follow_the_plan_of_each_epoch():
     tokens = make_tokens(100)
     steps = steps_per_epoch(100, 8)
-    batches = list(train_batches(tokens, 8, BUCKETS, 5, 0, 3 * steps, 0))
+    batches = list(train_batches(tokens, 8, BUCKETS, 5, 0, 3 * steps))
     for epoch in range(3):
         table, padded = epoch_plan(tokens.lengths, 8, BUCKETS, 5, epoch)
         for i in range(steps):
-            assert equal(batches[epoch * steps + i], make_batch(tokens, table[i], int(padded[i]), 0))
+            assert equal(batches[epoch * steps + i], tokens.batch(table[i], int(padded[i])))
 
 
 def test_no_steps_give_no_batches():
-    assert list(train_batches(make_tokens(10), 8, BUCKETS, 0, 3, 3, 0)) == []
+    assert list(train_batches(make_tokens(10), 8, BUCKETS, 0, 3, 3)) == []
 
 
 def test_an_iterator_may_be_left_before_its_end():
-    batches = train_batches(make_tokens(100), 8, BUCKETS, 0, 0, 10_000, 0)
+    batches = train_batches(make_tokens(100), 8, BUCKETS, 0, 0, 10_000)
     assert next(batches).input_ids.shape[0] == 8
     del batches
 
@@ -254,7 +253,7 @@ def test_evaluation_covers_every_row_once_and_can_be_put_back_in_order(n):
     tokens = make_tokens(n)
     labels = np.zeros(n)
     shapes = []
-    for rows, batch in eval_batches(tokens, 8, BUCKETS, 0):
+    for rows, batch in eval_batches(tokens, 8, BUCKETS):
         real = rows >= 0
         np.testing.assert_array_equal(batch.example_mask, real)
         labels[rows[real]] += batch.labels[real]

@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 Params = dict[str, Any]  # a nested dict of arrays
 Preset = Literal["default", "paper", "official"]
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
-StageName = Literal["supervised", "transformer", "prediction"]
+Head = Literal["encoder", "sequence", "tokens", "span", "masked_lm"]
+StageName = Literal["supervised", "masked_lm", "transformer", "prediction"]
+Start = Literal["random", "copy", "spectral"]
 ScheduleName = Literal["constant", "linear"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -31,14 +33,20 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
 
 
 class Batch(NamedTuple):
-    """One global batch. `labels` are class ids, or float targets in regression; 0 in `example_mask` marks a row that
-    only fills the batch. Every mean over examples divides by the sum of `example_mask`."""
+    """One global batch. 0 in `example_mask` marks a row that only fills the batch; every mean over examples divides by
+    the sum of `example_mask`.
+
+    `labels` are class ids or float targets [b]; first and last token of an answer [b, 2]; or a class or token id per
+    token [b, q], -1 where none counts. `teacher_inputs` are the first three fields in the teacher's own vocabulary,
+    where it has another one.
+    """
 
     input_ids: Any  # int32 [b, q]
     attention_mask: Any  # int32 [b, q], 1 on real tokens
     token_type_ids: Any  # int32 [b, q]
-    labels: Any  # int32 or float32 [b]
+    labels: Any  # int32 or float32 [b], int32 [b, 2] or [b, q]
     example_mask: Any  # float32 [b]
+    teacher_inputs: tuple[Any, Any, Any] | None = None  # int32 [b, k], k not always q
 
 
 class Hyper(NamedTuple):
@@ -199,6 +207,31 @@ class DataSource:
 
 
 @dataclass(frozen=True)
+class CorpusSource:
+    """Raw text for general distillation and masked-LM training, and how it is cut into sequences.
+
+    Raises:
+        InputError: no file is given, or a probability lies outside [0, 1].
+    """
+
+    files: tuple[str, ...]  # UTF-8 text, .gz too; or one directory of shards that were built before
+    one_document_per_line: bool = False  # else documents are separated by blank lines
+    pairs: bool = False  # half of the sequences are A and its continuation B, half A and a random B, as BERT's were
+    short_sequence_probability: float = 0.1  # of a sequence that is cut to a random shorter length
+    processes: int = 1  # that build the shards; the shards do not depend on it
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise InputError("a corpus needs at least one text file: give --corpus FILE")
+        if not 0 <= self.short_sequence_probability <= 1:
+            raise InputError(
+                f"short_sequence_probability is {self.short_sequence_probability}; it must be in [0, 1]"
+            )
+        if self.processes < 1:
+            raise InputError(f"processes is {self.processes}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class Stage:
     """One call of the training loop: what it minimises, for how long, how fast."""
 
@@ -214,6 +247,8 @@ class Stage:
     embedding_weight: float = 1.0
     attention_weight: float = 1.0
     hidden_weight: float = 1.0
+    masking_probability: float = 0.15  # of a token in `masked_lm`; in the other stages nothing is masked
+    accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
     evaluate_every: int | None = None  # steps; None: after every epoch
 
     def __post_init__(self) -> None:
@@ -228,6 +263,12 @@ class Stage:
         for name in ("weight_decay", "embedding_weight", "attention_weight", "hidden_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
+            raise InputError(
+                f"accumulation_steps {self.accumulation_steps} does not divide the batch size {self.batch_size}"
+            )
+        if not 0 < self.masking_probability < 1:
+            raise InputError(f"masking_probability is {self.masking_probability}; it must be between 0 and 1")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
 
@@ -240,13 +281,15 @@ class Stage:
 class Experiment:
     """Everything that determines a run's result, beside the data itself and the device count."""
 
-    task: str
-    source: DataSource
+    task: str  # a row of the task table; "corpus" for general distillation and masked-LM training
+    source: DataSource | CorpusSource
     model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset
     stages: tuple[Stage, ...]
     teacher: str | None = None  # a Hugging Face directory or hub id
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
+    start: Start = "random"  # where a student preset starts
+    augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
     checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
@@ -259,7 +302,17 @@ class Experiment:
             _check_choice("layer_map", self.layer_map, get_args(LayerMap)[0])
         if not self.stages:
             raise InputError("an experiment needs at least one stage")
-        if any(stage.objective != "supervised" for stage in self.stages) and self.teacher is None:
+        _check_choice("start", self.start, Start)
+        corpus = isinstance(self.source, CorpusSource)
+        if corpus != (self.task == "corpus"):
+            raise InputError(f"task {self.task!r} and a {type(self.source).__name__} do not go together")
+        allowed = {"masked_lm", "transformer"} if corpus else {"supervised", "transformer", "prediction"}
+        for stage in self.stages:
+            if stage.objective not in allowed:
+                raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
+        if self.start != "random" and self.model not in STUDENTS:
+            raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
+        if any(stage.objective in ("transformer", "prediction") for stage in self.stages) and self.teacher is None:
             raise InputError("the stages 'transformer' and 'prediction' need a teacher: give --teacher DIR")
         if self.model in STUDENTS and self.teacher is None:
             raise InputError(f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR")

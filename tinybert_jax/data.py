@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,23 @@ from tinybert_jax.rows import Rows, cache_folder, cached
 FORMAT_VERSION = 1  # of the cached tokens; count it up when the same rows would give other tokens
 TOKENIZE_AT_ONCE = 1000  # rows
 PROGRESS_FROM = 10_000  # rows; fewer are done before a bar would be read
+
+
+class Examples(Protocol):
+    """What a stage trains on: n rows, whose batches are a pure function of their numbers and the epoch."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, int [n]: the most that the row can have in any epoch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that determines the rows, labels' names apart."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
+        """The batch of the given rows, -1 for filler, padded to `length`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +48,9 @@ class Tokens:
     input_ids: np.ndarray  # int32 [sum of lengths]
     offsets: np.ndarray  # int64 [n + 1]
     pair_starts: np.ndarray  # int32 [n]
-    labels: np.ndarray  # int32 or float32 [n]; zeros where the rows have none
+    labels: np.ndarray  # [n], zeros where there are none; answers [n, 2]; or one per token, as `input_ids`
     fingerprint: str
+    pad_token_id: int = 0
 
     @property
     def lengths(self) -> np.ndarray:
@@ -41,6 +59,38 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.pair_starts)
+
+    def batch(self, rows: np.ndarray, length: int, epoch: int = 0) -> Batch:
+        """The batch of the given rows; the same in every epoch.
+
+        Args:
+            rows: row numbers [b]; -1 gives a filler row, with all masks 0.
+            length: tokens to pad to, q.
+            epoch: is not read.
+
+        Returns:
+            A `Batch` of numpy arrays [b, q] and [b]; `labels` [b], [b, 2], or, one per token, [b, q], -1 on padding.
+        """
+        real = rows >= 0
+        row = np.where(real, rows, 0)
+        lengths = np.where(real, self.offsets[row + 1] - self.offsets[row], 0)
+        if lengths.max(initial=0) > length:
+            raise ValueError(f"a row of {lengths.max()} tokens does not fit into {length}")
+        position = np.arange(length)
+        mask = position < lengths[:, None]
+        at = np.where(mask, self.offsets[row][:, None] + position, 0)
+        if len(self.labels) == len(self):
+            kept = real.reshape(-1, *[1] * (self.labels.ndim - 1))
+            labels = np.where(kept, self.labels[row], 0)
+        else:
+            labels = np.where(mask, self.labels[at], -1)
+        return Batch(
+            input_ids=np.where(mask, self.input_ids[at], self.pad_token_id).astype(np.int32),
+            attention_mask=mask.astype(np.int32),
+            token_type_ids=(mask & (position >= self.pair_starts[row][:, None])).astype(np.int32),
+            labels=labels.astype(self.labels.dtype),
+            example_mask=real.astype(np.float32),
+        )
 
 
 def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None = None) -> Tokens:
@@ -70,7 +120,7 @@ def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None
     labels = rows.labels
     if labels is None:
         labels = np.zeros(len(rows.texts), np.int32 if rows.label_names else np.float32)
-    return Tokens(**arrays, labels=labels, fingerprint=fingerprint)
+    return Tokens(**arrays, labels=labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -85,7 +135,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def encode(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Tokens:
     """As `tokenize`, for texts at hand: nothing is cached, and the labels are zeros."""
     labels = np.zeros(len(texts), np.int32)
-    return Tokens(**_encode(texts, tokenizer, max_length), labels=labels, fingerprint="")
+    arrays = _encode(texts, tokenizer, max_length)
+    return Tokens(**arrays, labels=labels, fingerprint="", pad_token_id=tokenizer.pad_token_id)
 
 
 def _encode(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
@@ -176,44 +227,8 @@ def _cut(
     return table.reshape(steps, batch_size), padded
 
 
-def make_batch(tokens: Tokens, rows: np.ndarray, length: int, pad_token_id: int) -> Batch:
-    """The batch of the given rows.
-
-    Args:
-        tokens: all rows.
-        rows: row numbers [b]; -1 gives a filler row, with all masks 0.
-        length: tokens to pad to, q.
-        pad_token_id: fills `input_ids`.
-
-    Returns:
-        A `Batch` of numpy arrays [b, q] and [b].
-    """
-    real = rows >= 0
-    row = np.where(real, rows, 0)
-    lengths = np.where(real, tokens.offsets[row + 1] - tokens.offsets[row], 0)
-    if lengths.max(initial=0) > length:
-        raise ValueError(f"a row of {lengths.max()} tokens does not fit into {length}")
-    position = np.arange(length)
-    mask = position < lengths[:, None]
-    at = np.where(mask, tokens.offsets[row][:, None] + position, 0)
-    pair = mask & (position >= tokens.pair_starts[row][:, None])
-    return Batch(
-        input_ids=np.where(mask, tokens.input_ids[at], pad_token_id).astype(np.int32),
-        attention_mask=mask.astype(np.int32),
-        token_type_ids=pair.astype(np.int32),
-        labels=np.where(real, tokens.labels[row], 0).astype(tokens.labels.dtype),
-        example_mask=real.astype(np.float32),
-    )
-
-
 def train_batches(
-    tokens: Tokens,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    seed: int,
-    start_step: int,
-    stop_step: int,
-    pad_token_id: int,
+    examples: Examples, batch_size: int, buckets: tuple[int, ...], seed: int, start_step: int, stop_step: int
 ) -> Iterator[Batch]:
     """The batches of the steps `start_step` to `stop_step - 1`, made ahead in threads.
 
@@ -221,8 +236,8 @@ def train_batches(
     """
     import grain
 
-    steps = steps_per_epoch(len(tokens), batch_size)
-    lengths = tokens.lengths
+    steps = steps_per_epoch(len(examples), batch_size)
+    lengths = examples.lengths
 
     @functools.lru_cache(maxsize=2)  # at the end of an epoch, threads already work on the next
     def plan(epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +245,7 @@ def train_batches(
 
     def batch(step: int) -> Batch:
         table, padded = plan(step // steps)
-        return make_batch(tokens, table[step % steps], int(padded[step % steps]), pad_token_id)
+        return examples.batch(table[step % steps], int(padded[step % steps]), step // steps)
 
     if start_step >= stop_step:
         return iter(())
@@ -239,7 +254,7 @@ def train_batches(
 
 
 def eval_batches(
-    tokens: Tokens, batch_size: int, buckets: tuple[int, ...], pad_token_id: int
+    tokens: Tokens, batch_size: int, buckets: tuple[int, ...]
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row once, shortest first, with the row numbers, int32 [batch_size], -1 for filler.
 
@@ -247,4 +262,4 @@ def eval_batches(
     """
     order = np.argsort(tokens.lengths, kind="stable")
     for rows, length in zip(*_cut(order, tokens.lengths, batch_size, buckets), strict=True):
-        yield rows, make_batch(tokens, rows, int(length), pad_token_id)
+        yield rows, tokens.batch(rows, int(length))

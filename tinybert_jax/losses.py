@@ -117,3 +117,62 @@ def squared_error(logits: Float[Array, "1"], target: Float[Array, ""]) -> Float[
     4.0
     """
     return jnp.square(logits.astype(jnp.float32)[0] - target)
+
+
+def token_cross_entropy(logits: Float[Array, "q c"], labels: Int[Array, "q"]) -> Float[Array, ""]:
+    """Mean cross-entropy over the tokens whose label is not negative, in nats.
+
+    >>> round(float(token_cross_entropy(jnp.zeros((3, 2)), jnp.array([1, -1, -1]))), 4)
+    0.6931
+    """
+    each = jax.vmap(cross_entropy)(logits, jnp.maximum(labels, 0))
+    return _mean(each, labels >= 0)
+
+
+def soft_token_cross_entropy(
+    student: Float[Array, "q c"],
+    teacher: Float[Array, "q c"],
+    mask: Num[Array, "q"],
+    temperature: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """Mean of `soft_cross_entropy` over the tokens that `mask` counts.
+
+    >>> round(float(soft_token_cross_entropy(jnp.zeros((2, 2)), jnp.ones((2, 2)), jnp.array([1, 0]))), 4)
+    0.6931
+    """
+    return _mean(jax.vmap(soft_cross_entropy, (0, 0, None))(student, teacher, temperature), mask)
+
+
+def span_cross_entropy(
+    logits: Float[Array, "q 2"], span: Int[Array, "2"], mask: Num[Array, "q"]
+) -> Float[Array, ""]:
+    """Mean of the cross-entropies of an answer's first and last token over the real positions, in nats.
+
+    >>> round(float(span_cross_entropy(jnp.zeros((4, 2)), jnp.array([0, 1]), jnp.array([1, 1, 0, 0]))), 4)
+    0.6931
+    """
+    start, end = _over_positions(logits, mask)
+    return (cross_entropy(start, span[0]) + cross_entropy(end, span[1])) / 2
+
+
+def soft_span_cross_entropy(
+    student: Float[Array, "q 2"],
+    teacher: Float[Array, "q 2"],
+    mask: Num[Array, "q"],
+    temperature: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """Mean of the `soft_cross_entropy` of an answer's first and of its last token over the real positions.
+
+    >>> zeros = jnp.zeros((4, 2))
+    >>> round(float(soft_span_cross_entropy(zeros, zeros, jnp.array([1, 1, 0, 0]))), 4)
+    0.6931
+    """
+    pairs = zip(_over_positions(student, mask), _over_positions(teacher, mask), strict=True)
+    first, last = (soft_cross_entropy(s, t, temperature) for s, t in pairs)
+    return (first + last) / 2
+
+
+def _over_positions(logits: Float[Array, "q 2"], mask: Num[Array, "q"]) -> tuple[Array, Array]:
+    """The logits of start and of end, each a distribution over positions without the padding."""
+    start, end = jnp.where(mask[:, None] > 0, logits.astype(jnp.float32), -1e9).T
+    return start, end

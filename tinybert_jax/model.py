@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from tinybert_jax.config import BertConfig, Params
+from tinybert_jax.config import BertConfig, Head, Params
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -321,6 +321,15 @@ class BertForMaskedLM(nn.Module):
         out = bert(*args, **kwargs)
         table = bert.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
         return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.last_hidden_state, table))
+
+
+HEADS: dict[Head, type[nn.Module]] = {
+    "encoder": BertModel,
+    "sequence": BertForSequenceClassification,
+    "tokens": BertForTokenClassification,
+    "span": BertForQuestionAnswering,
+    "masked_lm": BertForMaskedLM,
+}
 
 
 def classifier_dropout(config: BertConfig) -> float:

@@ -26,17 +26,22 @@ class Prediction(NamedTuple):
 
 
 def predict_logits(
-    step: Callable[..., Any], params: Params, tokens: Tokens, batch_size: int, buckets: tuple[int, ...], pad_id: int
+    step: Callable[..., Any], params: Params, tokens: Tokens, batch_size: int, buckets: tuple[int, ...]
 ) -> np.ndarray:
-    """Logits float32 [n, c] in the order of the rows, from a compiled `train_step.make_predict_step`."""
-    rows_of, outputs = [], []
-    for rows, batch in eval_batches(tokens, batch_size, buckets, pad_id):
-        rows_of.append(rows)
-        outputs.append(step(params, batch))  # dispatched; fetched below, so that batches overlap
-    order = np.concatenate(rows_of)
-    logits = np.concatenate([np.asarray(output) for output in outputs])
-    result = np.zeros((len(tokens), logits.shape[1]), np.float32)
-    result[order[order >= 0]] = logits[order >= 0]
+    """Logits float32 [n, c] in the order of the rows, from a compiled `train_step.make_predict_step`.
+
+    Of heads that label tokens, [n, q, c] with q the longest bucket; what lies behind a row's bucket is 0.
+    """
+    outputs = []
+    for rows, batch in eval_batches(tokens, batch_size, buckets):
+        outputs.append((rows, step(params, batch)))  # dispatched; fetched below, so that batches overlap
+    per_token = outputs[0][1].ndim == 3
+    middle = (buckets[-1],) if per_token else ()
+    result = np.zeros((len(tokens), *middle, outputs[0][1].shape[-1]), np.float32)
+    for rows, output in outputs:
+        logits, real = np.asarray(output), rows >= 0
+        at = (rows[real], slice(logits.shape[1])) if per_token else rows[real]
+        result[at] = logits[real]
     return result
 
 
@@ -76,7 +81,7 @@ class Predictor:
     def logits(self, tokens: Tokens) -> np.ndarray:
         """Logits float32 [n, c] of tokenised rows."""
         buckets = bucket_lengths(self.max_length)
-        return predict_logits(self.step, self.params, tokens, self.batch_size, buckets, self.config.pad_token_id)
+        return predict_logits(self.step, self.params, tokens, self.batch_size, buckets)
 
 
 def load_predictor(directory: str | Path, max_length: int | None = None, batch_size: int = 32) -> Predictor:

@@ -84,9 +84,7 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
     predict_step = make_predict_step(BertForSequenceClassification(inputs.config), mesh, params)  # compiled once
 
     def score(params: Params) -> dict[str, float]:
-        logits = predict_logits(
-            predict_step, params, inputs.dev, EVAL_BATCH_SIZE, inputs.buckets, inputs.config.pad_token_id
-        )
+        logits = predict_logits(predict_step, params, inputs.dev, EVAL_BATCH_SIZE, inputs.buckets)
         if not np.isfinite(logits).all():
             raise Diverged("the model's outputs are not finite")
         return tasks.score(inputs.task, logits, inputs.dev.labels, inputs.config.id2label)
@@ -130,7 +128,7 @@ def _score_teacher(
     """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing."""
     dev = inputs.dev
     step = make_predict_step(BertForSequenceClassification(config), mesh, params)
-    logits = predict_logits(step, params, dev, EVAL_BATCH_SIZE, inputs.buckets, config.pad_token_id)
+    logits = predict_logits(step, params, dev, EVAL_BATCH_SIZE, inputs.buckets)
     if inputs.task.is_regression:
         correlation = metrics.pearson(logits[:, 0], dev.labels)
     else:
@@ -172,13 +170,7 @@ def _train_stage(
     evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(inputs.train), stage.batch_size)
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
     batches = data.train_batches(
-        inputs.train,
-        stage.batch_size,
-        inputs.buckets,
-        experiment.seed,
-        int(state.step),
-        total,
-        inputs.config.pad_token_id,
+        inputs.train, stage.batch_size, inputs.buckets, experiment.seed, int(state.step), total
     )
     try:
         with stop_requests() as stop, progress(name, int(state.step), total) as bar:

@@ -24,7 +24,7 @@ import tyro
 
 from tinybert_jax import hf
 from tinybert_jax.config import InputError
-from tinybert_jax.data import bucket_lengths, encode, epoch_plan, make_batch
+from tinybert_jax.data import bucket_lengths, encode, epoch_plan
 
 MAX_LENGTH, BATCH_SIZE = 64, 32
 
@@ -75,10 +75,10 @@ def main(
     torch_step = torch_baseline.make_intermediate_step(teacher_config, student_config)
 
     def ours(plan: tuple[np.ndarray, int]) -> None:
-        our_step(make_batch(tokens, *plan, config.pad_token_id))
+        our_step(tokens.batch(*plan))
 
     def torch(plan: tuple[np.ndarray, int]) -> None:
-        batch = make_batch(tokens, *plan, config.pad_token_id)
+        batch = tokens.batch(*plan)
         torch_step(torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids))
 
     our_plan = list(zip(*epoch_plan(tokens.lengths, BATCH_SIZE, bucket_lengths(MAX_LENGTH), 0, 0), strict=True))
