@@ -179,7 +179,7 @@ def test_evaluate_prints_scores_and_writes_json_and_predictions(
     assert tinybert(monkeypatch, *arguments, "--max-length", 16, *files) == 0
     accuracy = teacher_result.scores["accuracy"]
     assert f"accuracy  {accuracy:.4f}" in capsys.readouterr().out
-    assert json.loads((tmp_path / "scores.json").read_text()) == {"split": "dev", "rows": 64, "accuracy": accuracy}
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"split": "dev", "accuracy": accuracy}
     predicted = [line.split("\t")[1] for line in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]]
     gold = [line.split("\t")[1] for line in (reviews / "dev.tsv").read_text().splitlines()[1:]]
     assert sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) == accuracy
@@ -237,7 +237,9 @@ def test_an_output_directory_that_cannot_be_made_is_refused_first(
     [
         (["--task", "regression"], "has 2 outputs, but task 'regression' asks for one number"),
         (["--task", "mnli"], "has the labels ('bad', 'good'), but task 'mnli' has ('entailment'"),
-        (["--task", "classification", "--json", "."], "not a file in an existing directory"),
+        (["--task", "classification", "--json", "."], "a directory; --json takes a file"),
+        (["--task", "classification", "--json", "no/such/file.json"], "not in an existing directory"),
+        (["--task", "classification", "--predictions", "."], "has no file of its own: name one"),
         (["--task", "classification", "--batch-size", "0"], "batch_size is 0"),
         (["--task", "classification", "--split", "test"], "test.tsv: no such file"),
     ],

@@ -42,13 +42,27 @@ def test_what_is_not_understood_is_refused_by_name(hf: dict, message: str) -> No
 
 
 REFUSED = {
-    "tb.Stage('transfomer')": "objective is 'transfomer'; it must be one of supervised, transformer, prediction",
+    "tb.Stage('transfomer')": (
+        "objective is 'transfomer'; it must be one of supervised, masked_lm, transformer, prediction"
+    ),
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",
     "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be greater than 0",
     "tb.Stage('supervised', weight_decay=-1.0)": "weight_decay is -1.0; it must not be negative",
     "experiment(preset='offical')": "preset is 'offical'; it must be one of default, paper, official",
     "experiment(layer_map='middle')": "layer_map is 'middle'; it must be one of uniform, top, bottom",
     "experiment(compute_dtype='float16')": "compute_dtype is 'float16'; it must be one of float32, bfloat16",
+    "tb.Stage('transformer', batch_size=32, accumulation_steps=5)": (
+        "accumulation_steps 5 does not divide the batch size 32"
+    ),
+    "tb.Stage('masked_lm', masking_probability=0.0)": "masking_probability is 0.0; it must be between 0 and 1",
+    "tb.CorpusSource(())": "a corpus needs at least one text file: give --corpus FILE",
+    "tb.Experiment('sst2', tb.CorpusSource(('f',)), 'bert', (tb.Stage('masked_lm'),))": (
+        "task 'sst2' and a CorpusSource do not go together"
+    ),
+    "tb.Experiment('corpus', tb.CorpusSource(('f',)), 'bert', (tb.Stage('supervised'),))": (
+        "stage 'supervised' is not one of task 'corpus'"
+    ),
+    "experiment(start='spectral')": "start 'spectral' is for a student preset; 'bert' brings its own parameters",
     "experiment(seed=-1)": "seed is -1; it must not be negative",
     "experiment(checkpoint_every=0)": "checkpoint_every is 0; it must be at least 1",
     "tb.DataSource('d', text_columns=('a', 'b', 'c'))": "text_columns are a, b, c; BERT reads one text, or a pair",

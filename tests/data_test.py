@@ -228,6 +228,29 @@ def test_a_run_that_continues_sees_the_batches_of_an_unbroken_one():
         assert all(map(equal, rest, whole[start:]))
 
 
+def test_labels_of_tokens_and_answers_are_batched_like_the_tokens():
+    tokens = make_tokens(10)
+    per_token = dataclasses.replace(tokens, labels=np.arange(len(tokens.input_ids), dtype=np.int32))
+    batch = per_token.batch(np.array([3, -1], np.int32), 24)
+    n = tokens.lengths[3]
+    np.testing.assert_array_equal(batch.labels[0, :n], np.arange(tokens.offsets[3], tokens.offsets[4]))
+    assert (batch.labels[0, n:] == -1).all()
+    assert (batch.labels[1] == -1).all()
+    spans = dataclasses.replace(tokens, labels=np.arange(20, dtype=np.int32).reshape(10, 2))
+    np.testing.assert_array_equal(spans.batch(np.array([3, -1], np.int32), 24).labels, [[6, 7], [0, 0]])
+
+
+def test_two_vocabularies_give_both_tokens_of_a_row_at_the_longer_length():
+    tokens, teacher = make_tokens(10), make_tokens(10, seed=9)
+    both = data.TwoVocabularies(tokens, teacher)
+    np.testing.assert_array_equal(both.lengths, np.maximum(tokens.lengths, teacher.lengths))
+    rows = np.array([2, 0], np.int32)
+    batch = both.batch(rows, 24)
+    assert equal(batch._replace(teacher_inputs=None), tokens.batch(rows, 24))
+    for array, expected in zip(batch.teacher_inputs, teacher.batch(rows, 24)[:3], strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_train_batches_follow_the_plan_of_each_epoch():
     tokens = make_tokens(100)
     steps = steps_per_epoch(100, 8)

@@ -22,7 +22,7 @@ TABLE: dict[str, set[str]] = {
     "model": {"config"},
     "hf": {"config", "model"},
     "distill": {"config", "losses", "model"},
-    "sharding": {"config"},
+    "sharding": set(),
     "optim": {"config"},
     "train_step": {"config", "optim", "sharding"},
     "checkpoint": {"config"},
@@ -30,11 +30,22 @@ TABLE: dict[str, set[str]] = {
     "reader": {"config"},
     "rows": {"config", "tasks", "reader"},
     "data": {"config", "rows"},
+    "squad": {"config", "rows", "data"},
+    "ner": {"config", "rows", "data"},
+    "splits": {"config", "tasks", "metrics", "rows", "data", "squad", "ner"},
+    "corpus": {"config", "rows", "data"},
+    "augment": {"config", "tasks", "rows", "data"},
+    "init": {"config", "model", "distill"},
+    "cost": {"config"},
     "predict": {"config", "model", "hf", "data", "sharding", "train_step"},
-    "inputs": {"config", "model", "hf", "tasks", "rows", "data", "predict"},
+    "inputs": {
+        *("config", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
+        "predict",
+    },
     "run_dir": {"config", "inputs", "model"},
 }
 TABLE["train"] = set(TABLE)
+TABLE["evaluation"] = {"config", "inputs", "predict", "splits", "tasks"}
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tinybert_jax.config import InputError
-from tinybert_jax.tasks import TASKS, discover_labels, get_task, label_ids, score
+from tinybert_jax.tasks import TASKS, discover_labels, get_task, label_ids, score, written_labels
 
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
-def test_the_table_has_the_nine_glue_tasks_and_the_generic_ones():
-    assert set(TASKS) == {*GLUE, "mnli_mismatched", "classification", "regression"}
+def test_the_table_has_the_nine_glue_tasks_and_the_others():
+    assert set(TASKS) == {*GLUE, "mnli_mismatched", "classification", "regression", "squad", "squad2", "ner"}
     assert all(name == task.name for name, task in TASKS.items())
 
 
@@ -115,9 +115,21 @@ def test_logits_of_another_shape_are_refused(name, shape):
 
 def test_every_selection_metric_is_a_key_of_the_score():
     for task in TASKS.values():
+        if task.head != "sequence":
+            assert task.selection in task.metrics
+            continue
         logits = np.zeros((4, 1 if task.is_regression else 2), np.float32)
         assert task.selection in score(task, logits, np.array([0, 1, 0, 1]))
         assert len(task.written) in (0, len(task.labels or ()))
+
+
+def test_predictions_are_written_as_the_task_writes_labels_in_the_order_of_the_model():
+    assert written_labels(get_task("sst2"), ("negative", "positive")) == ("0", "1")
+    assert written_labels(get_task("sst2"), ("POSITIVE", "NEGATIVE")) == ("1", "0")
+    assert written_labels(get_task("sst2"), ("LABEL_0", "LABEL_1")) == ("0", "1")
+    hub = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
+    assert written_labels(get_task("mnli"), hub) == ("contradiction", "neutral", "entailment")
+    assert written_labels(get_task("classification"), ("great", "other")) == ("great", "other")
 
 
 def test_the_table_cannot_be_changed():

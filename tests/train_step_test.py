@@ -54,6 +54,25 @@ def test_equal_seeds_give_equal_losses() -> None:
     assert run_steps(sharding.make_mesh(), hypers)[0] == run_steps(sharding.make_mesh(), hypers)[0]
 
 
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole() -> None:
+    """With filler rows spread unevenly over the parts, and without dropout, whose keys differ."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES, **still)
+    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))
+    objective, mesh = distill.supervised_objective(config), sharding.make_mesh()
+    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", 10)
+    batch = make_batch()._replace(
+        labels=np.array([0, 1] * 4, np.int32), example_mask=np.array([1, 0, 0, 0, 1, 1, 1, 0], np.float32)
+    )
+    after = []
+    for parts in (1, 2, 4):
+        state = train_step.create_state(params, optimizer, jax.random.key(3), mesh)
+        step = train_step.make_train_step(objective, optimizer, schedule, mesh, state, {}, parts)
+        state, metrics = step(state, {}, batch, tb.Hyper(learning_rate=1e-2))
+        after.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+    np.testing.assert_allclose(after[1:], after[:1] * 2, rtol=1e-5)
+
+
 def test_four_devices_compute_what_one_does() -> None:
     """In a process of its own, since the number of fake devices is fixed before jax starts."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "config": ("Batch", "BertConfig", "DataSource", "Experiment", "Hyper", "InputError", "Stage", "student_config"),
+    "config": (
+        "Batch",
+        "BertConfig",
+        "CorpusSource",
+        "DataSource",
+        "Experiment",
+        "Hyper",
+        "InputError",
+        "Stage",
+        "student_config",
+    ),
     "model": (
         "BertForMaskedLM",
         "BertForQuestionAnswering",
@@ -29,7 +39,17 @@ __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from tinybert_jax import distill, losses, metrics, optim, sharding, tasks, train_step
-    from tinybert_jax.config import Batch, BertConfig, DataSource, Experiment, Hyper, InputError, Stage, student_config
+    from tinybert_jax.config import (
+        Batch,
+        BertConfig,
+        CorpusSource,
+        DataSource,
+        Experiment,
+        Hyper,
+        InputError,
+        Stage,
+        student_config,
+    )
     from tinybert_jax.hf import load_hf, load_tokenizer, save_hf
     from tinybert_jax.model import (
         BertForMaskedLM,

@@ -1,4 +1,4 @@
-"""The `tinybert` command: run, finetune, distill, evaluate."""
+"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,49 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinybert_jax.config import ComputeDtype, DataSource, Experiment, InputError, LayerMap, Preset, Stage
+from tinybert_jax.config import (
+    ComputeDtype,
+    CorpusSource,
+    DataSource,
+    Experiment,
+    InputError,
+    LayerMap,
+    Preset,
+    Stage,
+    Start,
+)
+
+TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
 
 Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
+TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"a row of the task table: {TASKS.replace(' ', ', ')}")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every run takes."""
+
+    out: Path  # directory of the run; the model is written to OUT/student
+    batch_size: int = 32  # rows a step
+    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's
+    checkpoint_every: int = 500  # steps between checkpoints
+    compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
+    seed: int = 0  # of everything random
+    resume: bool = False  # continue the run in --out
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        """What of these is a stage's."""
+        return {"batch_size": self.batch_size}
+
+
+RunOptions = Annotated[Run, tyro.conf.OmitArgPrefixes]
 
 
 def run(
@@ -46,76 +81,53 @@ def run(
         raise InputError(f"{experiment}: defines no `experiment = tinybert_jax.Experiment(...)`")
     if seed is not None:
         described = dataclasses.replace(described, seed=seed)
-    _train(described, out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume)
+    _run(described, out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume)
 
 
 def finetune(
     model: str,
-    task: str,
+    task: TaskName,
     source: Source,
-    out: Path,
+    run: RunOptions,
     epochs: int = 3,
     max_steps: int | None = None,
-    batch_size: int = 32,
     learning_rate: float = 3e-5,
-    max_length: int | None = None,
     evaluate_every: int | None = None,
-    checkpoint_every: int = 500,
-    compute_dtype: ComputeDtype = "float32",
-    seed: int = 0,
-    resume: bool = False,
 ) -> None:
     """Train a BERT on a task's labels, for example to make a teacher.
 
     Args:
         model: a Hugging Face directory or hub id.
-        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli,
-            classification, regression.
+        task: a row of the task table.
         source: where the rows are.
-        out: directory of the run; the model is written to OUT/student.
+        run: as for every run.
         epochs: passes over the training rows.
         max_steps: end after this many steps, should that come before `epochs`.
-        batch_size: rows a step.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
-        max_length: tokens a row; longer ones are cut; default: the task's.
         evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
-        checkpoint_every: steps between checkpoints.
-        compute_dtype: of activations; parameters are float32.
-        seed: of everything random.
-        resume: continue the run in `out`.
     """
-    from tinybert_jax.tasks import get_task
-
     stage = Stage(
         "supervised",
         epochs=epochs,
         max_steps=max_steps,
-        batch_size=batch_size,
         learning_rate=learning_rate,
         evaluate_every=evaluate_every,
+        **run.stage,
     )
-    experiment = Experiment(
-        task=task,
-        source=source,
-        model=model,
-        stages=(stage,),
-        max_length=get_task(task).max_length if max_length is None else max_length,
-        compute_dtype=compute_dtype,
-        checkpoint_every=checkpoint_every,
-        seed=seed,
-    )
-    _train(experiment, out, resume)
+    _train(task, run, source=source, model=model, stages=(stage,))
 
 
 def distill(
     teacher: str,
     student: str,
-    task: str,
+    task: TaskName,
     source: Source,
-    out: Path,
+    run: RunOptions,
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
+    start: Start = "random",
+    augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
     transformer_learning_rate: float | None = None,
@@ -123,28 +135,24 @@ def distill(
     prediction_steps: int | None = None,
     prediction_learning_rate: float | None = None,
     temperature: float = 1.0,
-    batch_size: int = 32,
-    max_length: int | None = None,
     evaluate_every: int | None = None,
-    checkpoint_every: int = 500,
-    compute_dtype: ComputeDtype = "float32",
-    seed: int = 0,
-    resume: bool = False,
 ) -> None:
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
     Args:
-        teacher: a fine-tuned classifier or regressor: Hugging Face directory or hub id.
+        teacher: a BERT fine-tuned on the task: Hugging Face directory or hub id.
         student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d, or a directory to start from.
-        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli,
-            classification, regression.
+        task: a row of the task table.
         source: where the rows are.
-        out: directory of the run; the student is written to OUT/student.
+        run: as for every run.
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
             learns from the labels alone, for as many steps as --prediction-epochs and --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
             optimizer of the authors' code.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
+        start: of a preset student: random; copy: the mapped layers of a teacher that is as wide; spectral: the
+            teacher projected on the principal directions of its hidden states.
+        augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
         transformer_epochs: of the first stage; default: the task's.
         transformer_steps: end the first stage after this many steps, should that come before its epochs.
         transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
@@ -153,13 +161,7 @@ def distill(
         prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
-        batch_size: rows a step.
-        max_length: tokens a row; longer ones are cut; default: the task's.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        checkpoint_every: steps between checkpoints.
-        compute_dtype: of activations; parameters are float32.
-        seed: of everything random.
-        resume: continue the run in `out`.
     """
     from tinybert_jax.tasks import get_task
 
@@ -168,42 +170,108 @@ def distill(
         "transformer",
         epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
         max_steps=transformer_steps,
-        batch_size=batch_size,
         learning_rate=(
             recipe.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
         ),
         schedule="constant",
+        **run.stage,
     )
     second = Stage(
         "supervised" if stage == "supervised" else "prediction",
         epochs=recipe.prediction_epochs if prediction_epochs is None else prediction_epochs,
         max_steps=prediction_steps,
-        batch_size=batch_size,
         learning_rate=recipe.prediction_learning_rate
         if prediction_learning_rate is None
         else prediction_learning_rate,
         temperature=temperature,
         evaluate_every=evaluate_every,
+        **run.stage,
     )
-    experiment = Experiment(
-        task=task,
+    stages = (first, second) if stage == "both" else (first,) if stage == "transformer" else (second,)
+    _train(
+        task,
+        run,
         source=source,
         model=student,
-        stages=(first, second) if stage == "both" else (first,) if stage == "transformer" else (second,),
+        stages=stages,
         teacher=teacher,
         preset=preset,
         layer_map=layer_map,
-        max_length=recipe.max_length if max_length is None else max_length,
-        compute_dtype=compute_dtype,
-        checkpoint_every=checkpoint_every,
-        seed=seed,
+        start=start,
+        augmented=augmented,
     )
-    _train(experiment, out, resume)
+
+
+def pretrain(
+    corpus: tuple[str, ...],
+    run: RunOptions,
+    teacher: str | None = None,
+    student: str = "tinybert-4l-312d",
+    stage: Literal["transformer", "masked_lm"] = "transformer",
+    preset: Preset = "default",
+    layer_map: LayerMap = "uniform",
+    start: Start = "random",
+    epochs: int = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 5e-5,
+    accumulation_steps: int = 1,
+    masking_probability: float = 0.15,
+    one_document_per_line: bool = False,
+    pairs: bool = False,
+    short_sequence_probability: float = 0.1,
+    processes: int = 1,
+) -> None:
+    """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
+
+    The paper's recipe is --batch-size 256 and 3 epochs of Wikipedia at --max-length 128; --accumulation-steps computes
+    such a batch in parts. What the whole run will cost is printed before it starts.
+
+    Args:
+        corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
+        run: as for every run.
+        teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
+        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from.
+        stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
+            which gives a model the head that `tinybert augment` needs.
+        preset: as in `tinybert distill`.
+        layer_map: as in `tinybert distill`.
+        start: as in `tinybert distill`.
+        epochs: passes over the corpus.
+        max_steps: end after this many steps, should that come before `epochs`.
+        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
+        accumulation_steps: parts that a batch is computed in, to save memory.
+        masking_probability: of a token, in masked_lm; distillation masks nothing.
+        one_document_per_line: documents are lines; default: they are separated by blank lines.
+        pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
+        short_sequence_probability: of a sequence that is cut to a random shorter length.
+        processes: that tokenise the text.
+    """
+    described = Stage(
+        stage,
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        accumulation_steps=accumulation_steps,
+        masking_probability=masking_probability,
+        **run.stage,
+    )
+    text = CorpusSource(corpus, one_document_per_line, pairs, short_sequence_probability, processes)
+    _train(
+        "corpus",
+        run,
+        source=text,
+        model=student,
+        stages=(described,),
+        teacher=teacher,
+        preset=preset,
+        layer_map=layer_map,
+        start=start,
+    )
 
 
 def evaluate(
     model: str,
-    task: str,
+    task: TaskName,
     source: Source,
     split: Literal["dev", "test", "train"] = "dev",
     max_length: int | None = None,
@@ -215,40 +283,47 @@ def evaluate(
 
     Args:
         model: a Hugging Face directory or hub id.
-        task: a row of the task table: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli,
-            classification, regression.
+        task: a row of the task table.
         source: where the rows are.
         split: which of the source's splits; a test split without labels needs --predictions.
         max_length: tokens a row; longer ones are cut; default: what the model was trained with.
         batch_size: rows a compiled call.
         json_file: write the metrics here, as JSON.
-        predictions: write one prediction per row here, as TSV with the columns index and prediction.
+        predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
+            tokens and tags. Of a GLUE task, a directory gets the file that the benchmark's server takes.
     """
     for path in (json_file, predictions):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise InputError(f"{path}: not a file in an existing directory")
-    from tinybert_jax import data, inputs, predict, rows, tasks
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: not in an existing directory")
+    if json_file is not None and json_file.is_dir():
+        raise InputError(f"{json_file}: a directory; --json takes a file")
+    from tinybert_jax import evaluation
 
-    row = tasks.get_task(task)
-    predictor = predict.load_predictor(model, max_length, batch_size)
-    labels = predictor.config.id2label
-    inputs.check_outputs(model, predictor.config, row)
-    read = rows.read_rows(row, source, split, None if row.is_regression else labels)
-    if read.labels is None and (predictions is None or json_file is not None):
-        raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
-    logits = predictor.logits(data.tokenize(read, predictor.tokenizer, predictor.max_length))
-    if predictions is not None:
-        names = [f"{x:.3f}" for x in logits[:, 0]] if row.is_regression else [labels[i] for i in logits.argmax(1)]
-        lines = ["index\tprediction", *(f"{i}\t{name}" for i, name in enumerate(names))]
-        predictions.write_text("\n".join(lines) + "\n", "utf-8")
-    if read.labels is not None:
-        scores = tasks.score(row, logits, read.labels, labels)
+    needs_scores = predictions is None or json_file is not None
+    scores = evaluation.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores)
+    if scores:
         _print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
         if json_file is not None:
-            json_file.write_text(json.dumps({"split": split, "rows": len(read.labels)} | scores, indent=2) + "\n")
+            json_file.write_text(json.dumps({"split": split} | scores, indent=2) + "\n")
 
 
-def _train(experiment: Experiment, out: Path, resume: bool) -> None:
+def _train(task: str, run: Run, **described: Any) -> None:
+    """Run the experiment that a command described."""
+    from tinybert_jax.tasks import get_task
+
+    recipe = 128 if task == "corpus" else get_task(task).max_length
+    experiment = Experiment(
+        task=task,
+        max_length=recipe if run.max_length is None else run.max_length,
+        compute_dtype=run.compute_dtype,
+        checkpoint_every=run.checkpoint_every,
+        seed=run.seed,
+        **described,
+    )
+    _run(experiment, run.out, run.resume)
+
+
+def _run(experiment: Experiment, out: Path, resume: bool) -> None:
     from tinybert_jax import train
 
     try:
@@ -293,6 +368,7 @@ def main() -> None:
     commands: dict[str, Callable[..., Any]] = {
         "run": run,
         "finetune": finetune,
+        "pretrain": pretrain,
         "distill": distill,
         "evaluate": evaluate,
     }

@@ -224,9 +224,7 @@ class CorpusSource:
         if not self.files:
             raise InputError("a corpus needs at least one text file: give --corpus FILE")
         if not 0 <= self.short_sequence_probability <= 1:
-            raise InputError(
-                f"short_sequence_probability is {self.short_sequence_probability}; it must be in [0, 1]"
-            )
+            raise InputError(f"short_sequence_probability is {self.short_sequence_probability}; it must be in [0, 1]")
         if self.processes < 1:
             raise InputError(f"processes is {self.processes}; it must be at least 1")
 

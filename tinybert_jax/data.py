@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ TOKENIZE_AT_ONCE = 1000  # rows
 PROGRESS_FROM = 10_000  # rows; fewer are done before a bar would be read
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What a stage trains on: n rows, whose batches are a pure function of their numbers and the epoch."""
 
@@ -91,6 +92,32 @@ class Tokens:
             labels=labels.astype(self.labels.dtype),
             example_mask=real.astype(np.float32),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class TwoVocabularies:
+    """The same n rows in the student's tokens and in the teacher's; both are padded to one length."""
+
+    tokens: Tokens
+    teacher: Tokens
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, int64 [n], in the vocabulary that needs more."""
+        return np.maximum(self.tokens.lengths, self.teacher.lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both."""
+        return hashlib.sha256((self.tokens.fingerprint + self.teacher.fingerprint).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: np.ndarray, length: int, epoch: int = 0) -> Batch:
+        """The student's batch, with the teacher's in `teacher_inputs`; see `Tokens.batch`."""
+        theirs = self.teacher.batch(rows, length, epoch)
+        return self.tokens.batch(rows, length, epoch)._replace(teacher_inputs=tuple(theirs[:3]))
 
 
 def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None = None) -> Tokens:
@@ -253,9 +280,7 @@ def train_batches(
     return iter(grain.MapDataset.range(start_step, stop_step).map(batch).to_iter_dataset(options))
 
 
-def eval_batches(
-    tokens: Tokens, batch_size: int, buckets: tuple[int, ...]
-) -> Iterator[tuple[np.ndarray, Batch]]:
+def eval_batches(tokens: Tokens, batch_size: int, buckets: tuple[int, ...]) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row once, shortest first, with the row numbers, int32 [batch_size], -1 for filler.
 
     The row numbers put predictions back into the order of the file.

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax import losses
-from tinybert_jax.config import Batch, BertConfig, Hyper, InputError, LayerMap, Params, Preset
-from tinybert_jax.model import BertForSequenceClassification, BertModel, BertOutput
+from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
+from tinybert_jax.model import HEADS, BertModel, BertOutput, MaskedLMHead
 
 Metrics = dict[str, Float[Array, ""]]
+PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters, those of its hidden states
+MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 
 
 class Objective(NamedTuple):
@@ -156,24 +158,33 @@ def transformer_objective(
     return Objective(targets, loss, init, export)
 
 
-def prediction_objective(student: BertConfig, teacher: BertConfig, preset: Preset = "default") -> Objective:
+def prediction_objective(
+    student: BertConfig, teacher: BertConfig, preset: Preset = "default", head: Head = "sequence"
+) -> Objective:
     """Soft cross-entropy against the teacher's logits (equation 10); in regression, squared error.
 
-    `official` divides by the number of classes, as the original code's mean does, and in regression learns from the
-    gold score instead of the teacher.
+    Of a head that labels tokens, the mean over the tokens with a label; of answer spans, the mean of first and last
+    token, over positions. `official` divides by the number of classes, as the original code's mean does, and in
+    regression learns from the gold score instead of the teacher.
 
     Raises:
-        InputError: teacher and student do not have the same number of outputs.
+        InputError: teacher and student do not have the same number of outputs, or `official` is asked to distil what
+            the original code cannot.
     """
-    if student.num_labels != teacher.num_labels:
+    if head != "span" and student.num_labels != teacher.num_labels:
         raise InputError(f"the student has {student.num_labels} labels and the teacher {teacher.num_labels}")
-    student_model, teacher_model = BertForSequenceClassification(student), BertForSequenceClassification(teacher)
-    regression = student.num_labels == 1
+    if head != "sequence" and preset == "official":
+        raise InputError("the authors' code knows no tokens' labels and no answers; use --preset default or paper")
+    student_model, teacher_model = HEADS[head](student), HEADS[head](teacher)
+    regression = head == "sequence" and student.num_labels == 1
     from_labels = regression and preset == "official"
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if from_labels:
             return batch.labels
+        if batch.teacher_inputs is not None:
+            input_ids, attention_mask, token_type_ids = batch.teacher_inputs
+            batch = batch._replace(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         logits = _apply(teacher_model, teacher_params, batch, None, score_layers=()).logits
         return logits[:, 0] if regression else logits
 
@@ -183,37 +194,80 @@ def prediction_objective(student: BertConfig, teacher: BertConfig, preset: Prese
         logits = _apply(student_model, trainable, batch, key, score_layers=()).logits
         if regression:
             per_example = jax.vmap(losses.squared_error)(logits, targets)
-        else:
+        elif head == "sequence":
             per_example = jax.vmap(losses.soft_cross_entropy, (0, 0, None))(logits, targets, hyper.temperature)
             if preset == "official":
                 per_example = per_example / student.num_labels
+        else:
+            loss = losses.soft_span_cross_entropy if head == "span" else losses.soft_token_cross_entropy
+            counted = batch.attention_mask if head == "span" else jnp.asarray(batch.labels) >= 0
+            per_example = jax.vmap(loss, (0, 0, 0, None))(logits, targets, counted, hyper.temperature)
         total = _mean(per_example, batch)
         return total, {"loss": total}
 
     return Objective(targets, loss, _whole, _replace)
 
 
-def supervised_objective(config: BertConfig) -> Objective:
-    """Cross-entropy against the labels; squared error where the model has one output. There is no teacher."""
-    model = BertForSequenceClassification(config)
-    per_example = losses.squared_error if config.num_labels == 1 else losses.cross_entropy
-
-    def targets(teacher_params: Params, batch: Batch) -> Any:
-        return ()
+def supervised_objective(config: BertConfig, head: Head = "sequence") -> Objective:
+    """Cross-entropy against the labels; squared error where a sequence has one output. There is no teacher."""
+    model = HEADS[head](config)
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         logits = _apply(model, trainable, batch, key, score_layers=()).logits
-        total = _mean(jax.vmap(per_example)(logits, batch.labels), batch)
+        if head == "sequence":
+            per_example = losses.squared_error if config.num_labels == 1 else losses.cross_entropy
+            total = _mean(jax.vmap(per_example)(logits, batch.labels), batch)
+        elif head == "span":
+            total = _mean(jax.vmap(losses.span_cross_entropy)(logits, batch.labels, batch.attention_mask), batch)
+        else:
+            total = _mean(jax.vmap(losses.token_cross_entropy)(logits, batch.labels), batch)
         return total, {"loss": total}
 
-    return Objective(targets, loss, _whole, _replace)
+    return Objective(_no_targets, loss, _whole, _replace)
+
+
+def masked_lm_objective(config: BertConfig) -> Objective:
+    """Cross-entropy of the masked tokens (Devlin et al., arXiv 1810.04805), a mean per sequence. There is no teacher.
+
+    The decoder runs on a quarter of the positions, those that are masked first; more than that are not counted.
+    """
+    model, head = BertModel(config, add_pooler=False), MaskedLMHead(config)
+
+    def loss(
+        trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        states = _apply(model, trainable["bert"], batch, key, score_layers=()).last_hidden_state
+        labels = jnp.asarray(batch.labels)
+        # a vocabulary of logits per position is most of the memory: only where something is masked
+        masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : -(-labels.shape[1] // MASKED_SHARE)]
+        states = jnp.take_along_axis(states, masked[:, :, None], axis=1)
+        table = trainable["bert"]["embeddings"]["word_embeddings"]["embedding"]
+        logits = head.apply({"params": trainable["cls"]}, states, table)
+        labels = jnp.take_along_axis(labels, masked, axis=1)
+        per_example = jax.vmap(losses.token_cross_entropy)(logits, labels)
+        total = _mean(per_example, batch)
+        return total, {"loss": total}
+
+    def init(key: PRNGKeyArray, student_params: Params) -> Params:
+        reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
+        return {"bert": reached, "cls": {"predictions": student_params["cls"]["predictions"]}}
+
+    def export(trainable: Params, student_params: Params) -> Params:
+        heads = student_params["cls"] | trainable["cls"]
+        return student_params | {"bert": student_params["bert"] | trainable["bert"], "cls": heads}
+
+    return Objective(_no_targets, loss, init, export)
+
+
+def _no_targets(teacher_params: Params, batch: Batch) -> Any:
+    return ()
 
 
 def _whole(key: PRNGKeyArray, student_params: Params) -> Params:
-    """Every parameter of the student is reached."""
-    return student_params
+    """Every parameter of the student is reached; projections are no part of it."""
+    return {name: value for name, value in student_params.items() if name not in PROJECTIONS}
 
 
 def _replace(trainable: Params, student_params: Params) -> Params:

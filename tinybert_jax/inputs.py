@@ -5,41 +5,66 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from tinybert_jax import data, hf
-from tinybert_jax.config import STUDENTS, BertConfig, Experiment, InputError, Params, student_config
-from tinybert_jax.data import Tokens
-from tinybert_jax.model import BertForSequenceClassification, init_params
-from tinybert_jax.predict import check_classifier, check_positions
-from tinybert_jax.rows import Rows, read_rows
+from tinybert_jax import augment, corpus, data, hf, init
+from tinybert_jax.config import (
+    STUDENTS,
+    BertConfig,
+    CorpusSource,
+    DataSource,
+    Experiment,
+    Head,
+    InputError,
+    Params,
+    Stage,
+    student_config,
+)
+from tinybert_jax.corpus import Corpus
+from tinybert_jax.data import Examples
+from tinybert_jax.distill import PROJECTIONS
+from tinybert_jax.model import HEAD_KEYS, HEADS, init_params
+from tinybert_jax.predict import check_head, check_positions
+from tinybert_jax.splits import Split, load_split
 from tinybert_jax.tasks import Task, get_task
+
+SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 32, 32  # by which a spectral start measures the teacher's hidden states
 
 
 class Teacher(NamedTuple):
-    """A fine-tuned sequence classifier or regressor."""
+    """What is learnt from: fine-tuned on the task, or, for a corpus, as pretrained."""
 
     config: BertConfig
     params: Params
+    tokenizer: Any
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """What a run trains, what it learns from, and on which rows."""
 
-    task: Task
+    head: Head
     config: BertConfig  # of the model that is trained, with the task's labels
-    loaded: Params | None  # the model's own parameters; None for a student preset, which starts at random
-    keep_classifier: bool  # the model's own head has the task's labels
+    loaded: Params | None  # the model's own parameters; None for a student preset
+    keep_head: bool  # the model's own head fits the task
     tokenizer: Any
-    train: Tokens
-    dev: Tokens
+    train: Examples
+    dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
+    selection: str  # the score of the first dev set that selects the best state
     buckets: tuple[int, ...]
     teacher: Teacher | None
+    teacher_dev: dict[str, Split]  # the same in the teacher's tokens
     fingerprints: dict[str, str]  # of the rows, and of the models' files
+
+    def examples(self, stage: Stage) -> Examples:
+        """What a stage trains on: masked in the one stage that predicts masked tokens."""
+        if isinstance(self.train, Corpus) and stage.objective == "masked_lm":
+            return dataclasses.replace(self.train, masking_probability=stage.masking_probability)
+        return self.train
 
 
 def load_inputs(experiment: Experiment) -> Inputs:
@@ -48,82 +73,86 @@ def load_inputs(experiment: Experiment) -> Inputs:
     Raises:
         InputError: something is missing, damaged, or does not fit the rest.
     """
-    task = get_task(experiment.task)
-    teacher = None if experiment.teacher is None else load_teacher(experiment.teacher, task, experiment.max_length)
+    source = experiment.source
+    teacher = None if experiment.teacher is None else _load_teacher(experiment)
     loaded: Params | None = None
     if experiment.model in STUDENTS:
         assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
-        config = student_config(experiment.model, teacher.config)
-        tokenizer = hf.load_tokenizer(str(experiment.teacher), config)
+        config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
     else:
         config, loaded = hf.load_hf(experiment.model)
         tokenizer = hf.load_tokenizer(experiment.model, config)
-        if teacher is not None:
-            teacher_tokenizer = hf.load_tokenizer(str(experiment.teacher), teacher.config)
-            if data.tokenizer_fingerprint(tokenizer) != data.tokenizer_fingerprint(teacher_tokenizer):
-                raise InputError(
-                    f"{experiment.model} and {experiment.teacher} have different vocabularies;"
-                    " a student must read the token ids of its teacher"
-                )
     check_positions(experiment.model, config, experiment.max_length)
-    train, dev = _read_splits(experiment, task, config, teacher)
-    if len(train.texts[0]) > config.type_vocab_size:
-        raise InputError(
-            f"{experiment.model}: has {config.type_vocab_size} token type, but the rows are pairs of texts"
-        )
-    labels = train.label_names or ("LABEL_0",)
-    keep_classifier = loaded is not None and "classifier" in loaded and config.id2label == labels
-    if loaded is not None and "classifier" in loaded and not keep_classifier:
-        print(f"note: the classifier starts anew: its labels {config.id2label} become {labels}", file=sys.stderr)
-    config = dataclasses.replace(
-        config,
-        id2label=labels,
-        problem_type="regression" if task.is_regression else "single_label_classification",
-        compute_dtype=experiment.compute_dtype,
-    )
+    if isinstance(source, CorpusSource):
+        head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
+        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.seed)
+        dev: dict[str, Split] = {}
+        teacher_dev, selection = dev, ""
+        if not _same_tokenizer(tokenizer, teacher):
+            raise InputError(_different_vocabularies(experiment))
+        keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
+    else:
+        task = get_task(experiment.task)
+        head, selection = task.head, task.selection
+        split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
+        train, teacher_dev = split.tokens, dev
+        if (split.tokens.pair_starts < split.tokens.lengths).any() and config.type_vocab_size < 2:
+            raise InputError(f"{experiment.model}: has 1 token type, but the rows are pairs of texts")
+        if experiment.augmented is not None:
+            train = _augmented(experiment, task, split, tokenizer)
+        if teacher is not None and not _same_tokenizer(tokenizer, teacher):
+            if not _can_differ(experiment, task):
+                raise InputError(_different_vocabularies(experiment))
+            theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
+            train = data.TwoVocabularies(split.tokens, theirs.tokens)
+        config, keep_head = _fit_head(config, loaded, task, split.label_names)
+    config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype)
     if teacher is not None:
         own = dataclasses.replace(teacher.config, compute_dtype=experiment.compute_dtype)
         teacher = teacher._replace(config=own)
-    train_tokens, dev_tokens = (data.tokenize(rows, tokenizer, experiment.max_length) for rows in (train, dev))
     models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
     return Inputs(
-        task=task,
+        head=head,
         config=config,
         loaded=loaded,
-        keep_classifier=keep_classifier,
+        keep_head=keep_head,
         tokenizer=tokenizer,
-        train=train_tokens,
-        dev=dev_tokens,
+        train=train,
+        dev=dev,
+        selection=selection,
         # the means of the other presets count padding, so they need one padded length
         buckets=data.bucket_lengths(experiment.max_length)
         if experiment.preset == "default"
         else (experiment.max_length,),
         teacher=teacher,
-        fingerprints={"train": train_tokens.fingerprint, "dev": dev_tokens.fingerprint}
+        teacher_dev=teacher_dev,
+        fingerprints={"train": train.fingerprint}
+        | {name: split.tokens.fingerprint for name, split in dev.items()}
         | {role: hf.fingerprint(name) for role, name in models.items() if name is not None},
     )
 
 
-def initial_params(inputs: Inputs, seed: int) -> Params:
-    """Where training starts, `{"bert", "classifier"}`: what the model brought, and random values for the rest."""
-    params = init_params(BertForSequenceClassification(inputs.config), jax.random.key(seed))
+def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
+    """Where training starts: what the model brought or the start gives, and random values for the rest."""
+    params = init_params(HEADS[inputs.head](inputs.config), jax.random.key(experiment.seed))
     if inputs.loaded is not None:
-        params["bert"] |= inputs.loaded["bert"]
-        if inputs.keep_classifier:
-            params["classifier"] = inputs.loaded["classifier"]
-    return params
-
-
-def load_teacher(name: str, task: Task, max_length: int) -> Teacher:
-    """A classifier or regressor that fits the task.
-
-    Raises:
-        InputError: the directory cannot be read, or holds no model for this task and length.
-    """
-    config, params = hf.load_hf(name)
-    check_classifier(name, config, params, max_length)
-    check_outputs(name, config, task)
-    return Teacher(config, params)
+        kept = {HEAD_KEYS[inputs.head]} if inputs.keep_head else set()
+        for name in ("bert", *kept):
+            params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
+        return params | {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
+    if experiment.start == "random":
+        return params
+    assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
+    sample = data.train_batches(inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets, experiment.seed, 0, SAMPLE_BATCHES)
+    return init.start_params(
+        experiment.start,
+        inputs.config,
+        inputs.teacher.config,
+        inputs.teacher.params,
+        experiment.layer_map,
+        sample,
+        params,
+    )
 
 
 def check_outputs(name: str, config: BertConfig, task: Task) -> None:
@@ -132,6 +161,8 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
     Raises:
         InputError: classes where the task is a number, or the other way round, or another number of classes.
     """
+    if task.head == "span":
+        return
     if task.is_regression != (config.num_labels == 1):
         wanted = "one number" if task.is_regression else "classes"
         raise InputError(f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {wanted}")
@@ -139,13 +170,92 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
         raise InputError(f"{name}: has the labels {config.id2label}, but task {task.name!r} has {task.labels}")
 
 
-def _read_splits(experiment: Experiment, task: Task, config: BertConfig, teacher: Teacher | None) -> tuple[Rows, Rows]:
-    """Train and dev rows. A teacher's labels are authoritative; without one, those of a model that has the same."""
-    labels = None if teacher is None or task.is_regression else teacher.config.id2label
-    train = read_rows(task, experiment.source, "train", labels)
-    if labels is None and set(config.id2label) == set(train.label_names):
-        train = read_rows(task, experiment.source, "train", config.id2label)
-    dev = read_rows(task, experiment.source, "dev", train.label_names or None)
-    if dev.labels is None or len(np.unique(dev.labels)) < 2:
+def second_task(task: Task, source: DataSource) -> Task | None:
+    """The task of the second dev and test sets (MNLI's mismatched), where the source has them."""
+    if not task.second or (source.data is None and source.tfds is None):
+        return None
+    second = get_task(task.second)
+    return second if source.tfds is not None or (Path(source.data or "") / second.dev_file).is_file() else None
+
+
+def _load_teacher(experiment: Experiment) -> Teacher:
+    name = str(experiment.teacher)
+    config, params = hf.load_hf(name)
+    if isinstance(experiment.source, CorpusSource):
+        check_positions(name, config, experiment.max_length)
+    else:
+        task = get_task(experiment.task)
+        check_head(name, config, params, task.head, experiment.max_length)
+        check_outputs(name, config, task)
+    return Teacher(config, params, hf.load_tokenizer(name, config))
+
+
+def _read_splits(
+    experiment: Experiment,
+    task: Task,
+    source: DataSource,
+    tokenizer: Any,
+    config: BertConfig,
+    teacher: Teacher | None,
+) -> tuple[Split, dict[str, Split]]:
+    """The train split, and the dev sets by name. A teacher's labels are authoritative; without one, those of a model
+    that has the same."""
+
+    def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
+        return load_split(task, source, split, tokenizer, experiment.max_length, labels)
+
+    named = not task.is_regression and task.head != "span"
+    train = load(task, "train", teacher.config.id2label if teacher is not None and named else None)
+    if teacher is None and set(config.id2label) == set(train.label_names):
+        train = load(task, "train", config.id2label)
+    dev = {"dev": load(task, "dev", train.label_names or None)}
+    if not dev["dev"].labelled:
+        raise InputError("the dev set has no labels: no score can tell a good model from a bad one")
+    if task.head == "sequence" and len(np.unique(dev["dev"].tokens.labels)) < 2:
         raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
+    if (second := second_task(task, source)) is not None:
+        dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)
     return train, dev
+
+
+def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any) -> Examples:
+    if split.rows is None:
+        raise InputError(f"task {task.name!r} is trained on its own rows; leave out --augmented")
+    return augment.load_augmented(
+        str(experiment.augmented), split.rows, tokenizer, experiment.max_length, experiment.seed
+    )
+
+
+def _can_differ(experiment: Experiment, task: Task) -> bool:
+    """Whether teacher and student may have different vocabularies: no stage compares their positions."""
+    predicts = all(stage.objective in ("supervised", "prediction") for stage in experiment.stages)
+    return predicts and task.head == "sequence" and experiment.augmented is None
+
+
+def _different_vocabularies(experiment: Experiment) -> str:
+    return (
+        f"{experiment.model} and {experiment.teacher} have different vocabularies, so their tokens do not correspond:"
+        " only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+    )
+
+
+def _same_tokenizer(tokenizer: Any, teacher: Teacher | None) -> bool:
+    return teacher is None or data.tokenizer_fingerprint(tokenizer) == data.tokenizer_fingerprint(teacher.tokenizer)
+
+
+def _fit_head(
+    config: BertConfig, loaded: Params | None, task: Task, label_names: tuple[str, ...]
+) -> tuple[BertConfig, bool]:
+    """The config with the task's labels, and whether the model's own head has them."""
+    key = HEAD_KEYS[task.head]
+    if task.head == "span":
+        return config, loaded is not None and key in loaded
+    labels = label_names or ("LABEL_0",)
+    of_kind = loaded is not None and key in loaded and ("pooler" in loaded["bert"]) == (task.head == "sequence")
+    keep = of_kind and config.id2label == labels
+    if of_kind and not keep:
+        print(f"note: the classifier starts anew: its labels {config.id2label} become {labels}", file=sys.stderr)
+    problem = config.problem_type
+    if task.head == "sequence":
+        problem = "regression" if task.is_regression else "single_label_classification"
+    return dataclasses.replace(config, id2label=labels, problem_type=problem), keep

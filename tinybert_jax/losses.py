@@ -9,10 +9,10 @@ from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 
-def _mean(values: Float[Array, "..."], mask: Num[Array, "..."]) -> Float[Array, ""]:
+def _mean(values: Float[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
     """Mean of `values` where `mask`, which broadcasts; an empty mask gives 0, in value and in gradient."""
     mask = mask.astype(jnp.float32)
     counted = jnp.sum(mask) * (values.size // mask.size)
@@ -132,7 +132,7 @@ def token_cross_entropy(logits: Float[Array, "q c"], labels: Int[Array, "q"]) ->
 def soft_token_cross_entropy(
     student: Float[Array, "q c"],
     teacher: Float[Array, "q c"],
-    mask: Num[Array, "q"],
+    mask: Shaped[Array, "q"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
     """Mean of `soft_cross_entropy` over the tokens that `mask` counts.
@@ -143,9 +143,7 @@ def soft_token_cross_entropy(
     return _mean(jax.vmap(soft_cross_entropy, (0, 0, None))(student, teacher, temperature), mask)
 
 
-def span_cross_entropy(
-    logits: Float[Array, "q 2"], span: Int[Array, "2"], mask: Num[Array, "q"]
-) -> Float[Array, ""]:
+def span_cross_entropy(logits: Float[Array, "q 2"], span: Int[Array, "2"], mask: Num[Array, "q"]) -> Float[Array, ""]:
     """Mean of the cross-entropies of an answer's first and last token over the real positions, in nats.
 
     >>> round(float(span_cross_entropy(jnp.zeros((4, 2)), jnp.array([0, 1]), jnp.array([1, 1, 0, 0]))), 4)

@@ -330,6 +330,12 @@ HEADS: dict[Head, type[nn.Module]] = {
     "span": BertForQuestionAnswering,
     "masked_lm": BertForMaskedLM,
 }
+HEAD_KEYS: dict[Head, str] = {  # where a head's own parameters are; an encoder has none
+    "sequence": "classifier",
+    "tokens": "classifier",
+    "span": "qa_outputs",
+    "masked_lm": "cls",
+}
 
 
 def classifier_dropout(config: BertConfig) -> float:

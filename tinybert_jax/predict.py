@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from tinybert_jax import hf
-from tinybert_jax.config import BertConfig, InputError, Params
+from tinybert_jax.config import BertConfig, Head, InputError, Params
 from tinybert_jax.data import Tokens, bucket_lengths, encode, eval_batches
-from tinybert_jax.model import BertForSequenceClassification
+from tinybert_jax.model import HEADS
 from tinybert_jax.sharding import make_mesh, tree_shardings
 from tinybert_jax.train_step import make_predict_step
 
@@ -54,14 +54,18 @@ class Predictor:
     tokenizer: Any
     max_length: int
     batch_size: int
+    head: Head
     step: Callable[..., Any]
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """One prediction per text, or per pair of texts.
 
         Raises:
-            ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two.
+            ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two; or the head is
+                not that of a sequence.
         """
+        if self.head != "sequence":
+            raise ValueError(f"a {self.head} head gives one output per token: see `logits`, and `tinybert evaluate`")
         if isinstance(texts, str):
             raise ValueError("give a list of texts, even of one")
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -84,37 +88,43 @@ class Predictor:
         return predict_logits(self.step, self.params, tokens, self.batch_size, buckets)
 
 
-def load_predictor(directory: str | Path, max_length: int | None = None, batch_size: int = 32) -> Predictor:
+def load_predictor(
+    directory: str | Path, max_length: int | None = None, batch_size: int = 32, head: Head = "sequence"
+) -> Predictor:
     """A sequence classifier or regressor from a Hugging Face directory or hub id.
 
     Args:
         directory: holds a classifier, as `tinybert distill` and `finetune` write it.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
+        head: of another one than "sequence" the predictor gives `logits` only.
 
     Raises:
-        InputError: the directory cannot be read, or holds no classifier; a number is too small.
+        InputError: the directory cannot be read, or holds no such head; a number is too small.
     """
     if batch_size < 1 or (max_length is not None and max_length < 8):
         raise InputError(f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and 8")
     config, params = hf.load_hf(directory)
     tokenizer = hf.load_tokenizer(directory, config)
     length = max_length or min(tokenizer.model_max_length, config.max_position_embeddings)
-    check_classifier(str(directory), config, params, length)
+    check_head(str(directory), config, params, head, length)
     mesh = make_mesh()
     params = jax.device_put(params, tree_shardings(mesh, params))
-    step = make_predict_step(BertForSequenceClassification(config), mesh, params)
-    return Predictor(config, params, tokenizer, length, batch_size, step)
+    step = make_predict_step(HEADS[head](config), mesh, params)
+    return Predictor(config, params, tokenizer, length, batch_size, head, step)
 
 
-def check_classifier(name: str, config: BertConfig, params: Params, max_length: int) -> None:
-    """Refuse a model that cannot score sequences of `max_length`.
+def check_head(name: str, config: BertConfig, params: Params, head: Head, max_length: int) -> None:
+    """Refuse a model that has not the head that is asked for, or fewer positions than `max_length`.
 
     Raises:
-        InputError: the model has no classifier on a pooler, or fewer positions than `max_length`.
+        InputError: says what is missing.
     """
-    if "classifier" not in params or "pooler" not in params["bert"]:
-        raise InputError(f"{name}: holds no sequence classifier; fine-tune it first: tinybert finetune --model {name}")
+    needs = {"sequence": ("classifier", True), "tokens": ("classifier", False), "span": ("qa_outputs", False)}
+    key, pooler = needs[head]
+    if key not in params or (head != "span" and ("pooler" in params["bert"]) != pooler):
+        what = {"sequence": "sequence classifier", "tokens": "token classifier", "span": "question answering head"}
+        raise InputError(f"{name}: holds no {what[head]}; fine-tune it first: tinybert finetune --model {name}")
     check_positions(name, config, max_length)
 
 

@@ -158,7 +158,7 @@ def _numbers(raw: RawRows, where: str, split: Split) -> np.ndarray | None:
     return np.array(numbers, np.float32)
 
 
-def _path(task: Task, source: DataSource, split: Split) -> Path:
+def split_path(task: Task, source: DataSource, split: Split) -> Path:
     """The split's file, which exists."""
     if source.data is None:
         given = {"train": source.train, "dev": source.dev, "test": source.test}[split]
@@ -181,7 +181,7 @@ def _path(task: Task, source: DataSource, split: Split) -> Path:
 
 
 def _read_file(task: Task, source: DataSource, split: Split, cache_dir: Path | None) -> tuple[RawRows, str, str]:
-    path = _path(task, source, split)
+    path = split_path(task, source, split)
     named = bool(source.text_columns) or source.label_column is not None
     headerless = task.headerless_columns if path.suffix == ".tsv" and split != "test" and not named else ()
     text_columns = source.text_columns or task.text_columns

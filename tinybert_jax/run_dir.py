@@ -12,11 +12,22 @@ from typing import Any
 
 import jax
 
-from tinybert_jax.config import BertConfig, Experiment, InputError, Params
+from tinybert_jax.config import Experiment, Head, InputError, Params
 from tinybert_jax.inputs import Inputs
 from tinybert_jax.model import count_parameters
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
+
+PIPELINES: dict[Head, tuple[str, str]] = {
+    "encoder": ("feature-extraction", "AutoModel"),
+    "sequence": ("text-classification", "AutoModelForSequenceClassification"),
+    "tokens": ("token-classification", "AutoModelForTokenClassification"),
+    "span": ("question-answering", "AutoModelForQuestionAnswering"),
+    "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
+}
+PREDICT = """predict = tb.load_predictor("this directory")
+print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
+LOAD = """config, params = tb.load_hf("this directory")"""
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -121,19 +132,21 @@ class MetricsLog:
 def write_model_card(
     student: Path,
     experiment: Experiment,
-    config: BertConfig,
+    inputs: Inputs,
     params: Params,
     scores: dict[str, float],
     teacher_scores: dict[str, float] | None,
 ) -> None:
     """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
+    config, (pipeline, auto_model) = inputs.config, PIPELINES[inputs.head]
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
-        rows = ["| its head is not trained yet | - | - |"]
+        rows = ["| not trained on a task yet | - | - |"]
+    use = PREDICT if inputs.head == "sequence" else LOAD
     taught = f", distilled from `{experiment.teacher}`" if experiment.teacher else ""
     text = f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {pipeline}
 tags: [tinybert, distillation]
 ---
 # {experiment.model} on {experiment.task}
@@ -147,10 +160,9 @@ method in JAX.
 
 ```python
 import tinybert_jax as tb
-predict = tb.load_predictor("this directory")
-print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs
+{use}
 ```
-`transformers` loads it too: `AutoModelForSequenceClassification.from_pretrained("this directory")`.
+`transformers` loads it too: `{auto_model}.from_pretrained("this directory")`.
 
 ## Recipe
 ```json

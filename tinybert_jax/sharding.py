@@ -8,8 +8,6 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tinybert_jax.config import Batch
-
 AXES = ("data", "fsdp", "model")
 
 # logical axis -> mesh axis
@@ -60,10 +58,9 @@ def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     return jax.tree.map_with_path(leaf_sharding, tree)
 
 
-def batch_shardings(mesh: Mesh) -> Batch:
-    """Rows over `data` and `fsdp`; a batch's size must divide by their product."""
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    return Batch(*(rows for _ in Batch._fields))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array of a batch: rows over `data` and `fsdp`; a batch's size must divide by their product."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

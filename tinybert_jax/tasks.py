@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tinybert_jax import metrics
-from tinybert_jax.config import InputError
+from tinybert_jax.config import Head, InputError
 
 Split = Literal["train", "dev", "test"]
 
@@ -38,6 +38,8 @@ class Task:
     metrics: tuple[str, ...]
     intermediate_epochs: int
     max_length: int = 128
+    variants: int = 20  # of a row, itself among them, where the training rows are augmented; the original code's
+    head: Head = "sequence"
     written: tuple[str, ...] = ()
     headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header
     train_file: str = "train.tsv"
@@ -51,6 +53,8 @@ class Task:
     prediction_epochs: int = 3
     prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5, at batch sizes 16 and 32
     batch_size: int = 32
+    submission: str = ""  # the file that the benchmark's server takes test predictions in
+    second: str = ""  # the task whose dev and test sets are scored too, and never select
 
     @property
     def is_regression(self) -> bool:
@@ -59,8 +63,10 @@ class Task:
 
     @property
     def selection(self) -> str:
-        """The key of `score` by which the best state is chosen: the metric, or the mean of the task's metrics."""
-        return self.metrics[0] if len(self.metrics) == 1 else "mean_" + "_".join(self.metrics)
+        """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first."""
+        if self.head != "sequence" or len(self.metrics) == 1:
+            return self.metrics[0]
+        return "mean_" + "_".join(self.metrics)
 
     def file(self, split: Split) -> str:
         """The name of the split's file in the GLUE layout."""
@@ -78,9 +84,25 @@ _MNLI = Task(
     10,
     dev_file="dev_matched.tsv",
     test_file="test_matched.tsv",
+    variants=10,
+    submission="MNLI-m.tsv",
+    second="mnli_mismatched",
     tfds_text_columns=("premise", "hypothesis"),
     tfds_dev="validation_matched",
     tfds_test="test_matched",
+)
+_SQUAD = Task(
+    "squad",
+    (),
+    "",
+    None,
+    ("f1", "exact_match"),
+    3,
+    max_length=384,
+    head="span",
+    train_file="train-v1.1.json",
+    dev_file="dev-v1.1.json",
+    test_file="test.json",
 )
 TASKS = {
     task.name: task
@@ -93,6 +115,8 @@ TASKS = {
             ("matthews",),
             50,
             max_length=64,
+            variants=30,
+            submission="CoLA.tsv",
             written=("0", "1"),
             headerless_columns=("source", "label", "mark", "sentence"),
         ),
@@ -104,6 +128,7 @@ TASKS = {
             ("accuracy",),
             20,
             max_length=64,
+            submission="SST-2.tsv",
             written=("0", "1"),
         ),
         Task(
@@ -113,10 +138,12 @@ TASKS = {
             ("not_equivalent", "equivalent"),
             ("f1", "accuracy"),
             20,
+            variants=30,
+            submission="MRPC.tsv",
             written=("0", "1"),
             tfds_text_columns=_PAIR,
         ),
-        Task("stsb", _PAIR, "score", (), ("pearson", "spearman"), 20),
+        Task("stsb", _PAIR, "score", (), ("pearson", "spearman"), 20, variants=30, submission="STS-B.tsv"),
         Task(
             "qqp",
             ("question1", "question2"),
@@ -124,6 +151,8 @@ TASKS = {
             ("not_duplicate", "duplicate"),
             ("f1", "accuracy"),
             10,
+            variants=10,
+            submission="QQP.tsv",
             written=("0", "1"),
         ),
         _MNLI,
@@ -133,15 +162,42 @@ TASKS = {
             name="mnli_mismatched",
             dev_file="dev_mismatched.tsv",
             test_file="test_mismatched.tsv",
+            submission="MNLI-mm.tsv",
+            second="",
             tfds_dev="validation_mismatched",
             tfds_test="test_mismatched",
         ),
-        Task("qnli", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), 10),
-        Task("rte", _PAIR, "label", _ENTAILMENT, ("accuracy",), 20),
+        Task("qnli", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), 10, submission="QNLI.tsv"),
+        Task("rte", _PAIR, "label", _ENTAILMENT, ("accuracy",), 20, variants=30, submission="RTE.tsv"),
         # The paper leaves WNLI out; the recipe is RTE's.
-        Task("wnli", _PAIR, "label", ("not_entailment", "entailment"), ("accuracy",), 20, written=("0", "1")),
+        Task(
+            "wnli",
+            _PAIR,
+            "label",
+            ("not_entailment", "entailment"),
+            ("accuracy",),
+            20,
+            variants=30,
+            submission="WNLI.tsv",
+            written=("0", "1"),
+        ),
         Task("classification", ("text",), "label", None, ("accuracy",), 20),
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20),
+        # The paper gives no epochs for the intermediate stage of these, nor lengths.
+        _SQUAD,
+        dataclasses.replace(_SQUAD, name="squad2", train_file="train-v2.0.json", dev_file="dev-v2.0.json"),
+        Task(
+            "ner",
+            (),
+            "",
+            None,
+            ("f1", "precision", "recall", "accuracy"),
+            20,
+            head="tokens",
+            train_file="train.txt",
+            dev_file="dev.txt",
+            test_file="test.txt",
+        ),
     )
 }
 
@@ -175,6 +231,14 @@ def label_ids(task: Task, labels: tuple[str, ...]) -> dict[str, int]:
             if task.written:
                 ids.setdefault(task.written[i], folded[name])
     return ids
+
+
+def written_labels(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """How the task's files write each of `labels` (say, those of a teacher), by id; names they do not know stay."""
+    known = label_ids(task, labels)
+    names = [*task.written, *(task.labels or ())] if task.written else list(task.labels or ())
+    by_id = {known[name]: name for name in reversed(names) if name in known}
+    return tuple(by_id.get(i, label) for i, label in enumerate(labels))
 
 
 def discover_labels(written: list[str]) -> tuple[str, ...]:

@@ -18,17 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import data, distill, hf, metrics, optim, run_dir, tasks
+from tinybert_jax import data, distill, hf, optim, run_dir
 from tinybert_jax.checkpoint import Checkpoints
-from tinybert_jax.config import BertConfig, Experiment, InputError, Params, Stage
+from tinybert_jax.config import BertConfig, CorpusSource, Experiment, InputError, Params, Stage
+from tinybert_jax.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.inputs import Inputs, initial_params, load_inputs
-from tinybert_jax.model import BertForSequenceClassification
+from tinybert_jax.model import HEADS
 from tinybert_jax.predict import predict_logits
 from tinybert_jax.sharding import make_mesh, tree_shardings
-from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
+from tinybert_jax.splits import Split
+from tinybert_jax.train_step import TrainState, create_state, make_predict_step, make_train_step
 
 LOG_EVERY = 10  # steps
 EVAL_BATCH_SIZE = 64
+SCORED = ("supervised", "prediction")  # the objectives that train the task's head
 
 
 class Stopped(Exception):
@@ -77,27 +80,29 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
     teacher_scores = None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
         teacher_params = jax.device_put(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
-        teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
+        if inputs.teacher_dev:
+            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
     if not resume:
         run_dir.create(out, experiment, inputs)
-    params = initial_params(inputs, experiment.seed)
-    predict_step = make_predict_step(BertForSequenceClassification(inputs.config), mesh, params)  # compiled once
+    params = initial_params(experiment, inputs)
+    bare = {name: value for name, value in params.items() if name not in distill.PROJECTIONS}
+    predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
-    def score(params: Params) -> dict[str, float]:
-        logits = predict_logits(predict_step, params, inputs.dev, EVAL_BATCH_SIZE, inputs.buckets)
+    def score(params: Params, split: Split) -> dict[str, float]:
+        logits = predict_logits(predict_step, params, split.tokens, EVAL_BATCH_SIZE, inputs.buckets)
         if not np.isfinite(logits).all():
             raise Diverged("the model's outputs are not finite")
-        return tasks.score(inputs.task, logits, inputs.dev.labels, inputs.config.id2label)
+        return split.score(logits)
 
     for index in range(len(experiment.stages)):
         params = _train_stage(experiment, index, inputs, params, teacher_params, score, mesh, out)
-    trained_head = any(stage.objective != "transformer" for stage in experiment.stages) or inputs.keep_classifier
-    scores = score(params) if trained_head else {}
+    trained_head = any(stage.objective in SCORED for stage in experiment.stages) or inputs.keep_head
+    scores = _named({name: score(params, split) for name, split in inputs.dev.items()} if trained_head else {})
     student = out / "student"
     # where training cut the texts, `predict` and `transformers` cut them
     inputs.tokenizer.model_max_length = experiment.max_length
     hf.save_hf(student, inputs.config, params, inputs.tokenizer)
-    run_dir.write_model_card(student, experiment, inputs.config, params, scores, teacher_scores)
+    run_dir.write_model_card(student, experiment, inputs, params, scores, teacher_scores)
     return Result(student, scores, teacher_scores)
 
 
@@ -114,31 +119,39 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> dist
         InputError: teacher and student do not fit each other.
     """
     if stage.objective == "supervised":
-        return distill.supervised_objective(inputs.config)
+        return distill.supervised_objective(inputs.config, inputs.head)
+    if stage.objective == "masked_lm":
+        return distill.masked_lm_objective(inputs.config)
     assert inputs.teacher is not None, "Experiment asks for a teacher where a stage distils"
     teacher = inputs.teacher.config
     if stage.objective == "transformer":
         return distill.transformer_objective(inputs.config, teacher, experiment.layer_map, experiment.preset)
-    return distill.prediction_objective(inputs.config, teacher, experiment.preset)
+    return distill.prediction_objective(inputs.config, teacher, experiment.preset, inputs.head)
 
 
 def _score_teacher(
     experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
 ) -> dict[str, float]:
     """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing."""
-    dev = inputs.dev
-    step = make_predict_step(BertForSequenceClassification(config), mesh, params)
-    logits = predict_logits(step, params, dev, EVAL_BATCH_SIZE, inputs.buckets)
-    if inputs.task.is_regression:
-        correlation = metrics.pearson(logits[:, 0], dev.labels)
-    else:
-        correlation = metrics.matthews(logits.argmax(axis=1), dev.labels)
-    if correlation < min(0.5, 2 / math.sqrt(len(dev))):
-        raise InputError(
-            f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
-            f" labels {correlation:.3f}); fine-tune it on this task first, or check its label order {config.id2label}"
-        )
-    return tasks.score(inputs.task, logits, dev.labels, config.id2label)
+    step = make_predict_step(HEADS[inputs.head](config), mesh, params)
+    scores = {}
+    for name, dev in inputs.teacher_dev.items():
+        logits = predict_logits(step, params, dev.tokens, EVAL_BATCH_SIZE, inputs.buckets)
+        skill = dev.skill(logits)
+        if skill < min(0.5, 2 / math.sqrt(len(dev.tokens))):
+            raise InputError(
+                f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
+                f" labels, or F1, {skill:.3f}); fine-tune it on this task first, or check its label order"
+                f" {config.id2label}"
+            )
+        scores[name] = dev.score(logits)
+    return _named(scores)
+
+
+def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
+    suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
+    return {f"{metric}{suffixes[name]}": value for name, own in scores.items() for metric, value in own.items()}
 
 
 def _train_stage(
@@ -147,7 +160,7 @@ def _train_stage(
     inputs: Inputs,
     params: Params,
     teacher_params: Params,
-    score: Callable[[Params], dict[str, float]],
+    score: Callable[[Params, Split], dict[str, float]],
     mesh: Mesh,
     out: Path,
 ) -> Params:
@@ -156,7 +169,8 @@ def _train_stage(
     name = f"{index + 1}-{stage.objective}"
     objective = make_objective(experiment, stage, inputs)
     optimizer = optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
-    total = stage_steps(stage, len(inputs.train))
+    examples = inputs.examples(stage)
+    total = stage_steps(stage, len(examples))
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
     # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
     init_key, dropout_key = (jax.random.fold_in(jax.random.key(experiment.seed), 2 * index + i) for i in (1, 2))
@@ -166,12 +180,12 @@ def _train_stage(
     state = state if restored is None else restored
     log = run_dir.MetricsLog(out, name, int(state.step))
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
-    scored = stage.objective != "transformer"
-    evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(inputs.train), stage.batch_size)
-    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
-    batches = data.train_batches(
-        inputs.train, stage.batch_size, inputs.buckets, experiment.seed, int(state.step), total
-    )
+    scored = stage.objective in SCORED
+    evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(examples), stage.batch_size)
+    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
+    if isinstance(experiment.source, CorpusSource) and restored is None:
+        print(f"{name}: {_cost(experiment, stage, inputs, train_step, state, teacher_params, total)}", flush=True)
+    batches = data.train_batches(examples, stage.batch_size, inputs.buckets, experiment.seed, int(state.step), total)
     try:
         with stop_requests() as stop, progress(name, int(state.step), total) as bar:
             running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
@@ -186,10 +200,10 @@ def _train_stage(
                     _log_step(log, bar, *running)  # raises before a state that is not finite is saved
                     running, selection = None, None
                     if score_now:
-                        scores = score(state.params)
+                        scores = score(state.params, inputs.dev["dev"])
                         log.write(step, {f"dev/{name}": value for name, value in scores.items()})
-                        selection = scores[inputs.task.selection]
-                        bar.set_postfix({inputs.task.selection: f"{selection:.4f}"})
+                        selection = scores[inputs.selection]
+                        bar.set_postfix({inputs.selection: f"{selection:.4f}"})
                         if selection > state.best_metric:
                             best = jax.tree.map(jnp.copy, state.params)
                             state = state._replace(best_metric=jnp.float32(selection), best_params=best)
@@ -202,6 +216,24 @@ def _train_stage(
         log.close()
         checkpoints.close()
     return objective.export(state.best_params if scored else state.params, params)
+
+
+def _cost(
+    experiment: Experiment,
+    stage: Stage,
+    inputs: Inputs,
+    train_step: Callable[..., Any],
+    state: TrainState,
+    teacher_params: Params,
+    total: int,
+) -> Cost:
+    """Of the whole stage, if every sequence were of full length."""
+    rows = np.arange(stage.batch_size, dtype=np.int64) % len(inputs.train)
+    batch = inputs.examples(stage).batch(rows, experiment.max_length, 0)
+    seconds = seconds_per_step(train_step, state, teacher_params, batch, stage.hyper)
+    teacher = None if inputs.teacher is None else inputs.teacher.config
+    flops = step_flops(stage.objective, inputs.config, teacher, stage.batch_size, experiment.max_length)
+    return Cost(total, total * flops, seconds)
 
 
 def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:

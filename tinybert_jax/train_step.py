@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tinybert_jax.config import Batch, Hyper, Params
 from tinybert_jax.optim import Schedule
-from tinybert_jax.sharding import batch_shardings, replicated, tree_shardings
+from tinybert_jax.sharding import batch_sharding, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -45,6 +45,7 @@ def make_train_step(
     mesh: Mesh,
     state: TrainState,
     teacher_params: Params,
+    accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Params, Batch, Hyper], tuple[TrainState, dict[str, Array]]]:
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
@@ -55,6 +56,8 @@ def make_train_step(
         mesh: from `sharding.make_mesh`.
         state: of the shapes and shardings that will be trained.
         teacher_params: of the shapes that will be passed; anything, where the objective has no teacher.
+        accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
+            result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
 
     Metrics are the objective's, and `learning_rate`, `gradient_norm` and `parameter_norm` (after the update); scalars,
     still on the device.
@@ -64,8 +67,15 @@ def make_train_step(
         state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        targets = jax.lax.stop_gradient(objective.targets(teacher_params, batch))
-        grads, metrics = jax.grad(objective.loss, has_aux=True)(state.params, targets, batch, hyper, key)
+
+        def gradient(batch: Batch, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
+            targets = jax.lax.stop_gradient(objective.targets(teacher_params, batch))
+            return jax.grad(objective.loss, has_aux=True)(state.params, targets, batch, hyper, key)
+
+        if accumulation_steps == 1:
+            grads, metrics = gradient(batch, key)
+        else:
+            grads, metrics = _accumulated(gradient, batch, key, accumulation_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         learning_rate = hyper.learning_rate * schedule(state.step)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
@@ -77,10 +87,26 @@ def make_train_step(
     teacher_shardings = tree_shardings(mesh, teacher_params)
     return jax.jit(
         step,
-        in_shardings=(shardings, teacher_shardings, batch_shardings(mesh), replicated(mesh)),
+        in_shardings=(shardings, teacher_shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _accumulated(gradient: Callable[[Batch, PRNGKeyArray], Any], batch: Batch, key: PRNGKeyArray, parts: int) -> Any:
+    """The mean of `gradient` over the parts of a batch, each weighed by its real examples."""
+    # every parts-th row is of one part, so that each part is spread over all devices
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    total = jnp.maximum(jnp.sum(batch.example_mask), 1.0)
+
+    def add(sums: Any, part: tuple[Batch, PRNGKeyArray]) -> tuple[Any, None]:
+        weight = jnp.sum(part[0].example_mask) / total
+        return jax.tree.map(lambda s, x: s + weight * x, sums, gradient(*part)), None
+
+    inputs = split, jax.random.split(key, parts)
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], inputs))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, inputs)[0]
 
 
 def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Params, Batch], Array]:
@@ -91,5 +117,5 @@ def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Param
         return model.apply({"params": params}, *inputs, score_layers=()).logits
 
     return jax.jit(
-        predict, in_shardings=(tree_shardings(mesh, params), batch_shardings(mesh)), out_shardings=replicated(mesh)
+        predict, in_shardings=(tree_shardings(mesh, params), batch_sharding(mesh)), out_shardings=replicated(mesh)
     )

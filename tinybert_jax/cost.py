@@ -1,0 +1,74 @@
+"""What a run will cost: floating-point operations by count, hours by a measured rate."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tinybert_jax.config import Batch, BertConfig, StageName
+
+TIMED_STEPS = 3
+BACKWARD = 2  # a backward pass computes two products for every one of the forward pass
+
+
+class Cost(NamedTuple):
+    """Of a whole stage."""
+
+    steps: int
+    flops: float
+    seconds_per_step: float
+
+    def __str__(self) -> str:
+        hours, rate = self.steps * self.seconds_per_step / 3600, self.flops / self.steps / self.seconds_per_step
+        return (
+            f"{self.steps:,} steps, {self.flops:.2e} FLOPs; at the measured {self.seconds_per_step:.2f} s a step"
+            f" ({rate / 1e9:,.0f} GFLOP/s) {hours:,.2f} hours"
+        )
+
+
+def forward_flops(config: BertConfig, tokens: int) -> float:
+    """Floating-point operations of an encoder's matrix products on one sequence; a multiplication with its addition is
+    two.
+
+    >>> round(forward_flops(BertConfig(), 128) / 1e9, 1)  # BERT_BASE: the paper's 22.5B
+    22.3
+    """
+    width = config.num_attention_heads * config.attention_head_dim
+    projections = 4 * config.hidden_size * width + 2 * config.hidden_size * config.intermediate_size
+    attention = 2 * tokens * width
+    return 2.0 * config.num_hidden_layers * tokens * (projections + attention)
+
+
+def step_flops(objective: StageName, student: BertConfig, teacher: BertConfig | None, rows: int, tokens: int) -> float:
+    """Floating-point operations of one training step: the student forward and backward, the teacher forward."""
+    own = (1 + BACKWARD) * forward_flops(student, tokens)
+    if objective == "masked_lm":
+        decoder = student.hidden_size * (student.vocab_size + student.hidden_size)
+        own += (1 + BACKWARD) * 2.0 * decoder * tokens / 4
+    elif objective != "supervised":
+        assert teacher is not None
+        own += forward_flops(teacher, tokens)
+    if objective == "transformer":
+        assert teacher is not None
+        states = student.num_hidden_layers + 1
+        own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
+    return rows * own
+
+
+def seconds_per_step(
+    train_step: Callable[..., Any], state: Any, teacher_params: Any, batch: Batch, hyper: Any
+) -> float:
+    """Median seconds of a step on a copy of `state`, after one that compiles."""
+    state = jax.tree.map(jnp.copy, state)
+    seconds = []
+    for _ in range(1 + TIMED_STEPS):
+        start = time.perf_counter()
+        state, _ = train_step(state, teacher_params, batch, hyper)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
