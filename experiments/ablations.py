@@ -1,0 +1,133 @@
+"""The paper's ablations (arXiv 1909.10351, Tables 2 to 4) as settings of one experiment, and what they cost.
+
+    python experiments/ablations.py --task mrpc --data MRPC --teacher runs/mrpc-teacher/student \\
+        --general runs/general/student --augmented runs/mrpc-augmented --seeds 0 1 2 --out runs/ablations --estimate
+    (the same without --estimate)
+    (the same with --steps 300: a few hundred steps of each setting)
+
+Table 2, procedures: without general distillation (GD), task distillation (TD) or augmentation (DA). Table 3,
+objectives: without the embedding, prediction or Transformer losses, or only their attention or hidden half; a loss that
+is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from the
+labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from seeds import mean_sd, paired, run_seeds, table
+
+import tinybert_jax as tb
+from tinybert_jax import cost, data, hf, splits, tasks
+
+
+def settings(full: tb.Experiment, preset: str) -> dict[str, tb.Experiment]:
+    """Every row of the three tables; `full` has all parts."""
+    first, second = full.stages
+    labels = dataclasses.replace(second, objective="supervised")
+
+    def but(**changes: Any) -> tb.Experiment:
+        return dataclasses.replace(full, **changes)
+
+    def weighing(**weights: Any) -> tb.Experiment:
+        return but(stages=(dataclasses.replace(first, **weights), second))
+
+    return {
+        "full": full,
+        "without GD": but(model=preset),
+        "without TD": but(stages=(labels,), augmented=None),
+        "without DA": but(augmented=None),
+        "without embedding loss": weighing(embedding_weight=0.0),
+        "without prediction loss": but(stages=(first, labels)),
+        "without Transformer losses": but(stages=(second,)),
+        "without attention loss": weighing(attention_weight=0.0),
+        "without hidden loss": weighing(hidden_weight=0.0),
+        "map: top": but(layer_map="top"),
+        "map: bottom": but(layer_map="bottom"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--data", required=True, help="directory in the GLUE layout")
+    parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
+    parser.add_argument("--general", required=True, help="a student from `tinybert pretrain`")
+    parser.add_argument("--augmented", required=True, help="directory that `tinybert augment` wrote")
+    parser.add_argument("--preset", default="tinybert-4l-312d", help="of the student without GD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="end every stage after this many steps")
+    parser.add_argument("--transformer-learning-rate", type=float, default=5e-5)
+    parser.add_argument("--prediction-learning-rate", type=float, default=3e-5)
+    parser.add_argument("--estimate", action="store_true", help="print what all of it costs, and stop")
+    parser.add_argument("--gflops", type=float, default=150, help="per second, here; `tinybert pretrain` measures it")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    task = tasks.get_task(args.task)
+    first = tb.Stage(
+        "transformer",
+        task.intermediate_epochs,
+        max_steps=args.steps,
+        learning_rate=args.transformer_learning_rate,
+        schedule="constant",
+    )
+    second = tb.Stage(
+        "prediction", task.prediction_epochs, max_steps=args.steps, learning_rate=args.prediction_learning_rate
+    )
+    full = tb.Experiment(
+        task=task.name,
+        source=tb.DataSource(data=args.data),
+        model=args.general,
+        teacher=args.teacher,
+        stages=(first, second),
+        augmented=args.augmented,
+        max_length=task.max_length,
+    )
+    named = settings(full, args.preset)
+    if args.estimate:
+        print(estimate(named, len(args.seeds), args.gflops))
+        return
+    scores = {
+        name: run_seeds(setting, args.seeds, args.out / name.replace(" ", "-").replace(":", ""))
+        for name, setting in named.items()
+    }
+    (args.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    metric = task.selection
+    rows = [
+        [name, mean_sd(own, metric), "" if name == "full" else paired(own, scores["full"], metric)]
+        for name, own in scores.items()
+    ]
+    print(f"\n{table(['setting', metric, 'difference to full ± s.e.'], rows)}")
+
+
+def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
+    """FLOPs of every setting, were every row of full length, and the hours of all at a machine's rate."""
+    full = named["full"]
+    teacher, student = hf.load_hf(str(full.teacher))[0], hf.load_hf(full.model)[0]
+    task = tasks.get_task(full.task)
+    tokenizer = hf.load_tokenizer(full.model, student)
+    assert isinstance(full.source, tb.DataSource)
+    rows = len(splits.load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
+    lines, total = [], 0.0
+    for name, setting in named.items():
+        steps, flops = 0, 0.0
+        for stage in setting.stages:
+            n = rows * (task.variants if setting.augmented else 1)
+            own = stage.epochs * data.steps_per_epoch(n, stage.batch_size)
+            own = own if stage.max_steps is None else min(own, stage.max_steps)
+            each = cost.step_flops(stage.objective, student, teacher, stage.batch_size, setting.max_length)
+            steps, flops = steps + own, flops + own * each
+        lines.append([name, f"{steps:,}", f"{flops:.1e}"])
+        total += seeds * flops
+    hours = total / gflops / 1e9 / 3600
+    all_of_it = f"{seeds} seeds of all: {total:.1e} FLOPs, {hours:,.1f} hours at {gflops:g} GFLOP/s"
+    return f"{table(['setting', 'steps', 'FLOPs'], lines)}\n\n{all_of_it}"
+
+
+if __name__ == "__main__":
+    main()
