@@ -6,8 +6,8 @@
     (the same with --steps 300: a few hundred steps of each setting)
 
 Table 2, procedures: without general distillation (GD), task distillation (TD) or augmentation (DA). Table 3,
-objectives: without the embedding, prediction or Transformer losses, or only their attention or hidden half; a loss that
-is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from the
+objectives: without the embedding, prediction or Transformer losses, or without their attention or hidden half; a loss
+that is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from the
 labels.
 """
 
