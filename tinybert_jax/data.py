@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tinybert_jax.config import Batch
-from tinybert_jax.rows import Rows, cache_folder, cached
+from tinybert_jax.rows import Rows, cached_arrays
 
 FORMAT_VERSION = 1  # of the cached tokens; count it up when the same rows would give other tokens
 TOKENIZE_AT_ONCE = 1000  # rows
@@ -134,16 +134,7 @@ def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None
     """
     form = [FORMAT_VERSION, rows.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
-
-    def build(folder: Path) -> None:
-        np.savez(folder / "tokens.npz", allow_pickle=False, **_encode(rows.texts, tokenizer, max_length))
-
-    def load(folder: Path) -> dict[str, np.ndarray]:
-        # A zip, so every array has its checksum. numpy does not close a damaged file that it opened itself.
-        with open(folder / "tokens.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in ("input_ids", "offsets", "pair_starts")}
-
-    arrays = cached(cache_folder(cache_dir) / "tokens" / fingerprint, build, load)
+    arrays = cached_arrays(cache_dir, "tokens", fingerprint, lambda: _encode(rows.texts, tokenizer, max_length))
     labels = rows.labels
     if labels is None:
         labels = np.zeros(len(rows.texts), np.int32 if rows.label_names else np.float32)

@@ -49,7 +49,9 @@ def read_checked(
     Raises:
         InputError: `path:line: what is wrong and what to do`.
     """
-    text = _decode(path, data).rstrip("\r\n")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: give one of {', '.join(SUFFIXES)}")
+    text = decode(path, data).rstrip("\r\n")
     if not text.strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     if path.suffix in JSON_SUFFIXES:
@@ -74,9 +76,20 @@ def read_checked(
     return RawRows(texts, labels or None, lines)
 
 
-def _decode(path: Path, data: bytes) -> str:
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: give one of {', '.join(SUFFIXES)}")
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or holds a NUL or a lone carriage return.
+    """
+    try:
+        return decode(path, path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def decode(path: Path, data: bytes) -> str:
+    """As `read_text`, for content at hand."""
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         text = data.decode()
@@ -154,7 +167,7 @@ def _json_records(
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
         if not isinstance(value, dict):
-            raise InputError(f"{path}:{line}: {_json_type(value)} instead of an object: write one JSON object a line")
+            raise InputError(f"{path}:{line}: {json_type(value)} instead of an object: write one JSON object a line")
         if line == 1:
             labelled = needs_label or label_column in value
         for column in (*text_columns, *([label_column] if labelled else [])):
@@ -167,7 +180,7 @@ def _json_records(
 
 def _json_text(path: Path, line: int, column: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{path}:{line}: {column!r} is {_json_type(value)} instead of a string: write a string")
+        raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string: write a string")
     if re.search("[\0\ud800-\udfff]", value):
         raise InputError(f"{path}:{line}: {column!r} holds a NUL or half a surrogate pair: remove it")
     return value
@@ -178,9 +191,10 @@ def _json_label(path: Path, line: int, column: str, value: Any) -> str:
         return _json_text(path, line, column, value).strip()
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    raise InputError(f"{path}:{line}: {column!r} is {_json_type(value)} instead of a string or number: write one")
+    raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string or number: write one")
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """What JSON calls a value of this type, with its article."""
     names = {"NoneType": "null", "list": "a list", "dict": "an object", "str": "a string", "bool": "a boolean"}
     return names.get(type(value).__name__, "a number")

@@ -128,6 +128,26 @@ def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]
     return load(entry)
 
 
+def cached_arrays(
+    cache_dir: Path | None, kind: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The named arrays that `make` gives, kept in the cache under `kind` and the fingerprint of what they depend on.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
+
+    def build(folder: Path) -> None:
+        np.savez(folder / f"{kind}.npz", allow_pickle=False, **make())
+
+    def load(folder: Path) -> dict[str, np.ndarray]:
+        # A zip, so every array has its checksum. numpy does not close a damaged file that it opened itself.
+        with open(folder / f"{kind}.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    return cached(cache_folder(cache_dir) / kind / fingerprint, build, load)
+
+
 def _has_labels(raw: RawRows, split: Split) -> bool:
     return raw.labels is not None and not (split == "test" and set(raw.labels) <= UNLABELLED)
 
@@ -252,10 +272,14 @@ def _records(source: Any) -> list[dict[str, Any]]:
     return [r for start in starts for r in source.__getitems__(range(start, min(start + 10_000, len(source))))]
 
 
-def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, str, str]:
+def tfds_records(name: str, part: str) -> tuple[Any, list[dict[str, Any]]]:
+    """The features of a prepared TFDS set, and all records of one of its splits.
+
+    Raises:
+        InputError: the set is not prepared, or has no such split, or an empty one.
+    """
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-    name = str(source.tfds)
     # TFDS finds the GLUE sets by name only once their module has been imported.
     first = "from tensorflow_datasets.text import glue; " if name.split("/")[0] == "glue" else ""
     how = (
@@ -266,7 +290,6 @@ def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, s
         builder: Any = builder_from_files(name)
     except Exception as error:  # TFDS has many; all of them mean that there are no files of that name to read
         raise InputError(f"TFDS set {name!r} is not prepared on this machine: {how}") from error
-    part = {"train": "train", "dev": task.tfds_dev, "test": task.tfds_test}[split]
     where = f"{name}[{part}]"
     if part not in builder.info.splits:
         raise InputError(f"{where}: no such split; the set has {', '.join(sorted(builder.info.splits))}")
@@ -276,6 +299,14 @@ def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, s
         raise InputError(f"{where}: the files cannot be read at random as array_record can: {how}") from error
     if not records:
         raise InputError(f"{where}: the split is empty: give another set")
+    return builder.info.features, records
+
+
+def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, str, str]:
+    name = str(source.tfds)
+    part = {"train": "train", "dev": task.tfds_dev, "test": task.tfds_test}[split]
+    where = f"{name}[{part}]"
+    features, records = tfds_records(name, part)
     text_columns = source.text_columns or task.tfds_text_columns or task.text_columns
     label_column = source.label_column or task.tfds_label_column
     for column in (*text_columns, *([label_column] if split != "test" else [])):
@@ -289,7 +320,7 @@ def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, s
     texts = [tuple(record[c].decode() for c in text_columns) for record in records]
     labels = None
     if label_column in records[0]:
-        names = getattr(builder.info.features[label_column], "names", None)
+        names = getattr(features[label_column], "names", None)
         labels = [_written(record[label_column], names) for record in records]
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, name, part, text_columns, label_column]).encode())
     for i, row in enumerate(texts):
