@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -117,3 +118,61 @@ def teacher_result(pretrained: Path, reviews: Path, tmp_path_factory: pytest.Tem
 def teacher(teacher_result: Result) -> Path:
     """The directory of a fine-tuned teacher."""
     return teacher_result.directory
+
+
+PEOPLE, CITIES = "anna ben carla dan".split(), "rome oslo lima cairo".split()
+DRINKS = ["green tea", "milk", "cold water", "coffee"]
+QA_WORDS = tuple("lives in likes . where does live what like ? she he now".split()) + tuple(
+    word for phrase in (*PEOPLE, *CITIES, *DRINKS) for word in phrase.split()
+)
+
+
+def write_squad(directory: Path, version: str = "1.1", train: int = 128, dev: int = 48) -> Path:
+    """train-vVERSION.json and dev-vVERSION.json on people's homes and drinks, in the words of QA_WORDS.
+
+    The question word tells the kind of answer. In 2.0, a third of the contexts says nothing of what is asked.
+    """
+    random = np.random.default_rng(1)
+    directory.mkdir(parents=True)
+    for name, n in (("train", train), ("dev", dev)):
+        paragraphs = []
+        for i in range(n):
+            person, city, drink = (str(random.choice(words)) for words in (PEOPLE, CITIES, DRINKS))
+            sentences = [(f"{person} lives in {city} .", city), (f"now {person} likes {drink} .", drink)]
+            asked = random.integers(2)
+            question = [f"where does {person} live ?", f"what does {person} like ?"][asked]
+            impossible = version.startswith("2") and random.random() < 1 / 3
+            kept = [sentences[1 - asked]] if impossible else [sentences[k] for k in random.permutation(2)]
+            context, answer = " ".join(text for text, _ in kept), sentences[asked][1]
+            found = [] if impossible else [{"text": answer, "answer_start": context.index(answer)}]
+            qa = {"id": f"{name}-{i}", "question": question, "answers": found}
+            qa |= {"is_impossible": impossible} if version.startswith("2") else {}
+            paragraphs.append({"context": context, "qas": [qa]})
+        content = {"version": version, "data": [{"title": "people", "paragraphs": paragraphs}]}
+        (directory / f"{name}-v{version}.json").write_text(json.dumps(content))
+    return directory
+
+
+NER_WORDS = (*QA_WORDS, "saw", "and", "left", "for", "smith", "jones", "new")
+
+
+def write_conll(directory: Path, train: int = 128, dev: int = 48) -> Path:
+    """train.txt and dev.txt of people (PER) and cities (LOC), tagged in IOB2, in the words of NER_WORDS."""
+    random = np.random.default_rng(2)
+    directory.mkdir(parents=True)
+    for name, n in (("train", train), ("dev", dev)):
+        lines = ["-DOCSTART- O", ""]
+        for _ in range(n):
+            people = [
+                [str(random.choice(PEOPLE))],
+                [str(random.choice(PEOPLE)), str(random.choice(["smith", "jones"]))],
+            ]
+            city = [["new"], []][random.integers(2)] + [str(random.choice(CITIES))]
+            first, second = (people[k] for k in random.permutation(2))
+            sentence = [(first, "PER"), (["saw"], ""), (second, "PER"), (["and", "left", "for"], ""), (city, "LOC")]
+            for words, kind in sentence:
+                tags = [f"{'I' if i else 'B'}-{kind}" if kind else "O" for i in range(len(words))]
+                lines += [f"{word} {tag}" for word, tag in zip(words, tags, strict=True)]
+            lines.append("")
+        (directory / f"{name}.txt").write_text("\n".join(lines))
+    return directory

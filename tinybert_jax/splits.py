@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tinybert_jax import data, metrics, ner, squad, tasks
+from tinybert_jax import data, metrics, ner, spans, squad, tasks
 from tinybert_jax.config import DataSource, InputError
 from tinybert_jax.data import Tokens
 from tinybert_jax.rows import Rows, read_rows, split_path
@@ -107,19 +106,22 @@ def _answers(task: Task, source: DataSource, split: tasks.Split, tokenizer: Any,
     else:
         questions = squad.read_squad(split_path(task, source, split))
     # a window must go forward: of short ones, less is shared
-    tokens, windows = squad.windows(questions, tokenizer, max_length, min(STRIDE, max_length // 4))
+    tokens, windows = spans.windows(questions, tokenizer, max_length, min(STRIDE, max_length // 4))
 
     def answers(logits: np.ndarray) -> list[str]:
-        return squad.answers(questions, windows, tokens, logits)
+        return spans.answers(questions, windows, tokens, logits)
 
     def score(logits: np.ndarray) -> dict[str, float]:
         return squad.score(questions, answers(logits))
 
-    def predictions(logits: np.ndarray) -> str:
-        found = dict(zip(questions.ids, answers(logits), strict=True))
-        return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-
-    return Split(tokens, (), questions.labelled, score, lambda logits: score(logits)["f1"], predictions)
+    return Split(
+        tokens,
+        (),
+        questions.labelled,
+        score,
+        lambda logits: score(logits)["f1"],
+        lambda logits: squad.write(questions, answers(logits)),
+    )
 
 
 def _tags(
