@@ -15,8 +15,9 @@ from tinybert_jax.neighbours import embedding_neighbours
 from tinybert_jax.rows import Rows
 
 WORDS = (
-    "the a film plot actor scene story music is was seems felt good bad dull fine warm cold great slow not very "
-    "so and walk talk play un re over act watch love hate see go run say old new big small light dark soft loud quick odd"
+    "the a film plot actor scene story music is was seems felt good bad dull fine warm cold great slow not "
+    "very so and walk talk play un re over act watch love hate see go run say old new big small light dark soft "
+    "loud quick odd"
 ).split()
 PIECES = "##ing ##ed ##able ##ly ##ness ##s ##er ##est ##play ##act".split()
 COMPOUNDS = "walking talked playable slowly darkness unplayable reacted softest overact loudness".split()  # of pieces

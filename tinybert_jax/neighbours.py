@@ -181,9 +181,8 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
                 numbers.extend(vector)
                 lines.append(line)
     vectors = np.frombuffer(numbers, np.float32).reshape(-1, width) if lines else np.zeros((0, 1), np.float32)
-    usable: np.ndarray = np.isfinite(vectors).all(axis=1) & vectors.any(
-        axis=1
-    )  # a zero has no direction: its cosine is 0/0
+    # a zero has no direction: its cosine is 0/0
+    usable = np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
     bad += np.asarray(lines)[~usable].tolist()
     if not usable.any():
         raise InputError(f"{path}:1: no line holds a word and its vector: give a GloVe or word2vec text file")
