@@ -162,7 +162,7 @@ def test_special_tokens_written_in_a_text_and_unknown_words_keep_their_place(tok
 def test_words_behind_what_the_model_reads_are_left_alone(tokenizer, model, tmp_path):
     rows = rows_of("good film walking bad story dull actor")
     assert len(tokenizer(rows.texts[0][0])["input_ids"]) == 2 + 8
-    for max_length, last in ((8, "story"), (9, "dull"), (10, "actor")):
+    for max_length, last in ((8, "story"), (9, "dull")):
         for preset in ("default", "official") if max_length == 9 else ("default",):
             directory = tmp_path / f"{max_length} {preset}"
             build(directory, rows, tokenizer, model, preset, max_length=max_length)

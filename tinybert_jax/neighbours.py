@@ -21,7 +21,7 @@ from tinybert_jax.rows import cache_folder, cached
 FORMAT_VERSION = 1  # of the cached neighbours; count it up when the same file would give others
 OFFICIAL_ROWS = 100_000  # of the vectors that the original code reads
 BLOCK = 1024  # queries per matrix product, fewer where the vectors are many
-BLOCK_SCORES = 2**27  # float32, at most, of one matrix product
+BLOCK_SCORES = 2**26  # at most, of one matrix product; they and their order take 16 bytes each
 CANDIDATES = 15  # K of algorithm 1
 
 
