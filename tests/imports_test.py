@@ -50,7 +50,11 @@ TABLE: dict[str, set[str]] = {
     "run_dir": {"config", "inputs", "model"},
 }
 TABLE["train"] = set(TABLE)
+TABLE["augmentation"] = {
+    *("config", "hf", "tasks", "rows", "predict", "augment", "candidates", "candidate_table", "mlm", "neighbours")
+}
 TABLE["evaluation"] = {"config", "inputs", "predict", "splits", "tasks"}
+TABLE["cli_train"] = {"config", "tasks", "train"}
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 

@@ -190,8 +190,8 @@ class DataSource:
         InputError: none, or more than one, of the three is given; there are more than two text columns.
     """
 
-    data: str | None = None  # directory with train.tsv, dev.tsv (and test.tsv)
-    train: str | None = None  # .tsv, .csv or .jsonl
+    data: str | None = None  # directory with the task's files: train.tsv, dev.tsv (and test.tsv)
+    train: str | None = None  # .tsv, .csv or .jsonl; of squad .json, of ner any
     dev: str | None = None
     test: str | None = None
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2

@@ -244,7 +244,7 @@ def masked_lm_objective(config: BertConfig) -> Objective:
         masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : -(-labels.shape[1] // MASKED_SHARE)]
         states = jnp.take_along_axis(states, masked[:, :, None], axis=1)
         table = trainable["bert"]["embeddings"]["word_embeddings"]["embedding"]
-        logits = head.apply({"params": trainable["cls"]}, states, table)
+        logits = jnp.asarray(head.apply({"params": trainable["cls"]}, states, table))
         labels = jnp.take_along_axis(labels, masked, axis=1)
         per_example = jax.vmap(losses.token_cross_entropy)(logits, labels)
         total = _mean(per_example, batch)

@@ -209,8 +209,9 @@ def _read_splits(
     if teacher is None and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
-    if not dev["dev"].labelled:
-        raise InputError("the dev set has no labels: no score can tell a good model from a bad one")
+    for split, loaded in (("training", train), ("dev", dev["dev"])):
+        if not loaded.labelled:
+            raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
     if task.head == "sequence" and len(np.unique(dev["dev"].tokens.labels)) < 2:
         raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
     if (second := second_task(task, source)) is not None:

@@ -1,0 +1,286 @@
+"""The commands that train: finetune, pretrain, distill; and the options that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from tinybert_jax.config import (
+    ComputeDtype,
+    CorpusSource,
+    DataSource,
+    Experiment,
+    InputError,
+    LayerMap,
+    Preset,
+    Stage,
+    Start,
+)
+
+TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
+
+NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
+NEXT = {
+    "transformer": "a general student: give this directory as --student to tinybert distill",
+    "masked_lm": "it has a masked-LM head: give this directory as --model to tinybert augment",
+}
+
+Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
+TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"a row of the task table: {TASKS.replace(' ', ', ')}")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every run takes."""
+
+    out: Path  # directory of the run; the model is written to OUT/student
+    batch_size: int = 32  # rows a step
+    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's
+    checkpoint_every: int = 500  # steps between checkpoints
+    compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
+    seed: int = 0  # of everything random
+    resume: bool = False  # continue the run in --out
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        """What of these is a stage's."""
+        return {"batch_size": self.batch_size}
+
+
+RunOptions = Annotated[Run, tyro.conf.OmitArgPrefixes]
+
+
+def finetune(
+    model: str,
+    task: TaskName,
+    source: Source,
+    run: RunOptions,
+    epochs: int = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 3e-5,
+    evaluate_every: int | None = None,
+) -> None:
+    """Train a BERT on a task's labels, for example to make a teacher.
+
+    Args:
+        model: a Hugging Face directory or hub id.
+        task: a row of the task table.
+        source: where the rows are.
+        run: as for every run.
+        epochs: passes over the training rows.
+        max_steps: end after this many steps, should that come before `epochs`.
+        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
+        evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
+    """
+    stage = Stage(
+        "supervised",
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        evaluate_every=evaluate_every,
+        **run.stage,
+    )
+    _train(task, run, source=source, model=model, stages=(stage,))
+
+
+def distill(
+    teacher: str,
+    student: str,
+    task: TaskName,
+    source: Source,
+    run: RunOptions,
+    stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
+    preset: Preset = "default",
+    layer_map: LayerMap = "uniform",
+    start: Start = "random",
+    augmented: str | None = None,
+    transformer_epochs: int | None = None,
+    transformer_steps: int | None = None,
+    transformer_learning_rate: float | None = None,
+    prediction_epochs: int | None = None,
+    prediction_steps: int | None = None,
+    prediction_learning_rate: float | None = None,
+    temperature: float = 1.0,
+    evaluate_every: int | None = None,
+) -> None:
+    """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
+
+    Args:
+        teacher: a BERT fine-tuned on the task: Hugging Face directory or hub id.
+        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d, or a directory to start from.
+        task: a row of the task table.
+        source: where the rows are.
+        run: as for every run.
+        stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
+            learns from the labels alone, for as many steps as --prediction-epochs and --prediction-steps say.
+        preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
+            optimizer of the authors' code.
+        layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
+        start: of a preset student: random; copy: the mapped layers of a teacher that is as wide; spectral: the
+            teacher projected on the principal directions of its hidden states.
+        augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
+        transformer_epochs: of the first stage; default: the task's.
+        transformer_steps: end the first stage after this many steps, should that come before its epochs.
+        transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
+        prediction_epochs: of the second stage; default: the task's.
+        prediction_steps: end the second stage after this many steps, should that come before its epochs.
+        prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
+            default: the largest that the paper tries, 3e-5.
+        temperature: divides both sides' logits in the second stage.
+        evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
+    """
+    from tinybert_jax.tasks import get_task
+
+    recipe = get_task(task)
+    first = Stage(
+        "transformer",
+        epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
+        max_steps=transformer_steps,
+        learning_rate=(
+            recipe.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
+        ),
+        schedule="constant",
+        **run.stage,
+    )
+    second = Stage(
+        "supervised" if stage == "supervised" else "prediction",
+        epochs=recipe.prediction_epochs if prediction_epochs is None else prediction_epochs,
+        max_steps=prediction_steps,
+        learning_rate=recipe.prediction_learning_rate
+        if prediction_learning_rate is None
+        else prediction_learning_rate,
+        temperature=temperature,
+        evaluate_every=evaluate_every,
+        **run.stage,
+    )
+    stages = (first, second) if stage == "both" else (first,) if stage == "transformer" else (second,)
+    _train(
+        task,
+        run,
+        source=source,
+        model=student,
+        stages=stages,
+        teacher=teacher,
+        preset=preset,
+        layer_map=layer_map,
+        start=start,
+        augmented=augmented,
+    )
+
+
+def pretrain(
+    corpus: tuple[str, ...],
+    run: RunOptions,
+    teacher: str | None = None,
+    student: str = "tinybert-4l-312d",
+    stage: Literal["transformer", "masked_lm"] = "transformer",
+    preset: Preset = "default",
+    layer_map: LayerMap = "uniform",
+    start: Start = "random",
+    epochs: int = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 5e-5,
+    accumulation_steps: int = 1,
+    masking_probability: float = 0.15,
+    one_document_per_line: bool = False,
+    pairs: bool = False,
+    short_sequence_probability: float = 0.1,
+    processes: int = 1,
+) -> None:
+    """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
+
+    The paper's recipe is --batch-size 256 and 3 epochs of Wikipedia at --max-length 128; --accumulation-steps computes
+    such a batch in parts. What the whole run will cost is printed before it starts.
+
+    Args:
+        corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
+        run: as for every run.
+        teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
+        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from.
+        stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
+            which gives a model the head that `tinybert augment` needs.
+        preset: as in `tinybert distill`.
+        layer_map: as in `tinybert distill`.
+        start: as in `tinybert distill`.
+        epochs: passes over the corpus.
+        max_steps: end after this many steps, should that come before `epochs`.
+        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
+        accumulation_steps: parts that a batch is computed in, to save memory.
+        masking_probability: of a token, in masked_lm; distillation masks nothing.
+        one_document_per_line: documents are lines; default: they are separated by blank lines.
+        pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
+        short_sequence_probability: of a sequence that is cut to a random shorter length.
+        processes: that tokenise the text.
+    """
+    described = Stage(
+        stage,
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        accumulation_steps=accumulation_steps,
+        masking_probability=masking_probability,
+        **run.stage,
+    )
+    text = CorpusSource(corpus, one_document_per_line, pairs, short_sequence_probability, processes)
+    _train(
+        "corpus",
+        run,
+        source=text,
+        model=student,
+        stages=(described,),
+        teacher=teacher,
+        preset=preset,
+        layer_map=layer_map,
+        start=start,
+    )
+
+
+def _train(task: str, run: Run, **described: Any) -> None:
+    """Run the experiment that a command described."""
+    from tinybert_jax.tasks import get_task
+
+    recipe = 128 if task == "corpus" else get_task(task).max_length
+    experiment = Experiment(
+        task=task,
+        max_length=recipe if run.max_length is None else run.max_length,
+        compute_dtype=run.compute_dtype,
+        checkpoint_every=run.checkpoint_every,
+        seed=run.seed,
+        **described,
+    )
+    execute(experiment, run.out, run.resume)
+
+
+def execute(experiment: Experiment, out: Path, resume: bool) -> None:
+    """Run an experiment, and print its scores, or how it was stopped."""
+    from tinybert_jax import train
+
+    try:
+        result = train.run(experiment, out, resume)
+    except train.Stopped as stopped:
+        print(f"{stopped}\ncontinue with the same command and --resume")
+        return
+    except train.Diverged as diverged:
+        raise InputError(str(diverged)) from None
+    scores, teacher = result.scores, result.teacher_scores
+    header = ["dev set", "model"] + (["teacher", "share"] if teacher else [])
+    table = [[name, f"{value:.4f}"] for name, value in scores.items()]
+    if teacher:
+        for row in table:
+            share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
+            row += [f"{teacher[row[0]]:.4f}", share]
+    if table:
+        print_table(header, table)
+    else:
+        print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
+    print(f"written to {result.directory}")
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print columns, each as wide as its longest cell."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
