@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from conftest import BAD, GOOD, NEUTRAL, write_model
+from conftest import (
+    BAD,
+    GOOD,
+    NER_WORDS,
+    NEUTRAL,
+    QA_WORDS,
+    write_conll,
+    write_model,
+    write_reviews,
+    write_squad,
+)
 
 import tinybert_jax as tb
-from tinybert_jax import evaluation
+from tinybert_jax import augmentation, evaluation
 from tinybert_jax.train import Result
 
 LENGTH = 16  # one bucket, so one compilation
+MIDDLE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
 
 
@@ -193,3 +207,105 @@ def test_a_teacher_of_another_vocabulary_teaches_its_predictions_and_no_more(
     assert result.scores["accuracy"] > 0.9
     with pytest.raises(tb.InputError, match=r"different vocabularies, .* only a sequence task's predictions"):
         distilled(teacher, str(student), reviews, tmp_path / "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A task with files of its own layout."""
+
+    task: str
+    write: Callable[[Path], Path]
+    words: tuple[str, ...]
+    dev_file: str
+    predictions: Callable[[Path], int]  # how many a file holds
+
+
+KINDS = [
+    Kind("squad", write_squad, QA_WORDS, "dev-v1.1.json", lambda path: len(json.loads(path.read_text()))),
+    Kind("ner", write_conll, NER_WORDS, "dev.txt", lambda path: path.read_text().strip().count("\n\n") + 1),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.task)
+def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path: Path) -> None:
+    source = tb.DataSource(data=str(kind.write(tmp_path / "data")))
+    model = write_model(tmp_path / "bert", words=kind.words, **MIDDLE)
+    common = {"task": kind.task, "source": source, "model": str(model), "max_length": 32}
+    learning = tb.Stage("supervised", epochs=20, batch_size=16, learning_rate=5e-3)
+    teacher = tb.run(tb.Experiment(stages=(learning,), **common), tmp_path / "teacher")
+    assert teacher.scores["f1"] > 0.8
+    stages = (
+        tb.Stage("transformer", epochs=4, batch_size=16, learning_rate=1e-2, schedule="constant"),
+        tb.Stage("prediction", epochs=20, batch_size=16, learning_rate=5e-3),
+    )
+    student = tb.run(tb.Experiment(stages=stages, teacher=str(teacher.directory), **common), tmp_path / "student")
+    assert student.scores["f1"] > 0.7
+    predictions = tmp_path / "predictions"
+    scores = evaluation.evaluate(str(student.directory), kind.task, source, predictions=predictions)
+    assert scores == student.scores
+    assert kind.predictions(predictions) == 48
+
+
+def test_answers_may_be_missing_in_squad_2(tmp_path: Path) -> None:
+    source = tb.DataSource(data=str(write_squad(tmp_path / "data", "2.0")))
+    model = write_model(tmp_path / "bert", words=QA_WORDS, **MIDDLE)
+    stages = (tb.Stage("supervised", epochs=20, batch_size=16, learning_rate=5e-3),)
+    experiment = tb.Experiment(task="squad2", source=source, model=str(model), stages=stages, max_length=32)
+    result = tb.run(experiment, tmp_path / "run")
+    assert result.scores["exact_match"] > 0.7
+    evaluation.evaluate(str(result.directory), "squad2", source, predictions=tmp_path / "p.json")
+    assert "" in json.loads((tmp_path / "p.json").read_text()).values()
+
+
+@pytest.fixture(scope="module")
+def augmented(pretrained: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Candidates for the reviews, from a random masked-LM head on `pretrained`."""
+    path = tmp_path_factory.mktemp("augmented")
+    config, params = tb.load_hf(pretrained)
+    head = tb.init_params(tb.BertForMaskedLM(config), jax.random.key(0))["cls"]
+    tb.save_hf(path / "mlm", config, params | {"cls": head}, tb.load_tokenizer(pretrained, config))
+    source = tb.DataSource(data=str(reviews))
+    samples = augmentation.build(
+        str(path / "mlm"), "classification", source, path / "table", variants=3, max_length=LENGTH
+    )
+    assert [len(variants) for variants in samples] == [3, 3, 3]
+    return path / "table"
+
+
+def test_a_run_trains_on_augmented_rows_and_resumes_to_the_same_bits(
+    augmented: Path, teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    stage = tb.Stage("prediction", epochs=1, learning_rate=1e-2, evaluate_every=9)
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(blank_student),
+        teacher=str(teacher),
+        stages=(stage,),
+        augmented=str(augmented),
+        max_length=LENGTH,
+        checkpoint_every=5,
+    )
+    whole = tb.run(experiment, tmp_path / "whole")
+    assert logged(tmp_path / "whole")[-1]["step"] == 192 * 3 // 32  # three variants of each row are an epoch
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    for newer in (tmp_path / "broken/checkpoints/1-prediction").iterdir():
+        if newer.name.isdigit() and int(newer.name) > 15:
+            shutil.rmtree(newer)
+    again = tb.run(experiment, tmp_path / "broken", resume=True)
+    weights = [(result.directory / "model.safetensors").read_bytes() for result in (whole, again)]
+    assert weights[0] == weights[1]
+
+
+def test_candidates_of_other_rows_are_refused(
+    augmented: Path, teacher: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    other = write_reviews(tmp_path / "other", train=8)
+    with pytest.raises(tb.InputError, match="rows"):
+        distilled(teacher, str(blank_student), other, tmp_path / "run", augmented=str(augmented))
+
+
+def test_a_model_without_a_masked_lm_head_cannot_augment(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
+    with pytest.raises(tb.InputError, match=r"has no masked-LM head, .* train one: tinybert"):
+        augmentation.build(str(pretrained), "classification", tb.DataSource(data=str(reviews)), tmp_path / "table")
+    assert not (tmp_path / "table").exists()
