@@ -62,7 +62,8 @@ class Inputs:
 
     def examples(self, stage: Stage) -> Examples:
         """What a stage trains on: masked in the one stage that predicts masked tokens."""
-        if isinstance(self.train, Corpus) and stage.objective == "masked_lm":
+        if stage.objective == "masked_lm":
+            assert isinstance(self.train, Corpus), "Experiment allows masked_lm on a corpus only"
             return dataclasses.replace(self.train, masking_probability=stage.masking_probability)
         return self.train
 
