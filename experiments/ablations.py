@@ -7,8 +7,8 @@
 
 Table 2, procedures: without general distillation (GD), task distillation (TD) or augmentation (DA). Table 3,
 objectives: without the embedding, prediction or Transformer losses, or without their attention or hidden half; a loss
-that is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from the
-labels.
+that is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from
+the labels.
 """
 
 from __future__ import annotations

@@ -115,7 +115,15 @@ def test_longer_padding_changes_nothing(head: Head) -> None:
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_a_sequence_in_which_nothing_is_masked_contributes_nothing() -> None:
+def test_a_sequence_in_which_nothing_is_masked_does_not_count_as_solved() -> None:
+    batch, params = make_batch("masked_lm"), params_of("masked_lm", STUDENT, 1)
+    objective = distill.masked_lm_objective(STUDENT)
+    first = loss_of(objective, params, {}, jax.tree.map(lambda x: x[:1], batch))
+    empty = batch._replace(labels=batch.labels.at[1].set(-1))
+    np.testing.assert_allclose(loss_of(objective, params, {}, empty), first, rtol=1e-5)
+
+
+def test_a_batch_in_which_nothing_is_masked_contributes_nothing() -> None:
     batch, params = make_batch("masked_lm"), params_of("masked_lm", STUDENT, 1)
     objective = distill.masked_lm_objective(STUDENT)
     nothing = batch._replace(labels=jnp.full((2, 6), -1))

@@ -26,8 +26,8 @@ class Cost(NamedTuple):
     def __str__(self) -> str:
         hours, rate = self.steps * self.seconds_per_step / 3600, self.flops / self.steps / self.seconds_per_step
         return (
-            f"{self.steps:,} steps, {self.flops:.2e} FLOPs; at the measured {self.seconds_per_step:.2f} s a step"
-            f" ({rate / 1e9:,.0f} GFLOP/s) {hours:,.2f} hours"
+            f"{self.steps:,} steps, {self.flops:.2e} FLOPs; at the measured {self.seconds_per_step:.3g} s a step"
+            f" ({rate / 1e9:,.0f} GFLOP/s) {hours:.3g} hours"
         )
 
 

@@ -136,6 +136,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
 def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
     """Where training starts: what the model brought or the start gives, and random values for the rest."""
     params = init_params(HEADS[inputs.head](inputs.config), jax.random.key(experiment.seed))
+    params = {"bert": params} if inputs.head == "encoder" else params
     if inputs.loaded is not None:
         kept = {HEAD_KEYS[inputs.head]} if inputs.keep_head else set()
         for name in ("bert", *kept):
