@@ -10,12 +10,13 @@ to share. With 1 process the tokenizer uses all cores by itself.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json as json_module
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def repeated(text: bytes, size: int, path: Path) -> None:
             file.write(text + b"\n\n")
 
 
+def peak(status: Path) -> float:
+    """A process's peak resident memory in MB; getrusage would count that of the process it was started from."""
+    return next(
+        (int(line.split()[1]) / 1e3 for line in status.read_text().split("\n") if line.startswith("VmHWM")), 0.0
+    )
+
+
+def watch_workers(peaks: list[float]) -> None:
+    """Appends the peaks of the processes that this one started, for ever."""
+    while True:
+        for children in Path("/proc/self/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has ended
+                peaks += [peak(Path(f"/proc/{pid}/status")) for pid in children.read_text().split()]
+        time.sleep(0.2)
+
+
 def one_build(model: str, text: str, out: str, processes: str) -> None:
     """Prints seconds, sequences, and the peak memory in MB of this process and of the largest of its workers."""
     from transformers import AutoTokenizer
@@ -56,12 +73,12 @@ def one_build(model: str, text: str, out: str, processes: str) -> None:
     from tinybert_jax import corpus
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    workers = [0.0]
+    threading.Thread(target=watch_workers, args=[workers], daemon=True).start()
     start = time.perf_counter()
     corpus.build(CorpusSource((text,), processes=int(processes)), tokenizer, 128, 0, Path(out))
     seconds = time.perf_counter() - start
-    sequences = len(corpus.load(Path(out)))
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json_module.dumps([seconds, sequences, *peaks]))
+    print(json_module.dumps([seconds, len(corpus.load(Path(out))), peak(Path("/proc/self/status")), max(workers)]))
 
 
 def default_model() -> Path:
@@ -83,6 +100,8 @@ def main(
         megabytes: N, the size of the smaller file.
         json: file to append the result to, as one line.
     """
+    import measure  # not above, as it imports jax, and the builds are to be measured without it
+
     directory = model or default_model()
     content = synthetic(directory / "tokenizer.json") if text is None else text.read_bytes()
     numbers: dict[str, float | int | str] = {"text": "synthetic" if text is None else text.name}
@@ -97,12 +116,8 @@ def main(
                 name = f"{size:g}MB_{processes}p"
                 numbers[f"{name}_MB/s"] = file.stat().st_size / 1e6 / seconds
                 numbers[f"{name}_peak_MB"] = own
-                numbers[f"{name}_worker_peak_MB"] = worker if processes > 1 else 0.0
+                numbers[f"{name}_worker_peak_MB"] = worker
             numbers[f"{size:g}MB_sequences"] = sequences
-
-    # Not above: it imports jax, and what a process starts inherits the peak of its memory. So `busy_before` is what
-    # else was running just after the builds.
-    import measure
 
     measure.report("corpus", numbers, json)
 
