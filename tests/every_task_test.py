@@ -25,6 +25,7 @@ from conftest import (
 
 import tinybert_jax as tb
 from tinybert_jax import augmentation, evaluation
+from tinybert_jax.config import STUDENTS
 from tinybert_jax.train import Result
 
 LENGTH = 16  # one bucket, so one compilation
@@ -310,3 +311,36 @@ def test_a_model_without_a_masked_lm_head_cannot_augment(pretrained: Path, revie
     with pytest.raises(tb.InputError, match=r"has no masked-LM head, .* train one: tinybert"):
         augmentation.build(str(pretrained), "classification", tb.DataSource(data=str(reviews)), tmp_path / "table")
     assert not (tmp_path / "table").exists()
+
+
+def test_a_teacher_with_other_heads_teaches_its_relations(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    student = shutil.copytree(blank_student, tmp_path / "two heads")
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    result = distilled(teacher, str(student), reviews, tmp_path / "run")
+    assert result.scores["accuracy"] > 0.9
+    first, *_, last = (line for line in logged(tmp_path / "run") if "relation/1" in line)
+    assert last["relation/1"] < first["relation/1"]
+
+
+def test_a_start_is_nearer_to_the_teacher_than_chance_and_the_same_every_time(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDENTS, "narrow", SMALL)
+    monkeypatch.setitem(STUDENTS, "shallow", MIDDLE)
+    first: dict[tuple[str, str], float] = {}
+    one = (tb.Stage("transformer", max_steps=1, learning_rate=1e-9),)
+    for preset, start in (("narrow", "random"), ("narrow", "spectral"), ("shallow", "random"), ("shallow", "copy")):
+        out = tmp_path / preset / start
+        distilled(teacher, preset, reviews, out, stages=one, start=start)
+        first[preset, start] = logged(out)[0]["loss"]
+    assert first["narrow", "spectral"] < 0.8 * first["narrow", "random"]
+    assert first["shallow", "copy"] < 0.8 * first["shallow", "random"]
+    again = distilled(teacher, "narrow", reviews, tmp_path / "again", stages=one, start="spectral")
+    assert (again.directory / "model.safetensors").read_bytes() == (
+        tmp_path / "narrow/spectral/student/model.safetensors"
+    ).read_bytes()
+    with pytest.raises(tb.InputError, match="start 'copy' needs equal hidden_size"):
+        distilled(teacher, "narrow", reviews, tmp_path / "no", stages=one, start="copy")
