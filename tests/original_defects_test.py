@@ -78,11 +78,7 @@ def test_weight_decay_of_the_stage_applies(pretrained: Path, reviews: Path, tmp_
             task="classification",
             source=tb.DataSource(data=str(reviews)),
             model=str(pretrained),
-            stages=(
-                tb.Stage(
-                    "supervised", max_steps=3, schedule="constant", weight_decay=weight_decay, learning_rate=1e-2
-                ),
-            ),
+            stages=(tb.Stage("supervised", weight_decay=weight_decay, **common),),
             max_length=16,
         )
         directory = tb.run(experiment, tmp_path / str(weight_decay)).directory
