@@ -141,7 +141,7 @@ def write_model_card(
     config, (pipeline, auto_model) = inputs.config, PIPELINES[inputs.head]
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
-        rows = ["| not trained on a task yet | - | - |"]
+        rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
     use = PREDICT if inputs.head == "sequence" else LOAD
     taught = f", distilled from `{experiment.teacher}`" if experiment.teacher else ""
     text = f"""---
