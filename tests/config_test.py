@@ -92,9 +92,12 @@ def test_null_values_of_a_hugging_face_config_are_the_defaults() -> None:
     assert tb.BertConfig.from_hf({"pad_token_id": None}) == tb.BertConfig()
 
 
-def test_a_preset_that_cannot_have_its_teachers_heads_is_refused() -> None:
-    with pytest.raises(tb.InputError, match="tinybert-4l-312d cannot have its teacher's 16 attention heads"):
-        tb.student_config("tinybert-4l-312d", tb.BertConfig(hidden_size=1024, num_attention_heads=16))
+@pytest.mark.parametrize(("teacher_heads", "heads"), [(16, 12), (12, 12), (4, 4)])
+def test_a_preset_has_its_teachers_heads_or_where_they_do_not_divide_its_width_12(
+    teacher_heads: int, heads: int
+) -> None:
+    teacher = tb.BertConfig(hidden_size=1536, num_attention_heads=teacher_heads)
+    assert tb.student_config("tinybert-4l-312d", teacher).num_attention_heads == heads
 
 
 def test_student_takes_all_but_its_shape_from_the_teacher() -> None:

@@ -211,8 +211,138 @@ def test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none() ->
     assert one == again != other
 
 
-def test_another_number_of_heads_or_labels_is_refused() -> None:
-    with pytest.raises(tb.InputError, match="student has 2 attention heads and the teacher 4"):
-        distill.transformer_objective(dataclasses.replace(STUDENT, num_attention_heads=2), TEACHER)
+def test_another_number_of_labels_is_refused() -> None:
     with pytest.raises(tb.InputError, match="student has 2 labels and the teacher 3"):
         distill.prediction_objective(dataclasses.replace(STUDENT, id2label=("a", "b")), TEACHER)
+
+
+def fit_dense(width: int = 24) -> dict:
+    random = np.random.default_rng(3)
+    kernel, bias = random.normal(size=(16, width)), random.normal(size=width)
+    return {"kernel": jnp.array(kernel, jnp.float32), "bias": jnp.array(bias, jnp.float32)}
+
+
+def stacked_fit_dense() -> dict:
+    return jax.tree.map(lambda x: jnp.stack([x, 2 * x, 3 * x]), fit_dense())
+
+
+BROUGHT = {
+    "fit_dense": {"fit_dense": fit_dense()},
+    "fit_denses": {"fit_denses": stacked_fit_dense()},
+    "projections": {"projections": {name: {"kernel": fit_dense()["kernel"]} for name in ("embedding", "hidden")}},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", BROUGHT)
+def test_projections_that_a_student_brings_are_trained_on_and_not_exported(name: str, preset: str) -> None:
+    """The original code starts the `fit_denses` of its own second-version checkpoints anew, and says nothing."""
+    objective = distill.transformer_objective(STUDENT, TEACHER, preset=preset)
+    trainable = objective.init(jax.random.key(2), STUDENT_PARAMS | BROUGHT[name])
+    brought = BROUGHT[name]["projections"] if name == "projections" else BROUGHT[name]
+    jax.tree.map(np.testing.assert_array_equal, trainable["projections"], brought)
+    grads = jax.grad(lambda p: value(objective, p, make_batch()))(trainable)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["projections"]))
+    exported = objective.export(trainable, STUDENT_PARAMS | BROUGHT[name])
+    assert jax.tree.structure(exported) == jax.tree.structure(STUDENT_PARAMS)
+
+
+@pytest.mark.parametrize("name", ["fit_dense", "fit_denses"])
+def test_every_state_passes_its_own_projection_or_the_shared_one(name: str) -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset="paper")
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS | BROUGHT[name]), make_batch()
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
+    student = tb.BertModel(STUDENT).apply({"params": STUDENT_PARAMS["bert"]}, *inputs)
+    _, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
+    kernel, bias = (np.asarray(fit_dense()[part]) for part in ("kernel", "bias"))
+    for m, (g, metric) in enumerate([(0, "embedding"), (3, "hidden/1"), (2, "hidden/2")]):
+        times = m + 1 if name == "fit_denses" else 1
+        projected = np.asarray(student.hidden_states[m]) @ (times * kernel) + times * bias
+        np.testing.assert_allclose(metrics[metric], np.mean((projected - teacher.hidden_states[g]) ** 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_projections_to_another_width_than_the_teachers_are_refused(preset: str) -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER, preset=preset)
+    with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 32, but the teacher is 24 wide"):
+        objective.init(jax.random.key(2), STUDENT_PARAMS | {"fit_dense": fit_dense(32)})
+
+
+@pytest.mark.parametrize(("depth", "mapped"), [(6, (1, 1, 2, 3, 3, 4)), (3, (1, 3, 4))])
+def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_layers(depth: int, mapped) -> None:
+    config = dataclasses.replace(STUDENT, num_hidden_layers=depth)
+    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))
+    objective = distill.transformer_objective(config, TEACHER)
+    trainable, batch = objective.init(jax.random.key(2), params), make_batch()
+    targets = objective.targets(TEACHER_PARAMS, batch)
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
+    np.testing.assert_array_equal(targets["attention"], teacher.attention_scores[np.array(mapped) - 1])
+    np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states[np.array(mapped)])
+    assert np.isfinite(objective.loss(trainable, targets, batch, tb.Hyper(), None)[0])
+
+
+TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
+
+
+def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
+    objective = distill.transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, relation_layers=(1, 2))
+    student = tb.BertModel(TWO_HEADS).apply({"params": STUDENT_PARAMS["bert"]}, *inputs, relation_layers=(0, 1))
+    _, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
+    for m, slot in ((1, 1), (2, 0)):  # layer 3 of the teacher is in slot 1, layer 2 in slot 0
+        expected = np.mean(
+            [
+                sum(
+                    losses.relation_kl(student.qkv[m - 1, i, b], teacher.qkv[slot, i, b], batch.attention_mask[b], 4)
+                    for i in range(3)
+                )
+                for b in range(4)
+            ]
+        )
+        np.testing.assert_allclose(metrics[f"relation/{m}"], expected, rtol=1e-4)
+    assert "attention/1" not in metrics
+
+
+def test_relations_ignore_padding_and_filler_and_reach_every_leaf() -> None:
+    objective = distill.transformer_objective(TWO_HEADS, TEACHER)
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    own = value(objective, trainable, batch)
+    np.testing.assert_allclose(value(objective, trainable, padded(batch)), own, rtol=1e-5)
+    filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
+    loss, grads = jax.value_and_grad(lambda p: value(objective, p, filled))(trainable)
+    np.testing.assert_allclose(loss, own, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+def test_relations_are_weighed_by_the_attention_weight_and_can_be_asked_of_like_heads() -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER, attention="relations", relation_heads=8)
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    targets = objective.targets(TEACHER_PARAMS, batch)
+    hyper = tb.Hyper(embedding_weight=0.0, attention_weight=0.5, hidden_weight=0.0)
+    loss, metrics = objective.loss(trainable, targets, batch, hyper, None)
+    np.testing.assert_allclose(loss, 0.5 * (metrics["relation/1"] + metrics["relation/2"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "message"),
+    [
+        (TWO_HEADS, {"preset": "official"}, "student has 2 attention heads and the teacher 4; only relations"),
+        (TWO_HEADS, {"preset": "paper"}, "student has 2 attention heads and the teacher 4; only relations"),
+        (TWO_HEADS, {"attention": "scores"}, "student has 2 attention heads and the teacher 4; only relations"),
+        (STUDENT, {"preset": "paper", "attention": "relations"}, "preset paper learns attention scores"),
+        (TWO_HEADS, {"relation_heads": 3}, "relation_heads 3 does not divide both widths, 16 and 24"),
+    ],
+)
+def test_relations_that_do_not_go_are_refused(student: tb.BertConfig, options: dict, message: str) -> None:
+    with pytest.raises(tb.InputError, match=message):
+        distill.transformer_objective(student, TEACHER, **options)
+
+
+def test_layers_cannot_be_taught_across_vocabularies() -> None:
+    batch = make_batch()._replace(teacher_inputs=tuple(make_batch()[:3]))
+    with pytest.raises(ValueError, match="do not correspond"):
+        distill.transformer_objective(STUDENT, TEACHER).targets(TEACHER_PARAMS, batch)

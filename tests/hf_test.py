@@ -98,6 +98,69 @@ def test_torch_file_without_torch_says_what_to_install(directory: Path, monkeypa
         tb.load_hf(directory)
 
 
+def add_projections(tensors, version: int, width: int = 24, states: int = 4) -> None:
+    """What the original code's `TinyBertForPreTraining` saves beside BERT's own, for a teacher that is 40 wide."""
+    random = np.random.default_rng(0)
+    names = ["fit_dense"] if version == 1 else [f"fit_denses.{i}" for i in range(states)]
+    for name in names:
+        tensors[f"{name}.weight"] = random.normal(size=(40, width)).astype(np.float32)
+        tensors[f"{name}.bias"] = random.normal(size=40).astype(np.float32)
+
+
+@pytest.mark.parametrize(("version", "leaf", "stack"), [(1, "fit_dense", ()), (2, "fit_denses", (4,))])
+def test_projections_of_an_original_tinybert_make_the_round_trip(
+    directory: Path, tmp_path: Path, version: int, leaf: str, stack: tuple[int, ...]
+) -> None:
+    edit_tensors(directory, lambda tensors: add_projections(tensors, version))
+    config, params = tb.load_hf(directory)
+    assert params[leaf]["kernel"].shape == (*stack, 24, 40)
+    assert params[leaf]["bias"].shape == (*stack, 40)
+    tb.save_hf(tmp_path / "copy", config, params)
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "copy" / "model.safetensors")
+    assert {name: t.tobytes() for name, t in before.items()} == {name: t.tobytes() for name, t in after.items()}
+
+
+def test_a_tinybert_as_pretrained_is_read_with_all_its_heads(tmp_path: Path) -> None:
+    """`TinyBertForPreTraining`: both heads of pretraining, a pooler, TensorFlow names, a projection per state."""
+    directory = Path(shutil.copytree(TINY.parent / "tiny-bert-mlm", tmp_path / "bert"))
+
+    def complete(tensors) -> None:
+        random = np.random.default_rng(1)
+        for name, shape in (("bert.pooler.dense", (8, 8)), ("cls.seq_relationship", (2, 8))):
+            tensors[f"{name}.weight"] = random.normal(size=shape).astype(np.float32)
+            tensors[f"{name}.bias"] = random.normal(size=shape[0]).astype(np.float32)
+        for name in [name for name in tensors if "LayerNorm" in name]:
+            tensors[name.replace("weight", "gamma").replace("bias", "beta")] = tensors.pop(name)
+        add_projections(tensors, 2, width=8, states=3)
+
+    edit_tensors(directory, complete)
+    _, params = tb.load_hf(directory)
+    assert set(params) == {"bert", "cls", "fit_denses"}
+    assert {"seq_relationship", "predictions"} == set(params["cls"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("fit_denses.2.bias"), "hold 3 of 4 projections' bias; missing: projection 2"),
+        (lambda t: t.update({"fit_denses.4.bias": np.zeros(40, np.float32)}), "hold 5 of 4 projections' bias"),
+        (lambda t: t.update({"fit_denses.1.bias": np.zeros(41, np.float32)}), "fit_denses/bias are not all of one"),
+        (lambda t: add_projections(t, 1), "2 tensors that no BERT has: fit_dense/bias, fit_dense/kernel"),
+        (lambda t: [t.pop(f"fit_denses.{i}.bias") for i in range(4)], "1 tensors are missing .*: fit_denses/bias"),
+        (
+            lambda t: t.update({f"fit_denses.{i}.weight": np.zeros((40, 23), np.float32) for i in range(4)}),
+            r"fit_denses/kernel has the shape \(4, 23, 40\)",
+        ),
+    ],
+    ids=["missing", "too many", "uneven", "both versions", "no bias", "width"],
+)
+def test_projections_that_do_not_fit_are_refused(directory: Path, change, message: str) -> None:
+    edit_tensors(directory, lambda tensors: add_projections(tensors, 2))
+    edit_tensors(directory, change)
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
 def drop_layer(tensors) -> None:
     for name in [name for name in tensors if ".layer.1." in name]:
         del tensors[name]
@@ -109,9 +172,13 @@ def drop_layer(tensors) -> None:
         (lambda t: t.pop("classifier.bias"), "1 tensors are missing from the weights: classifier/bias"),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "1 tensors that no BERT has: extra"),
         (lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}), r"classifier/bias has the shape \(5,\)"),
+        (
+            lambda t: t.update({"bert.encoder.layer.1.output.dense.bias": np.zeros(5, np.float32)}),
+            "the layers' tensors of bert/encoder/layer/output/dense/bias are not all of one shape",
+        ),
         (drop_layer, "config.json says 3 layers, but the weights hold 2 of .*; missing: layer 1"),
     ],
-    ids=["missing", "surplus", "shape", "layer"],
+    ids=["missing", "surplus", "shape", "uneven layers", "layer"],
 )
 def test_weights_that_do_not_match_the_config_are_refused(directory: Path, change, message: str) -> None:
     edit_tensors(directory, change)

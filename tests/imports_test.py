@@ -44,7 +44,8 @@ TABLE: dict[str, set[str]] = {
     "candidate_table": {"config", "rows", "data"},
     "candidates": {"config", "rows", "data", "neighbours", "candidate_table"},
     "augment": {"config", "rows", "candidate_table", "candidates"},
-    "init": {"config", "model", "distill"},
+    "spectral": {"config", "model", "distill"},
+    "init": {"config", "distill", "spectral"},
     "cost": {"config"},
     "predict": {"config", "model", "hf", "data", "sharding", "train_step"},
     "inputs": {

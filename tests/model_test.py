@@ -42,6 +42,28 @@ def test_score_layers_choose_among_the_scores_of_all_layers(layers: tuple[int, .
     np.testing.assert_array_equal(some.hidden_states, every.hidden_states)
 
 
+@pytest.mark.parametrize("layers", [(), (0,), (1, 3), (0, 1, 2, 3)])
+def test_relation_layers_choose_among_queries_keys_and_values_and_change_nothing_else(layers: tuple[int, ...]) -> None:
+    every, some = apply(relation_layers=(0, 1, 2, 3)), apply(relation_layers=layers)
+    np.testing.assert_array_equal(some.qkv, every.qkv[np.array(layers, int)])
+    np.testing.assert_array_equal(some.attention_scores, every.attention_scores)
+    np.testing.assert_array_equal(some.logits, apply().logits)
+
+
+def test_scores_are_the_products_of_the_queries_and_keys_that_come_out() -> None:
+    out = apply(relation_layers=(0, 1, 2, 3))
+    query, key, _ = np.moveaxis(np.asarray(out.qkv).reshape(4, 3, 3, 9, 4, 6), 1, 0)
+    scores = np.einsum("lbqhd,lbkhd->lbhqk", query, key) / np.sqrt(6)
+    np.testing.assert_allclose(out.attention_scores, scores, rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_come_out_are_those_of_the_layer() -> None:
+    out = apply(relation_layers=(2,))
+    dense = PARAMS["bert"]["encoder"]["layer"]["attention"]["self"]["value"]
+    value = out.hidden_states[2] @ dense["kernel"][2] + dense["bias"][2][None, None]
+    np.testing.assert_allclose(out.qkv[0, 2], value, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_through_chosen_scores_equal_those_through_all() -> None:
     def loss(params, layers, pick):
         out = tb.BertForSequenceClassification(CONFIG).apply({"params": params}, IDS, score_layers=layers)

@@ -59,3 +59,12 @@ def test_bert_adam_clips_every_layer_of_a_stacked_leaf_by_itself() -> None:
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     mu = state[1]["mu"]["bert"]["encoder"]["layer"]["output"]["dense"]["kernel"][:, 0, 0]
     np.testing.assert_allclose(mu, [0.1, 0.05], rtol=1e-5)  # (1 - b1) times the clipped 1 and the whole 0.5
+
+
+def test_bert_adam_clips_every_projection_of_a_stacked_leaf_by_itself() -> None:
+    params = {"projections": {"fit_denses": {"kernel": jnp.zeros((2, 3, 4))}}}
+    optimizer = optim.make_optimizer("bert_adam", 0.0)
+    grads = jax.tree.map(lambda x: x.at[0, 0, 0].set(100.0).at[1, 0, 0].set(0.5), params)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    mu = state[1]["mu"]["projections"]["fit_denses"]["kernel"][:, 0, 0]
+    np.testing.assert_allclose(mu, [0.1, 0.05], rtol=1e-5)

@@ -1,12 +1,13 @@
 """What each stage minimises: layer maps, projections, and objectives as pairs of `targets` and `loss`.
 
 Source: TinyBERT, arXiv 1909.10351, section 3; the preset `official` follows the arithmetic of the authors' code.
+Of a teacher with other attention heads: MiniLMv2, arXiv 2012.15828.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, Laye
 from tinybert_jax.model import HEADS, BertModel, BertOutput, MaskedLMHead
 
 Metrics = dict[str, Float[Array, ""]]
+Attention = Literal["scores", "relations"]
 PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters, those of its hidden states
 MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 
@@ -72,90 +74,168 @@ def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) 
 
 
 def transformer_objective(
-    student: BertConfig, teacher: BertConfig, layer_map: LayerMap = "uniform", preset: Preset = "default"
+    student: BertConfig,
+    teacher: BertConfig,
+    layer_map: LayerMap = "uniform",
+    preset: Preset = "default",
+    attention: Attention | None = None,
+    relation_heads: int | None = None,
 ) -> Objective:
     """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
 
     The trainable tree is `{"bert": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
-    Projections: one kernel each for embeddings and hidden states (`paper`, `default`), or one shared layer with bias,
-    `fit_dense` (`official`). Padding is left out of the means only in `default`.
+    Projections are those that the student's parameters bring (PROJECTIONS); new ones are one kernel each for
+    embeddings and hidden states (`paper`, `default`), or one shared layer with bias, `fit_dense` (`official`).
+    Padding is left out of the means only in `default`.
+
+    Args:
+        student: any depth and width.
+        teacher: any depth and width, with the student's vocabulary.
+        layer_map: as in `teacher_layers`.
+        preset: whose arithmetic.
+        attention: what is learnt of it: "scores" (equation 7), or, for unlike heads, "relations" of queries, keys and
+            values (MiniLMv2, arXiv 2012.15828; the metric is `relation/m`); default: scores where the heads agree.
+        relation_heads: of "relations"; default: the teacher's heads, or the next fewer that divide both widths.
 
     Raises:
-        InputError: the numbers of attention heads differ, or the layer map does not fit.
+        InputError: scores are asked of unlike heads, relations in another preset than `default`, or of heads that do
+            not divide both widths; the layer map does not fit.
     """
-    if student.num_attention_heads != teacher.num_attention_heads:
+    heads = student.num_attention_heads, teacher.num_attention_heads
+    attention = attention or ("scores" if heads[0] == heads[1] else "relations")
+    if heads[0] != heads[1] and (attention == "scores" or preset != "default"):
         raise InputError(
-            f"the student has {student.num_attention_heads} attention heads and the teacher"
-            f" {teacher.num_attention_heads}; attention distillation needs the same number"
+            f"the student has {heads[0]} attention heads and the teacher {heads[1]}; only relations of preset default"
+            " go without the same number"
         )
+    if attention == "relations" and preset != "default":
+        raise InputError(f"preset {preset} learns attention scores; relations are for preset default")
+    relations = relation_split(student, teacher, relation_heads) if attention == "relations" else 0
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     read = tuple(sorted({g - 1 for g in mapped}))
+    slots = [read.index(g - 1) for g in mapped]
     student_model, teacher_model = BertModel(student, add_pooler=False), BertModel(teacher, add_pooler=False)
 
+    def wanted(layers: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {"score_layers": () if relations else layers, "relation_layers": layers if relations else ()}
+
     def targets(teacher_params: Params, batch: Batch) -> Any:
-        out = _apply(teacher_model, teacher_params["bert"], batch, None, score_layers=read)
+        if batch.teacher_inputs is not None:
+            raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
+        out = _apply(teacher_model, teacher_params["bert"], batch, None, **wanted(read))
+        found = out.qkv if relations else out.attention_scores
         return {
             "embedding": out.hidden_states[0],
             "hidden": jnp.stack([out.hidden_states[g] for g in mapped]),
-            "attention": jnp.stack([out.attention_scores[read.index(g - 1)] for g in mapped]),
+            "attention": jnp.stack([found[slot] for slot in slots]),
         }
-
-    def project(projections: Params, name: str, states: Array) -> Array:
-        if preset == "official":
-            bias = projections["fit_dense"]["bias"]
-            return states @ projections["fit_dense"]["kernel"] + bias.reshape((1,) * (states.ndim - 1) + (-1,))
-        return states @ projections[name]["kernel"]
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        out = _apply(student_model, trainable["bert"], batch, key)
+        out = _apply(student_model, trainable["bert"], batch, key, **wanted(tuple(range(student.num_hidden_layers))))
         # without padding in the means, every position counts as real
         real = batch.attention_mask if preset == "default" else jnp.ones_like(batch.attention_mask)
-        if preset == "official":
-            attention = _per_example(lambda s, t, mask: losses.attention_mse(s, t, mask, "zero"), layers=True)(
+        if relations:
+            # queries, keys and values are further layers; their divergences add up
+            each = jax.vmap(
+                _per_example(lambda s, t, mask: losses.relation_kl(s, t, mask, relations), layers=True), (0, 0, None)
+            )
+            transfer = jnp.sum(each(out.qkv, targets["attention"], real), axis=1)
+        elif preset == "official":
+            transfer = _per_example(lambda s, t, mask: losses.attention_mse(s, t, mask, "zero"), layers=True)(
                 out.attention_scores, targets["attention"], batch.attention_mask
             )
         else:
-            attention = _per_example(losses.attention_mse, layers=True)(
+            transfer = _per_example(losses.attention_mse, layers=True)(
                 out.attention_scores, targets["attention"], real
             )
-        projections = trainable["projections"]
-        hidden = _per_example(losses.hidden_mse, layers=True)(
-            project(projections, "hidden", out.hidden_states[1:]), targets["hidden"], real
-        )
-        embedding = _per_example(losses.hidden_mse)(
-            project(projections, "embedding", out.hidden_states[0]), targets["embedding"], real
-        )
-        attention, hidden = _mean(attention, batch), _mean(hidden, batch)
-        embedding = _mean(embedding, batch)
+        embedding_states, hidden_states = _project(trainable["projections"], out.hidden_states)
+        hidden = _per_example(losses.hidden_mse, layers=True)(hidden_states, targets["hidden"], real)
+        embedding = _per_example(losses.hidden_mse)(embedding_states, targets["embedding"], real)
+        transfer, hidden, embedding = _mean(transfer, batch), _mean(hidden, batch), _mean(embedding, batch)
         total = (
             hyper.embedding_weight * embedding
-            + hyper.attention_weight * jnp.sum(attention)
+            + hyper.attention_weight * jnp.sum(transfer)
             + hyper.hidden_weight * jnp.sum(hidden)
         )
         metrics = {"loss": total, "embedding": embedding}
+        name = "relation" if relations else "attention"
         for m in range(student.num_hidden_layers):
-            metrics |= {f"attention/{m + 1}": attention[m], f"hidden/{m + 1}": hidden[m]}
+            metrics |= {f"{name}/{m + 1}": transfer[m], f"hidden/{m + 1}": hidden[m]}
         return total, metrics
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
-        def kernel(key: PRNGKeyArray) -> Array:
-            shape = (student.hidden_size, teacher.hidden_size)
-            return student.initializer_range * jax.random.normal(key, shape)
-
-        if preset == "official":
-            projections = {"fit_dense": {"kernel": kernel(key), "bias": jnp.zeros(teacher.hidden_size)}}
-        else:
-            embedding_key, hidden_key = jax.random.split(key)
-            projections = {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}
         reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
-        return {"bert": reached, "projections": projections}
+        return {"bert": reached, "projections": _projections(key, student, teacher, preset, student_params)}
 
     def export(trainable: Params, student_params: Params) -> Params:
-        return student_params | {"bert": student_params["bert"] | trainable["bert"]}
+        kept = {name: value for name, value in student_params.items() if name not in PROJECTIONS}
+        return kept | {"bert": student_params["bert"] | trainable["bert"]}
 
     return Objective(targets, loss, init, export)
+
+
+def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int | None = None) -> int:
+    """The number of relation heads: as asked, or the teacher's, or the next fewer that divide both widths.
+
+    Raises:
+        InputError: the number that was asked for does not divide both.
+
+    >>> relation_split(BertConfig(hidden_size=312), BertConfig(hidden_size=1024, num_attention_heads=16))
+    8
+    """
+    widths = [config.num_attention_heads * config.attention_head_dim for config in (student, teacher)]
+    if relation_heads is None:
+        fitting = (r for r in range(teacher.num_attention_heads, 0, -1) if not any(width % r for width in widths))
+        return next(fitting)
+    if relation_heads < 1 or any(width % relation_heads for width in widths):
+        raise InputError(f"relation_heads {relation_heads} does not divide both widths, {widths[0]} and {widths[1]}")
+    return relation_heads
+
+
+def _projections(
+    key: PRNGKeyArray, student: BertConfig, teacher: BertConfig, preset: Preset, student_params: Params
+) -> Params:
+    """The projections that the student brings, in the form of `_project`, or new ones.
+
+    Raises:
+        InputError: what it brings does not lead to the teacher's width.
+    """
+    shape = (student.hidden_size, teacher.hidden_size)
+    for name in PROJECTIONS:
+        if name in student_params:
+            brought = student_params[name] if name == "projections" else {name: student_params[name]}
+            for projection in brought.values():
+                if projection["kernel"].shape[-2:] != shape:
+                    raise InputError(
+                        f"the student's {name} leads from width {projection['kernel'].shape[-2]} to"
+                        f" {projection['kernel'].shape[-1]}, but the teacher is {shape[1]} wide: take the teacher that"
+                        f" it was trained for, or a student without {name}"
+                    )
+            return brought
+
+    def kernel(key: PRNGKeyArray) -> Array:
+        return student.initializer_range * jax.random.normal(key, shape)
+
+    if preset == "official":
+        return {"fit_dense": {"kernel": kernel(key), "bias": jnp.zeros(teacher.hidden_size)}}
+    embedding_key, hidden_key = jax.random.split(key)
+    return {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}
+
+
+def _project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array, Array]:
+    """Embedding output [b, q, e] and hidden states [l, b, q, e] in the teacher's width."""
+    if "fit_denses" in projections:  # one per state
+        projected = jax.vmap(_dense)(projections["fit_denses"], states)
+        return projected[0], projected[1:]
+    if "fit_dense" in projections:  # one for all
+        return _dense(projections["fit_dense"], states[0]), _dense(projections["fit_dense"], states[1:])
+    return states[0] @ projections["embedding"]["kernel"], states[1:] @ projections["hidden"]["kernel"]
+
+
+def _dense(params: Params, states: Float[Array, "..."]) -> Array:
+    return states @ params["kernel"] + params["bias"].reshape((1,) * (states.ndim - 1) + (-1,))
 
 
 def prediction_objective(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*"]
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
+FITS = ("fit_denses",)  # of a TinyBERT as its authors publish it: a projection per hidden state
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
 
 
@@ -89,6 +90,8 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
 
     Returns:
         The config, and the parameters as `{"bert": ...}` plus heads; leaves of `encoder/layer` are stacked [l, ...].
+        A TinyBERT as its authors publish it also has `fit_dense`, or, stacked [l + 1, ...], `fit_denses`: projections
+        of its hidden states to its teacher's width.
 
     Raises:
         InputError: a file is missing or damaged; a tensor is missing, surplus or not of the config's shape.
@@ -154,26 +157,20 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     """
     prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
     flat: dict[tuple[str, ...], Any] = {}
-    layers: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
+    numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     for name, tensor in tensors.items():
         path = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
         if path[-1] in IGNORED:
             continue
         path, value = _to_ours(path, tensor)
-        if path[:3] == LAYER and path[3].isdigit():
-            layers.setdefault(LAYER + path[4:], {})[int(path[3])] = value
+        group = _numbered(path)
+        if group and path[len(group)].isdigit():
+            numbered.setdefault(group + path[len(group) + 1 :], {})[int(path[len(group)])] = value
         else:
             flat[path] = value
     _untie(flat, where)
-    for path, values in layers.items():
-        missing = [str(i) for i in range(config.num_hidden_layers) if i not in values]
-        if missing or len(values) != config.num_hidden_layers:
-            raise InputError(
-                f"{where}: config.json says {config.num_hidden_layers} layers, but the weights hold"
-                f" {len(values)} of {'/'.join(path[3:])}"
-                + (f"; missing: layer {', '.join(missing)}" if missing else "")
-            )
-        flat[path] = np.stack([values[i] for i in range(config.num_hidden_layers)])
+    for path, values in numbered.items():
+        flat[path] = _stack(config, path, values, where)
     _check_shapes(config, flat, where)
     return traverse_util.unflatten_dict({path: jnp.asarray(value) for path, value in flat.items()})
 
@@ -183,9 +180,9 @@ def to_hf_tensors(params: Params) -> dict[str, np.ndarray]:
     tensors = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         value = np.asarray(jax.device_get(leaf))
-        if path[:3] == LAYER:
+        if group := _numbered(path):
             for i, own in enumerate(value):
-                tensors[".".join(_to_theirs((*LAYER, str(i), *path[3:])))] = _transpose(path, own)
+                tensors[".".join(_to_theirs((*group, str(i), *path[len(group) :])))] = _transpose(path, own)
         else:
             tensors[".".join(_to_theirs(path))] = _transpose(path, value)
     if set(params) == {"bert"}:
@@ -208,6 +205,27 @@ def _to_theirs(path: tuple[str, ...]) -> tuple[str, ...]:
 
 def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
     return value.T if path[-1] == "kernel" else value
+
+
+def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The beginning of a path that in their names a number follows, and in ours none, since we stack; else ()."""
+    return next((group for group in (LAYER, FITS) if path[: len(group)] == group and len(path) > len(group)), ())
+
+
+def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarray], where: str) -> np.ndarray:
+    """One tensor per layer, or per hidden state, as one leaf; all must be there, and of one shape."""
+    layers = config.num_hidden_layers
+    kind, count = ("layer", layers) if path[:3] == LAYER else ("projection", layers + 1)
+    missing = [str(i) for i in range(count) if i not in values]
+    if missing or len(values) != count:
+        name = "/".join(path[len(_numbered(path)) :])
+        raise InputError(
+            f"{where}: config.json says {layers} layers, but the weights hold {len(values)} of {count} {kind}s' {name}"
+            + (f"; missing: {kind} {', '.join(missing)}" if missing else "")
+        )
+    if len({value.shape for value in values.values()}) > 1:
+        raise InputError(f"{where}: the {kind}s' tensors of {'/'.join(path)} are not all of one shape")
+    return np.stack([values[i] for i in range(count)])
 
 
 def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
@@ -244,6 +262,13 @@ def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: s
         width = config.hidden_size
         expected[("cls", "seq_relationship", "kernel")] = jax.ShapeDtypeStruct((width, 2), jnp.float32)
         expected[("cls", "seq_relationship", "bias")] = jax.ShapeDtypeStruct((2,), jnp.float32)
+
+    fit = "fit_denses" if "fit_denses" in heads else "fit_dense"
+    if fit in heads:  # whose other side is a teacher, of any width
+        stacked = (config.num_hidden_layers + 1,) if fit == "fit_denses" else ()
+        kernel = flat.get((fit, "kernel"), np.zeros(1))
+        expected[(fit, "kernel")] = jax.ShapeDtypeStruct((*stacked, config.hidden_size, kernel.shape[-1]), jnp.float32)
+        expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, kernel.shape[-1]), jnp.float32)
 
     def some(paths: set[tuple[str, ...]]) -> str:
         return ", ".join(sorted("/".join(path) for path in paths)[:3]) + (" ..." if len(paths) > 3 else "")

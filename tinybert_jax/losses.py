@@ -1,6 +1,6 @@
 """Pure losses of one example: no batch axis, no hidden reduction over examples. `jax.vmap` gives batch and layers.
 
-Source: TinyBERT, arXiv 1909.10351, equations 7 to 10.
+Source: TinyBERT, arXiv 1909.10351, equations 7 to 10; for unlike heads, MiniLMv2, arXiv 2012.15828.
 """
 
 from __future__ import annotations
@@ -56,6 +56,40 @@ def attention_mse(
         return jnp.where((real[None, None, :] > 0) & (scores > -1e2), scores, 0.0)
 
     return jnp.mean(jnp.square(zeroed(student) - zeroed(teacher)))
+
+
+def relation_kl(
+    student: Float[Array, "q d"], teacher: Float[Array, "q e"], mask: Num[Array, "q"], relation_heads: int
+) -> Float[Array, ""]:
+    """KL divergence of self-attention relations, which needs no equal numbers of heads (MiniLMv2, arXiv 2012.15828).
+
+    The concatenated heads are split anew into `relation_heads`; a relation head's rows are
+    softmax(x x^T / sqrt(width)) over the real tokens.
+
+    Args:
+        student: queries, keys or values of all heads.
+        teacher: the same of the teacher's mapped layer, of any width.
+        mask: 1 on real tokens.
+        relation_heads: divides both widths.
+
+    Returns:
+        A scalar, in nats: KL(teacher || student), a mean over relation heads and the rows of real tokens.
+
+    >>> x = jnp.array([[2.0, 0.0], [0.0, 2.0], [9.0, 9.0]])
+    >>> round(float(relation_kl(x, x, jnp.array([1, 1, 0]), 1)), 6)
+    0.0
+    >>> round(float(relation_kl(x, 9 * x, jnp.array([1, 1, 0]), 1)), 3)  # log(1 + exp(-4 / sqrt(2)))
+    0.057
+    """
+
+    def log_relations(x: Float[Array, "q e"]) -> Float[Array, "r q q"]:
+        split = x.astype(jnp.float32).reshape(x.shape[0], relation_heads, -1)
+        products = jnp.einsum("qre,kre->rqk", split, split) / jnp.sqrt(jnp.float32(split.shape[-1]))
+        return jax.nn.log_softmax(jnp.where(mask[None, None, :] > 0, products, -1e9))
+
+    ours, theirs = log_relations(student), log_relations(teacher)
+    divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    return _mean(divergence, jnp.broadcast_to(mask[None], divergence.shape))
 
 
 def hidden_mse(

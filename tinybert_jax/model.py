@@ -27,6 +27,7 @@ class BertOutput(NamedTuple):
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
+    qkv: Float[Array, "l 3 b q e"]  # queries, keys and values of `relation_layers`; e is heads * head_dim
     pooled: Any = None  # [b, d]; None without a pooler
     logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
 
@@ -89,12 +90,16 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention -> context [b, q, h * head_dim], and the scores [b, h, q, k] before mask and softmax."""
+    """Multi-head attention -> context [b, q, h * head_dim], the scores [b, h, q, k] before mask and softmax, and
+    queries, keys and values, each [b, q, h, head_dim].
+    """
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Array, attention_mask: Array, deterministic: bool) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, attention_mask: Array, deterministic: bool
+    ) -> tuple[Array, Array, tuple[Array, Array, Array]]:
         config = self.config
         heads, width = config.num_attention_heads, config.attention_head_dim
 
@@ -108,7 +113,7 @@ class SelfAttention(nn.Module):
         probabilities = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
         probabilities = Dropout(config.attention_probs_dropout_prob)(probabilities, deterministic)
         context = jnp.einsum("bhqk,bkhd->bqhd", probabilities, value)
-        return context.reshape(*x.shape[:-1], heads * width), scores
+        return context.reshape(*x.shape[:-1], heads * width), scores, (query, key, value)
 
 
 class Residual(nn.Module):
@@ -129,9 +134,11 @@ class Attention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Array, attention_mask: Array, deterministic: bool) -> tuple[Array, Array]:
-        context, scores = SelfAttention(self.config, name="self")(x, attention_mask, deterministic)
-        return Residual(self.config, name="output")(context, x, deterministic), scores
+    def __call__(
+        self, x: Array, attention_mask: Array, deterministic: bool
+    ) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+        context, scores, qkv = SelfAttention(self.config, name="self")(x, attention_mask, deterministic)
+        return Residual(self.config, name="output")(context, x, deterministic), scores, qkv
 
 
 class Intermediate(nn.Module):
@@ -147,50 +154,75 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """One Transformer layer, as the body of the scan over layers: writes its scores into its slot of the carry."""
+    """One Transformer layer, as the body of the scan over layers: writes its scores, and its queries, keys and values,
+    into their slots of the carry.
+    """
 
     config: BertConfig
     deterministic: bool
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, Array], slot: Array, attention_mask: Array) -> tuple[Any, Array]:
-        x, scores = carry
-        x, own = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
+    def __call__(
+        self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
+    ) -> tuple[Any, Array]:
+        x, scores, qkv = carry
+        x, own, parts = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
         if scores.shape[0]:
-            scores = jax.lax.dynamic_update_index_in_dim(scores, own, slot, axis=0)
+            scores = jax.lax.dynamic_update_index_in_dim(scores, own, slots[0], axis=0)
+        if qkv.shape[0]:
+            stacked = jnp.stack(parts).reshape(qkv.shape[1:])
+            qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
         inner = Intermediate(self.config, name="intermediate")(x)
         x = Residual(self.config, name="output")(inner, x, self.deterministic)
-        return (x, scores), x
+        return (x, scores, qkv), x
 
 
 class Encoder(nn.Module):
-    """All layers -> the last state, all states [l+1, b, q, d], and the scores of `score_layers` [l, b, h, q, k]."""
+    """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and
+    queries, keys and values of `relation_layers` [l, 3, b, q, h * head_dim].
+    """
 
     config: BertConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, attention_mask: Array, score_layers: tuple[int, ...], deterministic: bool
-    ) -> tuple[Array, Array, Array]:
-        config = self.config
-        # A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the
-        # last wanted layer a spare slot takes the scores. So the buffer needs no branch in the scan.
-        slots = np.searchsorted(score_layers, np.arange(config.num_hidden_layers))
-        size = int(slots[-1]) + 1 if score_layers else 0
-        scores = jnp.zeros((size, x.shape[0], config.num_attention_heads, x.shape[1], x.shape[1]), jnp.float32)
+        self,
+        x: Array,
+        attention_mask: Array,
+        score_layers: tuple[int, ...],
+        relation_layers: tuple[int, ...],
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array, Array]:
+        config, (b, q, _) = self.config, x.shape
+        heads, depth = config.num_attention_heads, config.num_hidden_layers
+        score_slots, score_size = _slots(score_layers, depth)
+        relation_slots, relation_size = _slots(relation_layers, depth)
+        scores = jnp.zeros((score_size, b, heads, q, q), jnp.float32)
+        qkv = jnp.zeros((relation_size, 3, b, q, heads * config.attention_head_dim), x.dtype)
         layers = nn.scan(
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
-            length=config.num_hidden_layers,
+            length=depth,
             unroll=config.scan_unroll,
         )
-        (last, scores), states = layers(config, deterministic, name="layer")(
-            (x, scores), jnp.asarray(slots), attention_mask
+        (last, scores, qkv), states = layers(config, deterministic, name="layer")(
+            (x, scores, qkv), (score_slots, relation_slots), attention_mask
         )
         # the last state leaves with the carry, so that whoever needs it alone does not keep the others
-        return last, jnp.concatenate([x[None], states]), scores[: len(score_layers)]
+        states = jnp.concatenate([x[None], states])
+        return last, states, scores[: len(score_layers)], qkv[: len(relation_layers)]
+
+
+def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
+    """Each layer's slot [l] in the buffer of what is wanted, and the number of slots, 0 where nothing is.
+
+    A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the last
+    wanted layer a spare slot takes what comes. So the buffer needs no branch in the scan.
+    """
+    slots = np.searchsorted(wanted, np.arange(depth))
+    return jnp.asarray(slots), int(slots[-1]) + 1 if wanted else 0
 
 
 class Pooler(nn.Module):
@@ -207,8 +239,9 @@ class BertModel(nn.Module):
     """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
 
     `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
-    deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose attention scores are
-    returned, all by default; with `deterministic=False` pass `rngs={"dropout": key}`.
+    relation_layers=(), deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
+    attention scores are returned, all by default; `relation_layers` those whose queries, keys and values are, none by
+    default; with `deterministic=False` pass `rngs={"dropout": key}`.
     """
 
     config: BertConfig
@@ -222,6 +255,7 @@ class BertModel(nn.Module):
         token_type_ids: Int[Array, "b q"] | None = None,
         *,
         score_layers: tuple[int, ...] | None = None,
+        relation_layers: tuple[int, ...] = (),
         deterministic: bool = True,
     ) -> BertOutput:
         config = self.config
@@ -233,9 +267,9 @@ class BertModel(nn.Module):
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
         x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        last, states, scores = Encoder(config, name="encoder")(x, mask, wanted, deterministic)
+        last, states, scores, qkv = Encoder(config, name="encoder")(x, mask, wanted, relation_layers, deterministic)
         pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
-        return BertOutput(last, states, scores, pooled)
+        return BertOutput(last, states, scores, qkv, pooled)
 
 
 class BertForSequenceClassification(nn.Module):

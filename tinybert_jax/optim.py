@@ -71,7 +71,7 @@ def decay_mask(params: Params) -> Any:
 def _clip_by_tensor_norm(max_norm: float) -> optax.GradientTransformation:
     def clip(path: tuple[Any, ...], grad: Array) -> Array:
         names = tuple(entry.key for entry in path)
-        stacked = any(names[i : i + 2] == STACKED for i in range(len(names)))
+        stacked = "fit_denses" in names or any(names[i : i + 2] == STACKED for i in range(len(names)))
         axes = tuple(range(1 if stacked else 0, grad.ndim))
         norm = jnp.sqrt(jnp.sum(jnp.square(grad), axis=axes, keepdims=True))
         return grad * jnp.minimum(1.0, max_norm / (norm + 1e-6))  # torch's clip_grad_norm_ adds the same 1e-6

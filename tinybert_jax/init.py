@@ -1,0 +1,66 @@
+"""Where a student starts: at random, as a copy of the teacher's layers, or as the teacher on few directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tinybert_jax.config import Batch, BertConfig, InputError, LayerMap, Params, Start
+from tinybert_jax.distill import teacher_layers
+from tinybert_jax.spectral import spectral_start
+
+
+def start_params(
+    start: Start,
+    student: BertConfig,
+    teacher: BertConfig,
+    teacher_params: Params,
+    layer_map: LayerMap,
+    batches: Iterable[Batch],
+    random_params: Params,
+) -> Params:
+    """The student's parameters at a start: heads, and what else a start does not give, stay those of `random_params`.
+
+    Args:
+        start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`, which adds "projections").
+        student: what is trained.
+        teacher: what it learns from.
+        teacher_params: with at least "bert".
+        layer_map: as in `distill.teacher_layers`.
+        batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
+        random_params: {"bert"} and heads.
+
+    Raises:
+        InputError: the student cannot start like this from this teacher.
+    """
+    match start:
+        case "random":
+            return random_params
+        case "copy":
+            found = copy_layers(student, teacher, teacher_params, layer_map)
+        case "spectral":
+            found = spectral_start(student, teacher, teacher_params, batches, layer_map)
+        case _:
+            assert_never(start)
+    given = {name: value for name, value in found["bert"].items() if name in random_params["bert"]}
+    return random_params | found | {"bert": random_params["bert"] | given}
+
+
+def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
+    """`{"bert"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
+
+    Raises:
+        InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
+    """
+    for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size"):
+        own, other = getattr(student, name), getattr(teacher, name)
+        if own != other:
+            raise InputError(f"start 'copy' needs equal {name}: the student has {own}, the teacher {other}")
+    mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
+    bert = teacher_params["bert"]
+    layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])
+    return {"bert": bert | {"encoder": {"layer": layers}}}
