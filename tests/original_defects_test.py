@@ -38,7 +38,9 @@ SHOWN: dict[str, str] = {
     "few GloVe rows give NaN": (
         "neighbours::test_of_equal_vectors_the_earlier_comes_first_and_all_are_given_where_there_are_few"
     ),
-    "projections of second-version checkpoints start anew": "hf::test_projections_of_a_tinybert_checkpoint_come_along",
+    "projections of second-version checkpoints start anew": (
+        "distill::test_projections_that_a_student_brings_are_trained_on_and_not_exported"
+    ),
     "augmentation cannot be restarted": "candidates::test_a_build_that_was_killed_goes_on_where_it_was",
     "runs cannot be resumed": "train::test_a_stopped_run_resumes_to_the_same_bits",
     "there are no test predictions": "cli::test_a_test_file_without_labels_gets_predictions_and_nothing_else",
