@@ -336,8 +336,8 @@ def test_a_start_is_nearer_to_the_teacher_than_chance_and_the_same_every_time(
         out = tmp_path / preset / start
         distilled(teacher, preset, reviews, out, stages=one, start=start)
         first[preset, start] = logged(out)[0]["loss"]
-    assert first["narrow", "spectral"] < 0.8 * first["narrow", "random"]
-    assert first["shallow", "copy"] < 0.8 * first["shallow", "random"]
+    assert first["narrow", "spectral"] < 0.3 * first["narrow", "random"]
+    assert first["shallow", "copy"] < first["shallow", "random"]
     again = distilled(teacher, "narrow", reviews, tmp_path / "again", stages=one, start="spectral")
     assert (again.directory / "model.safetensors").read_bytes() == (
         tmp_path / "narrow/spectral/student/model.safetensors"

@@ -240,9 +240,9 @@ def _fit_layer_norm(x: np.ndarray, target: np.ndarray) -> tuple[Params, np.ndarr
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The kernel [d, e] of y [n, e] from x [n, d]."""
+    """The kernel [d, e] of y [n, e] from x [n, d], by ridge regression, as dropout shakes all of x."""
     moment = x.T @ x / len(x)
-    ridge = 1e-6 * np.trace(moment) / len(moment) * np.eye(len(moment))
+    ridge = RIDGE * np.trace(moment) / len(moment) * np.eye(len(moment))
     return scipy.linalg.solve(moment + ridge, x.T @ y / len(x), assume_a="pos")
 
 
