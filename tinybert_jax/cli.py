@@ -124,8 +124,12 @@ def evaluate(
             json_file.write_text(json.dumps({"split": split} | scores, indent=2) + "\n")
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: XLA on CPU allocates its buffers anew in every step, a page fault per 4 kB."""
+def prepare_process() -> None:
+    """Keep libraries' hints to themselves, and have glibc keep what is freed: XLA on CPU allocates its buffers anew in
+    every step, a page fault per 4 kB.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
         for parameter, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)):
@@ -134,8 +138,7 @@ def keep_freed_memory() -> None:
 
 def main() -> None:
     """Entry point. Exit code 2 and one line where the input is wrong; 130 on Ctrl-C outside of training."""
-    keep_freed_memory()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    prepare_process()
     commands: dict[str, Callable[..., Any]] = {
         "run": run,
         "finetune": finetune,
