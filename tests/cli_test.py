@@ -60,10 +60,6 @@ BAD_MODEL = {
         lambda t, s: set_config(t, id2label={"0": "negative", "1": "positive"}),
         "train.tsv:",
     ),
-    "other heads": (
-        lambda t, s: set_config(s, num_attention_heads=2),
-        "student has 2 attention heads and the teacher 4",
-    ),
 }
 
 

@@ -67,7 +67,8 @@ def per_example(head: Head, student: np.ndarray, target: np.ndarray, batch: tb.B
 def loss_of(objective: distill.Objective, params: dict, teacher: dict, batch: tb.Batch, **hyper: float) -> float:
     trainable = objective.init(jax.random.key(0), params)
     targets = objective.targets(teacher, batch)
-    return float(objective.loss(trainable, targets, batch, tb.Hyper(**hyper), None)[0])
+    loss = jax.jit(lambda *arguments: objective.loss(*arguments, None)[0])
+    return float(loss(trainable, targets, batch, tb.Hyper(**hyper)))
 
 
 @pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])

@@ -65,12 +65,12 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole() -> None:
         labels=np.array([0, 1] * 4, np.int32), example_mask=np.array([1, 0, 0, 0, 1, 1, 1, 0], np.float32)
     )
     after = []
-    for parts in (1, 2, 4):
+    for parts in (1, 4):
         state = train_step.create_state(params, optimizer, jax.random.key(3), mesh)
         step = train_step.make_train_step(objective, optimizer, schedule, mesh, state, {}, parts)
         state, metrics = step(state, {}, batch, tb.Hyper(learning_rate=1e-2))
         after.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
-    np.testing.assert_allclose(after[1:], after[:1] * 2, rtol=1e-5)
+    np.testing.assert_allclose(after[1], after[0], rtol=1e-5)
 
 
 def test_four_devices_compute_what_one_does() -> None:

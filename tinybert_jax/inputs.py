@@ -32,7 +32,7 @@ from tinybert_jax.predict import check_head, check_positions
 from tinybert_jax.splits import Split, load_split
 from tinybert_jax.tasks import Task, get_task
 
-SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 32, 32  # by which a spectral start measures the teacher's hidden states
+SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # at most, by which a spectral start measures the teacher's hidden states
 
 
 class Teacher(NamedTuple):
@@ -145,7 +145,9 @@ def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
     if experiment.start == "random":
         return params
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
-    sample = data.train_batches(inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets, experiment.seed, 0, SAMPLE_BATCHES)
+    sample = data.train_batches(
+        inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.seed, 0, SAMPLE_BATCHES
+    )
     return init.start_params(
         experiment.start,
         inputs.config,
