@@ -174,7 +174,9 @@ def test_evaluate_prints_scores_and_writes_json_and_predictions(
     files = ["--json", tmp_path / "scores.json", "--predictions", tmp_path / "predictions.tsv"]
     assert tinybert(monkeypatch, *arguments, "--max-length", 16, *files) == 0
     accuracy = teacher_result.scores["accuracy"]
-    assert f"accuracy  {accuracy:.4f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"accuracy  {accuracy:.4f}" in printed
+    assert f"predictions written to {tmp_path / 'predictions.tsv'}" in printed
     assert json.loads((tmp_path / "scores.json").read_text()) == {"split": "dev", "accuracy": accuracy}
     predicted = [line.split("\t")[1] for line in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]]
     gold = [line.split("\t")[1] for line in (reviews / "dev.tsv").read_text().splitlines()[1:]]

@@ -314,6 +314,11 @@ def test_a_teacher_with_other_heads_teaches_its_relations(
     assert last["relation/1"] < first["relation/1"]
 
 
+def test_a_misspelt_preset_is_told_what_there_is(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    with pytest.raises(tb.InputError, match="unknown student preset 'tinybert-3l-192'; known are tinybert-4l-312d"):
+        distilled(teacher, "tinybert-3l-192", reviews, tmp_path / "run")
+
+
 def test_a_start_is_nearer_to_the_teacher_than_chance(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ class Run:
 
     out: Path  # directory of the run; the model is written to OUT/student
     batch_size: int = 32  # rows a step
-    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's
+    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's, 128 of a corpus
     checkpoint_every: int = 500  # steps between checkpoints
     compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
     seed: int = 0  # of everything random
@@ -199,7 +199,8 @@ def pretrain(
         corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
         run: as for every run.
         teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
-        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from.
+        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from, as the
+            model that gets a masked-LM head.
         stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
             which gives a model the head that `tinybert augment` needs.
         preset: as in `tinybert distill`.

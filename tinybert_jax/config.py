@@ -310,7 +310,10 @@ class Experiment:
         if any(stage.objective in ("transformer", "prediction") for stage in self.stages) and self.teacher is None:
             raise InputError("the stages 'transformer' and 'prediction' need a teacher: give --teacher DIR")
         if self.model in STUDENTS and self.teacher is None:
-            raise InputError(f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR")
+            raise InputError(
+                f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
+                " directory as --student"
+            )
         if self.max_length < 8:
             raise InputError(f"max_length is {self.max_length}; it must be at least 8")
         if self.checkpoint_every < 1:

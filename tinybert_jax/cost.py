@@ -24,10 +24,11 @@ class Cost(NamedTuple):
     seconds_per_step: float
 
     def __str__(self) -> str:
-        hours, rate = self.steps * self.seconds_per_step / 3600, self.flops / self.steps / self.seconds_per_step
+        seconds, rate = self.steps * self.seconds_per_step, self.flops / self.steps / self.seconds_per_step
+        duration = f"{seconds:.0f} seconds" if seconds < 600 else f"{seconds / 3600:,.1f} hours"
         return (
             f"{self.steps:,} steps, {self.flops:.2e} FLOPs; at the measured {self.seconds_per_step:.3g} s a step"
-            f" ({rate / 1e9:,.0f} GFLOP/s) {hours:.3g} hours"
+            f" ({rate / 1e9:,.0f} GFLOP/s) {duration}"
         )
 
 

@@ -56,6 +56,7 @@ def evaluate(
         if predictions is not None and (is_directory or part is row):
             path = predictions / part.submission if is_directory else predictions
             path.write_text(loaded.predictions(logits), "utf-8")
+            print(f"predictions written to {path}")
         if loaded.labelled:
             suffix = "" if part is row else "_" + part.name.rpartition("_")[2]
             scores |= {f"{name}{suffix}": value for name, value in loaded.score(logits).items()}

@@ -81,6 +81,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
         assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
         config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
     else:
+        if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
+            raise InputError(f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}")
         config, loaded = hf.load_hf(experiment.model)
         tokenizer = hf.load_tokenizer(experiment.model, config)
     check_positions(experiment.model, config, experiment.max_length)

@@ -78,7 +78,7 @@ def _pieces(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
                 yield data.removeprefix(b"\xef\xbb\xbf") if first else data
                 first, empty = False, empty and not data.strip()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file: give --corpus FILE") from None
+        raise InputError(f"{path}: no such file: name one that exists with --corpus") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a directory: give text files, or one directory of shards alone") from None
     except (OSError, EOFError, zlib.error) as error:
