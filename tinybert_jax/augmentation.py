@@ -74,8 +74,6 @@ def build(
     if preset == "official" and config.type_vocab_size < 2:
         raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
     tokenizer = hf.load_tokenizer(model, config)
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"{model}: the tokenizer has no [MASK]")
     rows = read_rows(row, source, "train")
     table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
     near = neighbours.load_neighbours(None if glove is None else Path(glove), table, tokenizer, preset)

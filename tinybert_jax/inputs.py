@@ -147,6 +147,7 @@ def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
     if experiment.start == "random":
         return params
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
+    # padded to one length: in buckets, the first batches are not a fair sample
     sample = data.train_batches(
         inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.seed, 0, SAMPLE_BATCHES
     )

@@ -14,7 +14,7 @@ from tinybert_jax.data import Tokens
 from tinybert_jax.rows import Rows, read_rows, split_path
 from tinybert_jax.tasks import Task
 
-STRIDE = 128  # tokens that two windows over a context share, as in BERT's own code
+STRIDE = 128  # tokens that two windows over a context share, at most
 
 
 @dataclass(frozen=True, eq=False)
