@@ -12,7 +12,7 @@ import pytest
 import tinybert_jax as tb
 from tinybert_jax import distill
 from tinybert_jax.config import Head
-from tinybert_jax.model import HEADS
+from tinybert_jax.heads import HEADS
 
 TEACHER = tb.BertConfig(
     vocab_size=40,

@@ -19,13 +19,15 @@ TABLE: dict[str, set[str]] = {
     "config": set(),
     "losses": set(),
     "metrics": set(),
-    "model": {"config"},
-    "hf": {"config", "model"},
-    "distill": {"config", "losses", "model"},
-    "sharding": set(),
+    "sharding": {"config"},
+    "model": {"config", "sharding"},
+    "heads": {"config", "model", "sharding"},
+    "hf": {"config", "heads", "model"},
+    "distill": {"config", "heads", "losses", "model"},
     "optim": {"config"},
     "train_step": {"config", "optim", "sharding"},
     "checkpoint": {"config"},
+    "processes": {"config", "sharding"},
     "tasks": {"config", "metrics"},
     "reader": {"config"},
     "rows": {"config", "tasks", "reader"},
@@ -39,7 +41,7 @@ TABLE: dict[str, set[str]] = {
     "shards": {"config", "sequences", "text"},
     "corpus": {"config", "rows", "sequences", "shards", "text"},
     "corpus_beam": {"config", "hf", "sequences", "shards", "text"},
-    "mlm": {"config", "model"},
+    "mlm": {"config", "heads", "model"},
     "neighbours": {"config", "rows"},
     "candidate_table": {"config", "rows", "data"},
     "candidates": {"config", "rows", "data", "neighbours", "candidate_table"},
@@ -47,9 +49,9 @@ TABLE: dict[str, set[str]] = {
     "spectral": {"config", "model", "distill"},
     "init": {"config", "distill", "spectral"},
     "cost": {"config"},
-    "predict": {"config", "model", "hf", "data", "sharding", "train_step"},
+    "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
     "inputs": {
-        *("config", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
+        *("config", "heads", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
         "predict",
     },
     "run_dir": {"config", "inputs", "model"},
@@ -59,7 +61,7 @@ TABLE["augmentation"] = {
     *("config", "hf", "tasks", "rows", "predict", "augment", "candidates", "candidate_table", "mlm", "neighbours")
 }
 TABLE["evaluation"] = {"config", "inputs", "predict", "splits", "tasks"}
-TABLE["cli_train"] = {"config", "tasks", "train"}
+TABLE["cli_train"] = {"config", "processes", "tasks", "train"}
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from tiny_mlm import VOCABULARY, make_mlm
 
+from tinybert_jax.heads import BertForMaskedLM
 from tinybert_jax.mlm import masked_lm_function
-from tinybert_jax.model import BertForMaskedLM
 
 
 def test_most_probable_ids_are_those_of_the_whole_models_logits_at_the_position():

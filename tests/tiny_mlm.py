@@ -10,7 +10,8 @@ from tinybert_jax import mlm
 from tinybert_jax.candidate_table import Settings
 from tinybert_jax.candidates import ASKED, build_table
 from tinybert_jax.config import BertConfig
-from tinybert_jax.model import BertForMaskedLM, init_params
+from tinybert_jax.heads import BertForMaskedLM
+from tinybert_jax.model import init_params
 from tinybert_jax.neighbours import embedding_neighbours
 from tinybert_jax.rows import Rows
 

@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
     assert not (tmp_path / "run" / "student").exists()
     saved = [path for path in (tmp_path / "run" / "checkpoints" / "1-supervised").iterdir() if path.name.isdigit()]
     for path in saved:
-        state = ocp.StandardCheckpointer().restore(path / "default")
+        state = ocp.StandardCheckpointer().restore(path / "state")
         assert all(np.isfinite(leaf).all() and np.abs(leaf).max() < 1e3 for leaf in jax.tree.leaves(state["params"]))
     assert saved, "the first step's update is zero, so its state is sound and saved"
 

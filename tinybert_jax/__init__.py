@@ -19,14 +19,12 @@ _NAMES = {
         "Stage",
         "student_config",
     ),
-    "model": (
+    "model": ("BertModel", "BertOutput", "init_params"),
+    "heads": (
         "BertForMaskedLM",
         "BertForQuestionAnswering",
         "BertForSequenceClassification",
         "BertForTokenClassification",
-        "BertModel",
-        "BertOutput",
-        "init_params",
     ),
     "hf": ("load_hf", "load_tokenizer", "save_hf"),
     "train": ("run",),
@@ -50,16 +48,14 @@ if TYPE_CHECKING:
         Stage,
         student_config,
     )
-    from tinybert_jax.hf import load_hf, load_tokenizer, save_hf
-    from tinybert_jax.model import (
+    from tinybert_jax.heads import (
         BertForMaskedLM,
         BertForQuestionAnswering,
         BertForSequenceClassification,
         BertForTokenClassification,
-        BertModel,
-        BertOutput,
-        init_params,
     )
+    from tinybert_jax.hf import load_hf, load_tokenizer, save_hf
+    from tinybert_jax.model import BertModel, BertOutput, init_params
     from tinybert_jax.predict import load_predictor
     from tinybert_jax.train import run
 

@@ -8,19 +8,21 @@ import json
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinybert_jax.cli_train import Source, TaskName, distill, execute, finetune, pretrain, print_table
+from tinybert_jax.cli_train import DeviceOptions, Source, TaskName, distill, execute, finetune, pretrain, print_table
 from tinybert_jax.config import Experiment, InputError, Preset
 
 
 def run(
     experiment: Annotated[Path, tyro.conf.Positional],
     /,
+    devices: DeviceOptions,
     out: Path | None = None,
     seed: int | None = None,
     resume: bool = False,
@@ -29,6 +31,7 @@ def run(
 
     Args:
         experiment: the file.
+        devices: as for every run.
         out: directory of the run; default: runs/NAME-seedN.
         seed: replaces the file's.
         resume: continue the run in `out`.
@@ -45,7 +48,7 @@ def run(
         raise InputError(f"{experiment}: defines no `experiment = tinybert_jax.Experiment(...)`")
     if seed is not None:
         described = dataclasses.replace(described, seed=seed)
-    execute(described, out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume)
+    execute(described, out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume, devices)
 
 
 def augment(
@@ -155,10 +158,22 @@ def main() -> None:
         )
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, str(error))
     except KeyboardInterrupt:
         print("tinybert: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "interrupted")
+    except Exception as error:
+        traceback.print_exc()
+        _end(1, f"{type(error).__name__}: {error}")
+
+
+def _end(code: int, message: str) -> None:
+    """Exit, and of several processes have the others end too."""
+    processes = sys.modules.get("tinybert_jax.processes")  # not imported: nothing has been joined
+    if processes is not None and processes.tell_others(message):
+        sys.stderr.flush()
+        os._exit(code)  # the ordinary way out waits for the others
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,10 +19,13 @@ from tinybert_jax.config import (
     Preset,
     Stage,
     Start,
+    parse_mesh,
 )
 
 TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
 
+# no operation that adds in any order, and no choice of kernels by how fast each happened to be
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
 NEXT = {
     "transformer": "a general student: give this directory as --student to tinybert distill",
@@ -37,7 +41,9 @@ class Run:
     """What every run takes."""
 
     out: Path  # directory of the run; the model is written to OUT/student
-    batch_size: int = 32  # rows a step
+    batch_size: int = 32  # rows a step, of all devices together
+    accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
+    remat: bool = False  # compute activations again in the backward pass: less memory, more work
     max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's, 128 of a corpus
     checkpoint_every: int = 500  # steps between checkpoints
     compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
@@ -47,10 +53,22 @@ class Run:
     @property
     def stage(self) -> dict[str, Any]:
         """What of these is a stage's."""
-        return {"batch_size": self.batch_size}
+        return {"batch_size": self.batch_size, "accumulation_steps": self.accumulation_steps}
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run computes on."""
+
+    mesh: str | None = None  # for example data=4,fsdp=2,model=1; default: all devices along data
+    coordinator: str | None = None  # HOST:PORT of process 0 of several; auto: as the cluster says
+    num_processes: int | None = None  # of the run; SLURM, Open MPI and TPU pods say it themselves
+    process_id: int | None = None  # of this one, from 0; likewise
+    deterministic: bool = False  # on GPUs: the same bits in every run, more slowly; elsewhere it is always so
 
 
 RunOptions = Annotated[Run, tyro.conf.OmitArgPrefixes]
+DeviceOptions = Annotated[Devices, tyro.conf.OmitArgPrefixes]
 
 
 def finetune(
@@ -58,6 +76,7 @@ def finetune(
     task: TaskName,
     source: Source,
     run: RunOptions,
+    devices: DeviceOptions,
     epochs: int = 3,
     max_steps: int | None = None,
     learning_rate: float = 3e-5,
@@ -70,6 +89,7 @@ def finetune(
         task: a row of the task table.
         source: where the rows are.
         run: as for every run.
+        devices: as for every run.
         epochs: passes over the training rows.
         max_steps: end after this many steps, should that come before `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
@@ -83,7 +103,7 @@ def finetune(
         evaluate_every=evaluate_every,
         **run.stage,
     )
-    _train(task, run, source=source, model=model, stages=(stage,))
+    _train(task, run, devices, source=source, model=model, stages=(stage,))
 
 
 def distill(
@@ -92,6 +112,7 @@ def distill(
     task: TaskName,
     source: Source,
     run: RunOptions,
+    devices: DeviceOptions,
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
@@ -114,6 +135,7 @@ def distill(
         task: a row of the task table.
         source: where the rows are.
         run: as for every run.
+        devices: as for every run.
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
             learns from the labels alone, for as many steps as --prediction-epochs and --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
@@ -160,6 +182,7 @@ def distill(
     _train(
         task,
         run,
+        devices,
         source=source,
         model=student,
         stages=stages,
@@ -174,6 +197,7 @@ def distill(
 def pretrain(
     corpus: tuple[str, ...],
     run: RunOptions,
+    devices: DeviceOptions,
     teacher: str | None = None,
     student: str = "tinybert-4l-312d",
     stage: Literal["transformer", "masked_lm"] = "transformer",
@@ -183,7 +207,6 @@ def pretrain(
     epochs: int = 3,
     max_steps: int | None = None,
     learning_rate: float = 5e-5,
-    accumulation_steps: int = 1,
     masking_probability: float = 0.15,
     one_document_per_line: bool = False,
     pairs: bool = False,
@@ -198,6 +221,7 @@ def pretrain(
     Args:
         corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
         run: as for every run.
+        devices: as for every run.
         teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
         student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from, as the
             model that gets a masked-LM head.
@@ -209,7 +233,6 @@ def pretrain(
         epochs: passes over the corpus.
         max_steps: end after this many steps, should that come before `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
-        accumulation_steps: parts that a batch is computed in, to save memory.
         masking_probability: of a token, in masked_lm; distillation masks nothing.
         one_document_per_line: documents are lines; default: they are separated by blank lines.
         pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
@@ -221,7 +244,6 @@ def pretrain(
         epochs=epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
-        accumulation_steps=accumulation_steps,
         masking_probability=masking_probability,
         **run.stage,
     )
@@ -229,6 +251,7 @@ def pretrain(
     _train(
         "corpus",
         run,
+        devices,
         source=text,
         model=student,
         stages=(described,),
@@ -239,7 +262,7 @@ def pretrain(
     )
 
 
-def _train(task: str, run: Run, **described: Any) -> None:
+def _train(task: str, run: Run, devices: Devices, **described: Any) -> None:
     """Run the experiment that a command described."""
     from tinybert_jax.tasks import get_task
 
@@ -248,19 +271,24 @@ def _train(task: str, run: Run, **described: Any) -> None:
         task=task,
         max_length=recipe if run.max_length is None else run.max_length,
         compute_dtype=run.compute_dtype,
+        remat=run.remat,
         checkpoint_every=run.checkpoint_every,
         seed=run.seed,
         **described,
     )
-    execute(experiment, run.out, run.resume)
+    execute(experiment, run.out, run.resume, devices)
 
 
-def execute(experiment: Experiment, out: Path, resume: bool) -> None:
+def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -> None:
     """Run an experiment, and print its scores, or how it was stopped."""
-    from tinybert_jax import train
+    mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
+    if devices.deterministic:  # read when the first device is asked for, which is later
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+    from tinybert_jax import processes, train
 
+    processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
-        result = train.run(experiment, out, resume)
+        result = train.run(experiment, out, resume, mesh)
     except train.Stopped as stopped:
         print(f"{stopped}\ncontinue with the same command and --resume")
         return

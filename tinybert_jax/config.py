@@ -16,6 +16,8 @@ Start = Literal["random", "copy", "spectral"]
 ScheduleName = Literal["constant", "linear"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
+RUN_FIELDS = ("compute_dtype", "scan_unroll", "remat", "vocab_multiple")  # of a BertConfig, and of no file
+AXES = ("data", "fsdp", "model")  # of a device mesh
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 
 
@@ -87,6 +89,8 @@ class BertConfig:
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
     compute_dtype: ComputeDtype = "float32"  # parameters are always float32
     scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
+    remat: bool = False  # the backward pass computes a layer's activations again instead of keeping them
+    vocab_multiple: int = 1  # the embedding table is padded to a multiple of it, so that devices can share its rows
 
     def __post_init__(self) -> None:
         for name in (
@@ -98,6 +102,7 @@ class BertConfig:
             "max_position_embeddings",
             "type_vocab_size",
             "scan_unroll",
+            "vocab_multiple",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -112,6 +117,11 @@ class BertConfig:
     @property
     def num_labels(self) -> int:
         return len(self.id2label)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the word embedding table; those past `vocab_size` are no words, and are never exported."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def attention_head_dim(self) -> int:
@@ -132,7 +142,7 @@ class BertConfig:
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
             if hf.get(name):
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
-        ours = {f.name for f in dataclasses.fields(cls)} - {"id2label", "compute_dtype", "scan_unroll"}
+        ours = {f.name for f in dataclasses.fields(cls)} - {"id2label", *RUN_FIELDS}
         values = {name: hf[name] for name in ours if hf.get(name) is not None}
         if hf.get("id2label"):
             id2label = {int(i): str(label) for i, label in hf["id2label"].items()}
@@ -146,13 +156,31 @@ class BertConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a Hugging Face `config.json`, without `architectures`."""
         hf = dataclasses.asdict(self)
-        for name in ("compute_dtype", "scan_unroll"):
+        for name in RUN_FIELDS:
             del hf[name]
         if self.head_dim is None:
             del hf["head_dim"]
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
         return hf | {"model_type": "bert", "position_embedding_type": "absolute"}
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes of a device mesh's axes, as a command line gives them.
+
+    Raises:
+        InputError: an axis is unknown or named twice, or a size is no positive integer.
+
+    >>> parse_mesh("data=4,model=2")
+    {'data': 4, 'model': 2}
+    """
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        axis, _, size = item.partition("=")
+        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise InputError(f"--mesh {text}: give sizes of {', '.join(AXES)}, for example data=4,model=2")
+        sizes[axis] = int(size)
+    return sizes
 
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -287,6 +315,7 @@ class Experiment:
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
+    remat: bool = False  # compute activations again in the backward pass: less memory, a third more work
     checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
     seed: int = 0
 

@@ -246,11 +246,18 @@ def _cut(
 
 
 def train_batches(
-    examples: Examples, batch_size: int, buckets: tuple[int, ...], seed: int, start_step: int, stop_step: int
+    examples: Examples,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    part: np.ndarray | slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of the steps `start_step` to `stop_step - 1`, made ahead in threads.
+    """The batches of the steps `start_step` to `stop_step - 1`, made ahead in threads; of each, the rows `part`.
 
-    Each is a function of (seed, step) alone: a run that continues sees what an unbroken one would have seen.
+    Each is a function of (seed, step) alone: a run that continues sees what an unbroken one would have seen, and
+    several processes that make a part each have the batch that one would have made.
     """
     import grain
 
@@ -263,7 +270,7 @@ def train_batches(
 
     def batch(step: int) -> Batch:
         table, padded = plan(step // steps)
-        return examples.batch(table[step % steps], int(padded[step % steps]), step // steps)
+        return examples.batch(table[step % steps][part], int(padded[step % steps]), step // steps)
 
     if start_step >= stop_step:
         return iter(())

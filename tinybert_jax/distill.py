@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax import losses
 from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
-from tinybert_jax.model import HEADS, BertModel, BertOutput, MaskedLMHead
+from tinybert_jax.heads import HEADS, MaskedLMHead
+from tinybert_jax.model import BertModel, BertOutput
 
 Metrics = dict[str, Float[Array, ""]]
 Attention = Literal["scores", "relations"]

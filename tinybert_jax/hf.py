@@ -15,8 +15,9 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tinybert_jax import model as models
 from tinybert_jax.config import BertConfig, InputError, Params
+from tinybert_jax.heads import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
+from tinybert_jax.model import BertModel, resize_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +118,8 @@ def save_hf(
     hf = config.to_hf() | {"architectures": [_architecture(params)], "dtype": "float32"}
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
     # renamed into place: a directory that has weights has whole ones
-    save_file(to_hf_tensors(params), path / "model.safetensors.tmp", metadata={"format": "pt"})
+    tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size))
+    save_file(tensors, path / "model.safetensors.tmp", metadata={"format": "pt"})
     os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
@@ -245,14 +247,14 @@ def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
 
 def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: str) -> None:
     expected = traverse_util.flatten_dict(
-        _shapes(models.BertModel(config, add_pooler=("bert", "pooler", "dense", "kernel") in flat))
+        _shapes(BertModel(config, add_pooler=("bert", "pooler", "dense", "kernel") in flat))
     )
     expected = {("bert", *path): leaf for path, leaf in expected.items()}
     heads = {path[0] for path in flat} - {"bert"}
     for head, model in (
-        ("classifier", models.BertForTokenClassification(config)),
-        ("qa_outputs", models.BertForQuestionAnswering(config)),
-        ("cls", models.BertForMaskedLM(config)),
+        ("classifier", BertForTokenClassification(config)),
+        ("qa_outputs", BertForQuestionAnswering(config)),
+        ("cls", BertForMaskedLM(config)),
     ):
         if head in heads:
             expected |= {

@@ -27,11 +27,14 @@ from tinybert_jax.config import (
 from tinybert_jax.corpus import Corpus
 from tinybert_jax.data import Examples
 from tinybert_jax.distill import PROJECTIONS
-from tinybert_jax.model import HEAD_KEYS, HEADS, init_params
+from tinybert_jax.heads import HEAD_KEYS, HEADS
+from tinybert_jax.model import init_params, resize_vocabulary
 from tinybert_jax.predict import check_head, check_positions
 from tinybert_jax.splits import Split, load_split
 from tinybert_jax.tasks import Task, get_task
 
+# Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
+VOCAB_MULTIPLE = 128
 SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # at most, by which a spectral start measures the teacher's hidden states
 
 
@@ -48,15 +51,15 @@ class Inputs:
     """What a run trains, what it learns from, and on which rows."""
 
     head: Head
-    config: BertConfig  # of the model that is trained, with the task's labels
-    loaded: Params | None  # the model's own parameters; None for a student preset
+    config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
+    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset
     keep_head: bool  # the model's own head fits the task
     tokenizer: Any
     train: Examples
     dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
     selection: str  # the score of the first dev set that selects the best state
     buckets: tuple[int, ...]
-    teacher: Teacher | None
+    teacher: Teacher | None  # its vocabulary padded
     teacher_dev: dict[str, Split]  # the same in the teacher's tokens
     fingerprints: dict[str, str]  # of the rows, and of the models' files
 
@@ -109,10 +112,14 @@ def load_inputs(experiment: Experiment) -> Inputs:
             theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
             train = data.TwoVocabularies(split.tokens, theirs.tokens)
         config, keep_head = _fit_head(config, loaded, task, split.label_names)
-    config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype)
+    config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype, remat=experiment.remat)
+    config = dataclasses.replace(config, vocab_multiple=VOCAB_MULTIPLE)
     if teacher is not None:
-        own = dataclasses.replace(teacher.config, compute_dtype=experiment.compute_dtype)
-        teacher = teacher._replace(config=own)
+        own = dataclasses.replace(
+            teacher.config, compute_dtype=experiment.compute_dtype, vocab_multiple=VOCAB_MULTIPLE
+        )
+        padded = resize_vocabulary(teacher.params, own.padded_vocab_size)
+        teacher = teacher._replace(config=own, params=padded)
     models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
     return Inputs(
         head=head,
@@ -137,25 +144,32 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
 def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
     """Where training starts: what the model brought or the start gives, and random values for the rest."""
-    params = init_params(HEADS[inputs.head](inputs.config), jax.random.key(experiment.seed))
+    config = dataclasses.replace(inputs.config, vocab_multiple=1)
+    params = init_params(HEADS[inputs.head](config), jax.random.key(experiment.seed))
     params = {"bert": params} if inputs.head == "encoder" else params
     if inputs.loaded is not None:
         kept = {HEAD_KEYS[inputs.head]} if inputs.keep_head else set()
         for name in ("bert", *kept):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
-        return params | {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
-    if experiment.start == "random":
-        return params
+        params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
+    elif experiment.start != "random":
+        params = _start(experiment, inputs, config, params)
+    return resize_vocabulary(params, inputs.config.padded_vocab_size)
+
+
+def _start(experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params) -> Params:
+    """The parameters that the experiment's start gives."""
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
     # padded to one length: in buckets, the first batches are not a fair sample
     sample = data.train_batches(
         inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.seed, 0, SAMPLE_BATCHES
     )
+    teacher = dataclasses.replace(inputs.teacher.config, vocab_multiple=1)
     return init.start_params(
         experiment.start,
-        inputs.config,
-        inputs.teacher.config,
-        inputs.teacher.params,
+        config,
+        teacher,
+        resize_vocabulary(inputs.teacher.params, teacher.vocab_size),
         experiment.layer_map,
         sample,
         params,

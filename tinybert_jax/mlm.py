@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from tinybert_jax.config import BertConfig, Params
-from tinybert_jax.model import BertModel, MaskedLMHead
+from tinybert_jax.heads import MaskedLMHead
+from tinybert_jax.model import BertModel
 
 
 def masked_lm_function(config: BertConfig, params: Params, k: int) -> Callable[..., Any]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from tinybert_jax.config import BertConfig, Head, Params
+from tinybert_jax.config import BertConfig, Params
+from tinybert_jax.sharding import constrain
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -80,7 +81,9 @@ class Embeddings(nn.Module):
             init = nn.initializers.normal(config.initializer_range)
             return nn.Embed(rows, config.hidden_size, config.compute_dtype, embedding_init=init, name=name)
 
-        x = table(config.vocab_size, "word_embeddings")(input_ids)
+        # gathered along its width first, as every kernel is: looked up in parts, the states would be cut the wrong way
+        words = constrain(table(config.padded_vocab_size, "word_embeddings").embedding, "vocab", None)
+        x = constrain(jnp.take(words.astype(config.compute_dtype), input_ids, axis=0), "batch", None, None)
         # as torch's `padding_idx`: looking [PAD] up does not train it, which shows where a loss counts padding
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         x = x + table(config.type_vocab_size, "token_type_embeddings")(token_type_ids)
@@ -104,10 +107,12 @@ class SelfAttention(nn.Module):
         heads, width = config.num_attention_heads, config.attention_head_dim
 
         def project(name: str) -> Array:
-            return dense(config, heads * width, name)(x).reshape(*x.shape[:-1], heads, width)
+            projected = dense(config, heads * width, name)(x).reshape(*x.shape[:-1], heads, width)
+            return constrain(projected, "batch", None, "heads", None)
 
         query, key, value = project("query"), project("key"), project("value")
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / np.sqrt(width)
+        scores = constrain(scores, "batch", "heads", None, None)
         # a finite minimum: an example that is all padding attends everywhere instead of dividing 0 by 0
         masked = jnp.where(attention_mask[:, None, None, :] > 0, scores, -1e9)
         probabilities = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
@@ -125,7 +130,8 @@ class Residual(nn.Module):
     def __call__(self, x: Array, residual: Array, deterministic: bool) -> Array:
         config = self.config
         x = Dropout(config.hidden_dropout_prob)(dense(config, config.hidden_size, "dense")(x), deterministic)
-        return layer_norm(config)(x + residual)
+        # whole states on every device of a row: a layer's kernels are gathered, not its activations cut
+        return constrain(layer_norm(config)(x + residual), "batch", None, None)
 
 
 class Attention(nn.Module):
@@ -150,7 +156,8 @@ class Intermediate(nn.Module):
     def __call__(self, x: Array) -> Array:
         # its backward pass recomputes what it needs: cheaper than a trip of four such tensors through memory
         activation = jax.checkpoint(ACTIVATIONS[self.config.hidden_act], prevent_cse=False)
-        return activation(dense(self.config, self.config.intermediate_size, "dense")(x))
+        wide = dense(self.config, self.config.intermediate_size, "dense")(x)
+        return activation(constrain(wide, "batch", None, "mlp"))
 
 
 class Layer(nn.Module):
@@ -198,9 +205,10 @@ class Encoder(nn.Module):
         score_slots, score_size = _slots(score_layers, depth)
         relation_slots, relation_size = _slots(relation_layers, depth)
         scores = jnp.zeros((score_size, b, heads, q, q), jnp.float32)
+        scores = constrain(scores, None, "batch", "heads", None, None)
         qkv = jnp.zeros((relation_size, 3, b, q, heads * config.attention_head_dim), x.dtype)
         layers = nn.scan(
-            Layer,
+            nn.remat(Layer, prevent_cse=False) if config.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
@@ -272,111 +280,6 @@ class BertModel(nn.Module):
         return BertOutput(last, states, scores, qkv, pooled)
 
 
-class BertForSequenceClassification(nn.Module):
-    """`logits` [b, c] from the pooled first token; c = 1 is regression. Arguments as `BertModel`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
-        config = self.config
-        out = BertModel(config, name="bert")(*args, deterministic=deterministic, **kwargs)
-        x = Dropout(classifier_dropout(config))(out.pooled, deterministic)
-        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
-
-
-class BertForTokenClassification(nn.Module):
-    """`logits` [b, q, c], one label per token. Arguments as `BertModel`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
-        config = self.config
-        out = BertModel(config, add_pooler=False, name="bert")(*args, deterministic=deterministic, **kwargs)
-        x = Dropout(classifier_dropout(config))(out.last_hidden_state, deterministic)
-        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
-
-
-class BertForQuestionAnswering(nn.Module):
-    """`logits` [b, q, 2]: start and end of the answer span. Arguments as `BertModel`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
-        out = BertModel(self.config, add_pooler=False, name="bert")(*args, **kwargs)
-        return out._replace(logits=dense(self.config, 2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
-
-
-class Transform(nn.Module):
-    """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, d]."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = dense(self.config, self.config.hidden_size, "dense")(x)
-        return layer_norm(self.config)(ACTIVATIONS[self.config.hidden_act](x))
-
-
-class Predictions(nn.Module):
-    """The masked-LM decoder over the word embedding table [b, q, d], [v, d] -> [b, q, v]."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
-        x = Transform(self.config, name="transform")(x)
-        bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
-        return (
-            jnp.einsum("bqd,vd->bqv", x, table.astype(x.dtype), preferred_element_type=jnp.float32) + bias[None, None]
-        )
-
-
-class MaskedLMHead(nn.Module):
-    """The masked-LM head, one level of Hugging Face's names above `Predictions`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
-        return Predictions(self.config, name="predictions")(x, table)
-
-
-class BertForMaskedLM(nn.Module):
-    """`logits` [b, q, v] over the vocabulary; the decoder is the word embedding table. Arguments as `BertModel`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
-        bert = BertModel(self.config, add_pooler=False, name="bert")
-        out = bert(*args, **kwargs)
-        table = bert.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-        return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.last_hidden_state, table))
-
-
-HEADS: dict[Head, type[nn.Module]] = {
-    "encoder": BertModel,
-    "sequence": BertForSequenceClassification,
-    "tokens": BertForTokenClassification,
-    "span": BertForQuestionAnswering,
-    "masked_lm": BertForMaskedLM,
-}
-HEAD_KEYS: dict[Head, str] = {  # where a head's own parameters are; an encoder has none
-    "sequence": "classifier",
-    "tokens": "classifier",
-    "span": "qa_outputs",
-    "masked_lm": "cls",
-}
-
-
-def classifier_dropout(config: BertConfig) -> float:
-    """Hugging Face's rule: `hidden_dropout_prob` unless the config says otherwise."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
 def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
     """Random parameters of one of the models above, in float32."""
     return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
@@ -385,3 +288,18 @@ def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
 def count_parameters(params: Params) -> int:
     """The number of scalars in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def resize_vocabulary(params: Params, rows: int) -> Params:
+    """Parameters whose word embedding table, and masked-LM bias, have `rows` rows: padded with zeros, or cut."""
+
+    def resized(leaf: Array | np.ndarray) -> Array:
+        padding = [(0, max(0, rows - leaf.shape[0])), *[(0, 0)] * (leaf.ndim - 1)]
+        return jnp.pad(leaf, padding)[:rows]
+
+    def visit(path: tuple[Any, ...], leaf: Array | np.ndarray) -> Array | np.ndarray:
+        names = tuple(entry.key for entry in path)
+        of_vocabulary = names[-2:] in (("word_embeddings", "embedding"), ("predictions", "bias"))
+        return resized(leaf) if of_vocabulary and leaf.shape[0] != rows else leaf
+
+    return jax.tree.map_with_path(visit, params)

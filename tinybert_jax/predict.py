@@ -13,7 +13,7 @@ import numpy as np
 from tinybert_jax import hf
 from tinybert_jax.config import BertConfig, Head, InputError, Params
 from tinybert_jax.data import Tokens, bucket_lengths, encode, eval_batches
-from tinybert_jax.model import HEADS
+from tinybert_jax.heads import HEADS
 from tinybert_jax.sharding import make_mesh, tree_shardings
 from tinybert_jax.train_step import make_predict_step
 

@@ -7,14 +7,19 @@ import importlib.metadata
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from tinybert_jax.config import Experiment, Head, InputError, Params
 from tinybert_jax.inputs import Inputs
-from tinybert_jax.model import count_parameters
+from tinybert_jax.model import count_parameters, resize_vocabulary
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
 
@@ -47,42 +52,51 @@ def check_out(out: Path, resume: bool) -> None:
         )
 
 
-def create(out: Path, experiment: Experiment, inputs: Inputs) -> None:
+def create(out: Path, experiment: Experiment, inputs: Inputs, mesh: Mesh) -> None:
     """Make the directory and write `experiment.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "experiment.json").write_text(json.dumps(describe(experiment, inputs), indent=2) + "\n", "utf-8")
+    (out / "experiment.json").write_text(json.dumps(describe(experiment, inputs, mesh), indent=2) + "\n", "utf-8")
 
 
-def check_same(out: Path, experiment: Experiment, inputs: Inputs) -> None:
+def check_same(out: Path, experiment: Experiment, inputs: Inputs, mesh: Mesh) -> None:
     """Compare a run that is to be resumed with the one that was started.
 
     Raises:
-        InputError: names the field that differs; other package versions only give a warning.
+        InputError: names the field that differs; other package versions and devices only give a warning.
     """
     path = out / "experiment.json"
     try:
         started = _flat(json.loads(path.read_text("utf-8")))
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from None
-    now = _flat(describe(experiment, inputs))
+    now = _flat(describe(experiment, inputs, mesh))
     for field in sorted(started.keys() | now.keys()):
         before, after = started.get(field), now.get(field)
         if before == after:
             continue
-        if field.startswith("versions."):
-            print(f"warning: {field} was {before} when the run started and is {after} now", file=sys.stderr)
+        if field.startswith(("versions.", "devices.")):
+            print(
+                f"warning: {field} was {before} when the run started and is {after} now: the result may differ in its"
+                " last bits",
+                file=sys.stderr,
+            )
         else:
             raise InputError(
                 f"{out}: cannot resume: {field} was {before!r} and is {after!r}; start a new --out instead"
             )
 
 
-def describe(experiment: Experiment, inputs: Inputs) -> dict[str, Any]:
+def describe(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> dict[str, Any]:
     """What `experiment.json` holds: all that the result depends on."""
     described = {
         "experiment": dataclasses.asdict(experiment),
         "fingerprints": inputs.fingerprints,
-        "devices": {"kind": jax.devices()[0].device_kind, "count": 1},  # the mesh is of one device so far
+        "devices": {
+            "kind": mesh.devices.flat[0].device_kind,
+            "mesh": dict(mesh.shape),
+            "processes": jax.process_count(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        },
         "versions": {name: _version(name) for name in PACKAGES},
     }
     return json.loads(json.dumps(described))  # tuples become lists, as they will be read back
@@ -103,30 +117,36 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """Every logged number of one stage, as lines of `metrics.jsonl` and in TensorBoard."""
+    """Every logged number of one stage, in `metrics.jsonl` and in TensorBoard; written when `write` returns."""
 
     def __init__(self, out: Path, stage: str, start_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._stage = stage
         path = out / "metrics.jsonl"
         if path.is_file():  # a resumed stage logs the steps after its checkpoint again
             lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if line["stage"] != stage or line["step"] <= start_step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            shortened = path.with_suffix(".tmp")
+            shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            shortened.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(out / "tensorboard" / stage), purge_step=start_step + 1)
+        folder = out / "tensorboard" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        # not by a SummaryWriter: its thread would die of a full disk in silence, and the run wait for it forever
+        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        restart = SessionLog(status=SessionLog.START)  # has TensorBoard forget the steps that come again
+        self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Log numbers as of `step`, the count of steps done."""
         self._file.write(json.dumps({"stage": self._stage, "step": step} | numbers) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._events.flush()
 
     def close(self) -> None:
         self._file.close()
-        self._tensorboard.close()
+        self._events.close()
 
 
 def write_model_card(
@@ -151,7 +171,7 @@ tags: [tinybert, distillation]
 ---
 # {experiment.model} on {experiment.task}
 A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
-{count_parameters(params):,} parameters{taught}, trained with [TinyBERT](https://arxiv.org/abs/1909.10351)'s
+{count_parameters(resize_vocabulary(params, config.vocab_size)):,} parameters{taught}, trained with [TinyBERT](https://arxiv.org/abs/1909.10351)'s
 method in JAX.
 
 | dev set | this model | teacher |

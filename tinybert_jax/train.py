@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import data, distill, hf, optim, run_dir
+from tinybert_jax import data, distill, hf, optim, processes, run_dir
 from tinybert_jax.checkpoint import Checkpoints
 from tinybert_jax.config import BertConfig, CorpusSource, Experiment, InputError, Params, Stage
 from tinybert_jax.cost import Cost, seconds_per_step, step_flops
+from tinybert_jax.heads import HEADS
 from tinybert_jax.inputs import Inputs, initial_params, load_inputs
-from tinybert_jax.model import HEADS
 from tinybert_jax.predict import predict_logits
-from tinybert_jax.sharding import make_mesh, tree_shardings
+from tinybert_jax.sharding import (
+    batch_sharding,
+    choose_mesh,
+    fetch,
+    global_batch,
+    local_rows,
+    place,
+    replicated,
+    tree_shardings,
+)
 from tinybert_jax.splits import Split
 from tinybert_jax.train_step import TrainState, create_state, make_predict_step, make_train_step
 
@@ -54,42 +59,60 @@ class Result:
     teacher_scores: dict[str, float] | None
 
 
-def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result:
+def run(
+    experiment: Experiment, out: str | Path, resume: bool = False, mesh: Mapping[str, int] | None = None
+) -> Result:
     """Train an experiment's model through its stages, and write it to `out/student` as a Hugging Face directory.
 
     Args:
         experiment: what to train, on what, and how.
         out: the run's directory; made, never overwritten.
-        resume: continue the run in `out` from its newest checkpoint. The result is that of an unbroken run.
+        resume: continue the run in `out` from its newest sound checkpoint. The result is that of an unbroken run.
+        mesh: the sizes of the axes `data`, `fsdp` and `model` of the device mesh; default: all devices along `data`,
+            as far as they share the batches evenly.
+
+    Of several processes (`jax.distributed`), all call it alike.
 
     Raises:
         InputError: something the experiment names is missing, damaged or does not fit; the teacher is at chance; `out`
-            exists, or, with `resume`, holds another run.
+            exists, cannot be written, or, with `resume`, holds another run.
         Stopped: SIGINT or SIGTERM came; the state is saved.
         Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
-    out = Path(out)
-    run_dir.check_out(out, resume)
-    inputs = load_inputs(experiment)
+    try:
+        return _run(experiment, Path(out), resume, mesh)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or out}: cannot be written ({error.strerror or error}); what is in {out} is sound: make"
+            " room or mend the directory, then continue with --resume"
+        ) from error
+
+
+def _run(experiment: Experiment, out: Path, resume: bool, axes: Mapping[str, int] | None) -> Result:
+    with processes.primary_first("inputs"):
+        run_dir.check_out(out, resume)
+        inputs = load_inputs(experiment)
     for stage in experiment.stages:
         make_objective(experiment, stage, inputs)  # refuses what does not fit, before anything is computed
+    configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
+    mesh = choose_mesh(axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs)
     if resume:
-        run_dir.check_same(out, experiment, inputs)
-    mesh = make_mesh()
+        run_dir.check_same(out, experiment, inputs, mesh)
     teacher_params: Params = {}
     teacher_scores = None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
-        teacher_params = jax.device_put(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+        teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
-    if not resume:
-        run_dir.create(out, experiment, inputs)
+    if not resume and processes.is_primary():
+        run_dir.create(out, experiment, inputs, mesh)
+    processes.barrier("run directory")
     params = initial_params(experiment, inputs)
     bare = {name: value for name, value in params.items() if name not in distill.PROJECTIONS}
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
     def score(params: Params, split: Split) -> dict[str, float]:
-        logits = predict_logits(predict_step, params, split.tokens, EVAL_BATCH_SIZE, inputs.buckets)
+        logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():
             raise Diverged("the model's outputs are not finite")
         return split.score(logits)
@@ -97,12 +120,17 @@ def run(experiment: Experiment, out: str | Path, resume: bool = False) -> Result
     for index in range(len(experiment.stages)):
         params = _train_stage(experiment, index, inputs, params, teacher_params, score, mesh, out)
     trained_head = any(stage.objective in SCORED for stage in experiment.stages) or inputs.keep_head
-    scores = _named({name: score(params, split) for name, split in inputs.dev.items()} if trained_head else {})
+    scores = {}
+    if trained_head:
+        placed = place(params, tree_shardings(mesh, params))
+        scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
     student = out / "student"
-    # where training cut the texts, `predict` and `transformers` cut them
-    inputs.tokenizer.model_max_length = experiment.max_length
-    hf.save_hf(student, inputs.config, params, inputs.tokenizer)
-    run_dir.write_model_card(student, experiment, inputs, params, scores, teacher_scores)
+    if processes.is_primary():
+        # where training cut the texts, `predict` and `transformers` cut them
+        inputs.tokenizer.model_max_length = experiment.max_length
+        hf.save_hf(student, inputs.config, params, inputs.tokenizer)
+        run_dir.write_model_card(student, experiment, inputs, params, scores, teacher_scores)
+    processes.barrier("student")
     return Result(student, scores, teacher_scores)
 
 
@@ -136,16 +164,22 @@ def _score_teacher(
     step = make_predict_step(HEADS[inputs.head](config), mesh, params)
     scores = {}
     for name, dev in inputs.teacher_dev.items():
-        logits = predict_logits(step, params, dev.tokens, EVAL_BATCH_SIZE, inputs.buckets)
-        skill = dev.skill(logits)
-        if skill < min(0.5, 2 / math.sqrt(len(dev.tokens))):
+        logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
+        skill, chance = dev.skill(logits), min(0.5, 2 / math.sqrt(len(dev.tokens)))
+        if skill < chance:
             raise InputError(
                 f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
-                f" labels, or F1, {skill:.3f}); fine-tune it on this task first, or check its label order"
-                f" {config.id2label}"
+                f" labels, or F1, {skill:.3f}, under {chance:.3f}); fine-tune it on this task first, or check its"
+                f" label order {config.id2label}"
             )
         scores[name] = dev.score(logits)
     return _named(scores)
+
+
+def _eval_batch_size(mesh: Mesh) -> int:
+    """EVAL_BATCH_SIZE, or as little more as the devices can share."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-EVAL_BATCH_SIZE // rows) * rows
 
 
 def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -178,44 +212,60 @@ def _train_stage(
     checkpoints = Checkpoints(out / "checkpoints" / name)
     restored = checkpoints.restore(state)
     state = state if restored is None else restored
-    log = run_dir.MetricsLog(out, name, int(state.step))
+    log = run_dir.MetricsLog(out, name, int(state.step)) if processes.is_primary() else None
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective in SCORED
     evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(examples), stage.batch_size)
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
     if isinstance(experiment.source, CorpusSource) and restored is None:
-        print(f"{name}: {_cost(experiment, stage, inputs, train_step, state, teacher_params, total)}", flush=True)
-    batches = data.train_batches(examples, stage.batch_size, inputs.buckets, experiment.seed, int(state.step), total)
+        cost = _cost(experiment, stage, inputs, train_step, state, teacher_params, total, mesh)
+        print(f"{name}: {cost}", flush=True)
+    batches = data.train_batches(
+        examples,
+        stage.batch_size,
+        inputs.buckets,
+        experiment.seed,
+        int(state.step),
+        total,
+        local_rows(mesh, stage.batch_size),
+    )
     try:
-        with stop_requests() as stop, progress(name, int(state.step), total) as bar:
+        with processes.stop_requests(mesh) as stop, progress(name, int(state.step), total) as bar:
             running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
-            for step, batch in enumerate(batches, int(state.step) + 1):
+            for step, local in enumerate(batches, int(state.step) + 1):
+                batch = global_batch(mesh, local, stage.batch_size)
                 state, numbers = train_step(state, teacher_params, batch, stage.hyper)
                 if running is not None:
                     _log_step(log, bar, *running)
                 running = step, numbers
-                stopping = bool(stop)  # once: a signal between two readings would stop without saving
+                checkpoints.check()
+                stopping = stop.agreed(last=step == total)
                 score_now = scored and (step % evaluate_every == 0 or step == total)
                 if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
                     _log_step(log, bar, *running)  # raises before a state that is not finite is saved
                     running, selection = None, None
                     if score_now:
                         scores = score(state.params, inputs.dev["dev"])
-                        log.write(step, {f"dev/{name}": value for name, value in scores.items()})
+                        if log is not None:
+                            log.write(step, {f"dev/{name}": value for name, value in scores.items()})
                         selection = scores[inputs.selection]
                         bar.set_postfix({inputs.selection: f"{selection:.4f}"})
                         if selection > state.best_metric:
                             best = jax.tree.map(jnp.copy, state.params)
-                            state = state._replace(best_metric=jnp.float32(selection), best_params=best)
+                            metric = place(np.float32(selection), replicated(mesh))
+                            state = state._replace(best_metric=metric, best_params=best)
                     checkpoints.save(step, state, selection)
                 if stopping:
+                    checkpoints.finish()
                     raise Stopped(
                         f"stopped in stage {name} after step {step} of {total}; everything is saved in {out}"
                     )
+        checkpoints.finish()
     finally:
-        log.close()
+        if log is not None:
+            log.close()
         checkpoints.close()
-    return objective.export(state.best_params if scored else state.params, params)
+    return objective.export(fetch(state.best_params if scored else state.params), params)
 
 
 def _cost(
@@ -226,17 +276,19 @@ def _cost(
     state: TrainState,
     teacher_params: Params,
     total: int,
+    mesh: Mesh,
 ) -> Cost:
     """Of the whole stage, if every sequence were of full length."""
     rows = np.arange(stage.batch_size, dtype=np.int64) % len(inputs.train)
     batch = inputs.examples(stage).batch(rows, experiment.max_length, 0)
+    batch = place(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
     seconds = seconds_per_step(train_step, state, teacher_params, batch, stage.hyper)
     teacher = None if inputs.teacher is None else inputs.teacher.config
     flops = step_flops(stage.objective, inputs.config, teacher, stage.batch_size, experiment.max_length)
     return Cost(total, total * flops, seconds)
 
 
-def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:
+def _log_step(log: run_dir.MetricsLog | None, bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:
     """Fetch a step's numbers, show and log them.
 
     Raises:
@@ -252,34 +304,21 @@ def _log_step(log: run_dir.MetricsLog, bar: Any, step: int, numbers: dict[str, j
     bar.update()
     if step % LOG_EVERY == 0 or step == bar.total:
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-        log.write(step, values)
+        if log is not None:
+            log.write(step, values)
 
 
 def progress(name: str, done: int, total: int) -> Any:
-    """A progress bar on stderr; where that is no terminal, a line now and then."""
+    """A progress bar on stderr, of the primary process; where that is no terminal, a line now and then."""
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 30
-    return tqdm(initial=done, total=total, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM put their number in, for the loop to read; the second one ends the program."""
-    received: list[int] = []
-
-    def receive(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        os.write(2, b"\nstopping after this step; once more to end at once\n")  # print is not reentrant
-
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield received
-        return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return tqdm(
+        initial=done,
+        total=total,
+        desc=name,
+        unit="step",
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=not processes.is_primary(),
+    )

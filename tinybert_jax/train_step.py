@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tinybert_jax.config import Batch, Hyper, Params
 from tinybert_jax.optim import Schedule
-from tinybert_jax.sharding import batch_sharding, replicated, tree_shardings
+from tinybert_jax.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -28,14 +28,15 @@ class TrainState(NamedTuple):
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray, mesh: Mesh) -> TrainState:
-    """A state at step 0, placed on the mesh. `params` are copied, since the step donates its state."""
+    """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied."""
 
     def create(params: Params, key: PRNGKeyArray) -> TrainState:
         step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
         return TrainState(step, params, optimizer.init(params), key, best, jax.tree.map(jnp.copy, params))
 
     shardings = tree_shardings(mesh, jax.eval_shape(create, params, key))
-    return jax.jit(create, out_shardings=shardings)(params, key)
+    placed = place(params, tree_shardings(mesh, params))
+    return jax.jit(create, out_shardings=shardings)(placed, key)
 
 
 def make_train_step(
@@ -76,9 +77,10 @@ def make_train_step(
             grads, metrics = gradient(batch, key)
         else:
             grads, metrics = _accumulated(gradient, batch, key, accumulation_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        learning_rate = hyper.learning_rate * schedule(state.step)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            learning_rate = hyper.learning_rate * schedule(state.step)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, metrics | {"learning_rate": learning_rate} | norms
@@ -86,7 +88,7 @@ def make_train_step(
     shardings = tree_shardings(mesh, state)
     teacher_shardings = tree_shardings(mesh, teacher_params)
     return jax.jit(
-        step,
+        on_mesh(mesh, step),
         in_shardings=(shardings, teacher_shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -110,12 +112,20 @@ def _accumulated(gradient: Callable[[Batch, PRNGKeyArray], Any], batch: Batch, k
 
 
 def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Params, Batch], Array]:
-    """The compiled `(params, batch) -> logits` of a model, dropout off."""
+    """The compiled `(params, batch) -> logits` of a model, dropout off; every process passes the whole batch, and gets
+    all logits.
+    """
 
-    def predict(params: Params, batch: Batch) -> Array:
-        inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    def predict(params: Params, inputs: tuple[Array, Array, Array]) -> Array:
         return model.apply({"params": params}, *inputs, score_layers=()).logits
 
-    return jax.jit(
-        predict, in_shardings=(tree_shardings(mesh, params), batch_sharding(mesh)), out_shardings=replicated(mesh)
+    rows = batch_sharding(mesh)
+    compiled = jax.jit(
+        on_mesh(mesh, predict), in_shardings=(tree_shardings(mesh, params), rows), out_shardings=replicated(mesh)
     )
+
+    def step(params: Params, batch: Batch) -> Array:
+        inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return compiled(params, place(inputs, (rows,) * 3))
+
+    return step

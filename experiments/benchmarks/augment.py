@@ -28,8 +28,9 @@ from tinybert_jax import hf
 from tinybert_jax.candidate_table import Settings
 from tinybert_jax.candidates import ASKED, build_table, is_replaceable, split_words
 from tinybert_jax.config import BertConfig, DataSource, Preset
+from tinybert_jax.heads import BertForMaskedLM
 from tinybert_jax.mlm import masked_lm_function
-from tinybert_jax.model import BertForMaskedLM, init_params
+from tinybert_jax.model import init_params
 from tinybert_jax.neighbours import Neighbours
 from tinybert_jax.rows import Rows, read_rows
 from tinybert_jax.tasks import get_task

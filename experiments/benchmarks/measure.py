@@ -17,7 +17,8 @@ import numpy as np
 
 from tinybert_jax import distill, optim
 from tinybert_jax.config import Batch, BertConfig, Hyper, student_config
-from tinybert_jax.model import BertForSequenceClassification, init_params
+from tinybert_jax.heads import BertForSequenceClassification
+from tinybert_jax.model import init_params
 from tinybert_jax.sharding import make_mesh
 from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
 
