@@ -229,11 +229,16 @@ def test_the_number_of_rows_per_file_does_not_change_the_table(tokenizer, model,
     assert [ids for ids in dict(found[0])["walking"] if len(ids) > 1] == several
 
 
-def test_another_number_of_variants_needs_no_new_table_and_anything_else_another_directory(tokenizer, model, tmp_path):
+def test_another_number_of_variants_needs_no_new_table_and_anything_else_another_directory(
+    tokenizer, model, tmp_path, capsys
+):
     rows = make_rows(4)
-    build(tmp_path / "out", rows, tokenizer, model, variants=5)
+    for _ in range(2):
+        build(tmp_path / "out", rows, tokenizer, model, variants=5)
+        assert "variants" not in capsys.readouterr().err
     before = (tmp_path / "out" / "rows-00000000.npz").stat().st_mtime_ns
     build(tmp_path / "out", rows, tokenizer, model, variants=9)
+    assert f"{tmp_path / 'out'}: variants of a row: 9 from now on, not 5" in capsys.readouterr().err
     assert (tmp_path / "out" / "rows-00000000.npz").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "out" / "augmentation.json").read_text())["variants"] == 9
     with pytest.raises(InputError, match="holds an augmentation whose preset is 'default', not 'paper'"):
