@@ -67,7 +67,7 @@ def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) 
         case str():
             raise InputError(f"unknown layer map {layer_map!r}; use uniform, top, bottom or a list of teacher layers")
     if len(layer_map) != student_depth:
-        raise InputError(f"the layer map {layer_map} names {len(layer_map)} layers; the student has {student_depth}")
+        raise InputError(f"the layer map {layer_map} must name a layer for each of the student's {student_depth}")
     if not all(1 <= g <= teacher_depth for g in layer_map):
         raise InputError(f"the layer map {layer_map} must name teacher layers from 1 to {teacher_depth}")
     return tuple(layer_map)
@@ -252,7 +252,7 @@ def prediction_objective(
             the original code cannot.
     """
     if head != "span" and student.num_labels != teacher.num_labels:
-        raise InputError(f"the student has {student.num_labels} labels and the teacher {teacher.num_labels}")
+        raise InputError(f"labels: the student has {student.num_labels} and the teacher {teacher.num_labels}")
     if head != "sequence" and preset == "official":
         raise InputError("the authors' code knows no tokens' labels and no answers; use --preset default or paper")
     student_model, teacher_model = HEADS[head](student), HEADS[head](teacher)
