@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shlex
 import shutil
@@ -39,3 +40,27 @@ def test_a_quick_demo_says_that_its_figures_mean_nothing(quickstart: ModuleType)
     whole, quick = (quickstart.table(measured, quick) for quick in (False, True))
     assert quick.startswith(whole)
     assert "these figures mean nothing" in quick.removeprefix(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "stages", "max_length"),
+    [
+        ("", [(10, None, 5e-5), (3, None, 3e-5)], 128),
+        (
+            "--transformer-steps 7 --prediction-learning-rate 0.01 --max-length 64",
+            [(10, 7, 5e-5), (3, None, 0.01)],
+            64,
+        ),
+    ],
+)
+def test_what_an_experiments_options_leave_open_is_the_papers(
+    options: str, stages: list[tuple], max_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    shared = importlib.import_module("shared")
+    parser = argparse.ArgumentParser()
+    shared.add_options(parser)
+    args = parser.parse_args(f"--task mnli --data d --teacher t --out o {options}".split())
+    experiment = shared.distillation(args, "s", augmented="a")
+    assert [(stage.epochs, stage.max_steps, stage.learning_rate) for stage in experiment.stages] == stages
+    assert (experiment.max_length, experiment.augmented, experiment.model) == (max_length, "a", "s")
