@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tinybert_jax import losses
+from tinybert_jax import losses, mlm
 from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
-from tinybert_jax.model import HEADS, BertModel, BertOutput, MaskedLMHead
+from tinybert_jax.model import HEADS, BertModel, BertOutput
 
 Metrics = dict[str, Float[Array, ""]]
 Attention = Literal["scores", "relations"]
@@ -313,18 +313,15 @@ def masked_lm_objective(config: BertConfig) -> Objective:
 
     The decoder runs on a quarter of the positions, those that are masked first; more than that are not counted.
     """
-    model, head = BertModel(config, add_pooler=False), MaskedLMHead(config)
+    model = BertModel(config, add_pooler=False)
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         states = _apply(model, trainable["bert"], batch, key, score_layers=()).last_hidden_state
         labels = jnp.asarray(batch.labels)
-        # a vocabulary of logits per position is most of the memory: only where something is masked
         masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : -(-labels.shape[1] // MASKED_SHARE)]
-        states = jnp.take_along_axis(states, masked[:, :, None], axis=1)
-        table = trainable["bert"]["embeddings"]["word_embeddings"]["embedding"]
-        logits = jnp.asarray(head.apply({"params": trainable["cls"]}, states, table))
+        logits = mlm.logits_at(config, trainable, states, masked)
         labels = jnp.take_along_axis(labels, masked, axis=1)
         # not a mean of sequences' means: one in which nothing is masked would count as solved
         total = losses.token_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
