@@ -92,6 +92,24 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
     assert any(len(ids) == CANDIDATES for ids in expected) or preset == "official"
 
 
+@pytest.mark.parametrize("preset", ["default", "official"])
+def test_a_masked_sentence_is_padded_by_less_than_8_tokens_or_a_quarter(tokenizer, model, tmp_path, preset):
+    masks, predict = [], compiled(model, ASKED[preset])
+
+    def recorded(ids, mask, types, positions):
+        masks.append(mask)
+        return predict(ids, mask, types, positions)
+
+    rows = rows_of(*("film " * n for n in range(1, 62, 12)))
+    near = neighbours.Neighbours(lambda words: [[] for _ in words], "none")
+    settings = Settings(preset, 1, 32 if preset == "official" else 64, "")
+    build_table(tmp_path / "out", rows, tokenizer, recorded, near, settings, batch_size=1)
+    assert len({mask.size for mask in masks}) > 3
+    for mask in masks:
+        real, padded = mask.sum(), mask.size
+        assert padded - real < max(8, real / 4)
+
+
 def test_default_never_offers_the_word_itself_and_no_preset_what_is_no_word(tokenizer, model, tmp_path):
     rows = make_rows(20)
     for preset in PRESETS:
