@@ -3,7 +3,7 @@
     python experiments/ablations.py --task mrpc --data MRPC --teacher runs/mrpc-teacher/student \\
         --general runs/general/student --augmented runs/mrpc-augmented --seeds 0 1 2 --out runs/ablations --estimate
     (the same without --estimate)
-    (the same with --steps 300: a few hundred steps of each setting)
+    (the same with --transformer-steps 300 --prediction-steps 300: a few hundred steps of each setting)
 
 Table 2, procedures: without general distillation (GD), task distillation (TD) or augmentation (DA). Table 3,
 objectives: without the embedding, prediction or Transformer losses, or without their attention or hidden half; a loss
@@ -16,10 +16,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
-from seeds import mean_sd, paired, run_seeds, table
+from shared import add_options, distillation, mean_sd, paired, run_seeds, table
 
 import tinybert_jax as tb
 from tinybert_jax import cost, data, hf, splits, tasks
@@ -53,42 +52,15 @@ def settings(full: tb.Experiment, preset: str) -> dict[str, tb.Experiment]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--data", required=True, help="directory in the GLUE layout")
-    parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
+    add_options(parser)
     parser.add_argument("--general", required=True, help="a student from `tinybert pretrain`")
     parser.add_argument("--augmented", required=True, help="directory that `tinybert augment` wrote")
     parser.add_argument("--preset", default="tinybert-4l-312d", help="of the student without GD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="end every stage after this many steps")
-    parser.add_argument("--transformer-learning-rate", type=float, default=5e-5)
-    parser.add_argument("--prediction-learning-rate", type=float, default=3e-5)
     parser.add_argument("--estimate", action="store_true", help="print what all of it costs, and stop")
     parser.add_argument("--gflops", type=float, default=150, help="per second, here; `tinybert pretrain` measures it")
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    task = tasks.get_task(args.task)
-    first = tb.Stage(
-        "transformer",
-        task.intermediate_epochs,
-        max_steps=args.steps,
-        learning_rate=args.transformer_learning_rate,
-        schedule="constant",
-    )
-    second = tb.Stage(
-        "prediction", task.prediction_epochs, max_steps=args.steps, learning_rate=args.prediction_learning_rate
-    )
-    full = tb.Experiment(
-        task=task.name,
-        source=tb.DataSource(data=args.data),
-        model=args.general,
-        teacher=args.teacher,
-        stages=(first, second),
-        augmented=args.augmented,
-        max_length=task.max_length,
-    )
-    named = settings(full, args.preset)
+    named = settings(distillation(args, args.general, augmented=args.augmented), args.preset)
     if args.estimate:
         print(estimate(named, len(args.seeds), args.gflops))
         return
@@ -97,7 +69,7 @@ def main() -> None:
         for name, setting in named.items()
     }
     (args.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    metric = task.selection
+    metric = tasks.get_task(args.task).selection
     rows = [
         [name, mean_sd(own, metric), "" if name == "full" else paired(own, scores["full"], metric)]
         for name, own in scores.items()

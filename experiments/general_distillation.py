@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 import matplotlib
-from seeds import mean_sd, paired, run_seeds, table
+from shared import add_options, distillation, mean_sd, paired, run_seeds, table
 
 import tinybert_jax as tb
 from tinybert_jax import tasks
@@ -42,19 +42,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", required=True, help="the teacher of the general distillation")
     parser.add_argument("--corpus", required=True, nargs="+", help="text files")
-    parser.add_argument("--teacher", required=True, help="the same, fine-tuned on the task")
-    parser.add_argument("--student", default="tinybert-3l-192d", help="a preset")
-    parser.add_argument("--task", default="sst2")
-    parser.add_argument("--data", required=True, help="directory in the GLUE layout")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--general-steps", type=int, default=1500)
     parser.add_argument("--general-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--transformer-steps", type=int, default=300)
-    parser.add_argument("--transformer-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--prediction-steps", type=int, default=300)
-    parser.add_argument("--prediction-learning-rate", type=float, default=5e-4)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--student", default="tinybert-3l-192d", help="a preset")
+    add_options(parser)
+    parser.set_defaults(
+        max_length=64,
+        transformer_steps=300,
+        transformer_learning_rate=1e-3,
+        prediction_steps=300,
+        prediction_learning_rate=5e-4,
+    )
     args = parser.parse_args()
 
     general = tb.Experiment(
@@ -71,39 +69,23 @@ def main() -> None:
     started = args.out / "general" / "seed0"
     draw(args.out / "general.svg", started / "metrics.jsonl")
 
-    task = tasks.get_task(args.task)
-    without = tb.Experiment(
-        task=task.name,
-        source=tb.DataSource(data=args.data),
-        model=args.student,
-        teacher=args.teacher,
-        stages=(
-            tb.Stage(
-                "transformer",
-                1000,
-                max_steps=args.transformer_steps,
-                learning_rate=args.transformer_learning_rate,
-                schedule="constant",
-            ),
-            tb.Stage("prediction", 1000, max_steps=args.prediction_steps, learning_rate=args.prediction_learning_rate),
-        ),
-        max_length=args.max_length,
-    )
+    without = distillation(args, args.student)
     with_general = dataclasses.replace(without, model=str(started / "student"))
     scores = {
         "without": run_seeds(without, args.seeds, args.out / "without"),
         "with": run_seeds(with_general, args.seeds, args.out / "with"),
     }
+    metric = tasks.get_task(args.task).selection
     rows = [
         [
             name,
-            mean_sd(own, task.selection),
-            paired(own, scores["without"], task.selection) if name != "without" else "",
-            ", ".join(f"{100 * score[task.selection]:.1f}" for score in own),
+            mean_sd(own, metric),
+            paired(own, scores["without"], metric) if name != "without" else "",
+            ", ".join(f"{100 * score[metric]:.1f}" for score in own),
         ]
         for name, own in scores.items()
     ]
-    print(f"\n{table(['general distillation', task.selection, 'paired difference ± s.e.', 'seeds'], rows)}")
+    print(f"\n{table(['general distillation', metric, 'paired difference ± s.e.', 'seeds'], rows)}")
 
 
 if __name__ == "__main__":

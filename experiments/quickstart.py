@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -90,8 +91,8 @@ def measure(directory: Path, source: tb.DataSource, max_length: int) -> dict[str
     }
 
 
-def table(measured: dict[str, dict[str, float]]) -> str:
-    """The closing table, as Markdown."""
+def table(measured: dict[str, dict[str, float]], quick: bool) -> str:
+    """The closing table, as Markdown, and what it is worth."""
     full = measured["teacher"]
     lines = [
         "| model | accuracy | of the teacher's | parameters | MB on disk | ms an example | speed-up |",
@@ -103,6 +104,8 @@ def table(measured: dict[str, dict[str, float]]) -> str:
             f"| {name} | {m['accuracy']:.1%} | {share:.1%} | {m['parameters'] / 1e6:.1f}M"
             f" | {m['megabytes']:.0f} | {m['milliseconds']:.2f} | {faster:.1f}x |"
         )
+    if quick:
+        lines += ["", "A quick run: with so few rows and steps these figures mean nothing; those of `make demo` do."]
     return "\n".join(lines)
 
 
@@ -144,33 +147,44 @@ def draw(path: Path, runs: dict[str, Path], students: dict[str, Path]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="directory of the runs; default: runs/quickstart-seedN")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rows, about two minutes")
     parser.add_argument("--resume", action="store_true", help="continue in --out where it was stopped")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def again(args: argparse.Namespace) -> str:
+    """The `make` that continues the run."""
+    words = ["make", "demo", "RESUME=1"]
+    words += ["QUICK=1"] if args.quick else []
+    words += [f"SEED={args.seed}"] if args.seed else []
+    words += [f"OUT={args.out}"] if args.out else []
+    return shlex.join(words)
+
+
+def main() -> None:
+    args = parse()
     out = args.out or Path("runs") / f"quickstart{'-quick' if args.quick else ''}-seed{args.seed}"
     prepare_process()
     start = time.perf_counter()
     try:
+        if out.exists() and not args.resume:
+            raise tb.InputError(f"{out}: exists already; choose another --out, or continue that run: {again(args)}")
         quickstart(out, args.seed, args.quick, args.resume)
     except tb.InputError as error:
         sys.exit(f"quickstart: error: {error}")
     except train.Diverged as diverged:
         sys.exit(f"quickstart: {diverged}")
     except train.Stopped as stopped:
-        sys.exit(f"{stopped}\ncontinue with the same command and --resume (make demo RESUME=1)")
+        sys.exit(f"{stopped}\ncontinue with the same command and --resume, or: {again(args)}")
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
 def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
     """All of it, in `out`."""
-    if out.exists() and not resume:
-        raise tb.InputError(
-            f"{out}: exists already; choose another --out, or continue with --resume (make demo RESUME=1)"
-        )
     pretrained = pretrained_teacher()
     max_length = 32 if quick else 64
     write_reviews(out / "data", 1600 if quick else None, 200 if quick else None)
@@ -219,7 +233,7 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
     (out / "table.json").write_text(json.dumps(measured, indent=2) + "\n")
     draw(out / "quickstart.png", {name: out / name for name in models}, models)
     print(f"""
-{table(measured)}
+{table(measured, quick)}
 
 Training curves and attention maps: {out / "quickstart.png"}
 The student: {models["student"]}

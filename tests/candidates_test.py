@@ -92,6 +92,24 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
     assert any(len(ids) == CANDIDATES for ids in expected) or preset == "official"
 
 
+@pytest.mark.parametrize("preset", ["default", "official"])
+def test_a_masked_sentence_is_padded_by_less_than_8_tokens_or_a_quarter(tokenizer, model, tmp_path, preset):
+    masks, predict = [], compiled(model, ASKED[preset])
+
+    def recorded(ids, mask, types, positions):
+        masks.append(mask)
+        return predict(ids, mask, types, positions)
+
+    rows = rows_of(*("film " * n for n in range(1, 62, 12)))
+    near = neighbours.Neighbours(lambda words: [[] for _ in words], "none")
+    settings = Settings(preset, 1, 32 if preset == "official" else 64, "")
+    build_table(tmp_path / "out", rows, tokenizer, recorded, near, settings, batch_size=1)
+    assert len({mask.size for mask in masks}) > 3
+    for mask in masks:
+        real, padded = mask.sum(), mask.size
+        assert padded - real < max(8, real / 4)
+
+
 def test_default_never_offers_the_word_itself_and_no_preset_what_is_no_word(tokenizer, model, tmp_path):
     rows = make_rows(20)
     for preset in PRESETS:
@@ -229,11 +247,16 @@ def test_the_number_of_rows_per_file_does_not_change_the_table(tokenizer, model,
     assert [ids for ids in dict(found[0])["walking"] if len(ids) > 1] == several
 
 
-def test_another_number_of_variants_needs_no_new_table_and_anything_else_another_directory(tokenizer, model, tmp_path):
+def test_another_number_of_variants_needs_no_new_table_and_anything_else_another_directory(
+    tokenizer, model, tmp_path, capsys
+):
     rows = make_rows(4)
-    build(tmp_path / "out", rows, tokenizer, model, variants=5)
+    for _ in range(2):
+        build(tmp_path / "out", rows, tokenizer, model, variants=5)
+        assert "variants" not in capsys.readouterr().err
     before = (tmp_path / "out" / "rows-00000000.npz").stat().st_mtime_ns
     build(tmp_path / "out", rows, tokenizer, model, variants=9)
+    assert f"{tmp_path / 'out'}: variants of a row: 9 from now on, not 5" in capsys.readouterr().err
     assert (tmp_path / "out" / "rows-00000000.npz").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "out" / "augmentation.json").read_text())["variants"] == 9
     with pytest.raises(InputError, match="holds an augmentation whose preset is 'default', not 'paper'"):

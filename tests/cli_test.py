@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import write_model, write_reviews
 
-from tinybert_jax import cli, train
+from tinybert_jax import cli, tasks, train
 
 
 def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -161,6 +161,17 @@ def test_arguments_that_make_no_sense_are_refused(
 ) -> None:
     model = [] if "--model" in arguments else ["--model", str(pretrained)]
     assert_refused(capsys, tinybert(monkeypatch, "finetune", *model, *arguments, "--out", tmp_path / "run"), message)
+
+
+@pytest.mark.parametrize("command", ["finetune", "distill", "augment", "evaluate"])
+def test_the_help_of_a_command_lists_the_tasks_that_it_takes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert tinybert(monkeypatch, command, "--help") == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "--task TASK" in line]
+    listed = set(line.replace(",", " ").split()) & set(tasks.TASKS)
+    assert listed == {task.name for task in tasks.TASKS.values() if command != "augment" or task.head == "sequence"}
 
 
 def test_evaluate_prints_scores_and_writes_json_and_predictions(

@@ -72,7 +72,7 @@ def test_layer_maps_for_any_depths(layer_map, m: int, n: int, expected: tuple[in
 
 
 @pytest.mark.parametrize(
-    ("layer_map", "message"), [((1, 2), "names 2 layers; the student has 3"), ((0, 1, 2), "from 1 to 12")]
+    ("layer_map", "message"), [((1, 2), "a layer for each of the student's 3"), ((0, 1, 2), "from 1 to 12")]
 )
 def test_explicit_layer_maps_are_checked(layer_map: tuple[int, ...], message: str) -> None:
     with pytest.raises(tb.InputError, match=message):
@@ -212,7 +212,7 @@ def test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none() ->
 
 
 def test_another_number_of_labels_is_refused() -> None:
-    with pytest.raises(tb.InputError, match="student has 2 labels and the teacher 3"):
+    with pytest.raises(tb.InputError, match="labels: the student has 2 and the teacher 3"):
         distill.prediction_objective(dataclasses.replace(STUDENT, id2label=("a", "b")), TEACHER)
 
 

@@ -1,11 +1,12 @@
 """The compiled masked LM gives what the whole model's logits say at each position."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tiny_mlm import VOCABULARY, make_mlm
 
 from tinybert_jax.heads import BertForMaskedLM
-from tinybert_jax.mlm import masked_lm_function
+from tinybert_jax.mlm import logits_at, masked_lm_function
 
 
 def test_most_probable_ids_are_those_of_the_whole_models_logits_at_the_position():
@@ -19,6 +20,15 @@ def test_most_probable_ids_are_those_of_the_whole_models_logits_at_the_position(
     out = jax.jit(BertForMaskedLM(config).apply)({"params": params}, ids, mask, types)
     logits = np.asarray(out.logits)[np.arange(6), positions]
     np.testing.assert_array_equal(best, np.argsort(-logits, axis=1)[:, :7])
+
+
+def test_logits_at_chosen_positions_are_those_of_the_whole_model():
+    config, params = make_mlm(VOCABULARY)
+    ids = jnp.asarray(np.random.default_rng(0).integers(1, len(VOCABULARY), (3, 8)), jnp.int32)
+    out = BertForMaskedLM(config).apply({"params": params}, ids)
+    positions = np.array([[7, 0], [2, 2], [4, 5]])
+    found = logits_at(config, params, out.last_hidden_state, jnp.asarray(positions))
+    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(out.logits), positions[:, :, None], 1), rtol=1e-5)
 
 
 def test_a_checkpoint_as_pretrained_with_pooler_and_next_sentence_head_is_fine():

@@ -67,9 +67,9 @@ def test_a_file_of_one_column_has_no_tags(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a O\nb\n", "train.txt:2: 1 columns instead of 2, as the lines before have: repair the line"),
-        ("a O\n\nb X O\n", "train.txt:3: 3 columns instead of 2"),
-        ("a\n\nb O\n", "train.txt:3: 2 columns instead of 1"),
+        ("a O\nb\n", "train.txt:2: columns: 1 instead of 2, as in the lines before: repair the line"),
+        ("a O\n\nb X O\n", "train.txt:3: columns: 3 instead of 2"),
+        ("a\n\nb O\n", "train.txt:3: columns: 2 instead of 1"),
         ("a\tO\nb\t\n", "train.txt:2: the tag is empty: fill it"),
         ("a\tO\n\tO\n", "train.txt:2: the word is empty: fill it"),
         ("", "train.txt:1: the file holds no word: give one with a word and its tag in each line"),

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class Table:
 def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings: Settings) -> None:
     """Write the settings into the directory, for a table that is begun or continued.
 
+    Another number of variants is taken, and said: what was computed does not depend on it.
+
     Raises:
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
     """
@@ -87,6 +90,12 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
                 f"{directory}: holds an augmentation whose {name} is {there.get(name)!r}, not {value!r}: "
                 "give another --out"
             )
+    if there is not None and (before := there.get("variants")) != settings.variants:
+        print(
+            f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"
+            f" distillation that was begun on these candidates, give --variants {before} again",
+            file=sys.stderr,
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / SETTINGS_FILE, (json.dumps(described, indent=2) + "\n").encode())

@@ -15,8 +15,27 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinybert_jax.cli_train import DeviceOptions, Source, TaskName, distill, execute, finetune, pretrain, print_table
+from tinybert_jax.cli_train import (
+    TASKS,
+    DeviceOptions,
+    Source,
+    TaskName,
+    distill,
+    execute,
+    finetune,
+    pretrain,
+    print_table,
+)
 from tinybert_jax.config import Experiment, InputError, Preset
+
+TRAINED_ON_THEIR_OWN_ROWS = ("squad", "squad2", "ner")  # augmentation is for texts and pairs of texts
+AugmentableTask = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="TASK",
+        help=f"one of {', '.join(task for task in TASKS.split() if task not in TRAINED_ON_THEIR_OWN_ROWS)}",
+    ),
+]
 
 
 def run(
@@ -53,7 +72,7 @@ def run(
 
 def augment(
     model: str,
-    task: TaskName,
+    task: AugmentableTask,
     source: Source,
     out: Path,
     glove: str | None = None,
@@ -70,7 +89,7 @@ def augment(
 
     Args:
         model: a Hugging Face directory or hub id with a masked-LM head.
-        task: a row of the task table.
+        task: a row of the task table whose inputs are texts or pairs of texts.
         source: where the rows are.
         out: directory of the candidates.
         glove: a GloVe or word2vec text file, for words of several pieces; default: the model's own word embeddings.

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tinybert_jax import losses
+from tinybert_jax import losses, mlm
 from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
-from tinybert_jax.heads import HEADS, MaskedLMHead
+from tinybert_jax.heads import HEADS
 from tinybert_jax.model import BertModel, BertOutput
 
 Metrics = dict[str, Float[Array, ""]]
@@ -68,7 +68,7 @@ def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) 
         case str():
             raise InputError(f"unknown layer map {layer_map!r}; use uniform, top, bottom or a list of teacher layers")
     if len(layer_map) != student_depth:
-        raise InputError(f"the layer map {layer_map} names {len(layer_map)} layers; the student has {student_depth}")
+        raise InputError(f"the layer map {layer_map} must name a layer for each of the student's {student_depth}")
     if not all(1 <= g <= teacher_depth for g in layer_map):
         raise InputError(f"the layer map {layer_map} must name teacher layers from 1 to {teacher_depth}")
     return tuple(layer_map)
@@ -253,7 +253,7 @@ def prediction_objective(
             the original code cannot.
     """
     if head != "span" and student.num_labels != teacher.num_labels:
-        raise InputError(f"the student has {student.num_labels} labels and the teacher {teacher.num_labels}")
+        raise InputError(f"labels: the student has {student.num_labels} and the teacher {teacher.num_labels}")
     if head != "sequence" and preset == "official":
         raise InputError("the authors' code knows no tokens' labels and no answers; use --preset default or paper")
     student_model, teacher_model = HEADS[head](student), HEADS[head](teacher)
@@ -314,18 +314,15 @@ def masked_lm_objective(config: BertConfig) -> Objective:
 
     The decoder runs on a quarter of the positions, those that are masked first; more than that are not counted.
     """
-    model, head = BertModel(config, add_pooler=False), MaskedLMHead(config)
+    model = BertModel(config, add_pooler=False)
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         states = _apply(model, trainable["bert"], batch, key, score_layers=()).last_hidden_state
         labels = jnp.asarray(batch.labels)
-        # a vocabulary of logits per position is most of the memory: only where something is masked
         masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : -(-labels.shape[1] // MASKED_SHARE)]
-        states = jnp.take_along_axis(states, masked[:, :, None], axis=1)
-        table = trainable["bert"]["embeddings"]["word_embeddings"]["embedding"]
-        logits = jnp.asarray(head.apply({"params": trainable["cls"]}, states, table))
+        logits = mlm.logits_at(config, trainable, states, masked)
         labels = jnp.take_along_axis(labels, masked, axis=1)
         # not a mean of sequences' means: one in which nothing is masked would count as solved
         total = losses.token_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))

@@ -1,4 +1,4 @@
-"""A masked LM as a compiled function: what most probably stands at one position of each sequence."""
+"""A masked LM: its logits at chosen positions, and what is most probable at one position of each sequence."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from tinybert_jax.config import BertConfig, Params
 from tinybert_jax.heads import MaskedLMHead
 from tinybert_jax.model import BertModel
 
 
+def logits_at(
+    config: BertConfig, params: Params, states: Float[Array, "b q d"], positions: Int[Array, "b p"]
+) -> Float[Array, "b p v"]:
+    """The masked-LM head's logits at `positions` alone: over all, a vocabulary each is most of time and memory."""
+    states = jnp.take_along_axis(states, positions[:, :, None], axis=1)
+    table = params["bert"]["embeddings"]["word_embeddings"]["embedding"]
+    return jnp.asarray(MaskedLMHead(config).apply({"params": params["cls"]}, states, table))
+
+
 def masked_lm_function(config: BertConfig, params: Params, k: int) -> Callable[..., Any]:
     """The k most probable ids at one position of each sequence, compiled once per shape.
-
-    Only the states at these positions pass the head: the decoder over the vocabulary costs as much as a layer or two.
 
     Args:
         config: of the model.
@@ -43,8 +50,5 @@ def _most_probable(
 ) -> Int[Array, "b k"]:
     bert: Any = BertModel(config, add_pooler=False)
     out = bert.apply({"params": params["bert"]}, input_ids, attention_mask, token_type_ids, score_layers=())
-    states = jnp.take_along_axis(out.last_hidden_state, positions[:, None, None], axis=1)
-    table = params["bert"]["embeddings"]["word_embeddings"]["embedding"]
-    head: Any = MaskedLMHead(config)
-    logits = head.apply({"params": params["cls"]}, states, table)
-    return jax.lax.top_k(logits[:, 0], min(k, config.vocab_size))[1]
+    logits = logits_at(config, params, out.last_hidden_state, positions[:, None])[:, 0]
+    return jax.lax.top_k(logits, min(k, config.vocab_size))[1]

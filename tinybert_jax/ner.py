@@ -68,7 +68,7 @@ def read_conll(path: Path) -> Sentences:
         columns = columns or len(row)
         if len(row) != columns:
             raise InputError(
-                f"{path}:{line}: {len(row)} columns instead of {columns}, as the lines before have: repair the line"
+                f"{path}:{line}: columns: {len(row)} instead of {columns}, as in the lines before: repair the line"
             )
         if not row[0] or not row[-1]:
             raise InputError(f"{path}:{line}: the {'tag' if row[0] else 'word'} is empty: fill it")

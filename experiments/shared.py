@@ -1,0 +1,105 @@
+"""What the experiments over seeds share: distillation for a task, its runs, and statistics of their scores."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import tinybert_jax as tb
+from tinybert_jax import tasks, train
+from tinybert_jax.cli import prepare_process
+
+Scores = list[dict[str, float]]  # one entry per seed
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that `distillation` reads, `--seeds` and `--out`."""
+    parser.add_argument("--task", required=True, choices=list(tasks.TASKS))
+    parser.add_argument("--data", required=True, help="directory in the GLUE layout")
+    parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
+    parser.add_argument("--max-length", type=int, help="tokens a row; default: the task's")
+    parser.add_argument("--transformer-steps", type=int, help="end the first stage early")
+    parser.add_argument("--transformer-learning-rate", type=float, help="default: the task's")
+    parser.add_argument("--prediction-steps", type=int, help="end the second stage early")
+    parser.add_argument("--prediction-learning-rate", type=float, help="default: the task's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.Experiment:
+    """TinyBERT's two stages for a task; what the options leave open is the paper's."""
+    task = tasks.get_task(args.task)
+    rates = args.transformer_learning_rate, args.prediction_learning_rate
+    return tb.Experiment(
+        task=task.name,
+        source=tb.DataSource(data=args.data),
+        model=student,
+        teacher=args.teacher,
+        stages=(
+            tb.Stage(
+                "transformer",
+                epochs=task.intermediate_epochs,
+                max_steps=args.transformer_steps,
+                learning_rate=task.intermediate_learning_rate if rates[0] is None else rates[0],
+                schedule="constant",
+            ),
+            tb.Stage(
+                "prediction",
+                epochs=task.prediction_epochs,
+                max_steps=args.prediction_steps,
+                learning_rate=task.prediction_learning_rate if rates[1] is None else rates[1],
+            ),
+        ),
+        max_length=task.max_length if args.max_length is None else args.max_length,
+        **settings,
+    )
+
+
+def run_seeds(experiment: tb.Experiment, seeds: list[int], out: Path) -> Scores:
+    """The dev scores of `experiment` under each seed, in `out/seedN`.
+
+    A run that is there already is read, one that was stopped is continued: so the same command goes on where it ended.
+    """
+    prepare_process()
+    scores = []
+    for seed in seeds:
+        directory = out / f"seed{seed}"
+        finished = directory / "scores.json"
+        if not finished.is_file():
+            print(f"\n{directory}", flush=True)
+            try:
+                result = tb.run(
+                    dataclasses.replace(experiment, seed=seed), directory, (directory / "experiment.json").is_file()
+                )
+            except tb.InputError as error:
+                sys.exit(f"error: {error}")
+            except (train.Stopped, train.Diverged) as stopped:
+                sys.exit(f"{stopped}\nthe same command continues")
+            finished.write_text(json.dumps(result.scores, indent=2) + "\n")
+        scores.append(json.loads(finished.read_text()))
+    return scores
+
+
+def mean_sd(scores: Scores, metric: str) -> str:
+    """`mean ± standard deviation`, in hundredths."""
+    values = [100 * own[metric] for own in scores]
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def paired(scores: Scores, reference: Scores, metric: str) -> str:
+    """Mean difference to `reference`, seed by seed, `± its standard error`, in hundredths."""
+    differences = [100 * (own[metric] - other[metric]) for own, other in zip(scores, reference, strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+    return f"{statistics.mean(differences):+.1f} ± {error:.1f}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
