@@ -91,6 +91,18 @@ def test_torch_file_is_read_where_torch_is_installed(directory: Path) -> None:
         np.testing.assert_array_equal(hf.to_hf_tensors(params)[name], tensor)
 
 
+def test_torch_file_that_is_no_state_dict_is_refused(directory: Path) -> None:
+    torch = pytest.importorskip("torch")
+    (directory / "model.safetensors").unlink()
+    for content in ([torch.zeros(2)], torch.zeros(2), {1: torch.zeros(2)}, {"epoch": 3}):
+        torch.save(content, directory / "pytorch_model.bin")
+        with pytest.raises(tb.InputError, match="holds more than named tensors"):
+            tb.load_hf(directory)
+    torch.save({"classifier.bias": torch.zeros(3, dtype=torch.int64)}, directory / "pytorch_model.bin")
+    with pytest.raises(tb.InputError, match=r"'classifier\.bias' is of the type int64"):
+        tb.load_hf(directory)
+
+
 def test_torch_file_without_torch_says_what_to_install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -346,9 +358,7 @@ def test_a_tokenizer_without_a_rust_backend_is_refused(directory: Path) -> None:
     config, _ = tb.load_hf(directory)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "CanineTokenizer"}))
-    with pytest.raises(
-        tb.InputError, match=r"CanineTokenizer has no Rust backend, which is needed: give"
-    ):
+    with pytest.raises(tb.InputError, match=r"CanineTokenizer has no Rust backend, which is needed: give"):
         tb.load_tokenizer(directory, config)
 
 

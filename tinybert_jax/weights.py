@@ -85,9 +85,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)  # an allow-list: no code in the file runs
     except Exception as error:  # pickle, zip and torch errors alike
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    if not all(hasattr(tensor, "numpy") for tensor in tensors.values()):
-        raise InputError(f"{path}: holds more than tensors; save the model's state_dict() alone")
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise InputError(f"{path}: holds more than named tensors; save the model's state_dict() alone")
+    # numpy has no bfloat16; what is no float is refused where its name is known to matter
+    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
 
 
 def first_line(error: Exception) -> str:
