@@ -148,8 +148,9 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
     """That of the model, with another name, type, shape or place of a tensor, or without it."""
     header = dict(HEADER)
     for name in draw(st.lists(st.sampled_from(sorted(TENSORS)), min_size=1, max_size=2, unique=True)):
-        entry, other = dict(header.pop(name)), draw(st.sampled_from(sorted(TENSORS)))
-        match draw(st.sampled_from(["name", "dtype", "shape", "data_offsets", "again", "gone"])):
+        entry = dict(header.pop(name))
+        other = draw(st.sampled_from([n for n in sorted(TENSORS) if TENSORS[n].shape == TENSORS[name].shape]))
+        match draw(st.sampled_from(["name", "dtype", "shape", "data_offsets", "swap", "gone"])):
             case "name":
                 odd = st.sampled_from(["\u00b2", "00", "9" * 5000, "a\nb", "", ".", "kernel", "gamma", "position_ids"])
                 parts = name.split(".")
@@ -164,8 +165,9 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
                 entry["data_offsets"] = draw(
                     st.just(HEADER[other]["data_offsets"]) | st.lists(st.integers(), max_size=3)
                 )
-            case "again":
+            case "swap":
                 header[other] = HEADER[other] | {"data_offsets": entry["data_offsets"]}
+                entry["data_offsets"] = HEADER[other]["data_offsets"]
             case "gone":
                 continue
         header[name] = entry

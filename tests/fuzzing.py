@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
@@ -36,15 +36,21 @@ def put(path: Path, content: bytes | str) -> Path:
 
 
 def read_or_refused(read: Callable[[], T], path: Path) -> T | None:
-    """What is read; None where it is refused, in one line that begins with the path."""
+    """What is read; None where it is refused, in one line that begins with the path.
+
+    `pytest --hypothesis-show-statistics` tells how often either happens.
+    """
     try:
-        return read()
+        found = read()
     except InputError as error:
         line = str(error)
         assert line.startswith(f"{path}"), line
         assert len(line.splitlines()) == 1, line
         assert len(line) > len(str(path)) + 20, line
+        event("refused")
         return None
+    event("read")
+    return found
 
 
 HOSTILE = [
