@@ -65,7 +65,13 @@ def test_damaged_rows_are_read_or_refused(data, kind, needs_label):
         assert all(text.strip() and "\0" not in text and text.encode() for (text,) in raw.texts)
         assert not needs_label or (raw.labels is not None and all(raw.labels))
         assert raw.lines == sorted(set(raw.lines))
-        assert raw.lines[-1] <= content.count(b"\n") + 1
+        lines = content.decode("utf-8-sig").split("\n")
+        for (text,), line in zip(raw.texts, raw.lines, strict=True):
+            if kind == ".jsonl":
+                assert json.loads(lines[line - 1])["text"] == text
+            else:
+                there = "\n".join(lines[line - 1 :])
+                assert text in there or text.replace('"', '""') in there
 
 
 odd_labels = st.sampled_from(["1", "0", "-0", "1e3", "nan", "inf", "1e999", "1_0", "\u0663", "9" * 5000, "x"]) | labels
