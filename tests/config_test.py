@@ -34,6 +34,20 @@ def test_an_explicit_head_dim_survives_and_lifts_the_divisibility_rule() -> None
         ({"num_attention_heads": 7}, "num_attention_heads 7 does not divide hidden_size 768"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"id2label": {"0": "a", "2": "b"}}, "count from 0 without a gap"),
+        ({"id2label": {"0": "a", "00": "b"}}, "count from 0 without a gap"),
+        ({"id2label": ["a", "b"]}, "id2label is .*; it must be an object of ids and names"),
+        ({"id2label": {"0": "\ud800"}}, "id2label.* it must be a string without NUL and without half a surrogate"),
+        ({"num_labels": 10**9}, r"num_labels is 1000000000; it must be in \[1, 1048576\]"),
+        ({"vocab_size": 2**31}, "vocab_size is 2147483648; it must be at most 2147483647"),
+        ({"vocab_size": True}, "vocab_size is True; it must be a whole number"),
+        ({"hidden_size": 768.0}, "hidden_size is 768.0; it must be a whole number"),
+        ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
+        ({"pad_token_id": -1}, r"pad_token_id is -1; it must be in \[0, vocab_size = 30522\)"),
+        ({"hidden_dropout_prob": -0.5}, r"hidden_dropout_prob is -0.5; it must be in \[0, 1\)"),
+        ({"classifier_dropout": float("nan")}, r"classifier_dropout is nan; it must be in \[0, 1\)"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan; it must be finite and greater than 0"),
+        ({"initializer_range": 10**400}, "initializer_range is inf; it must be finite and not negative"),
+        ({"problem_type": ["regression"]}, "problem_type is .*; it must be a string"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(hf: dict, message: str) -> None:
@@ -86,6 +100,15 @@ for expression in {list(REFUSED)}:
 
 def test_the_activations_that_configs_allow_are_those_of_the_model() -> None:
     assert set(ACTIVATIONS) == set(model.ACTIVATIONS)
+
+
+def test_a_number_without_a_fraction_is_a_float_where_one_is_asked_for() -> None:
+    assert type(tb.BertConfig.from_hf({"hidden_dropout_prob": 0}).hidden_dropout_prob) is float
+
+
+def test_an_input_error_is_one_line_of_text_whatever_it_quotes() -> None:
+    line = str(tb.InputError("a\nb\r\u2028\x1b[0m\ud800 \u00e4\u3000\u4e2d"))
+    assert line == "a\\nb\\r\\u2028\\x1b[0m\\ud800 \u00e4\u3000\u4e2d"
 
 
 def test_null_values_of_a_hugging_face_config_are_the_defaults() -> None:

@@ -91,6 +91,18 @@ def test_torch_file_is_read_where_torch_is_installed(directory: Path) -> None:
         np.testing.assert_array_equal(hf.to_hf_tensors(params)[name], tensor)
 
 
+def test_torch_file_that_is_no_state_dict_is_refused(directory: Path) -> None:
+    torch = pytest.importorskip("torch")
+    (directory / "model.safetensors").unlink()
+    for content in ([torch.zeros(2)], torch.zeros(2), {1: torch.zeros(2)}, {"epoch": 3}):
+        torch.save(content, directory / "pytorch_model.bin")
+        with pytest.raises(tb.InputError, match="holds more than named tensors"):
+            tb.load_hf(directory)
+    torch.save({"classifier.bias": torch.zeros(3, dtype=torch.int64)}, directory / "pytorch_model.bin")
+    with pytest.raises(tb.InputError, match=r"'classifier\.bias' is of the type int64"):
+        tb.load_hf(directory)
+
+
 def test_torch_file_without_torch_says_what_to_install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -192,11 +204,86 @@ def test_weights_that_do_not_match_the_config_are_refused(directory: Path, chang
         ({"num_attention_heads": 5}, r"config\.json: num_attention_heads 5 does not divide hidden_size 24"),
         ({"vocab_size": 90}, r"word_embeddings/embedding has the shape"),
         ({"model_type": "roberta"}, r"config\.json: model_type 'roberta' is not supported"),
-        ({"hidden_size": "wide"}, r"config\.json: not a usable config"),
+        ({"hidden_size": "wide"}, r"config\.json: hidden_size is 'wide'; it must be a whole number"),
+        (
+            {"num_hidden_layers": 10**9},
+            "says 1000000000 layers, .* of 1000000000 .*; missing: layer 3, 4, 5 \\.\\.\\.",
+        ),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(directory: Path, change: dict, message: str) -> None:
     edit_config(directory, **change)
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
+DENSE = "bert.encoder.layer.{}.output.dense.bias"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (DENSE.format("\u00b2"), "1 tensors that no BERT has"),  # a digit to Python, and no number
+        (DENSE.format("00"), "1 tensors that no BERT has"),  # another layer 0
+        (DENSE.format("9" * 5000), "1 tensors that no BERT has"),
+        ("classifier.kernel", "hold 'classifier.kernel', which no BERT has"),  # what we call it
+        ("bert.embeddings.LayerNorm.beta", "LayerNorm.beta' and '.*LayerNorm.bias' are the same tensor: keep one"),
+        ("two\nlines", r"1 tensors that no BERT has: two\\nlines$"),
+    ],
+)
+def test_a_tensor_under_an_odd_name_replaces_no_other(directory: Path, name: str, message: str) -> None:
+    edit_tensors(directory, lambda tensors: tensors.update({name: np.zeros(24, np.float32)}))
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros(3, np.int64), "'classifier.bias' is of the type int64: save the model in float32"),
+        (np.zeros(3, np.complex64), "'classifier.bias' is of the type complex64"),
+        (np.array([0, np.nan, 0], np.float32), "'classifier.bias' holds an infinity or a NaN"),
+        (np.array([0, 1e300, 0]), "'classifier.bias' holds an infinity or a NaN"),  # in float32
+        (np.array(0, np.float32), r"classifier/bias has the shape \(\)"),
+    ],
+)
+def test_what_is_no_vector_of_numbers_is_refused(directory: Path, value: np.ndarray, message: str) -> None:
+    edit_tensors(directory, lambda tensors: tensors.update({"classifier.bias": value}))
+    with pytest.raises(tb.InputError, match=message):
+        tb.load_hf(directory)
+
+
+def test_projections_without_axes_are_refused(directory: Path) -> None:
+    zero = np.array(0, np.float32)
+    edit_tensors(directory, lambda tensors: tensors.update({"fit_dense.weight": zero, "fit_dense.bias": zero}))
+    with pytest.raises(tb.InputError, match=r"fit_dense/kernel has the shape \(\)"):
+        tb.load_hf(directory)
+
+
+def test_numbers_of_eight_bits_are_refused(directory: Path) -> None:
+    header = b'{"x": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}'
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(
+        tb.InputError, match=r"model\.safetensors: holds numbers that numpy has not .*: save the model in"
+    ):
+        tb.load_hf(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "not a safetensors index"),
+        ('{"weight_map": {"a": 1}}', "not a safetensors index"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', r"names '\.\./b\.safetensors', which is no file beside it"),
+        ('{"weight_map": {"a": ".."}}', "no such file, but the index names it"),
+        ('{"weight_map": {"a": "whole", "b": "whole too"}}', "whole too: holds '.*', as a file before it does"),
+        ('{"weight_map": {}}', "the weights hold no layer; config.json says 3"),
+    ],
+)
+def test_an_index_that_names_no_shards_is_refused(directory: Path, content: str, message: str) -> None:
+    shutil.copy(directory / "model.safetensors", directory / "whole too")
+    (directory / "model.safetensors").rename(directory / "whole")
+    (directory / "model.safetensors.index.json").write_text(content)
     with pytest.raises(tb.InputError, match=message):
         tb.load_hf(directory)
 
@@ -215,13 +302,21 @@ def test_missing_files_are_named(directory: Path, file: str, message: str) -> No
         tb.load_hf(directory)
 
 
-def test_broken_config_json_is_named(directory: Path) -> None:
-    (directory / "config.json").write_text("{")
-    with pytest.raises(tb.InputError, match=r"config\.json: not a usable config"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{\n", r":2: not JSON \(.*\): copy the model's own file"),
+        ("[" * 100_000, r":1: not JSON \(.*\): copy the model's own file"),
+        ("[]", ":1: no JSON object: copy the model's own file"),
+    ],
+)
+def test_broken_config_json_is_named(directory: Path, content: str, message: str) -> None:
+    (directory / "config.json").write_text(content)
+    with pytest.raises(tb.InputError, match=r"config\.json" + message):
         tb.load_hf(directory)
 
 
-@pytest.mark.parametrize("name", ["no-such-directory", "./no/such", "/no/such"])
+@pytest.mark.parametrize("name", ["no-such-directory", "./no/such", "/no/such", "~no-such-user/x", "x" * 5000])
 def test_missing_directory_is_not_taken_for_a_hub_id(name: str) -> None:
     with pytest.raises(tb.InputError, match="no such directory; give a Hugging Face model directory"):
         tb.load_hf(name)
@@ -236,7 +331,43 @@ def test_vocabulary_without_special_tokens_is_refused(directory: Path) -> None:
     config, _ = tb.load_hf(directory)
     (directory / "tokenizer.json").unlink()
     (directory / "vocab.txt").write_text("\n".join(f"word{i}" for i in range(config.vocab_size)))
-    with pytest.raises(tb.InputError, match=r"tokens, but the model's vocab_size is|has no \w+ token"):
+    with pytest.raises(tb.InputError, match=r"vocabulary has no pad token, which is to be '\[PAD\]': copy"):
+        tb.load_tokenizer(directory, config)
+
+
+@pytest.mark.parametrize("lost", ["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+def test_a_special_token_gets_no_id_that_the_model_was_not_trained_on(directory: Path, lost: str) -> None:
+    config, _ = tb.load_hf(directory)
+    vocabulary = (directory / "vocab.txt").read_text().split()
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.txt").write_text("\n".join(token for token in vocabulary if token != lost))
+    with pytest.raises(tb.InputError, match=rf"has no {lost[1:-1].lower()} token, which is to be '\{lost}': copy"):
+        tb.load_tokenizer(directory, config)
+
+
+def test_a_token_that_comes_twice_does_not_hide_ids_outside_the_embedding(directory: Path) -> None:
+    config, _ = tb.load_hf(directory)
+    vocabulary = (directory / "vocab.txt").read_text().split()
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.txt").write_text("\n".join([*vocabulary[:90], *["the"] * 20]))
+    with pytest.raises(tb.InputError, match="ids go up to 109, but the model's vocab_size is 99"):
+        tb.load_tokenizer(directory, config)
+
+
+def test_a_tokenizer_without_a_rust_backend_is_refused(directory: Path) -> None:
+    config, _ = tb.load_hf(directory)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "CanineTokenizer"}))
+    with pytest.raises(tb.InputError, match=r"CanineTokenizer has no Rust backend, which is needed: give"):
+        tb.load_tokenizer(directory, config)
+
+
+@pytest.mark.parametrize("length", ["512", -1, True, [8], float("nan")])
+def test_a_tokenizer_whose_longest_text_has_no_length_is_refused(directory: Path, length: object) -> None:
+    config, _ = tb.load_hf(directory)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    with pytest.raises(tb.InputError, match=r"model_max_length is .*; it must be a number, at least 8"):
         tb.load_tokenizer(directory, config)
 
 

@@ -8,6 +8,7 @@ from tinybert_jax import neighbours
 from tinybert_jax.config import InputError
 from tinybert_jax.neighbours import (
     CANDIDATES,
+    all_tokens,
     load_neighbours,
     nearest,
     read_vectors,
@@ -63,6 +64,33 @@ def test_the_first_line_of_word2vec_is_no_word(tmp_path):
     np.testing.assert_allclose(vectors, [[1, 0, 0], [0, 0.6, 0.8]])
 
 
+@pytest.mark.parametrize("first", ["2 2", "2 99999999999999999999", "2 " + "9" * 5000])
+def test_a_first_line_that_the_others_contradict_is_no_header(tmp_path, first, capsys):
+    words, vectors = read_vectors(write(tmp_path, f"{first}\ngood 1 0 0\nbad 0 3 4\n"))
+    assert words == ["good", "bad"]
+    np.testing.assert_allclose(vectors, [[1, 0, 0], [0, 0.6, 0.8]])
+    assert "1 such lines are left out" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path):
+    assert read_vectors(write(tmp_path, "\ufeffgood 1 0\nbad 0 1\n"))[0] == ["good", "bad"]
+    assert read_vectors(write(tmp_path, "\ufeff2 2\ngood 1 0\nbad 0 1\n"))[0] == ["good", "bad"]
+
+
+def test_vectors_have_length_1_where_float32_does_not_hold_their_squares(tmp_path):
+    _, vectors = read_vectors(write(tmp_path, "big 3e38 -3e38\nsmall 1e-30 0\nleast 0 1e-45\n"))
+    np.testing.assert_allclose(vectors, [[0.5**0.5, -(0.5**0.5)], [1, 0], [0, 1]], rtol=1e-6)
+
+
+def test_ids_that_no_token_has_are_no_words(tmp_path):
+    """A vocab.txt that holds a token twice gives it the later id."""
+    tokenizer = make_tokenizer(tmp_path, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "walk", "talk", "walk"))
+    assert all_tokens(tokenizer)[5:] == ["", "talk", "walk"]
+    assert whole_words(tokenizer).tolist() == [False] * 6 + [True] * 2
+    near = load_neighbours(None, np.eye(8, dtype=np.float32), tokenizer, "default")
+    assert near.find(["walk"]) == [["talk"]]
+
+
 def test_words_may_hold_spaces_and_numbers(tmp_path, capsys):
     # the original code crashes on the first of these
     path = write(tmp_path, ". . . 1 0 0\ngood 0 1 0\n1 0 0 1\nat name@x.org 1 1 0\n\u00a0 0 1 1\nnew\t1\t0\t1\r\n")
@@ -72,12 +100,13 @@ def test_words_may_hold_spaces_and_numbers(tmp_path, capsys):
 
 def test_lines_that_cannot_be_used_are_counted_once_and_the_first_is_named(tmp_path, capsys):
     good = "good 1 0 0\nfine 0 1 0\n"
-    bad = b"short 1 0\nword 1 x 0\n\xff\xfe 1 0 0\nzero 0 0 0\nnan 1 nan 0\ninf 1 inf 0\nhuge 1 1e300 0\n\n"
+    bad = b"short 1 0\nword 1 x 0\nword 1_0 0 1\n"
+    bad += b"\xff\xfe 1 0 0\nzero 0 0 0\nnan 1 nan 0\ninf 1 inf 0\nhuge 1 1e300 0\n\n"
     path = write(tmp_path, good.encode() + bad + b"bad 0 0 1\n")
     words, vectors = read_vectors(path)
     assert words == ["good", "fine", "bad"]
     assert np.isfinite(vectors).all()
-    assert capsys.readouterr().err == f"note: {path}:3: no word with a vector; 8 such lines are left out\n"
+    assert capsys.readouterr().err == f"note: {path}:3: no word with a vector; 9 such lines are left out\n"
 
 
 def test_of_a_word_that_comes_twice_the_first_vector_counts(tmp_path):

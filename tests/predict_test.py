@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,14 @@ def test_texts_are_cut_where_training_cut_them(teacher: Path) -> None:
 def test_a_model_without_a_classifier_is_refused(pretrained: Path) -> None:
     with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
         tb.load_predictor(pretrained, max_length=16)
+
+
+def test_a_model_of_few_positions_is_refused(tmp_path: Path) -> None:
+    """Two are the special tokens'; fewer than eight are no text."""
+    tiny = Path(__file__).parent / "fixtures" / "tiny-bert"
+    config, params = tb.load_hf(tiny)
+    tokenizer = tb.load_tokenizer(tiny, config)
+    params["bert"]["embeddings"]["position_embeddings"]["embedding"] = np.ones((2, config.hidden_size), np.float32)
+    tb.save_hf(tmp_path, dataclasses.replace(config, max_position_embeddings=2), params, tokenizer)
+    with pytest.raises(tb.InputError, match="has 2 positions, fewer than max_length 8"):
+        tb.load_predictor(tmp_path)

@@ -63,6 +63,11 @@ def test_harmless_differences_between_files_change_no_row(tmp_path, content):
     assert (rows.label_names, rows.labels.tolist(), rows.labels.dtype) == (("a", "b"), [1, 0], np.int32)
 
 
+def test_a_text_is_as_long_as_it_likes(tmp_path):
+    """Python's csv module stops at 131,072 characters."""
+    assert read(tmp_path, f"text,label\n{'a' * 200_000},x\nb,y\n", "train.csv").texts[0] == ("a" * 200_000,)
+
+
 def test_unicode_line_breaks_inside_a_text_do_not_split_the_row(tmp_path):
     assert read(tmp_path, "text\tlabel\na\u2028b\x85c\x0bd\tx\ne\ty\n").texts[0] == ("a\u2028b\x85c\x0bd",)
 
@@ -85,6 +90,11 @@ def test_unicode_line_breaks_inside_a_text_do_not_split_the_row(tmp_path):
         ("sentence\tlabel\na\tx\n", "train.tsv:1: no column 'text'; the columns are 'sentence', 'label': name yours"),
         ("text\tclass\na\tx\n", "train.tsv:1: no column 'label'; the columns are 'text', 'class': name yours with --"),
         ("text\tlabel\ttext\na\tx\tb\n", "train.tsv:1: the column 'text' is there 2 times: rename one"),
+        ("text\tlabel\tb\u2028c\na\tx\n", "train.tsv:2: short row: 2 instead of 3 (text, label, b\\u2028c): complete"),
+        (
+            "text\tlabel\n" + "".join(f"a\t{i}\n" for i in range(30)),
+            "train.tsv: 30 different labels in 30 rows: name another --label-column, or use --task regression",
+        ),
     ],
 )
 def test_a_bad_tsv_is_refused_by_file_and_line(tmp_path, content, message):
@@ -124,6 +134,12 @@ def test_a_bad_csv_is_refused_by_the_line_where_its_row_starts(tmp_path, content
         ('{"text": "\\ud800", "label": "y"}', "'text' holds a NUL or half a surrogate pair: remove it"),
         ('{"text": "\\u0000", "label": "y"}', "'text' holds a NUL or half a surrogate pair: remove it"),
         ('\n{"text": "b", "label": "y"}', "the line is blank: remove it"),
+        ('{"text": "b", "label": NaN}', "'label' is nan, not a finite number: correct or remove the row"),
+        ('{"text": "b", "label": 1e999}', "'label' is inf, not a finite number: correct or remove the row"),
+        (
+            '{"text": "b", "label": "y", "text": "c"}',
+            "not JSON (the key 'text' is there twice): each line must be one",
+        ),
     ],
 )
 def test_a_bad_json_line_is_refused_by_file_and_line(tmp_path, line, message):

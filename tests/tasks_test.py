@@ -80,6 +80,7 @@ def test_unnamed_labels_stand_for_written_ids_and_never_for_written_names():
 def test_discovered_labels_are_sorted_by_value_if_all_are_integers():
     assert discover_labels(["10", "9", "-1", "9"]) == ("-1", "9", "10")
     assert discover_labels(["10", "9", "x"]) == ("10", "9", "x")
+    assert discover_labels(["9" * 5000, "10"]) == ("10", "9" * 5000), "more digits than Python reads"
 
 
 def test_a_score_holds_each_metric_and_their_mean():

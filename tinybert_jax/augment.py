@@ -140,9 +140,11 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
     )
     lengths = np.repeat(longest[:, None], variants, axis=1)
     lengths[:, 0] = own
+    # not their number, as in `neighbours.all_tokens`
+    ids = max(tokenizer.get_vocab().values()) + 1
     return Augmented(
         table=table,
-        pool=np.concatenate([np.arange(len(tokenizer), dtype=np.int32), table.pieces, table.phrases]),
+        pool=np.concatenate([np.arange(ids, dtype=np.int32), table.pieces, table.phrases]),
         labels=labels,
         lengths=lengths.ravel(),
         variants=variants,

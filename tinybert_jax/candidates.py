@@ -19,7 +19,7 @@ import numpy as np
 from tinybert_jax.candidate_table import ROWS_PER_FILE, Settings, Table, claim, has_part, save_part
 from tinybert_jax.config import InputError, Preset
 from tinybert_jax.data import Tokens, eval_batches
-from tinybert_jax.neighbours import CANDIDATES, Neighbours, whole_words
+from tinybert_jax.neighbours import CANDIDATES, Neighbours, all_tokens, whole_words
 from tinybert_jax.rows import Rows
 
 # Ids to ask the masked LM for. The original code drops what is no word from its 15; we go on until there are 15.
@@ -146,7 +146,7 @@ class _Vocabulary:
 
 
 def _vocabulary(tokenizer: Any) -> _Vocabulary:
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens = all_tokens(tokenizer)
     special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     return _Vocabulary(tokenizer, tokens, frozenset(np.flatnonzero(whole_words(tokenizer)).tolist()), special)
 

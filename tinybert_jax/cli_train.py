@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tinybert_jax.config import (
+    AXES,
     ComputeDtype,
     CorpusSource,
     DataSource,
@@ -19,7 +20,6 @@ from tinybert_jax.config import (
     Preset,
     Stage,
     Start,
-    parse_mesh,
 )
 
 TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
@@ -277,6 +277,24 @@ def _train(task: str, run: Run, devices: Devices, **described: Any) -> None:
         **described,
     )
     execute(experiment, run.out, run.resume, devices)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes of a device mesh's axes, as a command line gives them.
+
+    Raises:
+        InputError: an axis is unknown or named twice, or a size is no positive integer.
+
+    >>> parse_mesh("data=4,model=2")
+    {'data': 4, 'model': 2}
+    """
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        axis, _, size = item.partition("=")
+        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise InputError(f"--mesh {text}: give sizes of {', '.join(AXES)}, for example data=4,model=2")
+        sizes[axis] = int(size)
+    return sizes
 
 
 def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -> None:

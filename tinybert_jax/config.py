@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,6 +22,8 @@ ComputeDtype = Literal["float32", "bfloat16"]
 RUN_FIELDS = ("compute_dtype", "scan_unroll", "remat", "vocab_multiple")  # of a BertConfig, and of no file
 AXES = ("data", "fsdp", "model")  # of a device mesh
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+MAX_SIZE = 2**31 - 1  # ids are int32
+MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
 
 class InputError(Exception):
@@ -26,6 +31,11 @@ class InputError(Exception):
 
     No ValueError: the command-line parser would catch it and print its own page instead of the line.
     """
+
+    def __init__(self, message: str) -> None:
+        # A name that is quoted from a file (a column, a tensor) may break the line, or be no text at all.
+        unprintable = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+        super().__init__(re.sub(unprintable, lambda found: repr(found[0])[1:-1], message))
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:
@@ -66,8 +76,8 @@ class BertConfig:
     """A BERT encoder and its heads, in Hugging Face's field names.
 
     Raises:
-        InputError: `num_attention_heads` does not divide `hidden_size` (and no `head_dim` is given), a size is not
-            positive, or the activation is unknown.
+        InputError: `num_attention_heads` does not divide `hidden_size` (and no `head_dim` is given), a number is out
+            of its range, or the activation is unknown.
     """
 
     vocab_size: int = 30522
@@ -103,9 +113,25 @@ class BertConfig:
             "type_vocab_size",
             "scan_unroll",
             "vocab_multiple",
+            "head_dim",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+            if value is not None and value > MAX_SIZE:
+                raise InputError(f"{name} is {value}; it must be at most {MAX_SIZE}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:  # NaN is not either
+                raise InputError(f"{name} is {value}; it must be in [0, 1)")
+        if not 0 <= self.initializer_range < math.inf:
+            raise InputError(f"initializer_range is {self.initializer_range}; it must be finite and not negative")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise InputError(f"layer_norm_eps is {self.layer_norm_eps}; it must be finite and greater than 0")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise InputError(f"pad_token_id is {self.pad_token_id}; it must be in [0, vocab_size = {self.vocab_size})")
+        if not self.id2label:
+            raise InputError("id2label is empty; a model has at least one output")
         _check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
@@ -142,15 +168,18 @@ class BertConfig:
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
             if hf.get(name):
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
-        ours = {f.name for f in dataclasses.fields(cls)} - {"id2label", *RUN_FIELDS}
-        values = {name: hf[name] for name in ours if hf.get(name) is not None}
+        values = {
+            field.name: _hf_value(field.name, hf[field.name], str(field.type))
+            for field in dataclasses.fields(cls)
+            if field.name not in ("id2label", *RUN_FIELDS) and hf.get(field.name) is not None
+        }
         if hf.get("id2label"):
-            id2label = {int(i): str(label) for i, label in hf["id2label"].items()}
-            if sorted(id2label) != list(range(len(id2label))):
-                raise InputError(f"id2label has the ids {sorted(id2label)}; they must count from 0 without a gap")
-            values["id2label"] = tuple(id2label[i] for i in range(len(id2label)))
+            values["id2label"] = _hf_labels(hf["id2label"])
         elif hf.get("num_labels"):
-            values["id2label"] = tuple(f"LABEL_{i}" for i in range(hf["num_labels"]))
+            count = _hf_value("num_labels", hf["num_labels"], "int")
+            if not 0 < count <= MAX_LABELS:
+                raise InputError(f"num_labels is {count}; it must be in [1, {MAX_LABELS}]")
+            values["id2label"] = tuple(f"LABEL_{i}" for i in range(count))
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
@@ -165,22 +194,31 @@ class BertConfig:
         return hf | {"model_type": "bert", "position_embedding_type": "absolute"}
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """The sizes of a device mesh's axes, as a command line gives them.
+def _hf_value(name: str, value: Any, annotation: str) -> Any:
+    """A value of a `config.json`, checked to be of the kind that the field's annotation names."""
+    kind = annotation.removesuffix(" | None")
+    # true counts as 1 in Python; and JSON writes 0.0 as 0
+    if isinstance(value, {"int": int, "float": int | float, "str": str}[kind]) and not isinstance(value, bool):
+        try:
+            return float(value) if kind == "float" else value
+        except OverflowError:
+            return math.inf  # which no field allows
+    wanted = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
+    raise InputError(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
 
-    Raises:
-        InputError: an axis is unknown or named twice, or a size is no positive integer.
 
-    >>> parse_mesh("data=4,model=2")
-    {'data': 4, 'model': 2}
-    """
-    sizes: dict[str, int] = {}
-    for item in text.split(","):
-        axis, _, size = item.partition("=")
-        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
-            raise InputError(f"--mesh {text}: give sizes of {', '.join(AXES)}, for example data=4,model=2")
-        sizes[axis] = int(size)
-    return sizes
+def _hf_labels(id2label: Any) -> tuple[str, ...]:
+    if not isinstance(id2label, Mapping):
+        raise InputError(f"id2label is {reprlib.repr(id2label)}; it must be an object of ids and names")
+    labels = {str(i): label for i, label in id2label.items()}
+    ids = [str(i) for i in range(len(id2label))]
+    if labels.keys() != set(ids):
+        raise InputError(f"id2label has the ids {reprlib.repr(sorted(labels))}; they must count from 0 without a gap")
+    for i, label in labels.items():
+        if not isinstance(label, str | int | float) or re.search("[\0\ud800-\udfff]", str(label)):
+            named = f"id2label[{i!r}] is {reprlib.repr(label)}"
+            raise InputError(f"{named}; it must be a string without NUL and without half a surrogate pair")
+    return tuple(str(labels[i]) for i in ids)
 
 
 STUDENTS: dict[str, dict[str, Any]] = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from tinybert_jax.config import BertConfig, InputError, Params
 from tinybert_jax.heads import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
 from tinybert_jax.model import BertModel, resize_vocabulary
+from tinybert_jax.weights import first_line, read_json, read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +29,8 @@ TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
 FITS = ("fit_denses",)  # of a TinyBERT as its authors publish it: a projection per hidden state
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
+OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
+SHORTEST = 8  # tokens, of the longest text that a tokenizer may allow
 
 
 def resolve(name: str) -> Path:
@@ -35,10 +39,11 @@ def resolve(name: str) -> Path:
     Raises:
         InputError: there is no such directory, and the hub did not give it either.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    # os.path, because pathlib raises on a name that is too long and on a user that there is not
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return path
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or os.path.exists(path)
     if looks_local or "/" not in name:
         raise InputError(f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name)")
     import huggingface_hub
@@ -51,7 +56,7 @@ def resolve(name: str) -> Path:
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
         raise InputError(
-            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({_first_line(error)})"
+            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
         ) from None
 
 
@@ -72,14 +77,15 @@ def load_config(directory: str | Path) -> BertConfig:
         InputError: `config.json` is missing, is not JSON, or describes what this library cannot run.
     """
     path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?")
+    hf = read_json(path)
+    if not isinstance(hf, dict):
+        raise InputError(f"{path}:1: no JSON object: copy the model's own file anew")
     try:
-        return BertConfig.from_hf(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?") from None
+        return BertConfig.from_hf(hf)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path}: not a usable config ({error})") from None
 
 
 def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
@@ -95,11 +101,12 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
         of its hidden states to its teacher's width.
 
     Raises:
-        InputError: a file is missing or damaged; a tensor is missing, surplus or not of the config's shape.
+        InputError: a file is missing or damaged; a tensor is missing, surplus, not of the config's shape, or holds
+            what is no number.
     """
     path = resolve(str(directory))
     config = load_config(path)
-    return config, from_hf_tensors(config, _read_tensors(path), str(path))
+    return config, from_hf_tensors(config, read_tensors(path), str(path))
 
 
 def save_hf(
@@ -129,7 +136,8 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     """The tokenizer of a Hugging Face directory, checked against the model's vocabulary.
 
     Raises:
-        InputError: there are no tokenizer files, a special token is missing, or an id lies outside the embedding.
+        InputError: there are no tokenizer files, a special token is missing from the vocabulary, an id lies outside
+            the embedding, the length of a text is limited to what is no length, or there is no Rust backend.
     """
     from transformers import AutoTokenizer
 
@@ -137,17 +145,34 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{path}: no tokenizer.json and no vocab.txt; copy the tokenizer's files into the directory")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust backend raises bare Exception
-        raise InputError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from None
-    if len(tokenizer) > config.vocab_size:
         raise InputError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is {config.vocab_size}"
-            " (a vocabulary without [PAD], [UNK], [CLS], [SEP] or [MASK] gets them appended)"
-        )
+            f"{path}: the tokenizer cannot be read ({first_line(error)}): copy the tokenizer's files anew"
+        ) from None
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        kind = type(tokenizer).__name__
+        raise InputError(f"{path}: {kind} has no Rust backend, which is needed: give a model with a tokenizer.json")
+    # A special token that the vocabulary lacks is appended to it, under an id that the model was never trained on.
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     for token in ("pad", "unk", "cls", "sep"):
-        if getattr(tokenizer, f"{token}_token_id") is None:
-            raise InputError(f"{path}: the tokenizer has no {token} token")
+        text = getattr(tokenizer, f"{token}_token")
+        if text is None or text not in vocabulary:
+            named = f", which is to be {text!r}" if text is not None else ""
+            raise InputError(
+                f"{path}: the tokenizer's vocabulary has no {token} token{named}: copy the tokenizer's files anew"
+            )
+    # Not their number: where a vocab.txt holds a token twice, ids are left out.
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer's ids go up to {largest}, but the model's vocab_size is {config.vocab_size}:"
+            " copy the files of the model's own tokenizer (to one without [MASK], a [MASK] is appended)"
+        )
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float) or not SHORTEST <= length < float("inf"):
+        raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {SHORTEST}")
+    tokenizer.model_max_length = int(length)
     return tokenizer
 
 
@@ -155,21 +180,31 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     """Parameters from tensors under Hugging Face's names, each key and shape checked against the config.
 
     Raises:
-        InputError: names `where` and the tensors that are missing, surplus or of another shape.
+        InputError: names `where` and the tensors that are missing, surplus, of another shape or without numbers.
     """
     prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
     flat: dict[tuple[str, ...], Any] = {}
     numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
+    names: dict[tuple[str, ...], str] = {}
     for name, tensor in tensors.items():
-        path = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
-        if path[-1] in IGNORED:
+        theirs = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
+        if theirs[-1] in IGNORED:
             continue
-        path, value = _to_ours(path, tensor)
+        path = _to_ours(theirs)
+        if theirs[-1] in OURS:
+            raise InputError(f"{where}: the weights hold {name!r}, which no BERT has: remove or rename it")
+        if path in names:
+            raise InputError(f"{where}: {names[path]!r} and {name!r} are the same tensor: keep one of the two")
+        names[path] = name
+        value = _transpose(path, _float32(tensor, name, where))
         group = _numbered(path)
-        if group and path[len(group)].isdigit():
+        if group and re.fullmatch("0|[1-9][0-9]{0,8}", path[len(group)]):
             numbered.setdefault(group + path[len(group) + 1 :], {})[int(path[len(group)])] = value
         else:
             flat[path] = value
+    if not any(path[: len(LAYER)] == LAYER for path in numbered):
+        # before the model is built: as many layers as a wrong config says may not fit into memory
+        raise InputError(f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}")
     _untie(flat, where)
     for path, values in numbered.items():
         flat[path] = _stack(config, path, values, where)
@@ -192,17 +227,29 @@ def to_hf_tensors(params: Params) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
 
 
-def _to_ours(path: tuple[str, ...], tensor: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    last = {"gamma": "weight", "beta": "bias"}.get(path[-1], path[-1])  # the first TensorFlow checkpoints' names
+def _to_ours(path: tuple[str, ...]) -> tuple[str, ...]:
+    last, parent = path[-1], path[-2] if len(path) > 1 else ""
+    if parent == "LayerNorm":
+        last = {"gamma": "weight", "beta": "bias"}.get(last, last)  # the first TensorFlow checkpoints' names
     if last == "weight":
-        parent = path[-2] if len(path) > 1 else ""
         last = "embedding" if parent in TABLES else "scale" if parent == "LayerNorm" else "kernel"
-    path = (*path[:-1], last)
-    return path, _transpose(path, np.asarray(tensor, np.float32))
+    return (*path[:-1], last)
+
+
+def _float32(tensor: np.ndarray, name: str, where: str) -> np.ndarray:
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"{where}: {name!r} is of the type {tensor.dtype}: save the model in float32")
+    with np.errstate(over="ignore"):  # the check below says it better
+        value = np.asarray(tensor, np.float32)
+    if not np.isfinite(value).all():
+        raise InputError(
+            f"{where}: {name!r} holds an infinity or a NaN: the file is damaged or its training diverged, take another"
+        )
+    return value
 
 
 def _to_theirs(path: tuple[str, ...]) -> tuple[str, ...]:
-    return (*path[:-1], "weight" if path[-1] in ("embedding", "scale", "kernel") else path[-1])
+    return (*path[:-1], "weight" if path[-1] in OURS else path[-1])
 
 
 def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
@@ -218,12 +265,14 @@ def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarr
     """One tensor per layer, or per hidden state, as one leaf; all must be there, and of one shape."""
     layers = config.num_hidden_layers
     kind, count = ("layer", layers) if path[:3] == LAYER else ("projection", layers + 1)
-    missing = [str(i) for i in range(count) if i not in values]
+    # the first ones suffice: a wrong config may say a billion
+    missing = list(itertools.islice((str(i) for i in range(count) if i not in values), 4))
     if missing or len(values) != count:
         name = "/".join(path[len(_numbered(path)) :])
+        some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise InputError(
             f"{where}: config.json says {layers} layers, but the weights hold {len(values)} of {count} {kind}s' {name}"
-            + (f"; missing: {kind} {', '.join(missing)}" if missing else "")
+            + (f"; missing: {kind} {some}" if missing else "")
         )
     if len({value.shape for value in values.values()}) > 1:
         raise InputError(f"{where}: the {kind}s' tensors of {'/'.join(path)} are not all of one shape")
@@ -269,8 +318,9 @@ def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: s
     if fit in heads:  # whose other side is a teacher, of any width
         stacked = (config.num_hidden_layers + 1,) if fit == "fit_denses" else ()
         kernel = flat.get((fit, "kernel"), np.zeros(1))
-        expected[(fit, "kernel")] = jax.ShapeDtypeStruct((*stacked, config.hidden_size, kernel.shape[-1]), jnp.float32)
-        expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, kernel.shape[-1]), jnp.float32)
+        width = kernel.shape[-1:]  # of a tensor without axes, none
+        expected[(fit, "kernel")] = jax.ShapeDtypeStruct((*stacked, config.hidden_size, *width), jnp.float32)
+        expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, *width), jnp.float32)
 
     def some(paths: set[tuple[str, ...]]) -> str:
         return ", ".join(sorted("/".join(path) for path in paths)[:3]) + (" ..." if len(paths) > 3 else "")
@@ -298,47 +348,3 @@ def _architecture(params: Params) -> str:
     if "cls" in params:
         return "BertForPreTraining" if "seq_relationship" in params["cls"] else "BertForMaskedLM"
     return "BertModel"
-
-
-def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return _read_safetensors(single)
-    if index.is_file():
-        try:
-            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{index}: not a safetensors index ({error})") from None
-        return {name: tensor for file in files for name, tensor in _read_safetensors(directory / file).items()}
-    if (directory / "pytorch_model.bin").is_file():
-        return _read_torch(directory / "pytorch_model.bin")
-    raise InputError(f"{directory}: no model.safetensors in it")
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, but the index names it") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged or truncated ({error}); fetch the file again") from None
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise InputError(
-            f"{path}: reading this format needs torch: pip install torch, or convert it to model.safetensors"
-        ) from None
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)  # an allow-list: no code in the file runs
-    except Exception as error:  # pickle, zip and torch errors alike
-        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
-    if not all(hasattr(tensor, "numpy") for tensor in tensors.values()):
-        raise InputError(f"{path}: holds more than tensors; save the model's state_dict() alone")
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ def embedding_neighbours(table: np.ndarray, tokenizer: Any) -> Neighbours:
         table: word embeddings, float32 [v, d].
         tokenizer: whose ids the table has.
     """
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    names = all_tokens(tokenizer)
     rows = np.flatnonzero(whole_words(tokenizer))
     vectors = _unit(table[rows])
 
@@ -117,10 +119,19 @@ def embedding_neighbours(table: np.ndarray, tokenizer: Any) -> Neighbours:
     return Neighbours(find, "word embeddings")
 
 
+def all_tokens(tokenizer: Any) -> list[str]:
+    """The tokens by id; "" for an id that no token has, as where a vocab.txt holds a token twice."""
+    ids = tokenizer.get_vocab()
+    tokens = [""] * (max(ids.values()) + 1)
+    for token, i in ids.items():
+        tokens[i] = token
+    return tokens
+
+
 def whole_words(tokenizer: Any) -> np.ndarray:
     """Which ids of a vocabulary are words: bool [v], False for special and unused tokens and for later pieces."""
-    special = set(tokenizer.all_special_tokens)
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    special = {"", *tokenizer.all_special_tokens}
+    tokens = all_tokens(tokenizer)
     return np.array(
         [t not in special and not t.startswith("##") and not t.startswith("[unused") for t in tokens], bool
     )
@@ -152,8 +163,9 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
 def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
     """The words of a GloVe or word2vec text file, and their unit vectors, float32 [v, d].
 
-    A line is a word, which may hold spaces, and d numbers. A first line `v d`, as word2vec writes it, is recognised.
-    Lines that cannot be used are left out, and a note on standard error counts them.
+    A line is a word, which may hold spaces, and d numbers. A first line `v d`, as word2vec writes it, is recognised,
+    where the lines after it do hold d numbers. Lines that cannot be used are left out, and a note on standard error
+    counts them.
 
     Raises:
         InputError: no line holds a word and a vector.
@@ -163,15 +175,20 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     bad: list[int] = []
     with path.open("rb") as file:
         head = list(itertools.islice(file, 100))
-        header = bool(head) and len(head[0].split()) == 2 and all(field.isdigit() for field in head[0].split())
-        widths = Counter(len(line.split()) - 1 for line in head[header:])  # a word with spaces makes a line wider
-        width = int(head[0].split()[1]) if header else max(widths, key=lambda w: widths[w], default=0)
+        if head:
+            head[0] = head[0].removeprefix(b"\xef\xbb\xbf")
+        found = re.fullmatch(rb"\s*[0-9]+\s+([0-9]+)\s*", head[0]) if head else None
+        body = head[1:] if found else head
+        # A header is believed against widths, since a word with spaces makes a line wider, but not against numbers.
+        header = found is not None and found[1] == b"%d" % _most(map(_numbers_at_the_end, body))
+        width = int(found[1]) if found and header else _most(len(line.split()) - 1 for line in body)
         for line, content in enumerate(itertools.islice(itertools.chain(head, file), header, None), 1 + header):
             if limit is not None and line - header > limit:
                 break
             try:
                 word, *values = content.rsplit(None, width)
-                vector = [float(value) for value in values]
+                # Python reads 1_000 as a number; a data file does not
+                vector = [] if content.count(b"_") > word.count(b"_") else [float(value) for value in values]
                 name = word.decode()
             except ValueError:  # a field is no number, or the word not UTF-8
                 vector = []
@@ -191,7 +208,26 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
 
 
+def _most(widths: Iterable[int]) -> int:
+    """The most common one; 0 where there is none."""
+    counts = Counter(widths)
+    return max(counts, key=lambda width: counts[width], default=0)
+
+
+def _numbers_at_the_end(line: bytes) -> int:
+    count = 0
+    with contextlib.suppress(ValueError):
+        for field in reversed(line.split()[1:]):  # the word may be a number itself
+            float(field)
+            count += 1
+    return count
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """The vectors, each divided by its norm, in place: a file of them can fill half the memory."""
+    # Squares of float32 end at 1e38 on one side, and at 1e-38 on the other: first, by a power of two, which changes no
+    # digit, the largest number of each vector goes to about 1.
+    _, exponents = np.frexp(np.maximum(vectors.max(axis=1), -vectors.min(axis=1)))
+    np.ldexp(vectors, -exponents[:, None], out=vectors)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return vectors

@@ -106,7 +106,7 @@ def load_predictor(
         raise InputError(f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and 8")
     config, params = hf.load_hf(directory)
     tokenizer = hf.load_tokenizer(directory, config)
-    length = max_length or min(tokenizer.model_max_length, config.max_position_embeddings)
+    length = max_length or max(8, min(tokenizer.model_max_length, config.max_position_embeddings))
     check_head(str(directory), config, params, head, length)
     mesh = make_mesh()
     params = jax.device_put(params, tree_shardings(mesh, params))

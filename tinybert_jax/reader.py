@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,8 @@ def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    # The limit is the module's own, and meant for files of strangers; a document may have more than its 131,072.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         line = reader.line_num + 1  # where the record starts: a quoted text may go over several lines
@@ -163,7 +166,7 @@ def _json_records(
         if not content.strip():
             raise InputError(f"{path}:{line}: the line is blank: remove it")
         try:
-            value = json.loads(content)
+            value = json.loads(content, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
         if not isinstance(value, dict):
@@ -178,6 +181,15 @@ def _json_records(
         yield line, row, _json_label(path, line, label_column, value[label_column]) if labelled else None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ: which of two texts was meant, nobody knows."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return value
+
+
 def _json_text(path: Path, line: int, column: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string: write a string")
@@ -189,6 +201,8 @@ def _json_text(path: Path, line: int, column: str, value: Any) -> str:
 def _json_label(path: Path, line: int, column: str, value: Any) -> str:
     if isinstance(value, str):
         return _json_text(path, line, column, value).strip()
+    if isinstance(value, float) and not math.isfinite(value):  # NaN, which Python takes for JSON, or 1e999
+        raise InputError(f"{path}:{line}: {column!r} is {value}, not a finite number: correct or remove the row")
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string or number: write one")

@@ -76,7 +76,10 @@ def read_rows(
         return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint)
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
-        names = discover_labels(raw.labels or [])
+        try:
+            names = discover_labels(raw.labels or [])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         if len(names) < 2:
             raise InputError(f"{where}: all rows have the label {names[0]!r}: classification needs at least two")
     elif names is None:

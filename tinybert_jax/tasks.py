@@ -242,7 +242,7 @@ def written_labels(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def discover_labels(written: list[str]) -> tuple[str, ...]:
-    """The distinct labels, sorted; by value if all are integers.
+    """The distinct labels, sorted; by value if all are integers of up to 99 digits.
 
     Raises:
         InputError: there are so many that they cannot be classes.
@@ -251,7 +251,7 @@ def discover_labels(written: list[str]) -> tuple[str, ...]:
     if len(labels) > max(20, len(written) // 2):
         found = f"{len(labels)} different labels in {len(written)} rows"
         raise InputError(f"{found}: name another --label-column, or use --task regression")
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+    if all(re.fullmatch(r"-?[0-9]{1,99}", label) for label in labels):  # Python reads thousands of digits as no number
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
 
