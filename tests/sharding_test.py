@@ -71,11 +71,13 @@ def test_a_dimension_that_does_not_divide_stays_whole() -> None:
 
 
 def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, one = [], sharding.make_mesh()
     monkeypatch.setattr(jax, "devices", lambda: list(range(6)))
-    monkeypatch.setattr(sharding, "make_mesh", lambda *sizes: sizes)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *sizes: chosen.append(sizes) or one)
     models = {"model": STUDENT, "teacher": dataclasses.replace(TEACHER, num_attention_heads=3)}
-    assert sharding.choose_mesh(None, [32, 24], models) == (4, 1, 1), "as many devices as divide 32 and 24"
-    assert sharding.choose_mesh({"fsdp": 2}, [32], models) == (1, 2, 1)
+    sharding.choose_mesh(None, [32, 24], models)
+    sharding.choose_mesh({"fsdp": 2}, [32], models)
+    assert chosen == [(4, 1, 1), (1, 2, 1)], "by default as many devices as divide 32 and 24"
     for asked, message in (
         ({"data": 4, "fsdp": 2}, "--mesh data=4,fsdp=2 needs 8 devices, and there are 6"),
         ({"data": 3}, "--mesh data=3 cannot share 32 rows"),
