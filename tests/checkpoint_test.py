@@ -1,8 +1,10 @@
-"""Checkpoints: exact, the newest and the best kept, NaN never the best."""
+"""Checkpoints: exact, the newest and the best kept, NaN never the best, and no damage goes unnoticed."""
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tinybert_jax as tb
 from tinybert_jax import optim, sharding, train_step
-from tinybert_jax.checkpoint import Checkpoints
+from tinybert_jax.checkpoint import Checkpoints, checksums
 
 
 def make_state(seed: int) -> train_step.TrainState:
@@ -49,3 +52,106 @@ def test_a_save_that_orbax_would_skip_in_silence_is_an_error(tmp_path: Path) -> 
     checkpoints.save(2, make_state(1))
     with pytest.raises(RuntimeError, match="step 1 was not saved; 2 is the newest"):
         checkpoints.save(1, make_state(2))
+
+
+def data_files(step: Path) -> list[Path]:
+    """The files of the state's numbers; which of them are live is TensorStore's secret."""
+    return [path for path in (step / "state").rglob("d/*") if path.is_file()]
+
+
+def flip_a_bit(step: Path) -> None:
+    for path in data_files(step):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def truncate(step: Path) -> None:
+    for path in data_files(step):
+        path.write_bytes(path.read_bytes()[:-20])
+
+
+def delete(step: Path) -> None:
+    for path in data_files(step):
+        path.unlink()
+
+
+def empty(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "a flipped bit": flip_a_bit,
+    "truncated files": truncate,
+    "deleted files": delete,
+    "no state": lambda step: shutil.rmtree(step / "state"),
+    "no checksums": lambda step: shutil.rmtree(step / "checksums"),
+    "an empty folder": empty,
+}
+
+
+# TensorStore reads on for a moment where one of its reads has failed; asyncio then speaks to nobody but pytest
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", list(DAMAGES.values()), ids=list(DAMAGES))
+def test_of_a_damaged_checkpoint_the_one_before_is_restored_and_the_damaged_one_kept(
+    damage: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = Checkpoints(tmp_path)
+    for step in (3, 6):
+        writer.save(step, make_state(step))
+    writer.finish()
+    writer.close()
+    damage(tmp_path / "6")
+    reader = Checkpoints(tmp_path)
+    restored = reader.restore(make_state(0))
+    assert restored is not None
+    assert checksums(restored) == checksums(make_state(3))
+    assert f"warning: {tmp_path / '6'} is damaged (" in capsys.readouterr().err
+    assert (tmp_path / "6.damaged").is_dir()
+    reader.save(6, make_state(6))
+    reader.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "6", "6.damaged"]
+    again = Checkpoints(tmp_path).restore(make_state(0))
+    assert again is not None
+    assert checksums(again) == checksums(make_state(6))
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_restored(tmp_path: Path) -> None:
+    writer = Checkpoints(tmp_path)
+    writer.save(3, make_state(3))
+    writer.finish()
+    flip_a_bit(tmp_path / "3")
+    assert Checkpoints(tmp_path).restore(make_state(0)) is None
+
+
+def test_a_changed_bit_anywhere_changes_its_leafs_checksum_and_no_other() -> None:
+    state = make_state(1)
+    before, kernel = checksums(state), np.array(state.params["dense"]["kernel"])
+    for place in np.ndindex(kernel.shape):
+        for bit in (0, 15, 31):
+            changed = kernel.copy()
+            changed.view(np.uint32)[place] ^= np.uint32(1 << bit)
+            after = checksums(state._replace(params={"dense": {"kernel": jnp.asarray(changed)}}))
+            assert [name for name in before if before[name] != after[name]] == [".params['dense']['kernel']"]
+
+
+def test_values_that_change_places_change_the_checksum() -> None:
+    kernel = jnp.arange(6.0).reshape(2, 3)
+    assert checksums(kernel) != checksums(kernel[:, ::-1])
+    assert checksums(jnp.zeros(3)) != checksums(-jnp.zeros(3)), "the sign of zero is a bit too"
+
+
+def test_a_save_that_fails_in_the_background_is_told_with_what_to_do(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "stage")
+    shutil.rmtree(tmp_path / "stage")
+    (tmp_path / "stage").write_text("a file in the way")
+    with pytest.raises(
+        tb.InputError, match=r"step 1 could not be saved \(.*\); the checkpoints before it are sound: make"
+    ):
+        save_and_finish(checkpoints)
+
+
+def save_and_finish(checkpoints: Checkpoints) -> None:
+    checkpoints.save(1, make_state(1))
+    checkpoints.finish()

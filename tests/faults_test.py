@@ -1,0 +1,275 @@
+"""What happens to long runs, done to real ones: afterwards nothing is lost but the steps since the last save.
+
+`make test` runs the quick ones, `make faults` all (the mark `faults`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import checkpoint_test
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax import data, train
+
+ARGUMENTS = "--task classification --max-length 16 --transformer-epochs 6 --prediction-epochs 6 --seed 5".split()
+slow = pytest.mark.faults
+
+
+class World:
+    """A teacher, a student, rows, and the command that distils."""
+
+    def __init__(self, teacher: Path, student: Path, reviews: Path) -> None:
+        self._models = ["--teacher", str(teacher), "--student", str(student), "--data", str(reviews)]
+
+    def command(self, out: Path, *more: str, save_every: int = 5) -> list[str]:
+        program = [sys.executable, "-m", "tinybert_jax.cli", "distill", *self._models, *ARGUMENTS]
+        return [*program, "--out", str(out), "--checkpoint-every", str(save_every), *more]
+
+    def start(self, out: Path, *more: str, devices: int = 1, **kwargs: int) -> subprocess.Popen:
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        return subprocess.Popen(
+            self.command(out, *more, **kwargs),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, out: Path, *more: str, **kwargs: int) -> subprocess.CompletedProcess:
+        process = self.start(out, *more, **kwargs)
+        printed, errors = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
+
+    def start_two(self, out: Path, *more: str) -> list[subprocess.Popen]:
+        """Two processes of one run, two devices each."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        joined = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--mesh", "data=2,model=2", *more]
+        return [self.start(out, *joined, "--process-id", str(i), devices=2) for i in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def world(teacher: Path, blank_student: Path, reviews: Path) -> World:
+    return World(teacher, blank_student, reviews)
+
+
+def weights(out: Path) -> bytes:
+    return (out / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: World, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that the command gives when nothing disturbs it."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    assert world.run(out).returncode == 0
+    return weights(out)
+
+
+@pytest.fixture(scope="module")
+def unbroken_on_four(world: World, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The same of one process with four devices."""
+    out = tmp_path_factory.mktemp("four") / "run"
+    assert world.run(out, "--mesh", "data=2,model=2", devices=4).returncode == 0
+    return weights(out)
+
+
+def wait_for(out: Path, text: str, *processes: subprocess.Popen) -> None:
+    """Until the log holds the text."""
+    deadline = time.monotonic() + 240
+    log = out / "metrics.jsonl"
+    while not (log.is_file() and text in log.read_text()):
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def newest(out: Path, stage: str) -> Path:
+    return max((out / "checkpoints" / stage).glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def test_a_finished_stage_whose_newest_checkpoint_is_damaged_resumes_to_the_same_bits(
+    world: World, unbroken: bytes, tmp_path: Path
+) -> None:
+    process = world.start(tmp_path / "run")
+    wait_for(tmp_path / "run", '"2-prediction"', process)
+    process.kill()
+    process.communicate()
+    damaged = newest(tmp_path / "run", "1-transformer")
+    checkpoint_test.flip_a_bit(damaged)
+    resumed = world.run(tmp_path / "run", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"warning: {damaged} is damaged (" in resumed.stderr
+    assert "Traceback" not in resumed.stderr
+    assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
+    assert weights(tmp_path / "run") == unbroken
+
+
+def test_a_number_that_is_not_finite_in_a_batch_ends_the_run_and_spares_the_checkpoints(
+    pretrained: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a fault of memory would: no file can hold one, since the reader refuses it."""
+    rows = [line.split("\t") for line in (reviews / "train.tsv").read_text().splitlines()[1:]]
+    scored = "\n".join(["text\tlabel", *(f"{text}\t{float(label == 'good')}" for text, label in rows)])
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text(scored + "\n")
+    experiment = tb.Experiment(
+        task="regression",
+        source=tb.DataSource(data=str(tmp_path)),
+        model=str(pretrained),
+        stages=(tb.Stage("supervised", epochs=3),),
+        max_length=16,
+        checkpoint_every=2,
+    )
+    sound = tb.run(experiment, tmp_path / "sound")
+    batch, made = data.Tokens.batch, []
+
+    def faulty(self: data.Tokens, rows: np.ndarray, length: int, epoch: int = 0) -> tb.Batch:
+        made.append(rows)
+        result = batch(self, rows, length, epoch)
+        return result._replace(labels=result.labels * np.float32("nan")) if len(made) == 4 else result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Tokens, "batch", faulty)
+        with pytest.raises(train.Diverged, match=r"step \d+: loss is nan.* the checkpoints before it are sound"):
+            tb.run(experiment, tmp_path / "run")
+    result = tb.run(experiment, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "sound")
+    assert result.scores == sound.scores
+
+
+@contextlib.contextmanager
+def small_file_system(directory: Path, size: str, *options: str) -> Iterator[Path]:
+    """A file system in memory; mounting it takes root."""
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(directory)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a file system here")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do_and_with_room_it_resumes_to_the_same_bits(
+    world: World, unbroken: bytes, tmp_path: Path
+) -> None:
+    with small_file_system(tmp_path / "disk", "1500k") as disk:
+        stopped = world.run(disk / "run")
+        assert stopped.returncode == 2, stopped.stderr
+        assert "Traceback" not in stopped.stderr
+        error = stopped.stderr.splitlines()[-1]
+        assert error.startswith("tinybert: error: "), stopped.stderr
+        assert "No space left on device" in error
+        assert "make room or mend the directory, then continue with --resume" in error
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        resumed = world.run(disk / "run", "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert weights(disk / "run") == unbroken
+
+
+def test_a_read_only_directory_is_refused_before_anything_is_computed(world: World, tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "disk", "1m", "ro") as disk:
+        refused = world.run(disk / "run")
+        assert refused.returncode == 2
+        assert refused.stderr.splitlines()[-1] == (
+            f"tinybert: error: {disk}/run: cannot be written: {disk} is read-only"
+        )
+
+
+def test_two_processes_give_the_bits_of_one_with_as_many_devices_and_write_each_file_once(
+    world: World, unbroken_on_four: bytes, tmp_path: Path
+) -> None:
+    both = world.start_two(tmp_path / "run")
+    (printed, errors), (silent, others) = (process.communicate(timeout=300) for process in both)
+    assert [process.returncode for process in both] == [0, 0], errors + others
+    assert "written to" in printed
+    assert silent == "", "one process speaks"
+    assert weights(tmp_path / "run") == unbroken_on_four
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines))
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
+    number: int, which: int, world: World, unbroken_on_four: bytes, tmp_path: Path
+) -> None:
+    both = world.start_two(tmp_path / "run")
+    wait_for(tmp_path / "run", '"step": 10,', *both)
+    both[which].send_signal(number)
+    (printed, errors), (_, others) = (process.communicate(timeout=120) for process in both)
+    assert [process.returncode for process in both] == [0, 0], errors + others
+    assert "continue with the same command and --resume" in printed
+    resumed = world.start_two(tmp_path / "run", "--resume")
+    ended = [process.communicate(timeout=300) for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], ended
+    assert weights(tmp_path / "run") == unbroken_on_four
+
+
+@slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_two_processes_one_that_is_killed_takes_the_other_along_and_both_resume(
+    which: int, world: World, unbroken_on_four: bytes, tmp_path: Path
+) -> None:
+    both = world.start_two(tmp_path / "run")
+    wait_for(tmp_path / "run", '"step": 10,', *both)
+    both[which].kill()
+    killed = time.monotonic()
+    errors = both[1 - which].communicate(timeout=90)[1]
+    assert both[1 - which].returncode not in (0, None), errors
+    assert time.monotonic() - killed < 60
+    print(f"the other ended after {time.monotonic() - killed:.1f} s and printed: {errors[-600:]}")
+    both[which].communicate()
+    resumed = world.start_two(tmp_path / "run", "--resume")
+    ended = [process.communicate(timeout=300) for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], ended
+    assert weights(tmp_path / "run") == unbroken_on_four
+
+
+@slow
+def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").touch()
+    both = world.start_two(tmp_path / "run")
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 1]
+    message = f"tinybert: error: {tmp_path / 'run'}: exists already; choose another --out"
+    assert errors[0].splitlines()[-1].startswith(message)
+    assert "tinybert: error: process 0: " in errors[1].splitlines()[-1]
+
+
+@slow
+def test_twenty_kills_at_random_moments_change_no_bit(world: World, unbroken: bytes, tmp_path: Path) -> None:
+    """With a save at every step, so that many kills meet one. Each run goes on until the next kill, the last to the end."""
+    moments = random.Random(0)
+    kills, out = 0, tmp_path / "run"
+    while kills < 20:
+        process = world.start(out, *(["--resume"] if (out / "experiment.json").is_file() else []), save_every=1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=moments.uniform(3, 16))
+            assert process.returncode == 0
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+            kills += 1
+        elif kills < 20:  # it came to its end before: the next kills are of a new run
+            assert weights(out) == unbroken
+            out = tmp_path / f"run{kills}"
+    resumed = world.run(out, "--resume", save_every=1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights(out) == unbroken
