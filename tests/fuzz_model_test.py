@@ -176,6 +176,8 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
 
 @law(60)
 @given(headers())
+@example({name.replace(".layer.1.", ".layer.\u00b2."): entry for name, entry in HEADER.items()})
+@example({name.replace("classifier.weight", "classifier.kernel"): entry for name, entry in HEADER.items()})
 def test_another_header_is_read_as_it_says_or_refused(folder, header):
     check_weights(folder, with_header(header))
 
@@ -248,6 +250,7 @@ def test_an_odd_vocabulary_is_read_or_refused(folder, content):
     ).map(json.dumps)
     | damaged((TINY / "tokenizer_config.json").read_bytes())
 )
+@example(json.dumps({"tokenizer_class": "BertTokenizer", "model_max_length": "512"}))
 def test_an_odd_tokenizer_config_is_read_or_refused(folder, content):
     check_tokenizer(folder, {"tokenizer_config.json": content})
 
