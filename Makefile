@@ -14,7 +14,7 @@ PIP_FLAGS :=
 DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(RESUME)),--resume) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test faults lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
 	@echo "             RESUME=1  continue a run that was stopped"
 	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
+	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): about half an hour"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make bench   speed and memory beside torch; installs torch (PIP_FLAGS goes to pip, e.g. an index of CPU wheels)"
 	@echo "make clean   remove .venv and every cache; results in runs/ stay"
@@ -32,6 +33,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q $(ARGS)
+
+faults: $(VENV)/.installed
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q -m "faults or not faults" $(ARGS) \
+	  tests/faults_test.py tests/checkpoint_test.py tests/fuzz_test.py tests/fuzz_model_test.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -255,7 +255,7 @@ def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World,
 
 @slow
 def test_twenty_kills_at_random_moments_change_no_bit(world: World, unbroken: bytes, tmp_path: Path) -> None:
-    """With a save at every step, so that many kills meet one. Each run goes on until the next kill, the last to the end."""
+    """With a save at every step, so that many kills meet one. A run goes on until the next one, the last to its end."""
     moments = random.Random(0)
     kills, out = 0, tmp_path / "run"
     while kills < 20:
