@@ -9,7 +9,8 @@ seed, into that student and into one from a random start, by the same steps. End
 term of the general losses. A command that is stopped goes on where it ended.
 
 Result, with all-MiniLM-L6-v2 (its teacher: `finetune --max-steps 1000 --learning-rate 1e-4`), --general-steps 1000 on
-wikitext-2's validation and test text and the unlabelled sentences of three GLUE tasks (7 MB), and the defaults:
+wikitext-2's validation and test text and the unlabelled sentences of three GLUE tasks (7 MB), and
+--transformer-steps 300 --transformer-learning-rate 1e-3 --prediction-steps 300 --prediction-learning-rate 5e-4:
 without 80.6 ± 0.5, with 82.8 ± 1.2, paired difference +2.2 ± 0.6.
 """
 

@@ -38,13 +38,14 @@ class World:
         return [*program, "--out", str(out), "--checkpoint-every", str(save_every), *more]
 
     def start(self, out: Path, *more: str, devices: int = 1, **kwargs: int) -> subprocess.Popen:
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        # little optimised: these runs are compiled for longer than they compute
+        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         return subprocess.Popen(
             self.command(out, *more, **kwargs),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=os.environ | {"XLA_FLAGS": flags},
         )
 
     def run(self, out: Path, *more: str, **kwargs: int) -> subprocess.CompletedProcess:
@@ -197,7 +198,7 @@ def test_two_processes_give_the_bits_of_one_with_as_many_devices_and_write_each_
     (printed, errors), (silent, others) = (process.communicate(timeout=300) for process in both)
     assert [process.returncode for process in both] == [0, 0], errors + others
     assert "written to" in printed
-    assert silent == "", "one process speaks"
+    assert "written to" not in silent, "one process speaks, but for Gloo"
     assert weights(tmp_path / "run") == unbroken_on_four
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines))
@@ -255,7 +256,7 @@ def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World,
 
 @slow
 def test_twenty_kills_at_random_moments_change_no_bit(world: World, unbroken: bytes, tmp_path: Path) -> None:
-    """With a save at every step, so that many kills meet one. A run goes on until the next one, the last to its end."""
+    """With a save at every step, so that many kills meet one. A run goes on until its kill, the last to its end."""
     moments = random.Random(0)
     kills, out = 0, tmp_path / "run"
     while kills < 20:

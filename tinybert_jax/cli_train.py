@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,6 +305,8 @@ def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     from tinybert_jax import processes, train
 
+    # Orbax logs the traceback of every error before it raises it, and ours say what to do
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
         result = train.run(experiment, out, resume, mesh)
