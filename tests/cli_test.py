@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -221,6 +224,54 @@ def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(
 ) -> None:
     arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
     assert_refused(capsys, tinybert(monkeypatch, *arguments, option, "0"), "learning_rate is 0.0; it must be greater")
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mesh", "data"], "--mesh data: give sizes of data, fsdp, model, for example data=4,model=2"),
+        (["--mesh", "data=2,rows=2"], "--mesh data=2,rows=2: give sizes of data, fsdp, model"),
+        (["--mesh", "data=0"], "--mesh data=0: give sizes of data, fsdp, model"),
+        (["--mesh", "data=64"], "--mesh data=64 needs 64 devices, and there are "),
+        (["--accumulation-steps", "3"], "accumulation_steps 3 does not divide the batch size 32"),
+        (["--process-id", "1"], "--num-processes and --process-id go with --coordinator HOST:PORT"),
+        (["--coordinator", "host:1234"], "--coordinator HOST:PORT needs --num-processes N and a --process-id from 0"),
+        (
+            ["--coordinator", "host:1234", "--num-processes", "2", "--process-id", "2"],
+            "--coordinator HOST:PORT needs --num-processes N and a --process-id from 0 to N - 1",
+        ),
+        (
+            ["--coordinator", "host", "--num-processes", "2", "--process-id", "1"],
+            "--coordinator 'host': give HOST:PORT, the address of process 0, or auto",
+        ),
+    ],
+)
+def test_devices_that_do_not_fit_are_refused(
+    options: list[str],
+    message: str,
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = distill_arguments(teacher, blank_student, reviews, tmp_path / "run")
+    assert_refused(capsys, tinybert(monkeypatch, *arguments, *options), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_deterministic_sets_the_flag_of_gpus_before_the_devices_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setattr(train, "run", lambda *arguments: (_ for _ in ()).throw(train.Stopped(os.environ["XLA_FLAGS"])))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        arguments = distill_arguments(tmp_path / "t", tmp_path / "s", tmp_path / "d", tmp_path / "run")
+        assert tinybert(monkeypatch, *arguments, "--deterministic") == 0
+    assert printed.getvalue().startswith("--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true\n")
 
 
 @pytest.mark.usefixtures("nothing_compiles")
