@@ -81,9 +81,10 @@ class Embeddings(nn.Module):
             init = nn.initializers.normal(config.initializer_range)
             return nn.Embed(rows, config.hidden_size, config.compute_dtype, embedding_init=init, name=name)
 
-        # gathered along its width first, as every kernel is: looked up in parts, the states would be cut the wrong way
-        words = constrain(table(config.padded_vocab_size, "word_embeddings").embedding, "vocab", None)
-        x = constrain(jnp.take(words.astype(config.compute_dtype), input_ids, axis=0), "batch", None, None)
+        # looked up in parts of the width, and only what was found changes hands: it is less than the table
+        words = table(config.padded_vocab_size, "word_embeddings").embedding.astype(config.compute_dtype)
+        x = jnp.take(words, constrain(input_ids, "group", None), axis=0)
+        x = constrain(constrain(x, "group", None, "embed"), "batch", None, None)
         # as torch's `padding_idx`: looking [PAD] up does not train it, which shows where a loss counts padding
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         x = x + table(config.type_vocab_size, "token_type_embeddings")(token_type_ids)

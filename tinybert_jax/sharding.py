@@ -18,6 +18,7 @@ T = TypeVar("T")
 # logical axis -> mesh axes. Of `embed`, only parameters are shared out: activations stay whole along it.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "group": ("data",),  # rows, where devices of one `fsdp` group hold the same ones
     "embed": ("fsdp",),
     "heads": ("model",),
     "mlp": ("model",),
