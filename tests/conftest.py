@@ -20,6 +20,8 @@ collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not test
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # (b, q) + (q,) is a bug more often than a wish
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers on every machine
+# tests are compiled for longer than they compute
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # what one test compiles, the others and their subprocesses read; removed when the session ends
 _COMPILED = tempfile.TemporaryDirectory(prefix="tinybert-jax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name

@@ -83,8 +83,8 @@ def run(
         return _run(experiment, Path(out), resume, mesh)
     except OSError as error:
         raise InputError(
-            f"{error.filename or out}: {error.strerror or error}; the checkpoints in {out} are sound: make room or mend"
-            " the directory, then continue with --resume"
+            f"{error.filename or out}: {error.strerror or error}; the checkpoints in {out} are sound: make room or"
+            " mend the directory, then continue with --resume"
         ) from error
 
 
