@@ -4,8 +4,20 @@
     python experiments/compile_ahead.py [--meshes 1 fsdp=8 data=8,fsdp=8] [--rows 32] [--length 128] [--json FILE]
 
 Nothing runs: of every mesh the compiled program is read. With libtpu it is a program for TPU v5e chips; without, for
-as many fake CPU devices, whose compiler joins and places collectives in its own way. The last lines lower the same
-step for CUDA.
+as many fake CPU devices, whose compiler joins and places collectives in its own way. The last line lowers the same
+step for CUDA. libtpu 0.0.42, 32 rows of 128 tokens per chip, bfloat16:
+
+    mesh                      MB in  MB temp  MB sent   GB/s
+    1                           681     1162      0.0    0.0
+    fsdp=8                       87     1184    236.2   21.5
+    data=2,fsdp=2,model=2       178     1538    515.1   47.0
+    data=8,fsdp=8                87     1154    194.7   17.7
+    data=32,fsdp=8               87     1154    195.4   17.8
+    data=64,fsdp=2,model=2      178     1538    522.4   47.6
+    lowered for CUDA: a serialised module of 0.09 MB
+
+All of a chip, per step: arguments (state and teacher), temporaries, what collectives send, and the rate at which
+that takes no longer than the 0.86 TFLOP of matrix products at 40% of 197 TFLOP/s, 11 ms, were nothing overlapped.
 """
 
 from __future__ import annotations
@@ -23,6 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh
@@ -247,23 +260,22 @@ def find_devices(count: int) -> Sequence[Any]:
 
 
 def compile_step(step: Step) -> Any:
-    """The compiled step. For TPU with the least effort on speed, which takes a sixth of the time: what the partitioner
-    makes is the same but for the dtype of some gathers, and memory differs by a thousandth.
+    """The compiled step. For TPU with the least effort on speed, which compiles sooner. What full effort gave
+    where it was tried: temporaries as large on fsdp=8, and 14% smaller on data=2,fsdp=2,model=2.
     """
     on_tpu = importlib.util.find_spec("libtpu") is not None
     options = {"exec_time_optimization_effort": -1.0} if on_tpu else {"xla_backend_optimization_level": 0}
     return step.call.lower(*step.arguments).compile(compiler_options=options)
 
 
-def export_cuda(step: Step) -> bytes:
-    """The step lowered for CUDA, serialised; its arguments and results as flat lists of leaves."""
+def export_cuda(step: Step) -> jax.export.Exported:
+    """The step lowered for CUDA, its arguments and results as flat lists of leaves; its module is serialised."""
     leaves, tree = jax.tree.flatten(step.arguments)
 
     def flat(leaves: list[Any]) -> list[Any]:
         return jax.tree.leaves(step.call(*jax.tree.unflatten(tree, leaves)))
 
-    exported = jax.export.export(jax.jit(flat), platforms=["cuda"])(leaves)
-    return bytes(exported.serialize())
+    return jax.export.export(jax.jit(flat), platforms=["cuda"])(leaves)
 
 
 def sizes_of(mesh: str) -> dict[str, int]:
@@ -334,8 +346,8 @@ def main(
                 out.write(jsonlib.dumps(numbers) + "\n")
     if cuda:
         student, teacher = base_configs()
-        module = export_cuda(make_step(sharding.make_mesh(), student, teacher, rows, length))
-        print(f"lowered for CUDA and serialised: {len(module) / 1e6:.2f} MB")
+        exported = export_cuda(make_step(sharding.make_mesh(), student, teacher, rows, length))
+        print(f"lowered for CUDA: a serialised module of {len(exported.mlir_module_serialized) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ class Embeddings(nn.Module):
             init = nn.initializers.normal(config.initializer_range)
             return nn.Embed(rows, config.hidden_size, config.compute_dtype, embedding_init=init, name=name)
 
-        # looked up in parts of the width, and only what was found changes hands: it is less than the table
+        # looked up in parts of the width, and what was found changes hands instead of the table: that is less as long
+        # as a device has fewer tokens than the table has rows
         words = table(config.padded_vocab_size, "word_embeddings").embedding.astype(config.compute_dtype)
         x = jnp.take(words, constrain(input_ids, "group", None), axis=0)
         x = constrain(constrain(x, "group", None, "embed"), "batch", None, None)
