@@ -191,6 +191,7 @@ def test_a_read_only_directory_is_refused_before_anything_is_computed(world: Wor
         )
 
 
+@slow
 def test_two_processes_give_the_bits_of_one_with_as_many_devices_and_write_each_file_once(
     world: World, unbroken_on_four: bytes, tmp_path: Path
 ) -> None:
