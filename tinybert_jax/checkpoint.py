@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,17 +76,16 @@ class Checkpoints:
         One that cannot be read, or does not hold what was saved, is named in a warning and kept aside as N.damaged.
         """
         abstract = jax.tree.map(_abstract, like)
-        with _late_reads_ignored():
-            for step in sorted(self._manager.all_steps(), reverse=True):
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore())
-                try:
-                    restored = self._manager.restore(step, args=args)
-                    damage = _difference(checksums(restored["state"]), restored["checksums"])
-                except Exception as error:  # a damaged file can fail in any way, in any of three libraries
-                    damage = _reason(error)
-                if not damage:
-                    return restored["state"]
-                self._set_aside(step, damage)
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=args)
+                damage = _difference(checksums(restored["state"]), restored["checksums"])
+            except Exception as error:  # a damaged file can fail in any way, in any of three libraries
+                damage = _reason(error)
+            if not damage:
+                return restored["state"]
+            self._set_aside(step, damage)
         return None
 
     def close(self) -> None:
@@ -112,24 +110,6 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {aside}")
         self._manager.reload()
-
-
-@contextlib.contextmanager
-def _late_reads_ignored() -> Iterator[None]:
-    """Where one read of many fails, TensorStore ends the others after Orbax has closed their event loop: each would
-    print a traceback, and the warning be lost among them.
-    """
-    hook = sys.unraisablehook
-
-    def quiet(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    sys.unraisablehook = quiet
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
 
 
 def checksums(tree: Any) -> dict[str, str]:

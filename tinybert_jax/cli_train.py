@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -305,8 +307,10 @@ def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     from tinybert_jax import processes, train
 
-    # Orbax logs the traceback of every error before it raises it, and ours say what to do
+    # Of a read or write that failed, Orbax logs the traceback before it raises it, and TensorStore ends the others
+    # when their event loop is closed, with a traceback each: our line, which says what to do, would be lost among them
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_late_io(sys.unraisablehook)
     processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
         result = train.run(experiment, out, resume, mesh)
@@ -327,6 +331,10 @@ def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -
     else:
         print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
     print(f"written to {result.directory}")
+
+
+def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
