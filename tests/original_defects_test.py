@@ -24,7 +24,9 @@ SHOWN: dict[str, str] = {
     "nobody checks that the order of labels is the checkpoint's": (
         "every_task::test_a_checkpoint_with_labels_in_another_order_is_matched_by_name"
     ),
-    "several devices wrap the teacher instead of the student": "sharding::test_every_mesh_gives_the_loss_and_the_gradients_of_one_device",
+    "several devices wrap the teacher instead of the student": (
+        "sharding::test_every_mesh_gives_the_loss_and_the_gradients_of_one_device"
+    ),
     "half precision calls a method that does not exist": "train::test_bfloat16_distils_with_float32_parameters",
     "the cache folder is hard-coded": "rows::test_the_cache_is_where_the_user_says",
     "masking probability 0 still masks": "corpus::test_probability_0_masks_nothing",
