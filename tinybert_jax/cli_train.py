@@ -307,9 +307,11 @@ def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     from tinybert_jax import processes, train
 
-    # Of a read or write that failed, Orbax logs the traceback before it raises it, and TensorStore ends the others
-    # when their event loop is closed, with a traceback each: our line, which says what to do, would be lost among them
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Of a read or write that failed, Orbax logs the traceback before it raises it, asyncio those of the writes beside
+    # it, and TensorStore ends the others when their event loop is closed, with a traceback each: our line, which says
+    # what to do, would be lost among them
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
     processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
