@@ -27,7 +27,8 @@ TABLE: dict[str, set[str]] = {
     "mlm": {"config", "heads", "model"},
     "distill": {"config", "heads", "losses", "mlm", "model"},
     "optim": {"config"},
-    "train_step": {"config", "optim", "sharding"},
+    "population": {"config"},
+    "train_step": {"config", "optim", "population", "sharding"},
     "checkpoint": {"config"},
     "processes": {"config", "sharding"},
     "tasks": {"config", "metrics"},
@@ -53,7 +54,7 @@ TABLE: dict[str, set[str]] = {
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
     "inputs": {
         *("config", "heads", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
-        "predict",
+        *("population", "predict"),
     },
     "run_dir": {"config", "inputs", "model"},
 }

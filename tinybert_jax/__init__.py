@@ -27,7 +27,7 @@ _NAMES = {
         "BertForTokenClassification",
     ),
     "hf": ("load_hf", "load_tokenizer", "save_hf"),
-    "train": ("run",),
+    "train": ("run", "run_population"),
     "predict": ("load_predictor",),
 }
 _MODULES = ("distill", "losses", "metrics", "optim", "sharding", "tasks", "train_step")
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from tinybert_jax.hf import load_hf, load_tokenizer, save_hf
     from tinybert_jax.model import BertModel, BertOutput, init_params
     from tinybert_jax.predict import load_predictor
-    from tinybert_jax.train import run
+    from tinybert_jax.train import run, run_population
 
 
 def __getattr__(name: str) -> Any:

@@ -67,7 +67,7 @@ def run(
         raise InputError(f"{experiment}: defines no `experiment = tinybert_jax.Experiment(...)`")
     if seed is not None:
         described = dataclasses.replace(described, seed=seed)
-    execute(described, out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume, devices)
+    execute([described], out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume, devices)
 
 
 def augment(

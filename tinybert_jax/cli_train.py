@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -24,6 +26,9 @@ from tinybert_jax.config import (
     Stage,
     Start,
 )
+
+if TYPE_CHECKING:
+    from tinybert_jax.train import Result
 
 TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
 
@@ -51,6 +56,7 @@ class Run:
     checkpoint_every: int = 500  # steps between checkpoints
     compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
     seed: int = 0  # of everything random
+    population: int = 1  # models of seeds SEED, SEED + 1, ..., trained together; the teacher is computed once for all
     resume: bool = False  # continue the run in --out
 
     @property
@@ -269,6 +275,8 @@ def _train(task: str, run: Run, devices: Devices, **described: Any) -> None:
     """Run the experiment that a command described."""
     from tinybert_jax.tasks import get_task
 
+    if run.population < 1:
+        raise InputError(f"--population {run.population}: a population has at least 1 member")
     recipe = 128 if task == "corpus" else get_task(task).max_length
     experiment = Experiment(
         task=task,
@@ -279,7 +287,10 @@ def _train(task: str, run: Run, devices: Devices, **described: Any) -> None:
         seed=run.seed,
         **described,
     )
-    execute(experiment, run.out, run.resume, devices)
+    members = [experiment]
+    for seed in range(run.seed + 1, run.seed + run.population):
+        members.append(dataclasses.replace(experiment, seed=seed, data_seed=run.seed))
+    execute(members, run.out, run.resume, devices)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -300,8 +311,8 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -> None:
-    """Run an experiment, and print its scores, or how it was stopped."""
+def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices) -> None:
+    """Run an experiment, or a population of them, and print the scores, or how it was stopped."""
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # read when the first device is asked for, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
@@ -315,24 +326,43 @@ def execute(experiment: Experiment, out: Path, resume: bool, devices: Devices) -
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
     processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
-        result = train.run(experiment, out, resume, mesh)
+        results = train.run_population(experiments, out, resume, mesh)
     except train.Stopped as stopped:
         print(f"{stopped}\ncontinue with the same command and --resume")
         return
     except train.Diverged as diverged:
         raise InputError(str(diverged)) from None
-    scores, teacher = result.scores, result.teacher_scores
-    header = ["dev set", "model"] + (["teacher", "share"] if teacher else [])
-    table = [[name, f"{value:.4f}"] for name, value in scores.items()]
-    if teacher:
-        for row in table:
-            share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
-            row += [f"{teacher[row[0]]:.4f}", share]
+    last = experiments[0].stages[-1].objective if experiments[0].task == "corpus" else ""
+    header, table = _scores(results[0].scores, results[0].teacher_scores) if len(results) == 1 else _members(results)
     if table:
         print_table(header, table)
     else:
-        print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
-    print(f"written to {result.directory}")
+        print(NEXT.get(last, NO_HEAD))
+    for result in results:
+        print(f"written to {result.directory}")
+
+
+def _scores(scores: dict[str, float], teacher: dict[str, float] | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one model's scores, and its teacher's."""
+    table = [[name, f"{value:.4f}"] for name, value in scores.items()]
+    if not teacher:
+        return ["dev set", "model"], table
+    for row in table:
+        share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
+        row += [f"{teacher[row[0]]:.4f}", share]
+    return ["dev set", "model", "teacher", "share"], table
+
+
+def _members(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the scores of several models, with their mean and standard deviation."""
+    teacher = results[0].teacher_scores
+    header = ["dev set", "mean", "sd", *(f"member {i}" for i in range(len(results)))] + ["teacher"] * bool(teacher)
+    table = []
+    for name in results[0].scores:
+        values = [result.scores[name] for result in results]
+        row = [statistics.mean(values), statistics.stdev(values), *values] + ([teacher[name]] if teacher else [])
+        table.append([name, *(f"{value:.4f}" for value in row)])
+    return header, table
 
 
 def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

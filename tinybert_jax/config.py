@@ -356,6 +356,11 @@ class Experiment:
     remat: bool = False  # compute activations again in the backward pass: less memory, a third more work
     checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
     seed: int = 0
+    data_seed: int | None = None  # of the order of the rows, masking and augmentation; default: `seed`
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
 
     def __post_init__(self) -> None:
         _check_choice("preset", self.preset, Preset)
@@ -385,5 +390,5 @@ class Experiment:
             raise InputError(f"max_length is {self.max_length}; it must be at least 8")
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; it must not be negative")
+        if min(self.seed, self.order_seed) < 0:
+            raise InputError(f"seed is {min(self.seed, self.order_seed)}; it must not be negative")

@@ -45,19 +45,29 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
     return 2.0 * config.num_hidden_layers * tokens * (projections + attention)
 
 
-def step_flops(objective: StageName, student: BertConfig, teacher: BertConfig | None, rows: int, tokens: int) -> float:
-    """Floating-point operations of one training step: the student forward and backward, the teacher forward."""
+def step_flops(
+    objective: StageName, student: BertConfig, teacher: BertConfig | None, rows: int, tokens: int, students: int = 1
+) -> float:
+    """Floating-point operations of one training step: the students forward and backward, the teacher forward.
+
+    >>> teacher = BertConfig()  # BERT_BASE; eight TinyBERT4 behind it, against eight runs
+    >>> student = BertConfig(num_hidden_layers=4, hidden_size=312, intermediate_size=1200)
+    >>> together, alone = (step_flops("transformer", student, teacher, 32, 128, n) for n in (8, 1))
+    >>> round(together / (8 * alone), 2)
+    0.28
+    """
     own = (1 + BACKWARD) * forward_flops(student, tokens)
     if objective == "masked_lm":
         decoder = student.hidden_size * (student.vocab_size + student.hidden_size)
         own += (1 + BACKWARD) * 2.0 * decoder * tokens / 4
-    elif objective != "supervised":
-        assert teacher is not None
-        own += forward_flops(teacher, tokens)
     if objective == "transformer":
         assert teacher is not None
         states = student.num_hidden_layers + 1
         own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
+    own *= students
+    if objective in ("transformer", "prediction"):
+        assert teacher is not None
+        own += forward_flops(teacher, tokens)
     return rows * own
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,7 @@ from tinybert_jax.data import Examples
 from tinybert_jax.distill import PROJECTIONS
 from tinybert_jax.heads import HEAD_KEYS, HEADS
 from tinybert_jax.model import init_params, resize_vocabulary
+from tinybert_jax.population import check_members
 from tinybert_jax.predict import check_head, check_positions
 from tinybert_jax.splits import Split, load_split
 from tinybert_jax.tasks import Task, get_task
@@ -36,6 +38,7 @@ from tinybert_jax.tasks import Task, get_task
 # Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
 VOCAB_MULTIPLE = 128
 SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # at most, by which a spectral start measures the teacher's hidden states
+OF_MODEL = ("loaded", "keep_head", "fingerprints")  # of `Inputs`, what depends on the parameters of the model
 
 
 class Teacher(NamedTuple):
@@ -91,7 +94,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     check_positions(experiment.model, config, experiment.max_length)
     if isinstance(source, CorpusSource):
         head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
-        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.seed)
+        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
         teacher_dev, selection = dev, ""
         if not _same_tokenizer(tokenizer, teacher):
@@ -142,6 +145,27 @@ def load_inputs(experiment: Experiment) -> Inputs:
     )
 
 
+def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
+    """The inputs of runs that train together; what they share is loaded once.
+
+    Raises:
+        InputError: as `load_inputs`; the experiments, their models or their rows do not go together.
+    """
+    check_members(experiments)
+    first = load_inputs(experiments[0])
+    by_model = {experiments[0].model: first}
+    for experiment in experiments[1:]:
+        if experiment.model not in by_model:
+            own = load_inputs(experiment)
+            if own.config != first.config or own.fingerprints["train"] != first.fingerprints["train"]:
+                raise InputError(
+                    f"{experiment.model}: is of another shape or vocabulary than {experiments[0].model}; the members"
+                    " of a population differ in parameters only"
+                )
+            by_model[experiment.model] = dataclasses.replace(first, **{name: getattr(own, name) for name in OF_MODEL})
+    return [by_model[experiment.model] for experiment in experiments]
+
+
 def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
     """Where training starts: what the model brought or the start gives, and random values for the rest."""
     config = dataclasses.replace(inputs.config, vocab_multiple=1)
@@ -162,7 +186,7 @@ def _start(experiment: Experiment, inputs: Inputs, config: BertConfig, params: P
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
     # padded to one length: in buckets, the first batches are not a fair sample
     sample = data.train_batches(
-        inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.seed, 0, SAMPLE_BATCHES
+        inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed, 0, SAMPLE_BATCHES
     )
     teacher = dataclasses.replace(inputs.teacher.config, vocab_multiple=1)
     return init.start_params(
@@ -244,7 +268,7 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
     if split.rows is None:
         raise InputError(f"task {task.name!r} is trained on its own rows; leave out --augmented")
     return augment.load_augmented(
-        str(experiment.augmented), split.rows, tokenizer, experiment.max_length, experiment.seed
+        str(experiment.augmented), split.rows, tokenizer, experiment.max_length, experiment.order_seed
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,19 @@ def check_out(out: Path, resume: bool) -> None:
         )
 
 
-def create(out: Path, experiment: Experiment, inputs: Inputs, mesh: Mesh) -> None:
-    """Make the directory and write `experiment.json`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "experiment.json").write_text(json.dumps(describe(experiment, inputs, mesh), indent=2) + "\n", "utf-8")
+def member_dirs(out: Path, members: int) -> list[Path]:
+    """The directories of a run's members: its own where there is one, else `member0`, `member1`, ... in it."""
+    return [out] if members == 1 else [out / f"member{number}" for number in range(members)]
 
 
-def check_same(out: Path, experiment: Experiment, inputs: Inputs, mesh: Mesh) -> None:
+def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
+    """Make the directories and write `experiment.json`."""
+    for directory in member_dirs(out, len(experiments)):
+        directory.mkdir(parents=True, exist_ok=True)
+    (out / "experiment.json").write_text(json.dumps(describe(experiments, inputs, mesh), indent=2) + "\n", "utf-8")
+
+
+def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
     """Compare a run that is to be resumed with the one that was started.
 
     Raises:
@@ -69,7 +76,7 @@ def check_same(out: Path, experiment: Experiment, inputs: Inputs, mesh: Mesh) ->
         started = _flat(json.loads(path.read_text("utf-8")))
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from None
-    now = _flat(describe(experiment, inputs, mesh))
+    now = _flat(describe(experiments, inputs, mesh))
     for field in sorted(started.keys() | now.keys()):
         before, after = started.get(field), now.get(field)
         if before == after:
@@ -86,11 +93,13 @@ def check_same(out: Path, experiment: Experiment, inputs: Inputs, mesh: Mesh) ->
             )
 
 
-def describe(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> dict[str, Any]:
-    """What `experiment.json` holds: all that the result depends on."""
+def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
+    """What `experiment.json` holds: all that the result depends on. Of a population, both parts are lists."""
+    members = [dataclasses.asdict(experiment) for experiment in experiments]
+    fingerprints = [own.fingerprints for own in inputs]
     described = {
-        "experiment": dataclasses.asdict(experiment),
-        "fingerprints": inputs.fingerprints,
+        "experiment": members if len(members) > 1 else members[0],
+        "fingerprints": fingerprints if len(members) > 1 else fingerprints[0],
         "devices": {
             "kind": mesh.devices.flat[0].device_kind,
             "mesh": dict(mesh.shape),

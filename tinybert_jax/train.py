@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import data, distill, hf, optim, processes, run_dir
+from tinybert_jax import data, distill, hf, optim, population, processes, run_dir
 from tinybert_jax.checkpoint import Checkpoints
 from tinybert_jax.config import BertConfig, CorpusSource, Experiment, InputError, Params, Stage
 from tinybert_jax.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.heads import HEADS
-from tinybert_jax.inputs import Inputs, initial_params, load_inputs
+from tinybert_jax.inputs import Inputs, initial_params, load_population
 from tinybert_jax.predict import predict_logits
 from tinybert_jax.sharding import (
     batch_sharding,
@@ -28,11 +27,17 @@ from tinybert_jax.sharding import (
     global_batch,
     local_rows,
     place,
-    replicated,
     tree_shardings,
 )
 from tinybert_jax.splits import Split
-from tinybert_jax.train_step import TrainState, create_state, make_predict_step, make_train_step
+from tinybert_jax.train_step import (
+    TrainState,
+    create_state,
+    make_keep_best,
+    make_own_params,
+    make_predict_step,
+    make_train_step,
+)
 
 LOG_EVERY = 10  # steps
 EVAL_BATCH_SIZE = 64
@@ -79,8 +84,29 @@ def run(
         Stopped: SIGINT or SIGTERM came; the state is saved.
         Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
+    return run_population((experiment,), out, resume, mesh)[0]
+
+
+def run_population(
+    experiments: Sequence[Experiment], out: str | Path, resume: bool = False, mesh: Mapping[str, int] | None = None
+) -> list[Result]:
+    """Train students together, each behind the same teacher: its answers are computed once for all of them.
+
+    Args:
+        experiments: one per member. They may differ in `model` (of one shape), `start` and `seed`, and in learning
+            rate, temperature and loss weights of a stage; `data_seed` must be the same. On CPU each member's result is
+            that of `run`, bit for bit; on accelerators, but for rounding.
+        out: the run's directory; member i is written to `out/memberI/student` (of a single one, to `out/student`).
+        resume: as in `run`.
+        mesh: as in `run`.
+
+    Raises:
+        InputError: as in `run`; or the experiments do not go together.
+        Stopped: as in `run`.
+        Diverged: as in `run`, by any of the members.
+    """
     try:
-        return _run(experiment, Path(out), resume, mesh)
+        return _run(experiments, Path(out), resume, mesh)
     except OSError as error:
         raise InputError(
             f"{error.filename or out}: {error.strerror or error}; the checkpoints in {out} are sound: make room or"
@@ -88,16 +114,17 @@ def run(
         ) from error
 
 
-def _run(experiment: Experiment, out: Path, resume: bool, axes: Mapping[str, int] | None) -> Result:
+def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None) -> list[Result]:
     with processes.primary_first("inputs"):
         run_dir.check_out(out, resume)
-        inputs = load_inputs(experiment)
+        members = load_population(experiments)
+    experiment, inputs = experiments[0], members[0]  # for all that they share
     for stage in experiment.stages:
         make_objective(experiment, stage, inputs)  # refuses what does not fit, before anything is computed
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
     mesh = choose_mesh(axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs)
     if resume:
-        run_dir.check_same(out, experiment, inputs, mesh)
+        run_dir.check_same(out, experiments, members, mesh)
     teacher_params: Params = {}
     teacher_scores = None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
@@ -105,10 +132,10 @@ def _run(experiment: Experiment, out: Path, resume: bool, axes: Mapping[str, int
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
     if not resume and processes.is_primary():
-        run_dir.create(out, experiment, inputs, mesh)
+        run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")
-    params = initial_params(experiment, inputs)
-    bare = {name: value for name, value in params.items() if name not in distill.PROJECTIONS}
+    params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
+    bare = {name: value for name, value in params[0].items() if name not in distill.PROJECTIONS}
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
     def score(params: Params, split: Split) -> dict[str, float]:
@@ -118,20 +145,23 @@ def _run(experiment: Experiment, out: Path, resume: bool, axes: Mapping[str, int
         return split.score(logits)
 
     for index in range(len(experiment.stages)):
-        params = _train_stage(experiment, index, inputs, params, teacher_params, score, mesh, out)
-    trained_head = any(stage.objective in SCORED for stage in experiment.stages) or inputs.keep_head
-    scores = {}
-    if trained_head:
-        placed = place(params, tree_shardings(mesh, params))
-        scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
-    student = out / "student"
-    if processes.is_primary():
-        # where training cut the texts, `predict` and `transformers` cut them
-        inputs.tokenizer.model_max_length = experiment.max_length
-        hf.save_hf(student, inputs.config, params, inputs.tokenizer)
-        run_dir.write_model_card(student, experiment, inputs, params, scores, teacher_scores)
+        params = _train_stage(experiments, index, inputs, params, teacher_params, score, mesh, out)
+    trained_head = any(stage.objective in SCORED for stage in experiment.stages)
+    results = []
+    for i, directory in enumerate(run_dir.member_dirs(out, len(experiments))):
+        scores = {}
+        if trained_head or members[i].keep_head:
+            placed = place(params[i], tree_shardings(mesh, params[i]))
+            scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
+        student = directory / "student"
+        if processes.is_primary():
+            # where training cut the texts, `predict` and `transformers` cut them
+            inputs.tokenizer.model_max_length = experiment.max_length
+            hf.save_hf(student, inputs.config, params[i], inputs.tokenizer)
+            run_dir.write_model_card(student, experiments[i], inputs, params[i], scores, teacher_scores)
+        results.append(Result(student, scores, teacher_scores))
     processes.barrier("student")
-    return Result(student, scores, teacher_scores)
+    return results
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
@@ -189,16 +219,17 @@ def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def _train_stage(
-    experiment: Experiment,
+    experiments: Sequence[Experiment],
     index: int,
     inputs: Inputs,
-    params: Params,
+    params: list[Params],
     teacher_params: Params,
     score: Callable[[Params, Split], dict[str, float]],
     mesh: Mesh,
     out: Path,
-) -> Params:
-    """Run one stage, or what is left of it, and return the model's parameters after it."""
+) -> list[Params]:
+    """Run one stage, or what is left of it, and return the members' parameters after it."""
+    experiment, members = experiments[0], len(experiments)
     stage = experiment.stages[index]
     name = f"{index + 1}-{stage.objective}"
     objective = make_objective(experiment, stage, inputs)
@@ -206,54 +237,62 @@ def _train_stage(
     examples = inputs.examples(stage)
     total = stage_steps(stage, len(examples))
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
-    # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
-    init_key, dropout_key = (jax.random.fold_in(jax.random.key(experiment.seed), 2 * index + i) for i in (1, 2))
-    state = create_state(objective.init(init_key, params), optimizer, dropout_key, mesh)
+    initial, keys = [], []
+    for own, before in zip(experiments, params, strict=True):
+        # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
+        init_key, dropout_key = (jax.random.fold_in(jax.random.key(own.seed), 2 * index + i) for i in (1, 2))
+        initial.append(objective.init(init_key, before))
+        keys.append(dropout_key)
+    hyper = population.stack([own.stages[index].hyper for own in experiments])
+    state = create_state(population.stack(initial), optimizer, population.stack(keys), mesh)
     checkpoints = Checkpoints(out / "checkpoints" / name)
     restored = checkpoints.restore(state)
     state = state if restored is None else restored
-    log = run_dir.MetricsLog(out, name, int(state.step)) if processes.is_primary() else None
+    done = int(np.max(state.step))
+    directories = run_dir.member_dirs(out, members) if processes.is_primary() else []
+    logs = [run_dir.MetricsLog(directory, name, done) for directory in directories]
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective in SCORED
     evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(examples), stage.batch_size)
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
+    keep_best = make_keep_best(mesh, state)
+    own_params = make_own_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and restored is None:
-        cost = _cost(experiment, stage, inputs, train_step, state, teacher_params, total, mesh)
+        cost = _cost(experiment, stage, inputs, train_step, state, teacher_params, total, mesh, hyper)
         print(f"{name}: {cost}", flush=True)
     batches = data.train_batches(
         examples,
         stage.batch_size,
         inputs.buckets,
-        experiment.seed,
-        int(state.step),
+        experiment.order_seed,
+        done,
         total,
         local_rows(mesh, stage.batch_size),
     )
     try:
-        with processes.stop_requests(mesh) as stop, progress(name, int(state.step), total) as bar:
+        with processes.stop_requests(mesh) as stop, progress(name, done, total) as bar:
             running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
-            for step, local in enumerate(batches, int(state.step) + 1):
+            for step, local in enumerate(batches, done + 1):
                 batch = global_batch(mesh, local, stage.batch_size)
-                state, numbers = train_step(state, teacher_params, batch, stage.hyper)
+                state, numbers = train_step(state, teacher_params, batch, hyper)
                 if running is not None:
-                    _log_step(log, bar, *running)
+                    _log_step(logs, bar, *running)
                 running = step, numbers
                 checkpoints.check()
                 stopping = stop.agreed(last=step == total)
                 score_now = scored and (step % evaluate_every == 0 or step == total)
                 if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
-                    _log_step(log, bar, *running)  # raises before a state that is not finite is saved
+                    _log_step(logs, bar, *running)  # raises before a state that is not finite is saved
                     running, selection = None, None
                     if score_now:
-                        scores = score(state.params, inputs.dev["dev"])
-                        if log is not None:
-                            log.write(step, {f"dev/{name}": value for name, value in scores.items()})
-                        selection = scores[inputs.selection]
-                        bar.set_postfix({inputs.selection: f"{selection:.4f}"})
-                        if selection > state.best_metric:
-                            best = jax.tree.map(jnp.copy, state.params)
-                            metric = place(np.float32(selection), replicated(mesh))
-                            state = state._replace(best_metric=metric, best_params=best)
+                        scores = [score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
+                        for log, own_scores in zip(logs, scores, strict=False):  # no logs but the primary's
+                            log.write(step, {f"dev/{name}": value for name, value in own_scores.items()})
+                        reached = [own_scores[inputs.selection] for own_scores in scores]
+                        bar.set_postfix({inputs.selection: _range(reached)})
+                        state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
+                        # a population's best states are in its newest: no step is the best of all members
+                        selection = reached[0] if members == 1 else None
                     checkpoints.save(step, state, selection)
                 if stopping:
                     checkpoints.finish()
@@ -262,10 +301,11 @@ def _train_stage(
                     )
         checkpoints.finish()
     finally:
-        if log is not None:
+        for log in logs:
             log.close()
         checkpoints.close()
-    return objective.export(fetch(state.best_params if scored else state.params), params)
+    trained = fetch(state.best_params if scored else state.params)
+    return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
 
 
 def _cost(
@@ -277,34 +317,45 @@ def _cost(
     teacher_params: Params,
     total: int,
     mesh: Mesh,
+    hyper: Any,
 ) -> Cost:
     """Of the whole stage, if every sequence were of full length."""
     rows = np.arange(stage.batch_size, dtype=np.int64) % len(inputs.train)
     batch = inputs.examples(stage).batch(rows, experiment.max_length, 0)
     batch = place(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
-    seconds = seconds_per_step(train_step, state, teacher_params, batch, stage.hyper)
+    seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
     teacher = None if inputs.teacher is None else inputs.teacher.config
-    flops = step_flops(stage.objective, inputs.config, teacher, stage.batch_size, experiment.max_length)
-    return Cost(total, total * flops, seconds)
+    sizes = stage.batch_size, experiment.max_length, max(1, state.step.size)
+    return Cost(total, total * step_flops(stage.objective, inputs.config, teacher, *sizes), seconds)
 
 
-def _log_step(log: run_dir.MetricsLog | None, bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:
+def _range(values: Sequence[float]) -> str:
+    """The value of a single run; of a population, the least and the largest."""
+    low, high = min(values), max(values)
+    return f"{low:.4f}" if len(values) == 1 else f"{low:.4f} to {high:.4f}"
+
+
+def _log_step(logs: Sequence[run_dir.MetricsLog], bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:
     """Fetch a step's numbers, show and log them.
 
     Raises:
-        Diverged: the loss, the gradient or the updated parameters are not finite.
+        Diverged: the loss, the gradient or the updated parameters of a member are not finite.
     """
-    values = {name: float(value) for name, value in jax.device_get(numbers).items()}
-    watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
-    if not all(math.isfinite(value) for value in watched.values()):
-        found = ", ".join(f"{name} is {value}" for name, value in watched.items())
-        raise Diverged(
-            f"step {step}: {found}; the checkpoints before it are sound. Start a new --out with a lower learning rate"
-        )
+    fetched = {name: np.atleast_1d(value).tolist() for name, value in jax.device_get(numbers).items()}
+    members = [dict(zip(fetched, values, strict=True)) for values in zip(*fetched.values(), strict=True)]
+    for i, values in enumerate(members):
+        watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
+        if not all(math.isfinite(value) for value in watched.values()):
+            found = ", ".join(f"{name} is {value}" for name, value in watched.items())
+            whose = "" if len(members) == 1 else f" of member {i}"
+            raise Diverged(
+                f"step {step}{whose}: {found}; the checkpoints before it are sound. Start a new --out with a lower"
+                " learning rate"
+            )
     bar.update()
     if step % LOG_EVERY == 0 or step == bar.total:
-        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-        if log is not None:
+        bar.set_postfix(loss=_range(fetched["loss"]), refresh=False)
+        for log, values in zip(logs, members, strict=False):  # no logs but the primary's
             log.write(step, values)
 
 

@@ -1,4 +1,6 @@
-"""TrainState, and the jitted train and predict steps: the same function on one device and on a mesh."""
+"""TrainState, and the jitted train and predict steps: the same function on one device and on a mesh, for one student
+and for a population of them.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +9,47 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from tinybert_jax.config import Batch, Hyper, Params
 from tinybert_jax.optim import Schedule
+from tinybert_jax.population import over_members
 from tinybert_jax.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
-    """All that training changes; arrays only. `best_params` are those of the evaluation with `best_metric`."""
+    """All that training changes; arrays only. `best_params` are those of the evaluation with `best_metric`.
 
-    step: Int[Array, ""]
+    Of a population, every leaf has the members on axis 0.
+    """
+
+    step: Int[Array, "*members"]
     params: Params
     opt_state: Any
-    key: PRNGKeyArray
-    best_metric: Float[Array, ""]
+    key: Key[Array, "*members"]
+    best_metric: Float[Array, "*members"]
     best_params: Params
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray, mesh: Mesh) -> TrainState:
-    """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied."""
+def create_state(
+    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, "*members"], mesh: Mesh
+) -> TrainState:
+    """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied.
+
+    Of a population, `params` and `key` have the members on axis 0.
+    """
 
     def create(params: Params, key: PRNGKeyArray) -> TrainState:
         step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
         return TrainState(step, params, optimizer.init(params), key, best, jax.tree.map(jnp.copy, params))
 
-    shardings = tree_shardings(mesh, jax.eval_shape(create, params, key))
+    build = jax.vmap(create) if key.ndim else create
+    shardings = tree_shardings(mesh, jax.eval_shape(build, params, key))
     placed = place(params, tree_shardings(mesh, params))
-    return jax.jit(create, out_shardings=shardings)(placed, key)
+    return jax.jit(build, out_shardings=shardings)(placed, key)
 
 
 def make_train_step(
@@ -60,23 +73,20 @@ def make_train_step(
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
             result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
 
-    Metrics are the objective's, and `learning_rate`, `gradient_norm` and `parameter_norm` (after the update); scalars,
-    still on the device.
+    Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
+    batch, and the teacher's targets are computed once for all.
+
+    Metrics are the objective's, and `learning_rate`, `gradient_norm` and `parameter_norm` (after the update); scalars
+    (of a population, one per member), still on the device.
     """
+    members = state.key.ndim > 0
 
-    def step(
-        state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
+    def each(function: Callable[..., Any]) -> Callable[..., Any]:
+        return over_members(function, mesh.devices.flat[0].platform) if members else function
+
+    def update(
+        state: TrainState, grads: Params, metrics: dict[str, Array], hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-
-        def gradient(batch: Batch, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
-            targets = jax.lax.stop_gradient(objective.targets(teacher_params, batch))
-            return jax.grad(objective.loss, has_aux=True)(state.params, targets, batch, hyper, key)
-
-        if accumulation_steps == 1:
-            grads, metrics = gradient(batch, key)
-        else:
-            grads, metrics = _accumulated(gradient, batch, key, accumulation_steps)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             learning_rate = hyper.learning_rate * schedule(state.step)
@@ -84,6 +94,26 @@ def make_train_step(
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, metrics | {"learning_rate": learning_rate} | norms
+
+    def step(
+        state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
+    ) -> tuple[TrainState, dict[str, Array]]:
+        keys = each(jax.random.fold_in)(state.key, state.step)
+
+        def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[Params, dict[str, Array]]:
+            targets = jax.lax.stop_gradient(objective.targets(teacher_params, batch))
+
+            def gradient(params: Params, hyper: Hyper, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
+                return jax.grad(objective.loss, has_aux=True)(params, targets, batch, hyper, key)
+
+            return each(gradient)(state.params, hyper, keys)
+
+        if accumulation_steps == 1:
+            grads, metrics = gradients(batch, keys)
+        else:
+            parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
+            grads, metrics = _accumulated(gradients, batch, parts.swapaxes(0, 1) if members else parts)
+        return each(update)(state, grads, metrics, hyper)
 
     shardings = tree_shardings(mesh, state)
     teacher_shardings = tree_shardings(mesh, teacher_params)
@@ -95,20 +125,47 @@ def make_train_step(
     )
 
 
-def _accumulated(gradient: Callable[[Batch, PRNGKeyArray], Any], batch: Batch, key: PRNGKeyArray, parts: int) -> Any:
-    """The mean of `gradient` over the parts of a batch, each weighed by its real examples."""
-    # every parts-th row is of one part, so that each part is spread over all devices
-    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+def _accumulated(gradients: Callable[[Batch, Array], Any], batch: Batch, keys: Key[Array, "parts *members"]) -> Any:
+    """The mean of `gradients` over the parts of a batch, one for each key, weighed by their real examples."""
+    # every n-th row is of one part, so that each part is spread over all devices
+    split = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), batch)
     total = jnp.maximum(jnp.sum(batch.example_mask), 1.0)
 
-    def add(sums: Any, part: tuple[Batch, PRNGKeyArray]) -> tuple[Any, None]:
+    def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
         weight = jnp.sum(part[0].example_mask) / total
-        return jax.tree.map(lambda s, x: s + weight * x, sums, gradient(*part)), None
+        return jax.tree.map(lambda s, x: s + weight * x, sums, gradients(*part)), None
 
-    inputs = split, jax.random.split(key, parts)
-    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], inputs))
+    shapes = jax.eval_shape(gradients, *jax.tree.map(lambda x: x[0], (split, keys)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, inputs)[0]
+    return jax.lax.scan(add, zeros, (split, keys))[0]
+
+
+def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.ndarray], TrainState]:
+    """The compiled `(state, metric) -> state`: where `metric`, of a population [members], is better than ever, the
+    parameters become the best; the state passed in is donated.
+    """
+
+    def keep(state: TrainState, metric: Array) -> TrainState:
+        better = metric > state.best_metric  # NaN is not
+
+        def kept(params: Array, best: Array) -> Array:
+            return jnp.where(better.reshape(better.shape + (1,) * (params.ndim - better.ndim)), params, best)
+
+        best_params = jax.tree.map(kept, state.params, state.best_params)
+        return state._replace(best_metric=jnp.where(better, metric, state.best_metric), best_params=best_params)
+
+    return jax.jit(keep, out_shardings=tree_shardings(mesh, state), donate_argnums=0)
+
+
+def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
+    """`(state.params, i) -> params` of member i, placed as those of a single run; which gets its own as they are."""
+    if not state.key.ndim:
+        return lambda params, i: params
+
+    def own(params: Params, i: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[i], params)
+
+    return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.params, 0)))
 
 
 def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Params, Batch], Array]:

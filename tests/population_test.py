@@ -1,0 +1,160 @@
+"""Populations: a member's run is its run alone, and what cannot train together is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax import distill, optim, population, sharding, train, train_step
+
+SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
+TEACHER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, **SIZES)
+STUDENT = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES)  # with dropout
+HYPERS = [
+    tb.Hyper(learning_rate=1e-2),
+    tb.Hyper(learning_rate=3e-3, temperature=2.0, attention_weight=0.0),
+    tb.Hyper(learning_rate=1e-2, hidden_weight=0.5),
+]
+
+
+def make_batch() -> tb.Batch:
+    random = np.random.default_rng(0)
+    ids = random.integers(5, 40, (8, 6)).astype(np.int32)
+    mask = (np.arange(6) < random.integers(2, 7, (8, 1))).astype(np.int32)
+    return tb.Batch(ids, mask, np.zeros_like(ids), np.zeros(8, np.int32), np.ones(8, np.float32))
+
+
+def trained(objective: distill.Objective, students: list[Any], hypers: list[tb.Hyper], parts: int = 1) -> Any:
+    """The state and the metrics after three steps of one student, or of a population."""
+    mesh, optimizer = sharding.make_mesh(), optim.make_optimizer("adamw")
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    params = population.stack([objective.init(jax.random.key(2), student) for student in students])
+    keys = population.stack([jax.random.key(int(hyper.temperature)) for hyper in hypers])
+    state = train_step.create_state(params, optimizer, keys, mesh)
+    schedule = optim.make_schedule("linear", 10)
+    step = train_step.make_train_step(objective, optimizer, schedule, mesh, state, teacher, parts)
+    for _ in range(3):
+        state, metrics = step(state, teacher, make_batch(), population.stack(hypers))
+    return jax.device_get((state._replace(key=jax.random.key_data(state.key)), metrics))
+
+
+def make_students(n: int) -> list[Any]:
+    model = tb.BertForSequenceClassification(STUDENT)
+    return [tb.init_params(model, jax.random.key(10 + i)) for i in range(n)]
+
+
+@pytest.mark.parametrize("kind", ["transformer", "prediction", "in parts"])
+def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
+    make = distill.prediction_objective if kind == "prediction" else distill.transformer_objective
+    objective, students, parts = make(STUDENT, TEACHER), make_students(3), 2 if kind == "in parts" else 1
+    together = trained(objective, students, HYPERS, parts)
+    assert len(set(together[1]["loss"].tolist())) == 3
+    for i in range(3):
+        alone = trained(objective, [students[i]], [HYPERS[i]], parts)
+        jax.tree.map(np.testing.assert_array_equal, population.member(together, i, 3), alone)
+
+
+def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on accelerators. Adam's first moment is the gradient, clipped, times 0.1."""
+    objective, students = distill.transformer_objective(STUDENT, TEACHER), make_students(3)
+    one_by_one = trained(objective, students, HYPERS)
+    monkeypatch.setattr(train_step, "over_members", lambda function, platform: jax.vmap(function))
+    at_once = trained(objective, students, HYPERS)
+    np.testing.assert_allclose(at_once[1]["loss"], one_by_one[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(at_once[1]["gradient_norm"], one_by_one[1]["gradient_norm"], rtol=1e-5)
+
+
+def test_the_teacher_is_computed_once_for_all_members() -> None:
+    """Counted in what is lowered: the teacher's products have its width, 24, and no member's."""
+    objective, mesh = distill.prediction_objective(STUDENT, TEACHER), sharding.make_mesh()
+    calls = []
+
+    def targets(teacher_params: Any, batch: tb.Batch) -> Any:
+        jax.debug.callback(lambda: calls.append(1))
+        return objective.targets(teacher_params, batch)
+
+    counting, optimizer = objective._replace(targets=targets), optim.make_optimizer("adamw")
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    keys = population.stack([jax.random.key(i) for i in range(3)])
+    state = train_step.create_state(population.stack(make_students(3)), optimizer, keys, mesh)
+    step = train_step.make_train_step(counting, optimizer, optim.make_schedule("constant", 10), mesh, state, teacher)
+    jax.block_until_ready(step(state, teacher, make_batch(), population.stack(HYPERS)))
+    jax.effects_barrier()
+    assert calls == [1]
+
+
+def make_experiments(pretrained: Path, teacher: Path, reviews: Path) -> list[tb.Experiment]:
+    """Three students of one shape, that differ in start, seed and numbers."""
+    first = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        teacher=str(teacher),
+        stages=(
+            tb.Stage("transformer", max_steps=4, learning_rate=1e-3),
+            tb.Stage("prediction", max_steps=12, learning_rate=3e-3, evaluate_every=4),
+        ),
+        max_length=16,
+    )
+    slow = tuple(dataclasses.replace(stage, learning_rate=1e-4, temperature=2.0) for stage in first.stages)
+    return [first, dataclasses.replace(first, seed=1, data_seed=0), dataclasses.replace(first, stages=slow)]
+
+
+def test_each_member_of_a_run_is_its_run_alone_bit_for_bit(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    experiments = make_experiments(blank_student, teacher, reviews)
+    results = tb.run_population(experiments, tmp_path / "all")
+    written = [(result.directory / "model.safetensors").read_bytes() for result in results]
+    assert len(set(written)) == 3
+    for i in (1, 2):
+        alone = tb.run(experiments[i], tmp_path / str(i))
+        assert (alone.directory / "model.safetensors").read_bytes() == written[i]
+        assert alone.scores == results[i].scores
+        logged = [
+            (path / "metrics.jsonl").read_text() for path in (tmp_path / str(i), tmp_path / "all" / f"member{i}")
+        ]
+        assert logged[0] == logged[1]
+
+
+def test_a_population_that_was_stopped_resumes_to_the_same_bits(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments = make_experiments(blank_student, teacher, reviews)
+    whole = tb.run_population(experiments, tmp_path / "whole")
+    steps = iter([False] * 9 + [True])  # in the second stage, after an evaluation
+    with monkeypatch.context() as patch:
+        patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
+        with pytest.raises(train.Stopped, match="2-prediction after step 6"):
+            tb.run_population(experiments, tmp_path / "stopped")
+    resumed = tb.run_population(experiments, tmp_path / "stopped", resume=True)
+    for before, after in zip(whole, resumed, strict=True):
+        weights = [(result.directory / "model.safetensors").read_bytes() for result in (before, after)]
+        assert weights[0] == weights[1]
+
+
+def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: Path, tmp_path: Path) -> None:
+    experiments = make_experiments(blank_student, pretrained, tmp_path)
+    with pytest.raises(tb.InputError, match="at least one member"):
+        population.check_members([])
+    with pytest.raises(tb.InputError, match="member 1 of the population has data_seed 1, and member 0 0; members may"):
+        population.check_members([experiments[0], dataclasses.replace(experiments[0], seed=1)])
+    with pytest.raises(tb.InputError, match="member 2 of the population has max_length 32, and member 0 16"):
+        population.check_members([*experiments[:2], dataclasses.replace(experiments[0], max_length=32)])
+    longer = tuple(dataclasses.replace(stage, max_steps=9) for stage in experiments[0].stages)
+    with pytest.raises(tb.InputError, match="member 1 of the population has stages"):
+        population.check_members([experiments[0], dataclasses.replace(experiments[0], stages=longer)])
+
+
+def test_members_of_other_shapes_are_refused(
+    pretrained: Path, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    first = make_experiments(blank_student, teacher, reviews)[0]
+    with pytest.raises(tb.InputError, match=f"{pretrained}: is of another shape or vocabulary than {blank_student}"):
+        tb.run_population([first, dataclasses.replace(first, model=str(pretrained))], tmp_path / "run")
