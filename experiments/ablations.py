@@ -8,7 +8,7 @@
 Table 2, procedures: without general distillation (GD), task distillation (TD) or augmentation (DA). Table 3,
 objectives: without the embedding, prediction or Transformer losses, or without their attention or hidden half; a loss
 that is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from
-the labels.
+the labels. Settings that differ in weights and start only, and all seeds, train together behind one teacher.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import dataclasses
 import json
 from typing import Any
 
-from shared import add_options, distillation, mean_sd, paired, run_seeds, table
+from shared import add_options, distillation, mean_sd, paired, populations, run_together, table
 
 import tinybert_jax as tb
 from tinybert_jax import cost, data, hf, splits, tasks
@@ -64,10 +64,7 @@ def main() -> None:
     if args.estimate:
         print(estimate(named, len(args.seeds), args.gflops))
         return
-    scores = {
-        name: run_seeds(setting, args.seeds, args.out / name.replace(" ", "-").replace(":", ""))
-        for name, setting in named.items()
-    }
+    scores = run_together(named, args.seeds, args.out)
     (args.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     metric = tasks.get_task(args.task).selection
     rows = [
@@ -85,20 +82,28 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
     tokenizer = hf.load_tokenizer(full.model, student)
     assert isinstance(full.source, tb.DataSource)
     rows = len(splits.load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
-    lines, total = [], 0.0
-    for name, setting in named.items():
+
+    def setting_cost(setting: tb.Experiment, students: int) -> tuple[int, float]:
         steps, flops = 0, 0.0
         for stage in setting.stages:
             n = rows * (task.variants if setting.augmented else 1)
             own = stage.epochs * data.steps_per_epoch(n, stage.batch_size)
             own = own if stage.max_steps is None else min(own, stage.max_steps)
-            each = cost.step_flops(stage.objective, student, teacher, stage.batch_size, setting.max_length)
-            steps, flops = steps + own, flops + own * each
-        lines.append([name, f"{steps:,}", f"{flops:.1e}"])
-        total += seeds * flops
-    hours = total / gflops / 1e9 / 3600
-    all_of_it = f"{seeds} seeds of all: {total:.1e} FLOPs, {hours:,.1f} hours at {gflops:g} GFLOP/s"
-    return f"{table(['setting', 'steps', 'FLOPs'], lines)}\n\n{all_of_it}"
+            sizes = stage.batch_size, setting.max_length, students
+            steps, flops = steps + own, flops + own * cost.step_flops(stage.objective, student, teacher, *sizes)
+        return steps, flops
+
+    alone = {name: setting_cost(setting, 1) for name, setting in named.items()}
+    together = sum(
+        setting_cost(members[0][1], len(members))[1] for members in populations(named, list(range(seeds))).values()
+    )
+    hours = together / gflops / 1e9 / 3600
+    lines = [[name, f"{steps:,}", f"{flops:.1e}"] for name, (steps, flops) in alone.items()]
+    all_of_it = (
+        f"{seeds} seeds of all: {together:.1e} FLOPs, {hours:,.1f} hours at {gflops:g} GFLOP/s, as populations; apart,"
+        f" {seeds * sum(flops for _, flops in alone.values()):.1e} FLOPs"
+    )
+    return f"{table(['setting', 'steps', 'FLOPs alone'], lines)}\n\n{all_of_it}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tinybert_jax as tb
-from tinybert_jax import tasks, train
+from tinybert_jax import population, tasks, train
 from tinybert_jax.cli import prepare_process
 
 Scores = list[dict[str, float]]  # one entry per seed
@@ -61,27 +61,50 @@ def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.
 
 
 def run_seeds(experiment: tb.Experiment, seeds: list[int], out: Path) -> Scores:
-    """The dev scores of `experiment` under each seed, in `out/seedN`.
+    """The dev scores of `experiment` under each seed, each a run of its own in `out/seedN`.
 
     A run that is there already is read, one that was stopped is continued: so the same command goes on where it ended.
     """
     prepare_process()
-    scores = []
-    for seed in seeds:
-        directory = out / f"seed{seed}"
-        finished = directory / "scores.json"
-        if not finished.is_file():
-            print(f"\n{directory}", flush=True)
-            try:
-                result = tb.run(
-                    dataclasses.replace(experiment, seed=seed), directory, (directory / "experiment.json").is_file()
-                )
-            except tb.InputError as error:
-                sys.exit(f"error: {error}")
-            except (train.Stopped, train.Diverged) as stopped:
-                sys.exit(f"{stopped}\nthe same command continues")
-            finished.write_text(json.dumps(result.scores, indent=2) + "\n")
-        scores.append(json.loads(finished.read_text()))
+    return [_scores([dataclasses.replace(experiment, seed=seed)], out / f"seed{seed}")[0] for seed in seeds]
+
+
+def run_together(named: dict[str, tb.Experiment], seeds: list[int], out: Path) -> dict[str, Scores]:
+    """The dev scores of every setting under each seed; those that may share a teacher train as one population.
+
+    All see the rows in the order of the first seed. Goes on where it ended, as `run_seeds`.
+    """
+    prepare_process()
+    scores: dict[str, Scores] = {name: [] for name in named}
+    for number, members in enumerate(populations(named, seeds).values()):
+        for (name, _), own in zip(members, _scores([e for _, e in members], out / f"population{number}"), strict=True):
+            scores[name].append(own)
+    return scores
+
+
+def populations(named: dict[str, tb.Experiment], seeds: list[int]) -> dict[str, list[tuple[str, tb.Experiment]]]:
+    """Every setting under every seed, grouped by what members of a population must share."""
+    groups: dict[str, list[tuple[str, tb.Experiment]]] = {}
+    for name, setting in named.items():
+        for seed in seeds:
+            member = dataclasses.replace(setting, seed=seed, data_seed=seeds[0])
+            groups.setdefault(json.dumps(population.shared_part(member)), []).append((name, member))
+    return groups
+
+
+def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
+    """The dev scores of each member of a population, run in `directory`, or read where they are there already."""
+    finished = directory / "scores.json"
+    if not finished.is_file():
+        print(f"\n{directory}: {len(members)} member{'s' * (len(members) > 1)}", flush=True)
+        try:
+            results = tb.run_population(members, directory, (directory / "experiment.json").is_file())
+        except tb.InputError as error:
+            sys.exit(f"error: {error}")
+        except (train.Stopped, train.Diverged) as stopped:
+            sys.exit(f"{stopped}\nthe same command continues")
+        finished.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
+    scores: Scores = json.loads(finished.read_text())
     return scores
 
 

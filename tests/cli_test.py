@@ -346,3 +346,37 @@ def test_run_refuses_a_file_without_an_experiment(
     if content is not None:
         (tmp_path / "e.py").write_text(content)
     assert_refused(capsys, tinybert(monkeypatch, "run", tmp_path / "e.py"), message)
+
+
+def test_a_population_prints_its_members_their_mean_and_where_they_are(
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = distill_arguments(teacher, blank_student, reviews, tmp_path / "run")
+    code = tinybert(monkeypatch, *arguments, "--stage", "prediction", "--prediction-steps", 2, "--population", 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert lines[-4].split() == "dev set mean sd member 0 member 1 teacher".split()
+    name, mean, _, *members, _ = lines[-3].split()
+    assert name == "accuracy"
+    assert abs(float(mean) - sum(map(float, members)) / 2) < 1e-4
+    assert lines[-2:] == [f"written to {tmp_path}/run/member{i}/student" for i in (0, 1)]
+    for i in (0, 1):
+        assert f'"seed": {i}' in (tmp_path / "run" / f"member{i}" / "student" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_population_of_none_is_refused(
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = distill_arguments(teacher, blank_student, reviews, tmp_path / "run")
+    assert_refused(capsys, tinybert(monkeypatch, *arguments, "--population", 0), "--population 0: a population has")

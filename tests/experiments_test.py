@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import shlex
 import shutil
@@ -64,3 +65,22 @@ def test_what_an_experiments_options_leave_open_is_the_papers(
     experiment = shared.distillation(args, "s", augmented="a")
     assert [(stage.epochs, stage.max_steps, stage.learning_rate) for stage in experiment.stages] == stages
     assert (experiment.max_length, experiment.augmented, experiment.model) == (max_length, "a", "s")
+
+
+def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    shared, sweep = (importlib.import_module(name) for name in ("shared", "sweep"))
+    parser = argparse.ArgumentParser()
+    shared.add_options(parser)
+    options = ["--task", "classification", "--data", str(reviews), "--teacher", str(teacher), "--out", str(tmp_path)]
+    args = parser.parse_args([*options, "--transformer-steps", "1", "--prediction-steps", "2", "--max-length", "16"])
+    named = sweep.settings(shared.distillation(args, str(blank_student)), [1e-3, 1e-4], [1.0])
+    named["paper"] = dataclasses.replace(next(iter(named.values())), preset="paper")  # cannot join the others
+    scores = shared.run_together(named, [0, 1], tmp_path)
+    assert {name: len(own) for name, own in scores.items()} == dict.fromkeys(named, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["population0", "population1"]
+    assert (tmp_path / "population0" / "member3" / "student" / "model.safetensors").is_file()
+    monkeypatch.setattr("tinybert_jax.run_population", None)
+    assert shared.run_together(named, [0, 1], tmp_path) == scores, "what is there is read"

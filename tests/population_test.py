@@ -71,7 +71,7 @@ def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_teacher_is_computed_once_for_all_members() -> None:
-    """Counted in what is lowered: the teacher's products have its width, 24, and no member's."""
+    """Counted while it runs."""
     objective, mesh = distill.prediction_objective(STUDENT, TEACHER), sharding.make_mesh()
     calls = []
 
@@ -106,37 +106,43 @@ def make_experiments(pretrained: Path, teacher: Path, reviews: Path) -> list[tb.
     return [first, dataclasses.replace(first, seed=1, data_seed=0), dataclasses.replace(first, stages=slow)]
 
 
-def test_each_member_of_a_run_is_its_run_alone_bit_for_bit(
-    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
-) -> None:
-    experiments = make_experiments(blank_student, teacher, reviews)
-    results = tb.run_population(experiments, tmp_path / "all")
-    written = [(result.directory / "model.safetensors").read_bytes() for result in results]
-    assert len(set(written)) == 3
+@pytest.fixture(scope="module")
+def together(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[tb.Experiment], Path, list[Any]]:
+    """The three as a population: experiments, directory, results."""
+    experiments, out = make_experiments(blank_student, teacher, reviews), tmp_path_factory.mktemp("together") / "run"
+    return experiments, out, tb.run_population(experiments, out)
+
+
+def weights(result: Any) -> bytes:
+    return (result.directory / "model.safetensors").read_bytes()
+
+
+def test_each_member_of_a_run_is_its_run_alone_bit_for_bit(together: Any, tmp_path: Path) -> None:
+    experiments, out, results = together
+    assert len({weights(result) for result in results}) == 3
     for i in (1, 2):
         alone = tb.run(experiments[i], tmp_path / str(i))
-        assert (alone.directory / "model.safetensors").read_bytes() == written[i]
+        assert weights(alone) == weights(results[i])
         assert alone.scores == results[i].scores
-        logged = [
-            (path / "metrics.jsonl").read_text() for path in (tmp_path / str(i), tmp_path / "all" / f"member{i}")
-        ]
-        assert logged[0] == logged[1]
+        logged = [path / "metrics.jsonl" for path in (tmp_path / str(i), out / f"member{i}")]
+        assert logged[0].read_text() == logged[1].read_text()
 
 
 def test_a_population_that_was_stopped_resumes_to_the_same_bits(
-    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiments = make_experiments(blank_student, teacher, reviews)
-    whole = tb.run_population(experiments, tmp_path / "whole")
+    experiments, _, whole = together
     steps = iter([False] * 9 + [True])  # in the second stage, after an evaluation
     with monkeypatch.context() as patch:
         patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
         with pytest.raises(train.Stopped, match="2-prediction after step 6"):
-            tb.run_population(experiments, tmp_path / "stopped")
-    resumed = tb.run_population(experiments, tmp_path / "stopped", resume=True)
-    for before, after in zip(whole, resumed, strict=True):
-        weights = [(result.directory / "model.safetensors").read_bytes() for result in (before, after)]
-        assert weights[0] == weights[1]
+            tb.run_population(experiments, tmp_path / "run")
+    resumed = tb.run_population(experiments, tmp_path / "run", resume=True)
+    assert [weights(result) for result in resumed] == [weights(result) for result in whole]
+    with pytest.raises(tb.InputError, match=r"cannot resume: experiment\.2\."):
+        tb.run_population(experiments[:2], tmp_path / "run", resume=True)
 
 
 def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from tinybert_jax.config import Batch, Hyper, Params
@@ -162,7 +163,7 @@ def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Pa
     if not state.key.ndim:
         return lambda params, i: params
 
-    def own(params: Params, i: int) -> Params:
+    def own(params: Params, i: ArrayLike) -> Params:
         return jax.tree.map(lambda leaf: leaf[i], params)
 
     return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.params, 0)))
