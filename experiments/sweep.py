@@ -1,7 +1,7 @@
 """A sweep over prediction learning rates and temperatures, several seeds each, as one population behind one teacher.
 
     python experiments/sweep.py --task sst2 --data SST-2 --teacher runs/teacher/student \\
-        --student runs/general/student --learning-rates 1e-5 2e-5 3e-5 --temperatures 1 2 --seeds 0 1 2 --out runs/sweep
+        --student runs/general/student --learning-rates 1e-5 2e-5 3e-5 --temperatures 1 2 --out runs/sweep
 
 The paper searches these learning rates (section 4.2). Every member sees the rows in the same order, so that what the
 teacher says of a batch is computed once for all. The same command continues what was stopped.

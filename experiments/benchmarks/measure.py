@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tinybert_jax import distill, optim
+from tinybert_jax import distill, optim, population
 from tinybert_jax.config import Batch, BertConfig, Hyper, student_config
 from tinybert_jax.heads import BertForSequenceClassification
 from tinybert_jax.model import init_params
@@ -45,20 +45,26 @@ def busy_share() -> float:
 BUSY = busy_share()  # before our own work: a busy machine slows PyTorch's threads by far more than ours
 
 
-def our_intermediate_step(teacher: BertConfig, student: BertConfig, unroll: int = 1) -> Callable[[Batch], None]:
-    """One update of the Transformer stage with the loss of the preset `official` and AdamW; waits for its result."""
+def our_intermediate_step(
+    teacher: BertConfig, student: BertConfig, unroll: int = 1, members: int = 1
+) -> Callable[[Batch], None]:
+    """One update of the Transformer stage with the loss of the preset `official` and AdamW, of one student or of a
+    population; waits for its result.
+    """
     student = dataclasses.replace(student, scan_unroll=unroll)
     objective = distill.transformer_objective(student, teacher, preset="official")
     optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
     teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
     student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))
-    trainable = objective.init(jax.random.key(2), student_params)
-    state = create_state(trainable, optimizer, jax.random.key(3), mesh)
+    trainable = population.stack([objective.init(jax.random.key(2), student_params)] * members)
+    keys = population.stack([jax.random.key(3 + i) for i in range(members)])
+    state = create_state(trainable, optimizer, keys, mesh)
     compiled = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
+    hyper = population.stack([Hyper()] * members)
 
     def step(batch: Batch) -> None:
         nonlocal state
-        state, metrics = compiled(state, teacher_params, batch, Hyper())
+        state, metrics = compiled(state, teacher_params, batch, hyper)
         jax.block_until_ready(metrics)
 
     return step

@@ -1,0 +1,50 @@
+"""A population of students behind one teacher against as many runs of one, BERT_BASE -> TinyBERT4.
+
+    python experiments/benchmarks/population.py [--members 8] [--batch-size 32] [--length 64] [--repeats 5] [--json FILE]
+
+One step of the Transformer stage, ours on both sides: the population's step against `members` steps of one,
+which each compute the teacher. FLOPs are those of the matrix products, by count.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import measure
+import tyro
+
+from tinybert_jax import cost
+
+
+def main(members: int = 8, batch_size: int = 32, length: int = 64, repeats: int = 5, json: Path | None = None) -> None:
+    """Measure one step of each.
+
+    Args:
+        members: students of the population.
+        batch_size: rows.
+        length: tokens per row, padding included.
+        repeats: timed steps of each side.
+        json: file to append the result to, as one line.
+    """
+    batch = measure.random_batch(batch_size, length, measure.TEACHER.vocab_size, shortest=8)
+    together = measure.our_intermediate_step(measure.TEACHER, measure.STUDENT, members=members)
+    alone = measure.our_intermediate_step(measure.TEACHER, measure.STUDENT)
+    ms = measure.alternate({"population": lambda: together(batch), "one": lambda: alone(batch)}, repeats)
+    flops = {
+        students: cost.step_flops("transformer", measure.STUDENT, measure.TEACHER, batch_size, length, students)
+        for students in (1, members)
+    }
+    numbers = {
+        "members": members,
+        "batch_size": batch_size,
+        "length": length,
+        "population_ms": ms["population"],
+        "one_ms": ms["one"],
+        "time of the population / of the runs": ms["population"] / (members * ms["one"]),
+        "FLOPs of the population / of the runs": flops[members] / (members * flops[1]),
+    }
+    measure.report("population", numbers, json)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
