@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
     `labels` are class ids or float targets [b]; first and last token of an answer [b, 2]; or a class or token id per
     token [b, q], -1 where none counts. `teacher_inputs` are the first three fields in the teacher's own vocabulary,
-    where it has another one.
+    where it has another one; `teacher_logits`, what it says of the rows, where that is known.
     """
 
     input_ids: Any  # int32 [b, q]
@@ -59,6 +59,7 @@ class Batch(NamedTuple):
     labels: Any  # int32 or float32 [b], int32 [b, 2] or [b, q]
     example_mask: Any  # float32 [b]
     teacher_inputs: tuple[Any, Any, Any] | None = None  # int32 [b, k], k not always q
+    teacher_logits: Any = None  # float32 [b, c]
 
 
 class Hyper(NamedTuple):

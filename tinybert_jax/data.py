@@ -278,11 +278,11 @@ def train_batches(
     return iter(grain.MapDataset.range(start_step, stop_step).map(batch).to_iter_dataset(options))
 
 
-def eval_batches(tokens: Tokens, batch_size: int, buckets: tuple[int, ...]) -> Iterator[tuple[np.ndarray, Batch]]:
+def eval_batches(examples: Examples, batch_size: int, buckets: tuple[int, ...]) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row once, shortest first, with the row numbers, int32 [batch_size], -1 for filler.
 
     The row numbers put predictions back into the order of the file.
     """
-    order = np.argsort(tokens.lengths, kind="stable")
-    for rows, length in zip(*_cut(order, tokens.lengths, batch_size, buckets), strict=True):
-        yield rows, tokens.batch(rows, int(length))
+    order = np.argsort(examples.lengths, kind="stable")
+    for rows, length in zip(*_cut(order, examples.lengths, batch_size, buckets), strict=True):
+        yield rows, examples.batch(rows, int(length), 0)

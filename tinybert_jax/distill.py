@@ -263,10 +263,12 @@ def prediction_objective(
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if from_labels:
             return batch.labels
-        if batch.teacher_inputs is not None:
-            input_ids, attention_mask, token_type_ids = batch.teacher_inputs
-            batch = batch._replace(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        logits = _apply(teacher_model, teacher_params, batch, None, score_layers=()).logits
+        logits = batch.teacher_logits
+        if logits is None:
+            if batch.teacher_inputs is not None:
+                names = ("input_ids", "attention_mask", "token_type_ids")
+                batch = batch._replace(**dict(zip(names, batch.teacher_inputs, strict=True)))
+            logits = _apply(teacher_model, teacher_params, batch, None, score_layers=()).logits
         return logits[:, 0] if regression else logits
 
     def loss(

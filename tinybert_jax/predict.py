@@ -12,7 +12,7 @@ import numpy as np
 
 from tinybert_jax import hf
 from tinybert_jax.config import BertConfig, Head, InputError, Params
-from tinybert_jax.data import Tokens, bucket_lengths, encode, eval_batches
+from tinybert_jax.data import PROGRESS_FROM, Examples, Tokens, bucket_lengths, encode, eval_batches
 from tinybert_jax.heads import HEADS
 from tinybert_jax.sharding import make_mesh, tree_shardings
 from tinybert_jax.train_step import make_predict_step
@@ -26,22 +26,42 @@ class Prediction(NamedTuple):
 
 
 def predict_logits(
-    step: Callable[..., Any], params: Params, tokens: Tokens, batch_size: int, buckets: tuple[int, ...]
+    step: Callable[..., Any],
+    params: Params,
+    examples: Examples,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    named: str = "predict",
 ) -> np.ndarray:
     """Logits float32 [n, c] in the order of the rows, from a compiled `train_step.make_predict_step`.
 
-    Of heads that label tokens, [n, q, c] with q the longest bucket; what lies behind a row's bucket is 0.
+    Of heads that label tokens, [n, q, c] with q the longest bucket; what lies behind a row's bucket is 0. Of many rows
+    a progress bar, `named`, is shown.
     """
-    outputs = []
-    for rows, batch in eval_batches(tokens, batch_size, buckets):
-        outputs.append((rows, step(params, batch)))  # dispatched; fetched below, so that batches overlap
-    per_token = outputs[0][1].ndim == 3
-    middle = (buckets[-1],) if per_token else ()
-    result = np.zeros((len(tokens), *middle, outputs[0][1].shape[-1]), np.float32)
-    for rows, output in outputs:
+    from tqdm import tqdm
+
+    result = np.zeros(0, np.float32)
+
+    def keep(rows: np.ndarray, output: Any) -> None:
+        nonlocal result
         logits, real = np.asarray(output), rows >= 0
+        per_token = logits.ndim == 3
+        if not result.size:
+            middle = (buckets[-1],) if per_token else ()
+            result = np.zeros((len(examples), *middle, logits.shape[-1]), np.float32)
         at = (rows[real], slice(logits.shape[1])) if per_token else rows[real]
         result[at] = logits[real]
+
+    running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
+    with tqdm(total=len(examples), desc=named, unit="row", disable=len(examples) < PROGRESS_FROM) as bar:
+        for rows, batch in eval_batches(examples, batch_size, buckets):
+            dispatched = rows, step(params, batch)
+            if running is not None:
+                keep(*running)
+            running = dispatched
+            bar.update(int((rows >= 0).sum()))
+    assert running is not None, "there is at least one row"
+    keep(*running)
     return result
 
 

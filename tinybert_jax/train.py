@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import data, distill, hf, optim, population, processes, run_dir
+from tinybert_jax import answers, data, distill, hf, optim, population, processes, run_dir
 from tinybert_jax.checkpoint import Checkpoints
 from tinybert_jax.config import BertConfig, CorpusSource, Experiment, InputError, Params, Stage
 from tinybert_jax.cost import Cost, seconds_per_step, step_flops
@@ -50,6 +50,13 @@ class Stopped(Exception):
 
 class Diverged(Exception):
     """The loss, the gradient or the parameters are not finite; the checkpoints are sound."""
+
+
+class PlacedTeacher(NamedTuple):
+    """A teacher's parameters on the mesh, and its compiled `make_predict_step`; no parameters where there is none."""
+
+    params: Params
+    step: Any
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,12 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     mesh = choose_mesh(axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs)
     if resume:
         run_dir.check_same(out, experiments, members, mesh)
-    teacher_params: Params = {}
-    teacher_scores = None
+    teacher, teacher_scores = PlacedTeacher({}, None), None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
-        teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+        placed = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+        teacher = PlacedTeacher(placed, make_predict_step(HEADS[inputs.head](inputs.teacher.config), mesh, placed))
         if inputs.teacher_dev:
-            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
+            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher, mesh)
     if not resume and processes.is_primary():
         run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")
@@ -145,7 +152,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         return split.score(logits)
 
     for index in range(len(experiment.stages)):
-        params = _train_stage(experiments, index, inputs, params, teacher_params, score, mesh, out)
+        params = _train_stage(experiments, index, inputs, params, teacher, score, mesh, out)
     trained_head = any(stage.objective in SCORED for stage in experiment.stages)
     results = []
     for i, directory in enumerate(run_dir.member_dirs(out, len(experiments))):
@@ -188,13 +195,12 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> dist
 
 
 def _score_teacher(
-    experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
+    experiment: Experiment, inputs: Inputs, config: BertConfig, teacher: PlacedTeacher, mesh: Mesh
 ) -> dict[str, float]:
     """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing."""
-    step = make_predict_step(HEADS[inputs.head](config), mesh, params)
     scores = {}
     for name, dev in inputs.teacher_dev.items():
-        logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
+        logits = predict_logits(teacher.step, teacher.params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
         skill, chance = dev.skill(logits), min(0.5, 2 / math.sqrt(len(dev.tokens)))
         if skill < chance:
             raise InputError(
@@ -223,7 +229,7 @@ def _train_stage(
     index: int,
     inputs: Inputs,
     params: list[Params],
-    teacher_params: Params,
+    teacher: PlacedTeacher,
     score: Callable[[Params, Split], dict[str, float]],
     mesh: Mesh,
     out: Path,
@@ -234,8 +240,13 @@ def _train_stage(
     name = f"{index + 1}-{stage.objective}"
     objective = make_objective(experiment, stage, inputs)
     optimizer = optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
-    examples = inputs.examples(stage)
+    examples, teacher_params = inputs.examples(stage), teacher.params
     total = stage_steps(stage, len(examples))
+    if _answers_repeat(experiment, stage, inputs, total):
+        computed = f"{inputs.fingerprints['teacher']} {experiment.compute_dtype}"
+        sizes = _eval_batch_size(mesh), inputs.buckets
+        examples = answers.answered(examples, teacher.step, teacher_params, computed, mesh, *sizes)
+        teacher_params = {}  # the step reads no more of it than its answers
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
     initial, keys = [], []
     for own, before in zip(experiments, params, strict=True):
@@ -306,6 +317,13 @@ def _train_stage(
         checkpoints.close()
     trained = fetch(state.best_params if scored else state.params)
     return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
+
+
+def _answers_repeat(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:
+    """Whether a stage of `total` steps would ask the teacher for the logits of a row again."""
+    gold = experiment.preset == "official" and inputs.config.num_labels == 1  # which learns from the labels
+    again = total > data.steps_per_epoch(len(inputs.train), stage.batch_size)
+    return stage.objective == "prediction" and inputs.head == "sequence" and again and not gold
 
 
 def _cost(

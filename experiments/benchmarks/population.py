@@ -1,6 +1,6 @@
 """A population of students behind one teacher against as many runs of one, BERT_BASE -> TinyBERT4.
 
-    python experiments/benchmarks/population.py [--members 8] [--batch-size 32] [--length 64] [--repeats 5] [--json FILE]
+    python experiments/benchmarks/population.py [--members 8] [--batch-size 32] [--length 64] [--repeats 5]
 
 One step of the Transformer stage, ours on both sides: the population's step against `members` steps of one,
 which each compute the teacher. FLOPs are those of the matrix products, by count.
