@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,16 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TINYBERT_JAX_CACHE", str(path))
     return path
+
+
+def run_here(command: list[str]) -> None:
+    """Run `python -m tinybert_jax.cli ...` in this process, which imports and compiles no second time."""
+    from tinybert_jax import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command[2:])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets one of its own
+        cli.main()
 
 
 GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter burnt".split()
@@ -110,7 +121,7 @@ def teacher_result(pretrained: Path, reviews: Path, tmp_path_factory: pytest.Tem
         task="classification",
         source=tb.DataSource(data=str(reviews)),
         model=str(pretrained),
-        stages=(tb.Stage("supervised", epochs=12, learning_rate=3e-3),),
+        stages=(tb.Stage("supervised", epochs=12, learning_rate=3e-3, evaluate_every=24),),
         max_length=16,  # one bucket, so one compilation
     )
     return tb.run(experiment, tmp_path_factory.mktemp("teacher") / "run")
