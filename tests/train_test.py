@@ -84,7 +84,8 @@ def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) 
     return [
         *(sys.executable, "-m", "tinybert_jax.cli", "distill", "--teacher", str(teacher), "--student", str(student)),
         *("--task", "classification", "--data", str(reviews), "--out", str(out), "--max-length", "16"),
-        *("--transformer-epochs", "10", "--prediction-epochs", "16", "--checkpoint-every", "7", "--seed", "5", *more),
+        *("--transformer-epochs", "8", "--prediction-epochs", "10", "--evaluate-every", "10"),
+        *("--checkpoint-every", "13", "--seed", "5", *more),
     ]
 
 
