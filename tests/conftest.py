@@ -133,6 +133,20 @@ def teacher(teacher_result: Result) -> Path:
     return teacher_result.directory
 
 
+# of all commands that are disturbed: equal stages are compiled once
+SHORT = "--transformer-epochs 6 --prediction-epochs 6 --seed 5".split()
+
+
+@pytest.fixture(scope="session")
+def unbroken(teacher: Path, blank_student: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that `distill` with SHORT gives when nothing disturbs it; how often it saves changes none."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    models = ["--teacher", str(teacher), "--student", str(blank_student), "--data", str(reviews)]
+    program = [sys.executable, "-m", "tinybert_jax.cli", "distill", *models, "--task", "classification"]
+    run_here([*program, "--max-length", "16", "--out", str(out), *SHORT])
+    return (out / "student" / "model.safetensors").read_bytes()
+
+
 PEOPLE, CITIES = "anna ben carla dan".split(), "rome oslo lima cairo".split()
 DRINKS = ["green tea", "milk", "cold water", "coffee"]
 QA_WORDS = tuple("lives in likes . where does live what like ? she he now".split()) + tuple(

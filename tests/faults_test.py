@@ -20,12 +20,12 @@ from pathlib import Path
 import checkpoint_test
 import numpy as np
 import pytest
-from conftest import run_here
+from conftest import SHORT, run_here
 
 import tinybert_jax as tb
 from tinybert_jax import data, train
 
-ARGUMENTS = "--task classification --max-length 16 --transformer-epochs 6 --prediction-epochs 6 --seed 5".split()
+ARGUMENTS = ["--task", "classification", "--max-length", "16", *SHORT]
 slow = pytest.mark.faults
 
 
@@ -71,14 +71,6 @@ def world(teacher: Path, blank_student: Path, reviews: Path) -> World:
 
 def weights(out: Path) -> bytes:
     return (out / "student" / "model.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def unbroken(world: World, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights that the command gives when nothing disturbs it."""
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    run_here(world.command(out))
-    return weights(out)
 
 
 @pytest.fixture(scope="module")
