@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,16 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TINYBERT_JAX_CACHE", str(path))
     return path
+
+
+def run_here(command: list[str]) -> None:
+    """Run `python -m tinybert_jax.cli ...` in this process, which imports and compiles no second time."""
+    from tinybert_jax import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command[2:])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets one of its own
+        cli.main()
 
 
 GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter burnt".split()
@@ -110,7 +121,7 @@ def teacher_result(pretrained: Path, reviews: Path, tmp_path_factory: pytest.Tem
         task="classification",
         source=tb.DataSource(data=str(reviews)),
         model=str(pretrained),
-        stages=(tb.Stage("supervised", epochs=12, learning_rate=3e-3),),
+        stages=(tb.Stage("supervised", epochs=12, learning_rate=3e-3, evaluate_every=24),),
         max_length=16,  # one bucket, so one compilation
     )
     return tb.run(experiment, tmp_path_factory.mktemp("teacher") / "run")
@@ -120,6 +131,20 @@ def teacher_result(pretrained: Path, reviews: Path, tmp_path_factory: pytest.Tem
 def teacher(teacher_result: Result) -> Path:
     """The directory of a fine-tuned teacher."""
     return teacher_result.directory
+
+
+# of all commands that are disturbed: equal stages are compiled once
+SHORT = "--transformer-epochs 6 --prediction-epochs 6 --seed 5".split()
+
+
+@pytest.fixture(scope="session")
+def unbroken(teacher: Path, blank_student: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that `distill` with SHORT gives when nothing disturbs it; how often it saves changes none."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    models = ["--teacher", str(teacher), "--student", str(blank_student), "--data", str(reviews)]
+    program = [sys.executable, "-m", "tinybert_jax.cli", "distill", *models, "--task", "classification"]
+    run_here([*program, "--max-length", "16", "--out", str(out), *SHORT])
+    return (out / "student" / "model.safetensors").read_bytes()
 
 
 PEOPLE, CITIES = "anna ben carla dan".split(), "rome oslo lima cairo".split()

@@ -135,7 +135,7 @@ def mnli(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tb
         task="mnli",
         source=source,
         model=str(pretrained),
-        stages=(tb.Stage("supervised", epochs=16, batch_size=16, learning_rate=3e-3),),
+        stages=(tb.Stage("supervised", epochs=16, batch_size=16, learning_rate=3e-3, evaluate_every=24),),
         max_length=LENGTH,
     )
     return source, path / "run", tb.run(experiment, path / "run")
@@ -193,7 +193,7 @@ def test_a_teacher_of_another_vocabulary_teaches_its_predictions_and_no_more(
     teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
     student = write_model(tmp_path / "other", words=("tea", "rice"), **SMALL)
-    prediction = (tb.Stage("prediction", epochs=12, learning_rate=1e-2),)
+    prediction = (tb.Stage("prediction", epochs=12, learning_rate=1e-2, evaluate_every=36),)
     result = distilled(teacher, str(student), reviews, tmp_path / "run", stages=prediction)
     assert result.scores["accuracy"] > 0.9
     with pytest.raises(tb.InputError, match=r"different vocabularies, .* only a sequence task's predictions"):
@@ -223,10 +223,10 @@ def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path:
     model = write_model(tmp_path / "bert", words=kind.words, **MIDDLE)
     # of preset paper, batches have one length, and are compiled once
     common = {"task": kind.task, "source": source, "model": str(model), "max_length": 24, "preset": "paper"}
-    learning = tb.Stage("supervised", epochs=20, batch_size=16, learning_rate=5e-3)
+    learning = tb.Stage("supervised", epochs=20, batch_size=16, learning_rate=5e-3, evaluate_every=80)
     teacher = tb.run(tb.Experiment(stages=(learning,), **common), tmp_path / "teacher")
     assert teacher.scores["f1"] > 0.8
-    stages = (tb.Stage("prediction", epochs=20, batch_size=16, learning_rate=5e-3),)
+    stages = (tb.Stage("prediction", epochs=20, batch_size=16, learning_rate=5e-3, evaluate_every=80),)
     student = tb.run(tb.Experiment(stages=stages, teacher=str(teacher.directory), **common), tmp_path / "student")
     assert student.scores["f1"] > 0.7
     predictions = tmp_path / "predictions"
@@ -238,7 +238,7 @@ def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path:
 def test_answers_may_be_missing_in_squad_2(tmp_path: Path) -> None:
     source = tb.DataSource(data=str(write_squad(tmp_path / "data", "2.0")))
     model = write_model(tmp_path / "bert", words=QA_WORDS, **MIDDLE)
-    stages = (tb.Stage("supervised", epochs=20, batch_size=16, learning_rate=5e-3),)
+    stages = (tb.Stage("supervised", epochs=20, batch_size=16, learning_rate=5e-3, evaluate_every=80),)
     experiment = tb.Experiment(
         task="squad2", source=source, model=str(model), stages=stages, max_length=24, preset="paper"
     )

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from conftest import SHORT, run_here
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
@@ -29,7 +30,7 @@ def distillation(teacher: Path, student: Path, reviews: Path, **changes) -> tb.E
         teacher=str(teacher),
         stages=(
             tb.Stage("transformer", epochs=8, learning_rate=3e-3, schedule="constant"),
-            tb.Stage("prediction", epochs=8, learning_rate=3e-3),
+            tb.Stage("prediction", epochs=8, learning_rate=3e-3, evaluate_every=16),
         ),
         max_length=16,
     )
@@ -83,7 +84,7 @@ def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) 
     return [
         *(sys.executable, "-m", "tinybert_jax.cli", "distill", "--teacher", str(teacher), "--student", str(student)),
         *("--task", "classification", "--data", str(reviews), "--out", str(out), "--max-length", "16"),
-        *("--transformer-epochs", "40", "--prediction-epochs", "40", "--checkpoint-every", "7", "--seed", "5", *more),
+        *("--checkpoint-every", "7", *SHORT, *more),
     ]
 
 
@@ -106,17 +107,9 @@ def logged_so_far(out: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-@pytest.fixture(scope="module")
-def unbroken(teacher: Path, blank_student: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights that the command gives in a fresh process, when nothing disturbs it."""
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    subprocess.run(command(teacher, blank_student, reviews, out), check=True, capture_output=True)
-    return (out / "student" / "model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("number", "stage", "step"),
-    [(signal.SIGINT, "1-transformer", 20), (signal.SIGTERM, "2-prediction", 10), (signal.SIGKILL, "2-prediction", 40)],
+    [(signal.SIGINT, "1-transformer", 20), (signal.SIGTERM, "2-prediction", 10), (signal.SIGKILL, "2-prediction", 20)],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(
@@ -138,8 +131,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     else:
         assert process.returncode == 0, errors
         assert "continue with the same command and --resume" in printed
-    arguments = command(teacher, blank_student, reviews, out, "--resume")
-    subprocess.run(arguments, check=True, capture_output=True)
+    run_here(command(teacher, blank_student, reviews, out, "--resume"))
     assert (out / "student" / "model.safetensors").read_bytes() == unbroken
     steps = [line["step"] for line in logged(out) if line["stage"] == "1-transformer"]
     assert steps == sorted(set(steps)), "no step is logged twice"
@@ -197,7 +189,9 @@ def test_regression_on_pairs_learns_under_the_official_preset(
     common = {"task": "regression", "source": similarities, "max_length": 24}
     finetuned = tb.run(
         tb.Experiment(
-            **common, model=str(pretrained), stages=(tb.Stage("supervised", epochs=60, learning_rate=3e-3),)
+            **common,
+            model=str(pretrained),
+            stages=(tb.Stage("supervised", epochs=60, learning_rate=3e-3, evaluate_every=60),),
         ),
         tmp_path / "teacher",
     )
@@ -266,7 +260,7 @@ def test_resuming_another_experiment_is_refused_by_the_fields_name(
 ) -> None:
     out = teacher_result.directory.parent
     described = json.loads((out / "experiment.json").read_text())
-    stages = (tb.Stage("supervised", epochs=12, learning_rate=1e-3),)
+    stages = (tb.Stage("supervised", epochs=12, learning_rate=1e-3, evaluate_every=24),)
     experiment = tb.Experiment(
         task="classification",
         source=tb.DataSource(data=str(reviews)),
