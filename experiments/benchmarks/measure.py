@@ -70,6 +70,22 @@ def our_intermediate_step(
     return step
 
 
+def our_prediction_step(student: BertConfig) -> Callable[[Batch], None]:
+    """One update of the prediction stage on batches that bring the teacher's logits; waits for its result."""
+    objective = distill.prediction_objective(student, student)
+    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
+    params = init_params(BertForSequenceClassification(student), jax.random.key(1))
+    state = create_state(params, optimizer, jax.random.key(3), mesh)
+    compiled = make_train_step(objective, optimizer, schedule, mesh, state, {})
+
+    def step(batch: Batch) -> None:
+        nonlocal state
+        state, metrics = compiled(state, {}, batch, Hyper())
+        jax.block_until_ready(metrics)
+
+    return step
+
+
 def our_inference(config: BertConfig) -> Callable[[Batch], jax.Array]:
     """Class logits of a random classifier, waited for."""
     model = BertForSequenceClassification(config)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, softmax, threshold
 from torch.nn.functional import dropout as dropout_
-from torch.nn.functional import mse_loss, softmax, threshold
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -59,24 +59,37 @@ def tensors(input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Inputs:
     }
 
 
-def make_intermediate_step(
-    teacher_config: BertConfig, student_config: BertConfig, learning_rate: float = 5e-5, weight_decay: float = 0.01
-) -> Callable[[Inputs], float]:
+def _adamw(
+    named: list[tuple[str, nn.Parameter]], learning_rate: float = 5e-5, weight_decay: float = 0.01
+) -> Callable[[Tensor], float]:
+    """One update from a loss. The whole gradient's norm is clipped to 1 before AdamW, as ours is."""
+    parameters = [parameter for _, parameter in named]
+    no_decay = [parameter for name, parameter in named if name.endswith(("bias", "LayerNorm.weight"))]
+    decay = [parameter for name, parameter in named if not name.endswith(("bias", "LayerNorm.weight"))]
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+    def update(loss: Tensor) -> float:
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return update
+
+
+def make_intermediate_step(teacher_config: BertConfig, student_config: BertConfig) -> Callable[[Inputs], float]:
     """One update on embeddings, attention scores and hidden states, with the arithmetic of the original code.
 
-    The whole gradient's norm is clipped to 1 before AdamW, as ours is. Masked scores are the minimum of
+    Masked scores are the minimum of
     float32, and `threshold` makes them 0, as the original makes all <= -1e2.
     """
     teacher = bert(teacher_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).eval()
     student = bert(student_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).train()
     project = nn.Linear(student_config.hidden_size, teacher_config.hidden_size)
     every = teacher_config.num_hidden_layers // student_config.num_hidden_layers
-    named = [*student.named_parameters(), *project.named_parameters(prefix="project")]
-    parameters = [parameter for _, parameter in named]
-    no_decay = [parameter for name, parameter in named if name.endswith(("bias", "LayerNorm.weight"))]
-    decay = [parameter for name, parameter in named if not name.endswith(("bias", "LayerNorm.weight"))]
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    update = _adamw([*student.named_parameters(), *project.named_parameters(prefix="project")])
 
     def forward(model: Any, inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         out = model(**inputs, output_attentions=True, output_hidden_states=True)
@@ -94,11 +107,21 @@ def make_intermediate_step(
             [mse_loss(threshold(s, -1e2, 0.0), t) for s, t in zip(scores, teacher_scores, strict=True)]
             + [mse_loss(project(s), t) for s, t in zip(states, teacher_states, strict=True)]
         ).sum()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return update(loss)
+
+    return step
+
+
+def make_prediction_step(teacher_config: BertConfig, student_config: BertConfig) -> Callable[[Inputs], float]:
+    """One update on the soft cross-entropy of class logits; the teacher runs in every step, as in the original."""
+    teacher = bert(teacher_config, transformers.BertForSequenceClassification, "sdpa").eval()
+    student = bert(student_config, transformers.BertForSequenceClassification, "sdpa").train()
+    update = _adamw(list(student.named_parameters()))
+
+    def step(inputs: Inputs) -> float:
+        with torch.no_grad():
+            targets = teacher(**inputs).logits.softmax(dim=-1)
+        return update(cross_entropy(student(**inputs).logits, targets))
 
     return step
 
