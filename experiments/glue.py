@@ -11,7 +11,9 @@ what was stopped.
 
 What a spectral start is worth: against the row "without" of general_distillation.py (SST-2, random start, 80.6 ± 0.5),
 it gave 85.4 ± 0.3 by `--task sst2 --student tinybert-3l-192d --start spectral --transformer-steps 300
---transformer-learning-rate 1e-3 --prediction-steps 300 --prediction-learning-rate 5e-4`.
+--transformer-learning-rate 1e-3 --prediction-steps 300 --prediction-learning-rate 5e-4`. On the demo's reviews
+(`quickstart.write_reviews`), teacher of 80 steps: random 73.9 ± 1.0, spectral 75.8 ± 0.7, by `--task classification
+--max-length 64` and the same with 100 steps in both stages.
 """
 
 from __future__ import annotations
