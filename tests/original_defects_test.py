@@ -65,7 +65,7 @@ def test_every_defect_has_a_test(defect: str) -> None:
 def test_a_tasks_recipe_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of CoLA: 50 epochs of intermediate distillation at length 64; of MNLI 10 at 128."""
     run: list[tb.Experiment] = []
-    monkeypatch.setattr(cli_train, "execute", lambda experiment, *more: run.append(experiment))
+    monkeypatch.setattr(cli_train, "execute", lambda experiments, *more: run.extend(experiments))
     for task in ("cola", "mnli"):
         arguments = ["--teacher", "t", "--student", "tinybert-4l-312d", "--task", task, "--data", "d", "--out", "o"]
         monkeypatch.setattr("sys.argv", ["tinybert", "distill", *arguments])
