@@ -4,6 +4,7 @@ the others along. In a run of one process, each of these is nothing or what it a
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -64,7 +65,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         raise InputError(
             f"the processes could not join ({line}): see that all are started, and can reach process 0"
         ) from None
-    threading.Thread(target=_end_with_the_others, daemon=True).start()
+    ended = threading.Event()
+    watcher = threading.Thread(target=_end_with_the_others, args=(ended,), daemon=True)
+    watcher.start()
+
+    def end_watch() -> None:  # a thread that is inside the client when the interpreter ends aborts the process
+        ended.set()
+        watcher.join(10 * POLL_SECONDS)
+
+    atexit.register(end_watch)
     if not is_primary():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
 
@@ -107,10 +116,9 @@ def tell_others(message: str) -> bool:
     return True
 
 
-def _end_with_the_others() -> None:
+def _end_with_the_others(ended: threading.Event) -> None:
     """Watch for another process's failure. Without it, the living wait for minutes in a collective operation."""
-    while True:
-        time.sleep(POLL_SECONDS)
+    while not ended.wait(POLL_SECONDS):
         client = global_state.client
         if client is None:  # the run has ended
             return
