@@ -234,6 +234,7 @@ def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(
         (["--mesh", "data=2,rows=2"], "--mesh data=2,rows=2: give sizes of data, fsdp, model"),
         (["--mesh", "data=0"], "--mesh data=0: give sizes of data, fsdp, model"),
         (["--mesh", "data=64"], "--mesh data=64 needs 64 devices, and there are "),
+        (["--population", "0"], "--population 0: a population has at least 1 member"),
         (["--accumulation-steps", "3"], "accumulation_steps 3 does not divide the batch size 32"),
         (["--process-id", "1"], "--num-processes and --process-id go with --coordinator HOST:PORT"),
         (["--coordinator", "host:1234"], "--coordinator HOST:PORT needs --num-processes N and a --process-id from 0"),
@@ -247,7 +248,7 @@ def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(
         ),
     ],
 )
-def test_devices_that_do_not_fit_are_refused(
+def test_numbers_and_devices_that_do_not_fit_are_refused(
     options: list[str],
     message: str,
     teacher: Path,
@@ -371,16 +372,3 @@ def test_a_population_prints_its_members_their_mean_and_where_they_are(
     assert lines[-2:] == [f"written to {tmp_path}/run/member{i}/student" for i in (0, 1)]
     for i in (0, 1):
         assert f'"seed": {i}' in (tmp_path / "run" / f"member{i}" / "student" / "README.md").read_text()
-
-
-@pytest.mark.usefixtures("nothing_compiles")
-def test_a_population_of_none_is_refused(
-    teacher: Path,
-    blank_student: Path,
-    reviews: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    arguments = distill_arguments(teacher, blank_student, reviews, tmp_path / "run")
-    assert_refused(capsys, tinybert(monkeypatch, *arguments, "--population", 0), "--population 0: a population has")

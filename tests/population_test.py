@@ -9,25 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from train_step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
 from tinybert_jax import distill, optim, population, sharding, train, train_step
 
-SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
-TEACHER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, **SIZES)
-STUDENT = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES)  # with dropout
 HYPERS = [
     tb.Hyper(learning_rate=1e-2),
     tb.Hyper(learning_rate=3e-3, temperature=2.0, attention_weight=0.0),
     tb.Hyper(learning_rate=1e-2, hidden_weight=0.5),
 ]
-
-
-def make_batch() -> tb.Batch:
-    random = np.random.default_rng(0)
-    ids = random.integers(5, 40, (8, 6)).astype(np.int32)
-    mask = (np.arange(6) < random.integers(2, 7, (8, 1))).astype(np.int32)
-    return tb.Batch(ids, mask, np.zeros_like(ids), np.zeros(8, np.int32), np.ones(8, np.float32))
 
 
 def trained(objective: distill.Objective, students: list[Any], hypers: list[tb.Hyper], parts: int = 1) -> Any:

@@ -332,12 +332,12 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
         return
     except train.Diverged as diverged:
         raise InputError(str(diverged)) from None
-    last = experiments[0].stages[-1].objective if experiments[0].task == "corpus" else ""
     header, table = _scores(results[0].scores, results[0].teacher_scores) if len(results) == 1 else _members(results)
     if table:
         print_table(header, table)
     else:
-        print(NEXT.get(last, NO_HEAD))
+        experiment = experiments[0]
+        print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
     for result in results:
         print(f"written to {result.directory}")
 
