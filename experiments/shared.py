@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import tinybert_jax as tb
-from tinybert_jax import population, tasks, train
+from tinybert_jax import population, tasks
 from tinybert_jax.cli import prepare_process
+from tinybert_jax.stage import Diverged, Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
 
@@ -101,7 +102,7 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
             results = tb.run_population(members, directory, (directory / "experiment.json").is_file())
         except tb.InputError as error:
             sys.exit(f"error: {error}")
-        except (train.Stopped, train.Diverged) as stopped:
+        except (Stopped, Diverged) as stopped:
             sys.exit(f"{stopped}\nthe same command continues")
         finished.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
     scores: Scores = json.loads(finished.read_text())

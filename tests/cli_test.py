@@ -13,6 +13,7 @@ import pytest
 from conftest import write_model, write_reviews
 
 from tinybert_jax import cli, tasks, train
+from tinybert_jax.stage import Stopped
 
 
 def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -269,7 +270,7 @@ def test_deterministic_sets_the_flag_of_gpus_before_the_devices_are_asked_for(
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
 
     def stopped(*arguments: object) -> None:
-        raise train.Stopped(os.environ["XLA_FLAGS"])
+        raise Stopped(os.environ["XLA_FLAGS"])
 
     monkeypatch.setattr(train, "run_population", stopped)
     printed = io.StringIO()

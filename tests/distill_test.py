@@ -278,8 +278,10 @@ def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_lay
     targets = objective.targets(TEACHER_PARAMS, batch)
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
     teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
-    np.testing.assert_array_equal(targets["attention"], teacher.attention_scores[np.array(mapped) - 1])
-    np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states[np.array(mapped)])
+    np.testing.assert_array_equal(
+        targets["attention"], teacher.attention_scores.swapaxes(0, 1)[:, np.array(mapped) - 1]
+    )
+    np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states.swapaxes(0, 1)[:, np.array(mapped)])
     assert np.isfinite(objective.loss(trainable, targets, batch, tb.Hyper(), None)[0])
 
 

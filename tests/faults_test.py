@@ -23,7 +23,8 @@ import pytest
 from conftest import SHORT, run_here
 
 import tinybert_jax as tb
-from tinybert_jax import data, train
+from tinybert_jax import data
+from tinybert_jax.stage import Diverged
 
 ARGUMENTS = ["--task", "classification", "--max-length", "16", *SHORT]
 slow = pytest.mark.faults
@@ -138,7 +139,7 @@ def test_a_number_that_is_not_finite_in_a_batch_ends_the_run_and_spares_the_chec
 
     with monkeypatch.context() as patch:
         patch.setattr(data.Tokens, "batch", faulty)
-        with pytest.raises(train.Diverged, match=r"step \d+: loss is nan.* the checkpoints before it are sound"):
+        with pytest.raises(Diverged, match=r"step \d+: loss is nan.* the checkpoints before it are sound"):
             tb.run(experiment, tmp_path / "run")
     result = tb.run(experiment, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "sound")

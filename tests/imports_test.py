@@ -52,19 +52,20 @@ TABLE: dict[str, set[str]] = {
     "init": {"config", "distill", "spectral"},
     "cost": {"config"},
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
-    "answers": {"config", "data", "predict", "rows"},
+    "answers": {"config", "data", "rows", "train_step"},
     "inputs": {
         *("config", "heads", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
         *("population", "predict"),
     },
     "run_dir": {"config", "inputs", "model"},
 }
+TABLE["stage"] = set(TABLE)
 TABLE["train"] = set(TABLE)
 TABLE["augmentation"] = {
     *("config", "hf", "tasks", "rows", "predict", "augment", "candidates", "candidate_table", "mlm", "neighbours")
 }
 TABLE["evaluation"] = {"config", "inputs", "predict", "splits", "tasks"}
-TABLE["cli_train"] = {"config", "processes", "tasks", "train"}
+TABLE["cli_train"] = {"config", "processes", "stage", "tasks", "train"}
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 

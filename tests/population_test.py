@@ -12,7 +12,8 @@ import pytest
 from train_step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
-from tinybert_jax import distill, optim, population, sharding, train, train_step
+from tinybert_jax import distill, optim, population, sharding, train_step
+from tinybert_jax.stage import Stopped
 
 HYPERS = [
     tb.Hyper(learning_rate=1e-2),
@@ -128,7 +129,7 @@ def test_a_population_that_was_stopped_resumes_to_the_same_bits(
     steps = iter([False] * 9 + [True])  # in the second stage, after an evaluation
     with monkeypatch.context() as patch:
         patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
-        with pytest.raises(train.Stopped, match="2-prediction after step 6"):
+        with pytest.raises(Stopped, match="2-prediction after step 6"):
             tb.run_population(experiments, tmp_path / "run")
     resumed = tb.run_population(experiments, tmp_path / "run", resume=True)
     assert [weights(result) for result in resumed] == [weights(result) for result in whole]

@@ -44,6 +44,16 @@ def test_loss_falls_and_another_hyper_is_no_recompilation() -> None:
     assert step._cache_size() == 1
 
 
+def test_the_share_of_real_tokens_is_that_of_the_batch() -> None:
+    config, mesh, batch = STUDENT, sharding.make_mesh(), make_batch()
+    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))
+    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", 10)
+    state = train_step.create_state(params, optimizer, jax.random.key(3), mesh)
+    step = train_step.make_train_step(distill.supervised_objective(config), optimizer, schedule, mesh, state, {})
+    _, metrics = step(state, {}, batch, tb.Hyper())
+    np.testing.assert_allclose(metrics["real_tokens"], batch.attention_mask.mean(), rtol=1e-6)
+
+
 def test_equal_seeds_give_equal_losses() -> None:
     hypers = [tb.Hyper(learning_rate=1e-2)] * 2
     assert run_steps(sharding.make_mesh(), hypers)[0] == run_steps(sharding.make_mesh(), hypers)[0]

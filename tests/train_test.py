@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax import train
+from tinybert_jax.stage import Diverged
 
 
 def distillation(teacher: Path, student: Path, reviews: Path, **changes) -> tb.Experiment:
@@ -47,6 +48,7 @@ def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: trai
     assert {path.name for path in out.iterdir()} == {
         "experiment.json",
         "metrics.jsonl",
+        "speed.jsonl",
         "tensorboard",
         "checkpoints",
         "student",
@@ -78,6 +80,18 @@ def test_distillation_learns_from_the_teacher_and_logs_every_term(
     terms = first[-1]
     names = ("embedding", "attention/1", "attention/2", "hidden/1", "hidden/2")
     assert terms["loss"] == pytest.approx(sum(terms[name] for name in names), rel=1e-5)
+
+
+def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: train.Result) -> None:
+    """The words of the reviews, [CLS] and [SEP] fill part of the 16 positions; each epoch has all of them once."""
+    out = teacher_result.directory.parent
+    speeds = [json.loads(line) for line in (out / "speed.jsonl").read_text().splitlines()]
+    steps = [line for line in logged(out) if "loss" in line]
+    assert [line["step"] for line in speeds] == [line["step"] for line in steps]
+    for line in speeds:
+        assert 0.3 < line["real_tokens"] < 1
+        assert line["tokens"] / line["seconds"] == pytest.approx(line["tokens_per_second"], rel=0.01)
+    assert all(0.3 < line["real_tokens"] <= 1 for line in steps)
 
 
 def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) -> list[str]:
@@ -148,7 +162,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
         stages=(stage,),
         max_length=16,
     )
-    with pytest.raises(train.Diverged, match="are sound. Start a new --out with a lower learning rate"):  # noqa: RUF043
+    with pytest.raises(Diverged, match="are sound. Start a new --out with a lower learning rate"):  # noqa: RUF043
         tb.run(experiment, tmp_path / "run")
     assert not (tmp_path / "run" / "student").exists()
     saved = [path for path in (tmp_path / "run" / "checkpoints" / "1-supervised").iterdir() if path.name.isdigit()]

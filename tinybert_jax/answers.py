@@ -1,29 +1,57 @@
-"""The teacher's logits, computed once for every row, or augmented variant, that a stage reads more than once."""
+"""The targets of every row, or augmented variant, that a stage reads more than once: computed before its first step,
+kept on disk, and brought by its batches, so that the steps run no teacher.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax.config import Batch, Params
-from tinybert_jax.data import Examples, TwoVocabularies
-from tinybert_jax.predict import predict_logits
-from tinybert_jax.rows import cached_arrays
+from tinybert_jax.config import Batch, InputError, Params
+from tinybert_jax.data import PROGRESS_FROM, Examples, eval_batches
+from tinybert_jax.rows import cache_folder, cached
+from tinybert_jax.train_step import make_targets_step
+
+TOKENS = -1  # in a shape, of an axis as long as the row has tokens
+COMPACT = np.dtype(jnp.bfloat16)
+
+
+class Form(NamedTuple):
+    """One array of the targets, as a row has it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def of(self, tokens: int) -> tuple[int, ...]:
+        """The shape of a row of that many tokens."""
+        return tuple(tokens if size == TOKENS else size for size in self.shape)
+
+    def sizes(self, tokens: np.ndarray) -> np.ndarray:
+        """Numbers that rows have, int64 [n]."""
+        return np.prod([tokens if size == TOKENS else np.full_like(tokens, size) for size in self.shape], axis=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """n rows with the teacher's logits of each: the step that trains on them runs no teacher."""
+    """n rows with the targets of each, as `data.Examples`; what lies behind a row's tokens is 0."""
 
     examples: Examples
-    logits: np.ndarray  # float32 [n, c]
+    tokens: np.ndarray  # int64 [n]: how many of a row's are kept
+    offsets: Sequence[np.ndarray]  # int64 [n] of each array: where a row begins
+    flat: Sequence[np.ndarray]  # of each array, the numbers of all rows
+    forms: Sequence[Form]
+    tree: Any  # the targets' structure
 
     @property
     def lengths(self) -> np.ndarray:
@@ -39,44 +67,170 @@ class Answered:
         return len(self.examples)
 
     def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
-        """The rows' batch, with `teacher_logits` [b, c] in the place of the teacher's own tokens."""
-        logits = np.where(rows[:, None] >= 0, self.logits[rows], 0)
-        return self.examples.batch(rows, length, epoch)._replace(teacher_inputs=None, teacher_logits=logits)
+        """The rows' batch with `targets`, in the place of the teacher's own tokens."""
+        leaves = [self._padded(number, rows, length) for number in range(len(self.forms))]
+        targets = jax.tree.unflatten(self.tree, leaves)
+        return self.examples.batch(rows, length, epoch)._replace(teacher_inputs=None, targets=targets)
+
+    def _padded(self, number: int, rows: np.ndarray, length: int) -> np.ndarray:
+        form, offsets, flat = self.forms[number], self.offsets[number], self.flat[number]
+        result = np.zeros((len(rows), *form.of(length)), form.dtype)
+        for padded, row in zip(result, rows, strict=True):
+            if row >= 0:
+                shape = form.of(int(self.tokens[row]))
+                own = flat[offsets[row] : offsets[row] + int(np.prod(shape))]
+                padded[tuple(map(slice, shape))] = own.reshape(shape)
+        return result
 
 
-def answered(
-    examples: Examples,
-    step: Any,
-    params: Params,
-    teacher: str,
-    mesh: Mesh,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    cache_dir: Path | None = None,
-) -> Answered:
-    """The rows with the teacher's logits, read from the cache where an equal run on equal devices has left them there.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A teacher, what is asked of it, and how.
 
     Args:
-        examples: n rows whose batches are the same in every epoch.
-        step: of the teacher, from `train_step.make_predict_step`.
+        objective: a `distill.Objective`.
         params: the teacher's, on the mesh.
-        teacher: fingerprint of the teacher's files and of how it computes.
-        mesh: of `step`.
+        identity: of the teacher's files and of all that determines the targets, beside the rows.
+        mesh: where they are computed.
         batch_size: rows that are computed at once.
         buckets: lengths that batches are padded to.
-        cache_dir: as in `rows.read_rows`; 4 bytes a logit are kept there. Several processes compute, and keep nothing.
+        padding: the loss reads the targets of padding too.
+        compact: keep arrays in bfloat16: a relative error of 1/512 of what a squared error is measured against.
+    """
+
+    objective: Any
+    params: Params
+    identity: Sequence[Any]
+    mesh: Mesh
+    batch_size: int
+    buckets: tuple[int, ...]
+    padding: bool = False
+    compact: bool = False
+
+    def answered(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> Answered | None:
+        """The rows with their targets, read from the cache where an equal run on equal devices has left them there.
+
+        Args:
+            examples: n rows whose batches are the same in every epoch.
+            limit: bytes that the cache may keep of all runs' targets; older ones make room.
+            cache_dir: as in `rows.read_rows`. Several processes each compute all, and keep nothing on disk.
+
+        Returns:
+            None where the rows need more than `limit`, or are of several processes and need memory for every token.
+
+        Raises:
+            InputError: the disk has no room, or the cache cannot be written.
+        """
+        forms, tree = self._forms(examples)
+        tokens = np.full(len(examples), self.buckets[-1]) if self.padding else np.asarray(examples.lengths)
+        order = np.argsort(examples.lengths, kind="stable")  # of `eval_batches`, which appends to the files
+        sizes = [form.sizes(tokens.astype(np.int64)) for form in forms]
+        offsets = []
+        for size in sizes:
+            offset = np.empty_like(size)
+            offset[order] = np.cumsum(size[order]) - size[order]
+            offsets.append(offset)
+        needed = sum(int(size.sum()) * form.dtype.itemsize for size, form in zip(sizes, forms, strict=True))
+        several = jax.process_count() > 1
+        if needed > limit or (several and any(TOKENS in form.shape for form in forms)):
+            return None
+
+        def build(folder: Path) -> None:
+            self._write(folder, examples, tokens, forms)
+
+        def load(folder: Path) -> list[np.ndarray]:
+            found: list[np.ndarray] = []
+            for number, (size, form) in enumerate(zip(sizes, forms, strict=True)):
+                file = folder / f"{number}.bin"
+                if file.stat().st_size != size.sum() * form.dtype.itemsize:
+                    raise ValueError(f"{file.name} has another size")
+                found.append(np.memmap(file, form.dtype, "r"))
+            return found
+
+        if several:  # one that finds them in its cache would leave the others waiting
+            with tempfile.TemporaryDirectory() as own:
+                build(Path(own))
+                flat = [np.array(array) for array in load(Path(own))]
+            return Answered(examples, tokens, offsets, flat, forms, tree)
+        folder = cache_folder(cache_dir) / "answers"
+        entry = folder / self._fingerprint(examples, forms)
+        if not entry.is_dir():
+            _make_room(folder, needed, limit)
+        flat = cached(entry, build, load)
+        entry.touch()  # the oldest makes room
+        return Answered(examples, tokens, offsets, flat, forms, tree)
+
+    def _forms(self, examples: Examples) -> tuple[list[Form], Any]:
+        """The arrays of the targets: an axis that is longer in a longer batch runs over tokens."""
+        longest = self.buckets[-1]
+        shapes = [
+            jax.eval_shape(self.objective.targets, self.params, examples.batch(np.array([-1]), length, 0))
+            for length in (longest, longest - 1)
+        ]
+        leaves, tree = jax.tree.flatten(shapes[0])
+        forms = []
+        for leaf, shorter in zip(leaves, jax.tree.leaves(shapes[1]), strict=True):
+            sizes = zip(leaf.shape[1:], shorter.shape[1:], strict=True)
+            shape = tuple(size if size == other else TOKENS for size, other in sizes)
+            forms.append(Form(shape, COMPACT if self.compact else np.dtype(leaf.dtype)))
+        return forms, tree
+
+    def _fingerprint(self, examples: Examples, forms: Sequence[Form]) -> str:
+        described = [(form.shape, form.dtype.name) for form in forms]
+        device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
+        computed = [self.batch_size, self.buckets, self.padding, device, mesh, jax.__version__]
+        content = [*self.identity, examples.fingerprint, described, computed]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, forms: Sequence[Form]) -> None:
+        """A file for each array, the rows in the order of `eval_batches`."""
+        from tqdm import tqdm
+
+        step = make_targets_step(self.objective, self.mesh, self.params)
+        # written, not mapped: of a full disk a write raises, where a map would kill the process
+        files = [(folder / f"{number}.bin").open("wb") for number in range(len(forms))]
+
+        def keep(rows: np.ndarray, targets: Any) -> None:
+            for file, form, leaf in zip(files, forms, jax.tree.leaves(targets), strict=True):
+                host = np.asarray(leaf).astype(form.dtype)
+                for row, own in zip(rows, host, strict=True):
+                    if row >= 0:
+                        file.write(own[tuple(map(slice, form.of(int(tokens[row]))))].tobytes())
+
+        running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
+        try:
+            with tqdm(
+                total=len(examples), desc="teacher's answers", unit="row", disable=len(examples) < PROGRESS_FROM
+            ) as bar:
+                for rows, batch in eval_batches(examples, self.batch_size, self.buckets):
+                    dispatched = rows, step(self.params, batch)
+                    if running is not None:
+                        keep(*running)
+                    running = dispatched
+                    bar.update(int((rows >= 0).sum()))
+            assert running is not None, "there is at least one row"
+            keep(*running)
+        finally:
+            for file in files:
+                file.close()
+
+
+def _make_room(folder: Path, needed: int, limit: float) -> None:
+    """Remove what was used longest ago, until `needed` bytes more stay within `limit`.
 
     Raises:
-        InputError: the cache cannot be written.
+        InputError: the disk has no room for them.
     """
-    own = examples.teacher if isinstance(examples, TwoVocabularies) else examples
-
-    def compute() -> dict[str, np.ndarray]:
-        return {"logits": predict_logits(step, params, own, batch_size, buckets, "teacher's answers")}
-
-    if jax.process_count() > 1:  # one that finds them in its cache would leave the others waiting
-        return Answered(examples, compute()["logits"])
-    device = mesh.devices.flat[0].device_kind
-    form = [teacher, own.fingerprint, device, dict(mesh.shape), batch_size, buckets, jax.__version__]
-    fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
-    return Answered(examples, cached_arrays(cache_dir, "answers", fingerprint, compute)["logits"])
+    entries = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    kept = {entry: sum(file.stat().st_size for file in entry.glob("*")) for entry in entries}
+    for entry in entries:
+        if sum(kept.values()) + needed <= limit:
+            break
+        del kept[entry]
+        shutil.rmtree(entry, ignore_errors=True)
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: the teacher's answers need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: set"
+            " TINYBERT_JAX_CACHE to a larger disk, or --teacher-cache-gb 0, which runs the teacher in every step"
+        )

@@ -135,6 +135,7 @@ def distill(
     prediction_learning_rate: float | None = None,
     temperature: float = 1.0,
     evaluate_every: int | None = None,
+    teacher_cache_gb: float = 10.0,
 ) -> None:
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
@@ -162,6 +163,8 @@ def distill(
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
+        teacher_cache_gb: disk for what the teacher says of the rows (hidden states, scores, logits), which a stage of
+            several epochs computes once, where it fits; 0: the teacher runs in every step.
     """
     from tinybert_jax.tasks import get_task
 
@@ -200,6 +203,7 @@ def distill(
         layer_map=layer_map,
         start=start,
         augmented=augmented,
+        teacher_cache_gb=teacher_cache_gb,
     )
 
 
@@ -317,6 +321,7 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
     if devices.deterministic:  # read when the first device is asked for, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     from tinybert_jax import processes, train
+    from tinybert_jax.stage import Diverged, Stopped
 
     # Of a read or write that failed, Orbax logs the traceback before it raises it, asyncio those of the writes beside
     # it, and TensorStore ends the others when their event loop is closed, with a traceback each: our line, which says
@@ -327,10 +332,10 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
     processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
         results = train.run_population(experiments, out, resume, mesh)
-    except train.Stopped as stopped:
+    except Stopped as stopped:
         print(f"{stopped}\ncontinue with the same command and --resume")
         return
-    except train.Diverged as diverged:
+    except Diverged as diverged:
         raise InputError(str(diverged)) from None
     header, table = _scores(results[0].scores, results[0].teacher_scores) if len(results) == 1 else _members(results)
     if table:

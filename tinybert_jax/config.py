@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
     `labels` are class ids or float targets [b]; first and last token of an answer [b, 2]; or a class or token id per
     token [b, q], -1 where none counts. `teacher_inputs` are the first three fields in the teacher's own vocabulary,
-    where it has another one; `teacher_logits`, what it says of the rows, where that is known.
+    where it has another one; `targets`, what the objective's `targets` gave for these rows, where that is known.
     """
 
     input_ids: Any  # int32 [b, q]
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     labels: Any  # int32 or float32 [b], int32 [b, 2] or [b, q]
     example_mask: Any  # float32 [b]
     teacher_inputs: tuple[Any, Any, Any] | None = None  # int32 [b, k], k not always q
-    teacher_logits: Any = None  # float32 [b, c]
+    targets: Any = None  # a pytree of arrays with the rows on axis 0
 
 
 class Hyper(NamedTuple):
@@ -356,6 +356,7 @@ class Experiment:
     compute_dtype: ComputeDtype = "float32"
     remat: bool = False  # compute activations again in the backward pass: less memory, a third more work
     checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
+    teacher_cache_gb: float = 10.0  # of disk for the teacher's answers, where rows are read more than once
     seed: int = 0
     data_seed: int | None = None  # of the order of the rows, masking and augmentation; default: `seed`
 
@@ -391,5 +392,7 @@ class Experiment:
             raise InputError(f"max_length is {self.max_length}; it must be at least 8")
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
+        if not self.teacher_cache_gb >= 0:
+            raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")
         if min(self.seed, self.order_seed) < 0:
             raise InputError(f"seed is {min(self.seed, self.order_seed)}; it must not be negative")

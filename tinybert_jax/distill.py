@@ -27,7 +27,7 @@ MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM deco
 class Objective(NamedTuple):
     """What a stage minimises, as pure functions. `key` drives the student's dropout; None switches it off.
 
-    targets(teacher_params, batch) -> pytree: only what `loss` reads, under no gradient.
+    targets(teacher_params, batch) -> pytree: only what `loss` reads, under no gradient; the batch on axis 0.
     loss(trainable, targets, batch, hyper, key) -> (scalar, metrics): a mean over the batch's real examples.
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
@@ -124,11 +124,11 @@ def transformer_objective(
         if batch.teacher_inputs is not None:
             raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
         out = _apply(teacher_model, teacher_params["bert"], batch, None, **wanted(read))
-        found = out.qkv if relations else out.attention_scores
+        found = jnp.moveaxis(out.qkv, 2, 1) if relations else out.attention_scores
         return {
             "embedding": out.hidden_states[0],
-            "hidden": jnp.stack([out.hidden_states[g] for g in mapped]),
-            "attention": jnp.stack([found[slot] for slot in slots]),
+            "hidden": jnp.stack([out.hidden_states[g] for g in mapped], axis=1),
+            "attention": jnp.stack([found[slot] for slot in slots], axis=1),
         }
 
     def loss(
@@ -140,7 +140,7 @@ def transformer_objective(
         if relations:
             # queries, keys and values are further layers; their divergences add up
             each = jax.vmap(
-                _per_example(lambda s, t, mask: losses.relation_kl(s, t, mask, relations), layers=True), (0, 0, None)
+                _per_example(lambda s, t, mask: losses.relation_kl(s, t, mask, relations), layers=True), (0, 1, None)
             )
             transfer = jnp.sum(each(out.qkv, targets["attention"], real), axis=1)
         elif preset == "official":
@@ -263,12 +263,10 @@ def prediction_objective(
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if from_labels:
             return batch.labels
-        logits = batch.teacher_logits
-        if logits is None:
-            if batch.teacher_inputs is not None:
-                names = ("input_ids", "attention_mask", "token_type_ids")
-                batch = batch._replace(**dict(zip(names, batch.teacher_inputs, strict=True)))
-            logits = _apply(teacher_model, teacher_params, batch, None, score_layers=()).logits
+        if batch.teacher_inputs is not None:
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            batch = batch._replace(**dict(zip(names, batch.teacher_inputs, strict=True)))
+        logits = _apply(teacher_model, teacher_params, batch, None, score_layers=()).logits
         return logits[:, 0] if regression else logits
 
     def loss(
@@ -361,9 +359,11 @@ def _apply(model: Any, params: Params, batch: Batch, key: PRNGKeyArray | None, *
 
 
 def _per_example(loss: Callable[..., Array], layers: bool = False) -> Callable[..., Array]:
-    """`loss(student, teacher, mask)` over a batch -> [b], and with `layers` over stacked layers too -> [l, b]."""
+    """`loss(student, teacher, mask)` over a batch -> [b]; with `layers`, which are on axis 0 of what the student
+    computed and on axis 1 of the targets, -> [l, b].
+    """
     batched = jax.vmap(loss)
-    return jax.vmap(batched, (0, 0, None)) if layers else batched
+    return jax.vmap(batched, (0, 1, None)) if layers else batched
 
 
 def _mean(per_example: Float[Array, "*l b"], batch: Batch) -> Float[Array, "*l"]:

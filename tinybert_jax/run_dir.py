@@ -1,4 +1,4 @@
-"""A run's directory: experiment.json, metrics.jsonl, TensorBoard, and the model card of the student."""
+"""A run's directory: experiment.json, metrics.jsonl, TensorBoard, speed.jsonl, and the student's model card."""
 
 from __future__ import annotations
 
@@ -156,6 +156,45 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+class SpeedLog:
+    """How fast a stage trained, in `speed.jsonl`: apart from the metrics, which repeat to the bit where time does not.
+
+    A line covers the steps since the last one, without evaluations and checkpoints: real tokens (no padding), the
+    share that they are of all positions, and the real tokens a second.
+    """
+
+    def __init__(self, out: Path, stage: str) -> None:
+        self._stage = stage
+        self._file = (out / "speed.jsonl").open("a", encoding="utf-8")
+        self._tokens, self._positions, self._seconds = 0.0, 0, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """What was done since the last step is not counted."""
+        self._last = time.perf_counter()
+
+    def add(self, positions: int, real: float) -> None:
+        """Count a step that is done, on that many positions, of which a share is real."""
+        now = time.perf_counter()
+        self._seconds, self._last = self._seconds + now - self._last, now
+        self._tokens, self._positions = self._tokens + positions * real, self._positions + positions
+
+    def write(self, step: int) -> None:
+        """Log what was counted, as of `step`, and start anew."""
+        numbers = {
+            "tokens": round(self._tokens),
+            "real_tokens": round(self._tokens / self._positions, 4),
+            "seconds": round(self._seconds, 4),
+            "tokens_per_second": round(self._tokens / self._seconds, 1),
+        }
+        self._file.write(json.dumps({"stage": self._stage, "step": step} | numbers) + "\n")
+        self._file.flush()
+        self._tokens, self._positions, self._seconds = 0.0, 0, 0.0
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def write_model_card(

@@ -1,62 +1,26 @@
-"""The one host loop that every stage runs through, and a whole run: from checked input to a student directory."""
+"""A whole run: from checked input through its stages to a student directory."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import answers, data, distill, hf, optim, population, processes, run_dir
-from tinybert_jax.checkpoint import Checkpoints
-from tinybert_jax.config import BertConfig, CorpusSource, Experiment, InputError, Params, Stage
-from tinybert_jax.cost import Cost, seconds_per_step, step_flops
+from tinybert_jax import distill, hf, processes, run_dir
+from tinybert_jax.config import BertConfig, Experiment, InputError, Params
 from tinybert_jax.heads import HEADS
 from tinybert_jax.inputs import Inputs, initial_params, load_population
 from tinybert_jax.predict import predict_logits
-from tinybert_jax.sharding import (
-    batch_sharding,
-    choose_mesh,
-    fetch,
-    global_batch,
-    local_rows,
-    place,
-    tree_shardings,
-)
+from tinybert_jax.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.splits import Split
-from tinybert_jax.train_step import (
-    TrainState,
-    create_state,
-    make_keep_best,
-    make_own_params,
-    make_predict_step,
-    make_train_step,
-)
+from tinybert_jax.stage import SCORED, Diverged, Run, make_objective, train_stage
+from tinybert_jax.train_step import make_predict_step
 
-LOG_EVERY = 10  # steps
 EVAL_BATCH_SIZE = 64
-SCORED = ("supervised", "prediction")  # the objectives that train the task's head
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is saved and can be resumed."""
-
-
-class Diverged(Exception):
-    """The loss, the gradient or the parameters are not finite; the checkpoints are sound."""
-
-
-class PlacedTeacher(NamedTuple):
-    """A teacher's parameters on the mesh, and its compiled `make_predict_step`; no parameters where there is none."""
-
-    params: Params
-    step: Any
 
 
 @dataclass(frozen=True)
@@ -88,8 +52,8 @@ def run(
     Raises:
         InputError: something the experiment names is missing, damaged or does not fit; the teacher is at chance; `out`
             exists, cannot be written, or, with `resume`, holds another run.
-        Stopped: SIGINT or SIGTERM came; the state is saved.
-        Diverged: the loss, the gradient or the parameters became infinite or NaN.
+        stage.Stopped: SIGINT or SIGTERM came; the state is saved.
+        stage.Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
     return run_population((experiment,), out, resume, mesh)[0]
 
@@ -109,8 +73,8 @@ def run_population(
 
     Raises:
         InputError: as in `run`; or the experiments do not go together.
-        Stopped: as in `run`.
-        Diverged: as in `run`, by any of the members.
+        stage.Stopped: as in `run`.
+        stage.Diverged: as in `run`, by any of the members.
     """
     try:
         return _run(experiments, Path(out), resume, mesh)
@@ -132,12 +96,12 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     mesh = choose_mesh(axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs)
     if resume:
         run_dir.check_same(out, experiments, members, mesh)
-    teacher, teacher_scores = PlacedTeacher({}, None), None
+    teacher_params: Params = {}
+    teacher_scores = None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
-        placed = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
-        teacher = PlacedTeacher(placed, make_predict_step(HEADS[inputs.head](inputs.teacher.config), mesh, placed))
+        teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
         if inputs.teacher_dev:
-            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher, mesh)
+            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
     if not resume and processes.is_primary():
         run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")
@@ -151,8 +115,9 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             raise Diverged("the model's outputs are not finite")
         return split.score(logits)
 
+    whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
     for index in range(len(experiment.stages)):
-        params = _train_stage(experiments, index, inputs, params, teacher, score, mesh, out)
+        params = train_stage(whole, index, params)
     trained_head = any(stage.objective in SCORED for stage in experiment.stages)
     results = []
     for i, directory in enumerate(run_dir.member_dirs(out, len(experiments))):
@@ -171,36 +136,13 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     return results
 
 
-def stage_steps(stage: Stage, rows: int) -> int:
-    """The number of steps of a stage over that many training rows."""
-    steps = stage.epochs * data.steps_per_epoch(rows, stage.batch_size)
-    return steps if stage.max_steps is None else min(steps, stage.max_steps)
-
-
-def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> distill.Objective:
-    """The objective of a stage.
-
-    Raises:
-        InputError: teacher and student do not fit each other.
-    """
-    if stage.objective == "supervised":
-        return distill.supervised_objective(inputs.config, inputs.head)
-    if stage.objective == "masked_lm":
-        return distill.masked_lm_objective(inputs.config)
-    assert inputs.teacher is not None, "Experiment asks for a teacher where a stage distils"
-    teacher = inputs.teacher.config
-    if stage.objective == "transformer":
-        return distill.transformer_objective(inputs.config, teacher, experiment.layer_map, experiment.preset)
-    return distill.prediction_objective(inputs.config, teacher, experiment.preset, inputs.head)
-
-
 def _score_teacher(
-    experiment: Experiment, inputs: Inputs, config: BertConfig, teacher: PlacedTeacher, mesh: Mesh
+    experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
 ) -> dict[str, float]:
     """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing."""
-    scores = {}
+    step, scores = make_predict_step(HEADS[inputs.head](config), mesh, params), {}
     for name, dev in inputs.teacher_dev.items():
-        logits = predict_logits(teacher.step, teacher.params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
+        logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
         skill, chance = dev.skill(logits), min(0.5, 2 / math.sqrt(len(dev.tokens)))
         if skill < chance:
             raise InputError(
@@ -222,172 +164,3 @@ def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
     """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
     suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
     return {f"{metric}{suffixes[name]}": value for name, own in scores.items() for metric, value in own.items()}
-
-
-def _train_stage(
-    experiments: Sequence[Experiment],
-    index: int,
-    inputs: Inputs,
-    params: list[Params],
-    teacher: PlacedTeacher,
-    score: Callable[[Params, Split], dict[str, float]],
-    mesh: Mesh,
-    out: Path,
-) -> list[Params]:
-    """Run one stage, or what is left of it, and return the members' parameters after it."""
-    experiment, members = experiments[0], len(experiments)
-    stage = experiment.stages[index]
-    name = f"{index + 1}-{stage.objective}"
-    objective = make_objective(experiment, stage, inputs)
-    optimizer = optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
-    examples, teacher_params = inputs.examples(stage), teacher.params
-    total = stage_steps(stage, len(examples))
-    if _answers_repeat(experiment, stage, inputs, total):
-        computed = f"{inputs.fingerprints['teacher']} {experiment.compute_dtype}"
-        sizes = _eval_batch_size(mesh), inputs.buckets
-        examples = answers.answered(examples, teacher.step, teacher_params, computed, mesh, *sizes)
-        teacher_params = {}  # the step reads no more of it than its answers
-    schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
-    initial, keys = [], []
-    for own, before in zip(experiments, params, strict=True):
-        # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
-        init_key, dropout_key = (jax.random.fold_in(jax.random.key(own.seed), 2 * index + i) for i in (1, 2))
-        initial.append(objective.init(init_key, before))
-        keys.append(dropout_key)
-    hyper = population.stack([own.stages[index].hyper for own in experiments])
-    state = create_state(population.stack(initial), optimizer, population.stack(keys), mesh)
-    checkpoints = Checkpoints(out / "checkpoints" / name)
-    restored = checkpoints.restore(state)
-    state = state if restored is None else restored
-    done = int(np.max(state.step))
-    directories = run_dir.member_dirs(out, members) if processes.is_primary() else []
-    logs = [run_dir.MetricsLog(directory, name, done) for directory in directories]
-    # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
-    scored = stage.objective in SCORED
-    evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(examples), stage.batch_size)
-    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
-    keep_best = make_keep_best(mesh, state)
-    own_params = make_own_params(mesh, state)
-    if isinstance(experiment.source, CorpusSource) and restored is None:
-        cost = _cost(experiment, stage, inputs, train_step, state, teacher_params, total, mesh, hyper)
-        print(f"{name}: {cost}", flush=True)
-    batches = data.train_batches(
-        examples,
-        stage.batch_size,
-        inputs.buckets,
-        experiment.order_seed,
-        done,
-        total,
-        local_rows(mesh, stage.batch_size),
-    )
-    try:
-        with processes.stop_requests(mesh) as stop, progress(name, done, total) as bar:
-            running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
-            for step, local in enumerate(batches, done + 1):
-                batch = global_batch(mesh, local, stage.batch_size)
-                state, numbers = train_step(state, teacher_params, batch, hyper)
-                if running is not None:
-                    _log_step(logs, bar, *running)
-                running = step, numbers
-                checkpoints.check()
-                stopping = stop.agreed(last=step == total)
-                score_now = scored and (step % evaluate_every == 0 or step == total)
-                if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
-                    _log_step(logs, bar, *running)  # raises before a state that is not finite is saved
-                    running, selection = None, None
-                    if score_now:
-                        scores = [score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
-                        for log, own_scores in zip(logs, scores, strict=False):  # no logs but the primary's
-                            log.write(step, {f"dev/{name}": value for name, value in own_scores.items()})
-                        reached = [own_scores[inputs.selection] for own_scores in scores]
-                        bar.set_postfix({inputs.selection: _range(reached)})
-                        state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
-                        # a population's best states are in its newest: no step is the best of all members
-                        selection = reached[0] if members == 1 else None
-                    checkpoints.save(step, state, selection)
-                if stopping:
-                    checkpoints.finish()
-                    raise Stopped(
-                        f"stopped in stage {name} after step {step} of {total}; everything is saved in {out}"
-                    )
-        checkpoints.finish()
-    finally:
-        for log in logs:
-            log.close()
-        checkpoints.close()
-    trained = fetch(state.best_params if scored else state.params)
-    return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
-
-
-def _answers_repeat(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:
-    """Whether a stage of `total` steps would ask the teacher for the logits of a row again."""
-    gold = experiment.preset == "official" and inputs.config.num_labels == 1  # which learns from the labels
-    again = total > data.steps_per_epoch(len(inputs.train), stage.batch_size)
-    return stage.objective == "prediction" and inputs.head == "sequence" and again and not gold
-
-
-def _cost(
-    experiment: Experiment,
-    stage: Stage,
-    inputs: Inputs,
-    train_step: Callable[..., Any],
-    state: TrainState,
-    teacher_params: Params,
-    total: int,
-    mesh: Mesh,
-    hyper: Any,
-) -> Cost:
-    """Of the whole stage, if every sequence were of full length."""
-    rows = np.arange(stage.batch_size, dtype=np.int64) % len(inputs.train)
-    batch = inputs.examples(stage).batch(rows, experiment.max_length, 0)
-    batch = place(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
-    seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
-    teacher = None if inputs.teacher is None else inputs.teacher.config
-    sizes = stage.batch_size, experiment.max_length, max(1, state.step.size)
-    return Cost(total, total * step_flops(stage.objective, inputs.config, teacher, *sizes), seconds)
-
-
-def _range(values: Sequence[float]) -> str:
-    """The value of a single run; of a population, the least and the largest."""
-    low, high = min(values), max(values)
-    return f"{low:.4f}" if len(values) == 1 else f"{low:.4f} to {high:.4f}"
-
-
-def _log_step(logs: Sequence[run_dir.MetricsLog], bar: Any, step: int, numbers: dict[str, jax.Array]) -> None:
-    """Fetch a step's numbers, show and log them.
-
-    Raises:
-        Diverged: the loss, the gradient or the updated parameters of a member are not finite.
-    """
-    fetched = {name: np.atleast_1d(value).tolist() for name, value in jax.device_get(numbers).items()}
-    members = [dict(zip(fetched, values, strict=True)) for values in zip(*fetched.values(), strict=True)]
-    for i, values in enumerate(members):
-        watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
-        if not all(math.isfinite(value) for value in watched.values()):
-            found = ", ".join(f"{name} is {value}" for name, value in watched.items())
-            whose = "" if len(members) == 1 else f" of member {i}"
-            raise Diverged(
-                f"step {step}{whose}: {found}; the checkpoints before it are sound. Start a new --out with a lower"
-                " learning rate"
-            )
-    bar.update()
-    if step % LOG_EVERY == 0 or step == bar.total:
-        bar.set_postfix(loss=_range(fetched["loss"]), refresh=False)
-        for log, values in zip(logs, members, strict=False):  # no logs but the primary's
-            log.write(step, values)
-
-
-def progress(name: str, done: int, total: int) -> Any:
-    """A progress bar on stderr, of the primary process; where that is no terminal, a line now and then."""
-    from tqdm import tqdm
-
-    interval = 0.2 if sys.stderr.isatty() else 30
-    return tqdm(
-        initial=done,
-        total=total,
-        desc=name,
-        unit="step",
-        mininterval=interval,
-        dynamic_ncols=True,
-        disable=not processes.is_primary(),
-    )

@@ -70,15 +70,17 @@ def make_train_step(
         schedule: the learning rate's multiplier at a step.
         mesh: from `sharding.make_mesh`.
         state: of the shapes and shardings that will be trained.
-        teacher_params: of the shapes that will be passed; anything, where the objective has no teacher.
+        teacher_params: of the shapes that will be passed; anything, where the objective has no teacher or the batches
+            bring its targets.
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
             result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
 
     Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
     batch, and the teacher's targets are computed once for all.
 
-    Metrics are the objective's, and `learning_rate`, `gradient_norm` and `parameter_norm` (after the update); scalars
-    (of a population, one per member), still on the device.
+    Metrics are the objective's, `learning_rate`, `gradient_norm`, `parameter_norm` (after the update), and
+    `real_tokens`, the share of the batch's positions that is no padding; scalars (of a population, one per member),
+    still on the device.
     """
     members = state.key.ndim > 0
 
@@ -102,7 +104,8 @@ def make_train_step(
         keys = each(jax.random.fold_in)(state.key, state.step)
 
         def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[Params, dict[str, Array]]:
-            targets = jax.lax.stop_gradient(objective.targets(teacher_params, batch))
+            known = batch.targets is not None
+            targets = batch.targets if known else jax.lax.stop_gradient(objective.targets(teacher_params, batch))
 
             def gradient(params: Params, hyper: Hyper, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
                 return jax.grad(objective.loss, has_aux=True)(params, targets, batch, hyper, key)
@@ -114,7 +117,9 @@ def make_train_step(
         else:
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
             grads, metrics = _accumulated(gradients, batch, parts.swapaxes(0, 1) if members else parts)
-        return each(update)(state, grads, metrics, hyper)
+        state, metrics = each(update)(state, grads, metrics, hyper)
+        real_tokens = jnp.mean(batch.attention_mask, dtype=jnp.float32)
+        return state, metrics | {"real_tokens": jnp.broadcast_to(real_tokens, keys.shape)}
 
     shardings = tree_shardings(mesh, state)
     teacher_shardings = tree_shardings(mesh, teacher_params)
@@ -167,6 +172,23 @@ def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Pa
         return jax.tree.map(lambda leaf: leaf[i], params)
 
     return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.params, 0)))
+
+
+def make_targets_step(objective: Any, mesh: Mesh, teacher_params: Params) -> Callable[[Params, Batch], Any]:
+    """The compiled `(teacher_params, batch) -> targets` of an objective; every process passes the whole batch, and
+    gets all targets.
+    """
+    rows = batch_sharding(mesh)
+    compiled = jax.jit(
+        on_mesh(mesh, objective.targets),
+        in_shardings=(tree_shardings(mesh, teacher_params), rows),
+        out_shardings=replicated(mesh),
+    )
+
+    def step(teacher_params: Params, batch: Batch) -> Any:
+        return compiled(teacher_params, place(batch, jax.tree.map(lambda _: rows, batch)))
+
+    return step
 
 
 def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Params, Batch], Array]:

@@ -84,7 +84,7 @@ def main(
     our_teacher = measure.our_inference(teacher_config)
 
     def ours(plan: tuple[np.ndarray, int]) -> None:
-        our_step(tokens.batch(*plan)._replace(teacher_logits=known))
+        our_step(tokens.batch(*plan)._replace(targets=known))
 
     def answers(plan: tuple[np.ndarray, int]) -> None:
         our_teacher(tokens.batch(*plan))
