@@ -5,6 +5,8 @@
     (the same without --estimate)
     (the same with --transformer-steps 300 --prediction-steps 300: a few hundred steps of each setting)
 
+Prints a table and draws OUT/ablations.svg, both beside the paper's own differences.
+
 Table 2, procedures: without general distillation (GD), task distillation (TD) or augmentation (DA). Table 3,
 objectives: without the embedding, prediction or Transformer losses, or without their attention or hidden half; a loss
 that is off has the weight 0. Table 4: layer maps. Without TD, and without the prediction loss, the head learns from
@@ -16,12 +18,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
-from shared import add_options, distillation, mean_sd, paired, populations, run_together, table
+from shared import Scores, add_options, differences, distillation, mean_sd, paired, populations, run_together, table
 
 import tinybert_jax as tb
 from tinybert_jax import cost, data, hf, splits, tasks
+
+# TinyBERT4's averages over MNLI-m, MNLI-mm, MRPC and CoLA, dev sets (Tables 2 to 4)
+PAPER = {
+    "full": 75.6,
+    "without GD": 72.5,
+    "without TD": 68.5,
+    "without DA": 68.4,
+    "without embedding loss": 74.1,
+    "without prediction loss": 73.5,
+    "without Transformer losses": 56.3,
+    "without attention loss": 71.0,
+    "without hidden loss": 72.9,
+    "map: top": 70.9,
+    "map: bottom": 71.3,
+}
 
 
 def settings(full: tb.Experiment, preset: str) -> dict[str, tb.Experiment]:
@@ -68,10 +86,32 @@ def main() -> None:
     (args.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     metric = tasks.get_task(args.task).selection
     rows = [
-        [name, mean_sd(own, metric), "" if name == "full" else paired(own, scores["full"], metric)]
+        [name, mean_sd(own, metric), paired(own, scores["full"], metric), f"{PAPER[name] - PAPER['full']:+.1f}"]
         for name, own in scores.items()
     ]
-    print(f"\n{table(['setting', metric, 'difference to full ± s.e.'], rows)}")
+    rows[0][2:] = ["", ""]
+    print(f"\n{table(['setting', metric, 'difference to full ± s.e.', 'the paper says'], rows)}")
+    draw(args.out / "ablations.svg", scores, metric)
+
+
+def draw(path: Path, scores: dict[str, Scores], metric: str) -> None:
+    """Each setting's difference to full, with its standard error, beside the paper's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in scores if name != "full"]
+    ours = [differences(scores[name], scores["full"], metric) for name in names]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    places = range(len(names))
+    axes.barh([p - 0.2 for p in places], [d.mean for d in ours], 0.4, xerr=[d.error for d in ours], label="here")
+    axes.barh([p + 0.2 for p in places], [PAPER[name] - PAPER["full"] for name in names], 0.4, label="paper")
+    axes.set(yticks=list(places), yticklabels=names, xlabel=f"difference to the full method, {metric} in points")
+    axes.invert_yaxis()
+    axes.legend(loc="lower left")
+    figure.savefig(path)
+    pyplot.close(figure)
 
 
 def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:

@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tinybert_jax as tb
 from tinybert_jax import population, tasks
@@ -116,11 +116,24 @@ def mean_sd(scores: Scores, metric: str) -> str:
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
 
+class Difference(NamedTuple):
+    """Of two settings, in hundredths: the mean over seeds, and its standard error."""
+
+    mean: float
+    error: float
+
+
+def differences(scores: Scores, reference: Scores, metric: str) -> Difference:
+    """The difference to `reference`, seed by seed."""
+    each = [100 * (own[metric] - other[metric]) for own, other in zip(scores, reference, strict=True)]
+    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float("nan")
+    return Difference(statistics.mean(each), error)
+
+
 def paired(scores: Scores, reference: Scores, metric: str) -> str:
-    """Mean difference to `reference`, seed by seed, `± its standard error`, in hundredths."""
-    differences = [100 * (own[metric] - other[metric]) for own, other in zip(scores, reference, strict=True)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
-    return f"{statistics.mean(differences):+.1f} ± {error:.1f}"
+    """`differences` as `mean ± standard error`."""
+    found = differences(scores, reference, metric)
+    return f"{found.mean:+.1f} ± {found.error:.1f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
