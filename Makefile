@@ -24,7 +24,8 @@ help:
 	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
 	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): about half an hour"
 	@echo "make lint    ruff check, ruff format --check, mypy"
-	@echo "make bench   speed and memory beside torch; installs torch (PIP_FLAGS goes to pip, e.g. an index of CPU wheels)"
+	@echo "make bench   speed and memory beside torch, into README; installs torch (PIP_FLAGS goes to pip, e.g. an index of"
+	@echo "             CPU wheels); ARGS='--data SST-2' takes the epochs' texts from there"
 	@echo "make clean   remove .venv and every cache; results in runs/ stay"
 	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from."
 
@@ -44,11 +45,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python experiments/benchmarks/step.py
-	$(BIN)/python experiments/benchmarks/epoch.py
-	$(BIN)/python experiments/benchmarks/epoch.py --stage prediction
-	$(BIN)/python experiments/benchmarks/population.py
-	$(BIN)/python experiments/benchmarks/inference.py
+	$(BIN)/python experiments/benchmarks/record.py --out runs/benchmarks.jsonl $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov

@@ -4,6 +4,7 @@ kept on disk, and brought by its batches, so that the steps run no teacher.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -182,11 +183,14 @@ class Asked:
         content = [*self.identity, examples.fingerprint, described, computed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    @functools.cached_property
+    def _step(self) -> Any:
+        return make_targets_step(self.objective, self.mesh, self.params)
+
     def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, forms: Sequence[Form]) -> None:
         """A file for each array, the rows in the order of `eval_batches`."""
         from tqdm import tqdm
 
-        step = make_targets_step(self.objective, self.mesh, self.params)
         # written, not mapped: of a full disk a write raises, where a map would kill the process
         files = [(folder / f"{number}.bin").open("wb") for number in range(len(forms))]
 
@@ -203,7 +207,7 @@ class Asked:
                 total=len(examples), desc="teacher's answers", unit="row", disable=len(examples) < PROGRESS_FROM
             ) as bar:
                 for rows, batch in eval_batches(examples, self.batch_size, self.buckets):
-                    dispatched = rows, step(self.params, batch)
+                    dispatched = rows, self._step(self.params, batch)
                     if running is not None:
                         keep(*running)
                     running = dispatched

@@ -1,4 +1,4 @@
-"""What the benchmarks share: our side of the distillation step, random batches, timing in turn, output."""
+"""What the benchmarks share: the two sizes, our side of the distillation step, timing in turn, output."""
 
 from __future__ import annotations
 
@@ -10,20 +10,41 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tinybert_jax import distill, optim, population
-from tinybert_jax.config import Batch, BertConfig, Hyper, student_config
+from tinybert_jax.cli import prepare_process
+from tinybert_jax.config import Batch, BertConfig, ComputeDtype, Hyper, student_config
 from tinybert_jax.heads import BertForSequenceClassification
 from tinybert_jax.model import init_params
 from tinybert_jax.sharding import make_mesh
 from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
 
-TEACHER = BertConfig()
-STUDENT = student_config("tinybert-4l-312d", TEACHER)
+prepare_process()  # as the command does
+
+
+class Pair(NamedTuple):
+    """A teacher and its student."""
+
+    teacher: BertConfig
+    student: BertConfig
+
+    def computing(self, dtype: ComputeDtype) -> Pair:
+        """The same in another type of activations."""
+        return Pair(*(dataclasses.replace(config, compute_dtype=dtype) for config in self))
+
+
+Size = Literal["bert-base", "minilm"]
+BERT_BASE = BertConfig()
+MINILM = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+SIZES: dict[Size, Pair] = {
+    "bert-base": Pair(BERT_BASE, student_config("tinybert-4l-312d", BERT_BASE)),
+    "minilm": Pair(MINILM, student_config("tinybert-3l-192d", MINILM)),
+}
 STAT = Path("/proc/stat")
 PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
 
@@ -45,13 +66,11 @@ def busy_share() -> float:
 BUSY = busy_share()  # before our own work: a busy machine slows PyTorch's threads by far more than ours
 
 
-def our_intermediate_step(
-    teacher: BertConfig, student: BertConfig, unroll: int = 1, members: int = 1
-) -> Callable[[Batch], None]:
+def our_intermediate_step(pair: Pair, members: int = 1) -> Callable[[Batch], None]:
     """One update of the Transformer stage with the loss of the preset `official` and AdamW, of one student or of a
-    population; waits for its result.
+    population; waits for its result. The teacher is computed unless the batch brings its targets.
     """
-    student = dataclasses.replace(student, scan_unroll=unroll)
+    teacher, student = pair
     objective = distill.transformer_objective(student, teacher, preset="official")
     optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
     teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
@@ -68,6 +87,34 @@ def our_intermediate_step(
         jax.block_until_ready(metrics)
 
     return step
+
+
+def targets_of(pair: Pair, batch: Batch) -> Batch:
+    """The batch with the targets of `our_intermediate_step`."""
+    objective = distill.transformer_objective(pair.student, pair.teacher, preset="official")
+    params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
+    return batch._replace(targets=jax.tree.map(np.asarray, jax.jit(objective.targets)(params, batch)))
+
+
+def our_gradient(pair: Pair, batch: Batch) -> dict[str, Callable[[], Any]]:
+    """The student's part of the step on known targets: the loss, and the loss with its gradient; without dropout."""
+    objective = distill.transformer_objective(pair.student, pair.teacher, preset="official")
+    params = init_params(BertForSequenceClassification(pair.student), jax.random.key(1))
+    trainable = objective.init(jax.random.key(2), params)
+    loss = jax.jit(lambda trainable, batch: objective.loss(trainable, batch.targets, batch, Hyper(), None)[0])
+    gradient = jax.jit(jax.grad(lambda trainable, batch: loss(trainable, batch)))
+    return {
+        "forward": lambda: jax.block_until_ready(loss(trainable, batch)),
+        "gradient": lambda: jax.block_until_ready(gradient(trainable, batch)),
+    }
+
+
+def matmul_flops_per_second(repeats: int) -> float:
+    """Of one large float32 product, 2048 x 768 x 3072, by JAX: what this machine reaches."""
+    product = jax.jit(jnp.matmul)
+    a, b = jnp.ones((2048, 768)), jnp.ones((768, 3072))
+    ms = alternate({"matmul": lambda: product(a, b).block_until_ready()}, repeats)["matmul"]
+    return 2 * 2048 * 768 * 3072 / ms * 1000
 
 
 def our_prediction_step(student: BertConfig) -> Callable[[Batch], None]:

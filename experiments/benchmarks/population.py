@@ -1,6 +1,6 @@
-"""A population of students behind one teacher against as many runs of one, BERT_BASE -> TinyBERT4.
+"""A population of students behind one teacher against as many runs of one.
 
-    python experiments/benchmarks/population.py [--members 8] [--batch-size 32] [--length 64] [--repeats 5]
+    python experiments/benchmarks/population.py [--size bert-base] [--members 8] [--batch-size 32] [--length 64]
 
 One step of the Transformer stage, ours on both sides: the population's step against `members` steps of one,
 which each compute the teacher. FLOPs are those of the matrix products, by count.
@@ -16,25 +16,34 @@ import tyro
 from tinybert_jax import cost
 
 
-def main(members: int = 8, batch_size: int = 32, length: int = 64, repeats: int = 5, json: Path | None = None) -> None:
+def main(
+    size: measure.Size = "bert-base",
+    members: int = 8,
+    batch_size: int = 32,
+    length: int = 64,
+    repeats: int = 5,
+    json: Path | None = None,
+) -> None:
     """Measure one step of each.
 
     Args:
+        size: of teacher and students.
         members: students of the population.
         batch_size: rows.
         length: tokens per row, padding included.
         repeats: timed steps of each side.
         json: file to append the result to, as one line.
     """
-    batch = measure.random_batch(batch_size, length, measure.TEACHER.vocab_size, shortest=8)
-    together = measure.our_intermediate_step(measure.TEACHER, measure.STUDENT, members=members)
-    alone = measure.our_intermediate_step(measure.TEACHER, measure.STUDENT)
+    pair = measure.SIZES[size]
+    batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
+    together, alone = measure.our_intermediate_step(pair, members), measure.our_intermediate_step(pair)
     ms = measure.alternate({"population": lambda: together(batch), "one": lambda: alone(batch)}, repeats)
     flops = {
-        students: cost.step_flops("transformer", measure.STUDENT, measure.TEACHER, batch_size, length, students)
+        students: cost.step_flops("transformer", pair.student, pair.teacher, batch_size, length, students)
         for students in (1, members)
     }
     numbers = {
+        "size": size,
         "members": members,
         "batch_size": batch_size,
         "length": length,

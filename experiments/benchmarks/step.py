@@ -1,15 +1,16 @@
-"""Time and memory of one intermediate-distillation step, BERT_BASE -> TinyBERT4, ours and PyTorch's.
+"""Time and memory of one intermediate-distillation step, ours and PyTorch's.
 
-    python experiments/benchmarks/step.py [--batch-size 32] [--length 64] [--repeats 10] [--json FILE]
+    python experiments/benchmarks/step.py [--size bert-base] [--batch-size 32] [--length 64] [--dtype float32]
 
 Same work on both sides: teacher forward, student forward with dropout and backward, loss of the original code, norm
-clipping, AdamW. Times are medians of steps taken in turn in one process; peak memory is that of a process of its own
-for each side, with parameters, optimizer and everything imported.
+clipping, AdamW; `known` is our step where the teacher's answers are kept, which PyTorch's has no part for. Times are
+medians of steps taken in turn in one process; peak memory is that of a process of its own for each side, with
+parameters, optimizer and everything imported. Shares are FLOPs of the matrix products by count, per second, over those
+of one large product (2048 x 768 x 3072 in float32). bfloat16 is autocast in PyTorch.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -20,65 +21,98 @@ from typing import Any, Literal
 import measure
 import tyro
 
+from tinybert_jax import cost
+from tinybert_jax.config import ComputeDtype
+
 Side = Literal["ours", "torch"]
 
 
-def make_side(side: Side, batch_size: int, length: int, unroll: int) -> Callable[[], Any]:
-    batch = measure.random_batch(batch_size, length, measure.TEACHER.vocab_size, shortest=8)
+def make_side(side: Side, pair: measure.Pair, batch: Any) -> Callable[[], Any]:
     if side == "ours":
-        step = measure.our_intermediate_step(measure.TEACHER, measure.STUDENT, unroll)
+        step = measure.our_intermediate_step(pair)
         return lambda: step(batch)
     import torch_baseline  # not at the top: its memory is not ours
 
-    torch_step = torch_baseline.make_intermediate_step(measure.TEACHER, measure.STUDENT)
+    torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
     inputs = torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
     return lambda: torch_step(inputs)
 
 
-def peak_megabytes(side: Side, batch_size: int, length: int, unroll: int) -> float:
-    options = {"--side": side, "--batch-size": batch_size, "--length": length, "--unroll": unroll}
-    command = [sys.executable, __file__, *(str(word) for option in options.items() for word in option)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-
-
 def main(
+    size: measure.Size = "bert-base",
     batch_size: int = 32,
     length: int = 64,
-    repeats: int = 10,
-    unroll: int = 1,
+    dtype: ComputeDtype = "float32",
+    repeats: int = 7,
+    memory_only: bool = False,
     side: Side | None = None,
     json: Path | None = None,
 ) -> None:
     """Measure one step.
 
     Args:
+        size: of teacher and student.
         batch_size: rows.
         length: tokens per row, padding included.
+        dtype: of the activations.
         repeats: timed steps of each side.
-        unroll: student layers unrolled per iteration of our scan.
+        memory_only: measure no time.
         side: only take three steps of this side and print the peak memory of the process, in MB.
         json: file to append the result to, as one line.
     """
+    pair = measure.SIZES[size].computing(dtype)
+    batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
     if side is not None:
-        step = make_side(side, batch_size, length, unroll)
+        step = make_side(side, pair, batch)
         for _ in range(3):
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # Linux counts in kB
         return
-    memory = {name: peak_megabytes(name, batch_size, length, unroll) for name in ("ours", "torch")}
-    steps = {name: make_side(name, batch_size, length, unroll) for name in ("ours", "torch")}
-    ms = measure.alternate(steps, repeats)
-    numbers = {
-        "batch_size": batch_size,
-        "length": length,
-        "ours_ms": ms["ours"],
-        "torch_ms": ms["torch"],
-        "torch_ms / ours_ms": ms["torch"] / ms["ours"],
-        "ours_peak_mb": memory["ours"],
-        "torch_peak_mb": memory["torch"],
-        "torch_peak_mb / ours_peak_mb": memory["torch"] / memory["ours"],
+    numbers: dict[str, Any] = {"size": size, "batch_size": batch_size, "length": length, "dtype": dtype}
+    for name in ("ours", "torch"):
+        options = {"--size": size, "--side": name, "--batch-size": batch_size, "--length": length, "--dtype": dtype}
+        numbers[f"{name}_peak_mb"] = peak_megabytes(options)
+    numbers["torch_peak_mb / ours_peak_mb"] = numbers["torch_peak_mb"] / numbers["ours_peak_mb"]
+    if not memory_only:
+        numbers |= times(pair, batch, repeats)
+    measure.report("memory" if memory_only else "step", numbers, json)
+
+
+def peak_megabytes(options: dict[str, Any]) -> float:
+    """Of this file in a process of its own."""
+    command = [sys.executable, __file__, *(str(word) for option in options.items() for word in option)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
+    """Milliseconds of each side, ratios, and shares of the rate of one large product."""
+    known = measure.targets_of(pair, batch)
+    gradient = measure.our_gradient(pair, known)
+    sides = {
+        "ours": make_side("ours", pair, batch),
+        "torch": make_side("torch", pair, batch),
+        "known": make_side("ours", pair, known),
     }
-    measure.report("step", numbers, json)
+    ms = measure.alternate(sides | gradient, repeats)
+    peak = measure.matmul_flops_per_second(2 * repeats)
+    rows, length = batch.input_ids.shape
+    whole = cost.step_flops("transformer", pair.student, pair.teacher, rows, length)
+    student = whole - rows * cost.forward_flops(pair.teacher, length)
+
+    def share(flops: float, milliseconds: float) -> float:
+        return flops / milliseconds * 1000 / peak
+
+    return {
+        **{f"{name}_ms": value for name, value in ms.items()},
+        "torch_ms / ours_ms": ms["torch"] / ms["ours"],
+        "torch_ms / known_ms": ms["torch"] / ms["known"],
+        "matmul_gflops_per_s": peak / 1e9,
+        "ours_share_of_matmul": share(whole, ms["ours"]),
+        "torch_share_of_matmul": share(whole, ms["torch"]),
+        "known_share_of_matmul": share(student, ms["known"]),
+        "backward_share_of_matmul": share(student * 2 / 3, ms["gradient"] - ms["forward"]),
+    }
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ and only what the loss reads survives its forward, AdamW is the fused one, infer
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +51,13 @@ def bert(config: BertConfig, kind: type[Any], attention: str, **kwargs: Any) -> 
     """A random BERT of transformers with our config."""
     torch.set_num_threads(2)
     return kind(transformers.BertConfig(**config.to_hf() | {"attn_implementation": attention}), **kwargs)
+
+
+def autocast(config: BertConfig) -> Any:
+    """PyTorch's way to compute in bfloat16, where the config says so."""
+    if config.compute_dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 def tensors(input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Inputs:
@@ -101,12 +111,13 @@ def make_intermediate_step(teacher_config: BertConfig, student_config: BertConfi
         return tuple(threshold(s, -1e2, 0.0) for s in scores[every - 1 :: every]), states[::every]
 
     def step(inputs: Inputs) -> float:
-        teacher_scores, teacher_states = targets(inputs)
-        scores, states = forward(student, inputs)
-        loss = torch.stack(
-            [mse_loss(threshold(s, -1e2, 0.0), t) for s, t in zip(scores, teacher_scores, strict=True)]
-            + [mse_loss(project(s), t) for s, t in zip(states, teacher_states, strict=True)]
-        ).sum()
+        with autocast(student_config):
+            teacher_scores, teacher_states = targets(inputs)
+            scores, states = forward(student, inputs)
+            loss = torch.stack(
+                [mse_loss(threshold(s, -1e2, 0.0), t) for s, t in zip(scores, teacher_scores, strict=True)]
+                + [mse_loss(project(s), t) for s, t in zip(states, teacher_states, strict=True)]
+            ).sum()
         return update(loss)
 
     return step
@@ -135,3 +146,18 @@ def make_inference(config: BertConfig, attention: str = "sdpa") -> Callable[[Inp
         return model(**inputs).logits
 
     return logits
+
+
+def make_onnx_inference(config: BertConfig, inputs: Inputs) -> Callable[[], Any]:
+    """Class logits of these inputs from ONNX Runtime, on 2 threads, of the model that `make_inference` runs."""
+    import onnxruntime
+
+    model = bert(config, transformers.BertForSequenceClassification, "sdpa").eval()
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "model.onnx"
+        torch.onnx.export(model, kwargs=dict(inputs), f=file, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return lambda: session.run(None, feed)

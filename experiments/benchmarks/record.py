@@ -1,0 +1,220 @@
+"""The record: every benchmark in a process of its own, and README's table and picture of them.
+
+    python experiments/benchmarks/record.py --data SST-2-DIR --out runs/benchmarks.jsonl
+
+What is in --out already is not measured again, so the command continues; `--render` measures nothing. Nothing else
+should run meanwhile. Without --data the epochs are of food reviews.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+HERE = Path(__file__).parent
+README, PICTURE = HERE.parent.parent / "README.md", HERE / "speed.svg"
+BEGIN, END = "<!-- from here: experiments/benchmarks/record.py -->\n", "<!-- to here -->\n"
+SIZES = {"bert-base": "BERT_BASE to TinyBERT4", "minilm": "MiniLM to 3 x 192"}
+Found = dict[str, Any]
+
+
+def commands(data: Path | None) -> list[str]:
+    texts = "" if data is None else f" --data {data}"
+    of_size = [
+        "step.py",
+        "step.py --dtype bfloat16",
+        "step.py --memory-only --length 128",
+        "step.py --memory-only --length 384",
+        f"epoch.py --rows 640{texts}",
+        f"epoch.py --rows 640 --stage prediction{texts}",
+        "population.py",
+        "inference.py --length 128",
+        "inference.py --length 32",
+        "growth.py",
+    ]
+    whole = ["augment.py --shape bert-base", "augment.py --shape minilm", "corpus.py --megabytes 10"]
+    return [f"{command} --size {size}" for command in of_size for size in SIZES] + whole
+
+
+def measure(command: str, out: Path) -> None:
+    """Run one benchmark and append its line to `out`."""
+    print(f"\n{command}", flush=True)
+    name, *options = command.split()
+    with tempfile.TemporaryDirectory() as directory:
+        line = Path(directory) / "line"
+        subprocess.run([sys.executable, str(HERE / name), *options, "--json", str(line)], check=True)
+        found = {"command": command} | json.loads(line.read_text("utf-8"))
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+def versus(ours: str, other: str, unit: str, ratio: str) -> Callable[[Found], str]:
+    """A cell: ours / the other, and the ratio, from the numbers of these names."""
+    return lambda n: f"{n[ours]:.3g} / {n[other]:.3g} {unit}: {n[ratio]:.1f}x"
+
+
+def inference(batch: int) -> Callable[[Found], str]:
+    """A cell: our time, and how much longer PyTorch and ONNX Runtime take."""
+    at = f"batch_{batch}"
+    return lambda n: (
+        f"{n[f'{at}_student_ours_ms']:.3g} ms: {n[f'{at}_torch / ours']:.1f}x; {n[f'{at}_onnx / ours']:.1f}x"
+    )
+
+
+MS = ("ours_ms", "torch_ms", "ms", "torch_ms / ours_ms")
+MB = ("ours_peak_mb", "torch_peak_mb", "MB", "torch_peak_mb / ours_peak_mb")
+EPOCH = ("ours_examples_per_s", "torch_examples_per_s", "examples/s", "torch_s / ours_s")
+AUGMENT = ("ours_sentences_per_s", "torch_one_word_sentences_per_s", "sentences/s", "torch_one_word_s / ours_s")
+ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
+    "intermediate step, 32 x 64, the teacher in it": ("step.py", versus(*MS)),
+    "the same, where the teacher's answers are kept": (
+        "step.py",
+        versus("known_ms", "torch_ms", "ms", "torch_ms / known_ms"),
+    ),
+    "the first in bfloat16 (PyTorch: autocast)": ("step.py --dtype bfloat16", versus(*MS)),
+    "share of the machine's matmul rate: the step; its student's backward": (
+        "step.py",
+        lambda n: f"{n['ours_share_of_matmul']:.0%}; {n['backward_share_of_matmul']:.0%}",
+    ),
+    "peak memory of the step, 32 x 128": ("step.py --memory-only --length 128", versus(*MB)),
+    "32 x 384": ("step.py --memory-only --length 384", versus(*MB)),
+    "intermediate epoch, answers kept / as the original: padded, the teacher in every step": (
+        "epoch.py",
+        versus(*EPOCH),
+    ),
+    "three such epochs, the answers computed before": (
+        "epoch.py",
+        lambda n: f"{n['torch_s / ours_s, three epochs with the answers']:.1f}x",
+    ),
+    "real tokens of all positions": (
+        "epoch.py",
+        lambda n: f"{n['ours_real_tokens']:.0%} / {n['torch_real_tokens']:.0%}",
+    ),
+    "prediction epoch, likewise": ("epoch.py --stage prediction", versus(*EPOCH)),
+    "8 students together / 8 runs of ours: time; FLOPs": (
+        "population.py",
+        lambda n: f"{n['time of the population / of the runs']:.2f}; {n['FLOPs of the population / of the runs']:.2f}",
+    ),
+    "student's inference, length 128, batch 1: times PyTorch; ONNX Runtime": (
+        "inference.py --length 128",
+        inference(1),
+    ),
+    "batch 32": ("inference.py --length 128", inference(32)),
+    "length 32, batch 1": ("inference.py --length 32", inference(1)),
+    "length 32, batch 32": ("inference.py --length 32", inference(32)),
+    "teacher's inference / student's, length 128: batch 1; batch 32": (
+        "inference.py --length 128",
+        lambda n: f"{n['batch_1_teacher / student']:.1f}x; {n['batch_32_teacher / student']:.1f}x",
+    ),
+    "augmentation / one masked word a call in PyTorch": ("augment.py", versus(*AUGMENT)),
+}
+
+
+def matching(lines: list[Found], start: str, size: str) -> Found | None:
+    """The line of a command with these options, apart from where its texts are."""
+    for line in lines:
+        name, *options = line["command"].split()
+        if "--data" in options:
+            del options[options.index("--data") : options.index("--data") + 2]
+        wanted = start.split()
+        chosen = [*wanted[1:], *(["--rows", "640"] if name == "epoch.py" else [])]
+        shape = ["--shape" if name == "augment.py" else "--size", size]
+        if name == wanted[0] and sorted(options) == sorted(chosen + shape):
+            return line
+    return None
+
+
+def table(lines: list[Found]) -> str:
+    """README's lines."""
+    rows = [["ours / the other", *SIZES.values()], ["---"] * 3]
+    for label, (start, cell) in ROWS.items():
+        found = [matching(lines, start, size) for size in SIZES]
+        rows.append([label, *("" if line is None else cell(line) for line in found)])
+    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rates = [line["matmul_gflops_per_s"] for line in lines if "matmul_gflops_per_s" in line]
+    machine = lines[-1]
+    corpus = next((line["10MB_1p_MB/s"] for line in lines if line["command"].startswith("corpus")), None)
+    text += f"\n{machine['cpus']} CPU cores, jax {machine['jax']}, torch {machine['torch']}; one large product runs at"
+    text += f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
+    text += "" if corpus is None else f" A corpus becomes shards at {corpus:.1f} MB/s in one process."
+    busy = max(line["busy_before"] for line in lines)
+    return text + (f" The machine was busy: {busy:.0%}.\n" if busy > 0.1 else "\n")
+
+
+def draw(lines: list[Found]) -> None:
+    """How much faster, and how a step's time grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.fonttype"] = "none"
+    pyplot.rcParams["svg.hashsalt"] = "record"
+    bars = {
+        "step": ("step.py", "torch_ms / ours_ms"),
+        "step, answers kept": ("step.py", "torch_ms / known_ms"),
+        "intermediate epoch": ("epoch.py", "torch_s / ours_s"),
+        "prediction epoch": ("epoch.py --stage prediction", "torch_s / ours_s"),
+        "augmentation": ("augment.py", "torch_one_word_s / ours_s"),
+        "inference, batch 1": ("inference.py --length 128", "batch_1_torch / ours"),
+        "inference, batch 32": ("inference.py --length 128", "batch_32_torch / ours"),
+    }
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for offset, (size, name) in zip((-0.2, 0.2), SIZES.items(), strict=True):
+        found = [(matching(lines, start, size) or {}).get(number, 0.0) for start, number in bars.values()]
+        drawn = left.barh([i + offset for i in range(len(bars))], found, 0.4, label=name)
+        left.bar_label(drawn, fmt="%.1fx", fontsize=7, padding=2)
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set(yticks=range(len(bars)), yticklabels=list(bars), title="times faster than PyTorch")
+    left.invert_yaxis()
+    left.legend(fontsize=8)
+    for size, style in zip(SIZES, ("-", "--"), strict=True):
+        grown = matching(lines, "growth.py", size) or {}
+        for color, axis in enumerate(axis for axis in ("length", "batch", "layers", "population") if axis in grown):
+            at, ms = [int(x) for x in grown[axis]], list(grown[axis].values())
+            scaled = [x / at[0] for x in at], [y / ms[0] for y in ms]
+            right.plot(
+                *scaled, style, color=f"C{color}", marker="o", markersize=3, label=f"{axis} from {at[0]}, {size}"
+            )
+    right.set(
+        xscale="log", yscale="log", xlabel="times larger", ylabel="times longer", title="a step with its teacher"
+    )
+    right.legend(fontsize=7)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main(out: Path, data: Path | None = None, render: bool = False) -> None:
+    """Measure everything, and write README's table and the picture.
+
+    Args:
+        out: file of the measured lines.
+        data: directory with SST-2's train.tsv.
+        render: only write the table and the picture of what is in `out`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def read() -> list[Found]:
+        return [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
+
+    if not render:
+        done = {line["command"] for line in read()}
+        for command in commands(data):
+            if command not in done:
+                measure(command, out)
+    lines = read()
+    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}{table(lines)}{END}{after}", "utf-8")
+    draw(lines)
+    print(f"\nwritten: {README}, {PICTURE}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
