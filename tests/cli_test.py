@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import write_model, write_reviews
 
-from tinybert_jax import cli, tasks, train
-from tinybert_jax.stage import Stopped
+from tinybert_jax import cli, stage, tasks, train
 
 
 def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -72,8 +71,8 @@ def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("bad input must be found before the first compilation")
 
-    for name in ("make_train_step", "make_predict_step", "initial_params"):
-        monkeypatch.setattr(train, name, refuse)
+    for module, name in ((train, "make_predict_step"), (train, "initial_params"), (stage, "make_train_step")):
+        monkeypatch.setattr(module, name, refuse)
 
 
 def distill_arguments(teacher: Path, student: Path, data: Path, out: Path) -> list[object]:
@@ -231,9 +230,9 @@ def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mesh", "data"], "--mesh data: give sizes of data, fsdp, model, for example data=4,model=2"),
-        (["--mesh", "data=2,rows=2"], "--mesh data=2,rows=2: give sizes of data, fsdp, model"),
-        (["--mesh", "data=0"], "--mesh data=0: give sizes of data, fsdp, model"),
+        (["--mesh", "data"], "--mesh data: give sizes of data, fsdp, model, member, for example data=4,model=2"),
+        (["--mesh", "data=2,rows=2"], "--mesh data=2,rows=2: give sizes of data, fsdp, model, member"),
+        (["--mesh", "data=0"], "--mesh data=0: give sizes of data, fsdp, model, member"),
         (["--mesh", "data=64"], "--mesh data=64 needs 64 devices, and there are "),
         (["--population", "0"], "--population 0: a population has at least 1 member"),
         (["--accumulation-steps", "3"], "accumulation_steps 3 does not divide the batch size 32"),
@@ -270,7 +269,7 @@ def test_deterministic_sets_the_flag_of_gpus_before_the_devices_are_asked_for(
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
 
     def stopped(*arguments: object) -> None:
-        raise Stopped(os.environ["XLA_FLAGS"])
+        raise stage.Stopped(os.environ["XLA_FLAGS"])
 
     monkeypatch.setattr(train, "run_population", stopped)
     printed = io.StringIO()

@@ -140,8 +140,8 @@ def broken(fault: str, mesh: Mesh) -> Iterator[optax.GradientTransformation]:
     whole = sharding.replicated(mesh)
     rules, objective_of = train_step.tree_shardings, distill.transformer_objective
 
-    def replicated_moments(mesh: Mesh, tree: Any) -> Any:
-        found = rules(mesh, tree)
+    def replicated_moments(mesh: Mesh, tree: Any, members: bool = False) -> Any:
+        found = rules(mesh, tree, members)
         if not isinstance(tree, train_step.TrainState):
             return found
         return found._replace(opt_state=jax.tree.map(lambda leaf: whole, tree.opt_state))

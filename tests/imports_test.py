@@ -27,7 +27,7 @@ TABLE: dict[str, set[str]] = {
     "mlm": {"config", "heads", "model"},
     "distill": {"config", "heads", "losses", "mlm", "model"},
     "optim": {"config"},
-    "population": {"config"},
+    "population": {"config", "sharding"},
     "train_step": {"config", "optim", "population", "sharding"},
     "checkpoint": {"config"},
     "processes": {"config", "sharding"},

@@ -56,7 +56,7 @@ def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) 
     """What runs on accelerators. Adam's first moment is the gradient, clipped, times 0.1."""
     objective, students = distill.transformer_objective(STUDENT, TEACHER), make_students(3)
     one_by_one = trained(objective, students, HYPERS)
-    monkeypatch.setattr(train_step, "over_members", lambda function, platform: jax.vmap(function))
+    monkeypatch.setattr(train_step, "over_members", lambda function, mesh: jax.vmap(function))
     at_once = trained(objective, students, HYPERS)
     np.testing.assert_allclose(at_once[1]["loss"], one_by_one[1]["loss"], rtol=1e-5)
     np.testing.assert_allclose(at_once[1]["gradient_norm"], one_by_one[1]["gradient_norm"], rtol=1e-5)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 import tinybert_jax as tb
-from tinybert_jax import distill, optim, sharding, train_step
+from tinybert_jax import distill, optim, population, sharding, train_step
 from tinybert_jax.checkpoint import Checkpoints, checksums
 
 # A prime vocabulary, which no mesh divides; heads for 2 devices; widths for 8
@@ -39,19 +40,23 @@ MESHES: dict[str, dict[str, int]] = {
     "fsdp=8": {"fsdp": 8},
     ALL_AXES: {"data": 2, "fsdp": 2, "model": 2},
 }
+MEMBERS = {  # of a population
+    "member=4": {"member": 4},
+    "data=2 member=2 fsdp=2": {"data": 2, "member": 2, "fsdp": 2},
+}
 
 
 def test_one_device_is_a_mesh_with_all_axes() -> None:
-    assert dict(sharding.make_mesh().shape) == {"data": 1, "fsdp": 1, "model": 1}
+    assert dict(sharding.make_mesh().shape) == {"data": 1, "fsdp": 1, "model": 1, "member": 1}
 
 
 def test_too_few_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="data=64, fsdp=1, model=1 needs 64 devices; found"):
+    with pytest.raises(ValueError, match="data=64, fsdp=1, model=1, member=1 needs 64 devices; found"):
         sharding.make_mesh(data=64)
 
 
 def test_rules_hold_for_parameters_and_their_moments() -> None:
-    mesh = AbstractMesh((1, 2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh((1, 2, 4, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
     kernel = jnp.zeros((3, 8, 16))  # [l, d, mlp]
     params = {"encoder": {"layer": {"intermediate": {"dense": {"kernel": kernel, "bias": jnp.zeros((3, 16))}}}}}
     state = {"params": params, "opt_state": optim.make_optimizer("adamw").init(params)}
@@ -61,10 +66,14 @@ def test_rules_hold_for_parameters_and_their_moments() -> None:
     assert dense["bias"] == PartitionSpec(None, "model")
     moments = [spec for spec in jax.tree.leaves(specs["opt_state"]) if spec == dense["kernel"]]
     assert len(moments) == 2
+    population = sharding.tree_shardings(mesh, jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), params), members=True)
+    dense = population["encoder"]["layer"]["intermediate"]["dense"]
+    assert dense["kernel"].spec == PartitionSpec("member", None, "fsdp", "model")
+    assert dense["bias"].spec == PartitionSpec("member", None, "model")
 
 
 def test_a_dimension_that_does_not_divide_stays_whole() -> None:
-    mesh = AbstractMesh((1, 3, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh((1, 3, 4, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
     tree = {"intermediate": {"dense": {"kernel": jnp.zeros((3, 8, 16))}}}
     spec = sharding.tree_shardings(mesh, tree)["intermediate"]["dense"]["kernel"].spec
     assert spec == PartitionSpec(None, None, "model")
@@ -77,14 +86,15 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
     models = {"model": STUDENT, "teacher": dataclasses.replace(TEACHER, num_attention_heads=3)}
     sharding.choose_mesh(None, [32, 24], models)
     sharding.choose_mesh({"fsdp": 2}, [32], models)
-    assert chosen == [(4, 1, 1), (1, 2, 1)], "by default as many devices as divide 32 and 24"
+    assert chosen == [(4, 1, 1, 1), (1, 2, 1, 1)], "by default as many devices as divide 32 and 24"
     for asked, message in (
         ({"data": 4, "fsdp": 2}, "--mesh data=4,fsdp=2 needs 8 devices, and there are 6"),
         ({"data": 3}, "--mesh data=3 cannot share 32 rows"),
+        ({"member": 2}, "--mesh member=2: member=2 does not divide the population of 3: choose one that does"),
         ({"model": 2}, "model=2 does not divide the 3 attention heads of the teacher"),
     ):
         with pytest.raises(tb.InputError, match=message):
-            sharding.choose_mesh(asked, [32], models)
+            sharding.choose_mesh(asked, [32], models, members=3)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(tb.InputError, match="--mesh data=4 leaves 2 of 6 devices out; of several processes all"):
         sharding.choose_mesh({"data": 4}, [32], models)
@@ -106,6 +116,25 @@ def test_every_mesh_gives_the_loss_and_the_gradients_of_one_device(on_eight: dic
     loss, one = on_eight[stage][mesh]["loss"], on_eight[stage]["one"]["loss"]
     assert loss == pytest.approx(one, rel=1e-6)
     assert on_eight[stage][mesh]["gradient"] < 5e-6, "norm of the difference over the norm, per leaf"
+
+
+@pytest.mark.parametrize("mesh", list(MEMBERS))
+def test_members_on_devices_of_their_own_have_the_loss_and_the_gradients_of_their_runs_alone(
+    on_eight: dict, mesh: str
+) -> None:
+    """They are computed at once, as on accelerators, behind a teacher whose rows all devices share."""
+    found = on_eight["population"][mesh]
+    assert len(set(found["alone"])) == 4
+    assert found["loss"] == pytest.approx(found["alone"], rel=1e-6)
+    assert max(found["gradient"]) < 5e-6, "norm of the difference over the norm, per leaf"
+    assert found["shared_out"]
+
+
+def test_devices_that_hold_members_share_the_teachers_rows(on_eight: dict) -> None:
+    """Each does a quarter of the teacher's work, and all of its member's."""
+    flops = on_eight["population"]["flops"]
+    expected = flops["alone"] - 0.75 * flops["teacher"]
+    assert on_eight["population"]["member=4"]["flops"] == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("mesh", list(MESHES))
@@ -135,19 +164,52 @@ def objective_of(stage: str) -> tuple[distill.Objective, tb.Batch, dict]:
     return distill.transformer_objective(student, TEACHER), batch, classifier
 
 
-def measure(stage: str, mesh: Mesh) -> tuple[float, dict]:
-    """The loss and the gradients of one step. With dropout: its masks do not depend on the mesh."""
+class Measured(NamedTuple):
+    loss: Any
+    state: train_step.TrainState  # with the gradients in the place of the optimizer's
+    flops: float  # of one device
+
+
+def measure(stage: str, mesh: Mesh, seeds: tuple[int, ...] = (3,)) -> Measured:
+    """One step of one student, or of a population. With dropout: its masks do not depend on the mesh."""
     objective, batch, student = objective_of(stage)
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
-    trainable = objective.init(jax.random.key(2), student)
-    # an optimizer that keeps the gradient as its state
+    trainable = population.stack([objective.init(jax.random.key(seed - 1), student) for seed in seeds])
     kept = optax.GradientTransformation(lambda params: params, lambda grads, state, params: (grads, grads))
-    state = train_step.create_state(trainable, kept, jax.random.key(3), mesh)
+    keys = population.stack([jax.random.key(seed) for seed in seeds])
+    state = train_step.create_state(trainable, kept, keys, mesh)
     schedule = optim.make_schedule("constant", 1)
     step = train_step.make_train_step(objective, kept, schedule, mesh, state, teacher, 2 if "parts" in stage else 1)
     placed = sharding.place(teacher, sharding.tree_shardings(mesh, teacher))
-    state, metrics = step(state, placed, sharding.global_batch(mesh, batch, 16), tb.Hyper())
-    return float(metrics["loss"]), sharding.fetch(state.opt_state)
+    arguments = state, placed, sharding.global_batch(mesh, batch, 16), population.stack([tb.Hyper()] * len(seeds))
+    compiled = step.lower(*arguments).compile()
+    state, metrics = compiled(*arguments)
+    return Measured(np.asarray(metrics["loss"]).tolist(), state, compiled.cost_analysis()["flops"])
+
+
+def measure_members(meshes: dict[str, Mesh]) -> dict[str, Any]:
+    """Four members on every mesh, and each alone on one device."""
+    seeds = (3, 5, 7, 9)
+    alone = [measure("transformer", sharding.make_mesh(), (seed,)) for seed in seeds]
+    found = {}
+    for name, mesh in meshes.items():
+        loss, state, flops = measure("transformer", mesh, seeds)
+        gradients = sharding.fetch(state.opt_state)
+        errors = [
+            worst(population.member(gradients, i, 4), sharding.fetch(own.state.opt_state))
+            for i, own in enumerate(alone)
+        ]
+        found[name] = {
+            "loss": loss,
+            "alone": [own.loss for own in alone],
+            "gradient": errors,
+            "shared_out": all(leaf.sharding.spec[:1] == ("member",) for leaf in jax.tree.leaves(state.params)),
+            "flops": flops,
+        }
+    objective, batch, _ = objective_of("transformer")
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    targets = jax.jit(objective.targets).lower(teacher, batch).compile()
+    return found | {"flops": {"alone": alone[0].flops, "teacher": targets.cost_analysis()["flops"]}}
 
 
 def worst(gradients: dict, reference: dict) -> float:
@@ -180,9 +242,12 @@ if __name__ == "__main__":
     meshes = {name: sharding.make_mesh(**sizes) for name, sizes in MESHES.items()}
     result: dict = {"restored": restored_everywhere(meshes)}
     for stage, names in STAGES.items():
-        loss, reference = measure(stage, meshes["one"])
-        result[stage] = {"one": {"loss": loss}}
+        one = measure(stage, meshes["one"])
+        reference = sharding.fetch(one.state.opt_state)
+        result[stage] = {"one": {"loss": one.loss}}
         for name in names:
-            loss, gradients = measure(stage, meshes[name])
-            result[stage][name] = {"loss": loss, "gradient": worst(gradients, reference)}
+            found = measure(stage, meshes[name])
+            gradients = sharding.fetch(found.state.opt_state)
+            result[stage][name] = {"loss": found.loss, "gradient": worst(gradients, reference)}
+    result["population"] = measure_members({name: sharding.make_mesh(**sizes) for name, sizes in MEMBERS.items()})
     print(json.dumps(result))

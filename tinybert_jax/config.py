@@ -20,7 +20,7 @@ ScheduleName = Literal["constant", "linear"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
 RUN_FIELDS = ("compute_dtype", "scan_unroll", "remat", "vocab_multiple")  # of a BertConfig, and of no file
-AXES = ("data", "fsdp", "model")  # of a device mesh
+AXES = ("data", "fsdp", "model", "member")  # of a device mesh
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once

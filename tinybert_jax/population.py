@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tinybert_jax.config import Experiment, Hyper, InputError
+from tinybert_jax.sharding import of_member
 
 # Where members may differ: in what they start from, and in the numbers that a step takes as arrays.
 OWN_FIELDS = ("model", "start", "seed")
@@ -61,10 +63,12 @@ def member(tree: Any, number: int, members: int) -> Any:
     return tree if members == 1 else jax.tree.map(lambda leaf: leaf[number], tree)
 
 
-def over_members(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
+def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`function` of one member, for arguments of all: one after the other on a CPU, where a member's numbers are then
-    those of its run alone, bit for bit, and `vmap` would be slower; all at once on an accelerator.
+    those of its run alone, bit for bit, and `vmap` would be slower; all at once on an accelerator, and where the
+    mesh's axis `member` shares the members out.
     """
-    if platform == "cpu":
-        return lambda *args: jax.lax.map(lambda own: function(*own), args)
-    return jax.vmap(function)
+    own = of_member(function)
+    if mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1:
+        return lambda *args: jax.lax.map(lambda member: own(*member), args)
+    return jax.vmap(own, spmd_axis_name="member")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import jax
@@ -17,8 +18,9 @@ T = TypeVar("T")
 
 # logical axis -> mesh axes. Of `embed`, only parameters are shared out: activations stay whole along it.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "group": ("data",),  # rows, where devices of one `fsdp` group hold the same ones
+    "batch": ("data", "fsdp", "member"),  # of a teacher; its students are shared out over `member`, and not their rows
+    "group": ("data", "member"),  # rows, where devices of one `fsdp` group hold the same ones
+    "member": ("member",),
     "embed": ("fsdp",),
     "heads": ("model",),
     "mlp": ("model",),
@@ -50,30 +52,41 @@ LOGICAL_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes `data` (batch), `fsdp` (batch and parameters) and `model` (heads and feed-forward width).
+# whether a function of one member is being traced
+_of_member: ContextVar[bool] = ContextVar("of_member", default=False)
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, model: int = 1, member: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh with the axes `data` (batch), `fsdp` (batch and parameters), `model` (heads and feed-forward width) and
+    `member` (the students of a population, and their teacher's batch).
 
     Raises:
         ValueError: there are fewer devices than the axes ask for.
     """
-    wanted = data * fsdp * model
+    wanted = data * fsdp * model * member
     found = list(jax.devices() if devices is None else devices)
     if len(found) < wanted:
         raise ValueError(
-            f"a mesh of data={data}, fsdp={fsdp}, model={model} needs {wanted} devices; found {len(found)}"
+            f"a mesh of data={data}, fsdp={fsdp}, model={model}, member={member} needs {wanted} devices; found"
+            f" {len(found)}"
         )
     # Linen's Embed raises on the Explicit axes that are jax.make_mesh's default
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((data, fsdp, model), AXES, axis_types=types, devices=found[:wanted])
+    return jax.make_mesh((data, fsdp, model, member), AXES, axis_types=types, devices=found[:wanted])
 
 
-def choose_mesh(asked: Mapping[str, int] | None, batch_parts: Sequence[int], models: Mapping[str, BertConfig]) -> Mesh:
+def choose_mesh(
+    asked: Mapping[str, int] | None, batch_parts: Sequence[int], models: Mapping[str, BertConfig], members: int = 1
+) -> Mesh:
     """The mesh that was asked for, checked, or the default: as many devices along `data` as share every batch evenly.
 
     Args:
         asked: sizes of axes; None for the default.
         batch_parts: rows that are computed at once, in each stage.
         models: the configs that run on the mesh, by their role.
+        members: of the population.
 
     Raises:
         InputError: an axis does not divide what it is to share out, or there are not that many devices; of several
@@ -93,32 +106,45 @@ def choose_mesh(asked: Mapping[str, int] | None, batch_parts: Sequence[int], mod
             f"--mesh {described} leaves {len(devices) - wanted} of {len(devices)} devices out; of several processes"
             " all must take part: choose a mesh, or a batch size, that all devices divide"
         )
-    rows = sizes["data"] * sizes["fsdp"]
+    rows = math.prod(sizes[axis] for axis in RULES["batch"])
     for part in batch_parts:
         if part % rows:
             raise InputError(
                 f"--mesh {described} cannot share {part} rows (a batch, or with accumulation its part) over"
-                f" data x fsdp = {rows}: choose a batch size that {rows} divides"
+                f" data x fsdp x member = {rows}: choose a batch size that {rows} divides"
             )
+    if members % sizes["member"]:
+        raise InputError(
+            f"--mesh {described}: member={sizes['member']} does not divide the population of {members}: choose one"
+            " that does"
+        )
     for role, config in models.items():
         if config.num_attention_heads % sizes["model"]:
             raise InputError(
                 f"--mesh {described}: model={sizes['model']} does not divide the {config.num_attention_heads}"
                 f" attention heads of the {role}: choose one that does"
             )
-    return make_mesh(sizes["data"], sizes["fsdp"], sizes["model"])
+    return make_mesh(sizes["data"], sizes["fsdp"], sizes["model"], sizes["member"])
 
 
-def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """The sharding of every leaf of a state, parameters or optimizer state (which repeat the parameters' paths)."""
+def batch_shares(mesh: Mesh) -> int:
+    """How many devices share the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any, members: bool = False) -> Any:
+    """The sharding of every leaf of a state, parameters or optimizer state (which repeat the parameters' paths); with
+    `members`, of a population, whose leaves have the members on axis 0.
+    """
+    first: tuple[str | None, ...] = ("member",) if members else ()
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path)
         for ending, logical in LOGICAL_AXES.items():
             if names[-len(ending) :] == ending:
-                whole = (None,) * (leaf.ndim - len(logical))
-                return NamedSharding(mesh, _spec(mesh, (*whole, *logical), leaf.shape))
-        return replicated(mesh)
+                whole = (None,) * (leaf.ndim - len(first) - len(logical))
+                return NamedSharding(mesh, _spec(mesh, (*first, *whole, *logical), leaf.shape))
+        return NamedSharding(mesh, _spec(mesh, first, leaf.shape[: len(first)]))
 
     return jax.tree.map_with_path(leaf_sharding, tree)
 
@@ -134,6 +160,31 @@ def on_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     return traced
 
 
+def of_member(function: Callable[..., T]) -> Callable[..., T]:
+    """`function` of one member of a population: while it is traced, `constrain` shares rows out over the devices that
+    hold the same member.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> T:
+        token = _of_member.set(True)
+        try:
+            return function(*args)
+        finally:
+            _of_member.reset(token)
+
+    return traced
+
+
+def for_members(batch: T) -> T:
+    """A batch, or the teacher's targets, of all rows, as the devices of one member share them out."""
+
+    def constrained(leaf: Any) -> Any:
+        return constrain(leaf, "batch", *[None] * (leaf.ndim - 1))
+
+    return of_member(lambda: jax.tree.map(constrained, batch))()
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Tell the compiler how an activation lies on the mesh of `on_mesh`; without one, `x` itself."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -147,6 +198,8 @@ def _spec(mesh: Mesh | AbstractMesh, logical: Sequence[str | None], shape: Seque
 
     def fitted(name: str | None, size: int) -> tuple[str, ...] | str | None:
         axes = RULES[name] if name else ()
+        if _of_member.get() and name != "member":
+            axes = tuple(axis for axis in axes if axis != "member")
         if not axes or size % math.prod(mesh.shape[axis] for axis in axes):
             return None
         return axes[0] if len(axes) == 1 else axes
@@ -155,7 +208,7 @@ def _spec(mesh: Mesh | AbstractMesh, logical: Sequence[str | None], shape: Seque
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: rows over `data` and `fsdp`; a batch's size must divide by their product."""
+    """Of every array of a batch: rows over `data`, `fsdp` and `member`; `batch_shares` must divide a batch's size."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 

@@ -15,7 +15,7 @@ from tinybert_jax.config import BertConfig, Experiment, InputError, Params
 from tinybert_jax.heads import HEADS
 from tinybert_jax.inputs import Inputs, initial_params, load_population
 from tinybert_jax.predict import predict_logits
-from tinybert_jax.sharding import choose_mesh, place, tree_shardings
+from tinybert_jax.sharding import batch_shares, choose_mesh, place, tree_shardings
 from tinybert_jax.splits import Split
 from tinybert_jax.stage import SCORED, Diverged, Run, make_objective, train_stage
 from tinybert_jax.train_step import make_predict_step
@@ -44,7 +44,7 @@ def run(
         experiment: what to train, on what, and how.
         out: the run's directory; made, never overwritten.
         resume: continue the run in `out` from its newest sound checkpoint. The result is that of an unbroken run.
-        mesh: the sizes of the axes `data`, `fsdp` and `model` of the device mesh; default: all devices along `data`,
+        mesh: the sizes of the axes of the device mesh (`sharding.make_mesh`); default: all devices along `data`,
             as far as they share the batches evenly.
 
     Of several processes (`jax.distributed`), all call it alike.
@@ -93,7 +93,9 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     for stage in experiment.stages:
         make_objective(experiment, stage, inputs)  # refuses what does not fit, before anything is computed
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
-    mesh = choose_mesh(axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs)
+    mesh = choose_mesh(
+        axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs, len(members)
+    )
     if resume:
         run_dir.check_same(out, experiments, members, mesh)
     teacher_params: Params = {}
@@ -156,7 +158,7 @@ def _score_teacher(
 
 def _eval_batch_size(mesh: Mesh) -> int:
     """EVAL_BATCH_SIZE, or as little more as the devices can share."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = batch_shares(mesh)
     return -(-EVAL_BATCH_SIZE // rows) * rows
 
 

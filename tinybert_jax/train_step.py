@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from tinybert_jax.config import Batch, Hyper, Params
 from tinybert_jax.optim import Schedule
 from tinybert_jax.population import over_members
-from tinybert_jax.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
+from tinybert_jax.sharding import batch_sharding, for_members, on_mesh, place, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -48,8 +48,8 @@ def create_state(
         return TrainState(step, params, optimizer.init(params), key, best, jax.tree.map(jnp.copy, params))
 
     build = jax.vmap(create) if key.ndim else create
-    shardings = tree_shardings(mesh, jax.eval_shape(build, params, key))
-    placed = place(params, tree_shardings(mesh, params))
+    shardings = tree_shardings(mesh, jax.eval_shape(build, params, key), key.ndim > 0)
+    placed = place(params, tree_shardings(mesh, params, key.ndim > 0))
     return jax.jit(build, out_shardings=shardings)(placed, key)
 
 
@@ -85,7 +85,7 @@ def make_train_step(
     members = state.key.ndim > 0
 
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
-        return over_members(function, mesh.devices.flat[0].platform) if members else function
+        return over_members(function, mesh) if members else function
 
     def update(
         state: TrainState, grads: Params, metrics: dict[str, Array], hyper: Hyper
@@ -107,6 +107,9 @@ def make_train_step(
             known = batch.targets is not None
             targets = batch.targets if known else jax.lax.stop_gradient(objective.targets(teacher_params, batch))
 
+            if mesh.shape["member"] > 1:
+                targets, batch = for_members(targets), for_members(batch._replace(targets=None))
+
             def gradient(params: Params, hyper: Hyper, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
                 return jax.grad(objective.loss, has_aux=True)(params, targets, batch, hyper, key)
 
@@ -121,7 +124,7 @@ def make_train_step(
         real_tokens = jnp.mean(batch.attention_mask, dtype=jnp.float32)
         return state, metrics | {"real_tokens": jnp.broadcast_to(real_tokens, keys.shape)}
 
-    shardings = tree_shardings(mesh, state)
+    shardings = tree_shardings(mesh, state, members)
     teacher_shardings = tree_shardings(mesh, teacher_params)
     return jax.jit(
         on_mesh(mesh, step),
@@ -160,7 +163,7 @@ def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.nd
         best_params = jax.tree.map(kept, state.params, state.best_params)
         return state._replace(best_metric=jnp.where(better, metric, state.best_metric), best_params=best_params)
 
-    return jax.jit(keep, out_shardings=tree_shardings(mesh, state), donate_argnums=0)
+    return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.key.ndim > 0), donate_argnums=0)
 
 
 def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
