@@ -140,7 +140,7 @@ def test_a_batch_of_filler_alone_gives_0_and_no_gradient() -> None:
     for objective in objectives():
         trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
         empty = jax.tree.map(jnp.zeros_like, make_batch())
-        loss, grads = jax.value_and_grad(lambda p, o=objective, e=empty: value(o, p, e))(trainable)
+        loss, grads = jax.jit(jax.value_and_grad(lambda p, o=objective, e=empty: value(o, p, e)))(trainable)
         assert float(loss) == 0.0
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
@@ -149,7 +149,7 @@ def test_a_batch_of_filler_alone_gives_0_and_no_gradient() -> None:
 def test_every_trainable_leaf_of_every_stage_is_reached(preset: str) -> None:
     for objective in objectives(preset):
         trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
-        grads = jax.grad(lambda p, o=objective: value(o, p, make_batch()))(trainable)
+        grads = jax.jit(jax.grad(lambda p, o=objective: value(o, p, make_batch())))(trainable)
         unreached = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(grads) if not np.any(leaf)]
         assert not unreached
 
@@ -241,7 +241,7 @@ def test_projections_that_a_student_brings_are_trained_on_and_not_exported(name:
     trainable = objective.init(jax.random.key(2), STUDENT_PARAMS | BROUGHT[name])
     brought = BROUGHT[name]["projections"] if name == "projections" else BROUGHT[name]
     jax.tree.map(np.testing.assert_array_equal, trainable["projections"], brought)
-    grads = jax.grad(lambda p: value(objective, p, make_batch()))(trainable)
+    grads = jax.jit(jax.grad(lambda p: value(objective, p, make_batch())))(trainable)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["projections"]))
     exported = objective.export(trainable, STUDENT_PARAMS | BROUGHT[name])
     assert jax.tree.structure(exported) == jax.tree.structure(STUDENT_PARAMS)
@@ -315,7 +315,7 @@ def test_relations_ignore_padding_and_filler_and_reach_every_leaf() -> None:
     own = value(objective, trainable, batch)
     np.testing.assert_allclose(value(objective, trainable, padded(batch)), own, rtol=1e-5)
     filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
-    loss, grads = jax.value_and_grad(lambda p: value(objective, p, filled))(trainable)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: value(objective, p, filled)))(trainable)
     np.testing.assert_allclose(loss, own, rtol=1e-5)
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads))
 

@@ -62,6 +62,15 @@ def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(at_once[1]["gradient_norm"], one_by_one[1]["gradient_norm"], rtol=1e-5)
 
 
+def test_members_with_other_parameters_are_refused_by_name() -> None:
+    objective, plain = distill.transformer_objective(STUDENT, TEACHER), make_students(1)[0]
+    shape = (STUDENT.hidden_size, TEACHER.hidden_size)
+    brings = plain | {"fit_dense": {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}}
+    trees = [objective.init(jax.random.key(0), student) for student in (plain, brings)]
+    with pytest.raises(tb.InputError, match=r"member 1 of the population has not the same .*projections.* is in one of them"):
+        population.stack(trees)
+
+
 def test_the_teacher_is_computed_once_for_all_members() -> None:
     """Counted while it runs."""
     objective, mesh = distill.prediction_objective(STUDENT, TEACHER), sharding.make_mesh()

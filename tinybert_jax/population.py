@@ -46,10 +46,26 @@ def check_members(experiments: Sequence[Experiment]) -> None:
 def stack(trees: Sequence[Any]) -> Any:
     """One tree with the leaves of all members stacked; of a single member, its tree as it is.
 
+    Raises:
+        InputError: a member's tree has other leaves than the first one's, as where only some bring projections.
+
     >>> stack([{"a": 1.0}, {"a": 2.0}])["a"].shape, stack([{"a": 1.0}])
     ((2,), {'a': 1.0})
     """
-    return trees[0] if len(trees) == 1 else jax.tree.map(_stacked, *trees)
+    if len(trees) == 1:
+        return trees[0]
+    first = _shapes(trees[0])
+    for number, tree in enumerate(trees[1:], 1):
+        if differing := sorted(dict(first.items() ^ _shapes(tree).items())):
+            raise InputError(
+                f"member {number} of the population has not the same parameters as member 0: {differing[0]} is in one"
+                " of them only, or of another shape; train it apart"
+            )
+    return jax.tree.map(_stacked, *trees)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _stacked(*leaves: Any) -> Any:

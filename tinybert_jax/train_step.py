@@ -88,15 +88,14 @@ def make_train_step(
         return over_members(function, mesh) if members else function
 
     def update(
-        state: TrainState, grads: Params, metrics: dict[str, Array], hyper: Hyper
-    ) -> tuple[TrainState, dict[str, Array]]:
+        step: Array, params: Params, opt_state: Any, grads: Params, hyper: Hyper
+    ) -> tuple[Params, Any, dict[str, Array]]:
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            learning_rate = hyper.learning_rate * schedule(state.step)
-            params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            learning_rate = hyper.learning_rate * schedule(step)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
-        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, metrics | {"learning_rate": learning_rate} | norms
+        return params, opt_state, {"learning_rate": learning_rate} | norms
 
     def step(
         state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
@@ -120,9 +119,11 @@ def make_train_step(
         else:
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
             grads, metrics = _accumulated(gradients, batch, parts.swapaxes(0, 1) if members else parts)
-        state, metrics = each(update)(state, grads, metrics, hyper)
+        # only what changes passes through the members' loop, which copies what it is given
+        params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads, hyper)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         real_tokens = jnp.mean(batch.attention_mask, dtype=jnp.float32)
-        return state, metrics | {"real_tokens": jnp.broadcast_to(real_tokens, keys.shape)}
+        return state, metrics | numbers | {"real_tokens": jnp.broadcast_to(real_tokens, keys.shape)}
 
     shardings = tree_shardings(mesh, state, members)
     teacher_shardings = tree_shardings(mesh, teacher_params)
