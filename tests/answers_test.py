@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from tinybert_jax import answers, data, distill, sharding, stage, train_step
 SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
 TEACHER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, **SIZES)
 STUDENT = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES)
+NUMBER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, id2label=("score",), **SIZES)
 UNLIKE = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **(SIZES | {"num_attention_heads": 2}))
 BUCKETS = (8, 16)
 OBJECTIVES = {
     "logits": (distill.prediction_objective(STUDENT, TEACHER), tb.BertForSequenceClassification),
+    "a number": (distill.prediction_objective(NUMBER, NUMBER), tb.BertForSequenceClassification),
     "answers": (distill.prediction_objective(STUDENT, TEACHER, head="span"), tb.BertForQuestionAnswering),
     "tags": (distill.prediction_objective(STUDENT, TEACHER, head="tokens"), tb.BertForTokenClassification),
     "layers": (distill.transformer_objective(STUDENT, TEACHER), tb.BertForSequenceClassification),
@@ -41,7 +45,7 @@ def make_tokens(seed: int, n: int = 21) -> data.Tokens:
 
 def asked(what: str = "logits", teacher: str = "a", **changes: Any) -> answers.Asked:
     objective, model = OBJECTIVES[what]
-    params = tb.init_params(model(TEACHER), jax.random.key(0))
+    params = tb.init_params(model(NUMBER if what == "a number" else TEACHER), jax.random.key(0))
     buckets = BUCKETS[-1:] if "padding" in what else BUCKETS
     settings = {"padding": "padding" in what} | changes
     return answers.Asked(objective, params, [teacher], sharding.make_mesh(), 4, buckets, **settings)
@@ -107,28 +111,51 @@ def test_the_same_teacher_and_rows_are_read_and_others_are_computed(
     assert len(computed) == 3
 
 
-def test_a_file_that_was_cut_off_is_computed_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
+def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     first = asked().answered(make_tokens(0), 1e9, tmp_path)
     assert first is not None
     logits = np.array(first.flat[0])
     (file,) = tmp_path.glob("answers/*/0.bin")
-    file.write_bytes(file.read_bytes()[:-4])
+    content = file.read_bytes()
+    if damage == "no checksums":
+        (file.parent / "checksums.json").unlink()
+    file.write_bytes(content[:-4] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
     again = asked().answered(make_tokens(0), 1e9, tmp_path)
     assert again is not None
     np.testing.assert_array_equal(again.flat[0], logits)
 
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
-    """21 rows of 2 logits are 168 bytes: two sets fit into 400, and of three the oldest goes. One of 168 into 100 does
-    not: the steps are to compute it.
+    """21 rows of 2 logits are 168 bytes: two sets fit into 500 with their checksums, and of three the one that was
+    used longest ago goes. One of 168 into 100 does not: the steps are to compute it.
     """
     assert asked().answered(make_tokens(0), 100.0, tmp_path) is None
     assert not list(tmp_path.glob("answers/*"))
-    for seed in range(3):
-        known = asked().answered(make_tokens(seed), 400.0, tmp_path)
+    folders = []
+    for seed in (0, 1):
+        known = asked().answered(make_tokens(seed), 500.0, tmp_path)
         assert known is not None
-        assert len(list(tmp_path.glob("answers/*"))) == min(seed + 1, 2)
         assert known.flat[0].nbytes == 168
+        (new,) = set(tmp_path.glob("answers/*")) - set(folders)
+        folders.append(new)
+    os.utime(folders[0], (1, 1))
+    os.utime(folders[1], (2, 2))
+    asked().answered(make_tokens(0), 500.0, tmp_path)  # is read, so that the other one is the oldest
+    asked().answered(make_tokens(2), 500.0, tmp_path)
+    assert folders[0].is_dir()
+    assert not folders[1].is_dir()
+    assert len(list(tmp_path.glob("answers/*"))) == 2
+
+
+def test_what_another_run_is_writing_is_left_alone_and_what_a_killed_one_left_is_not(tmp_path: Path) -> None:
+    for name, age in ((".tmp-new", 0), (".tmp-old", 2 * answers.STALE)):
+        (tmp_path / "answers" / name / "new").mkdir(parents=True)
+        (tmp_path / "answers" / name / "new" / "0.bin").write_bytes(bytes(400))
+        os.utime(tmp_path / "answers" / name, (time.time() - age,) * 2)
+    asked().answered(make_tokens(0), 500.0, tmp_path)
+    assert (tmp_path / "answers" / ".tmp-new").is_dir()
+    assert not (tmp_path / "answers" / ".tmp-old").exists()
 
 
 def test_a_disk_without_room_is_named_before_anything_is_computed(

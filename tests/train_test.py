@@ -257,12 +257,15 @@ def test_a_dev_set_of_one_class_is_refused(pretrained: Path, tmp_path: Path) -> 
         tb.run(tb.Experiment("classification", source, str(pretrained), stages, max_length=16), tmp_path / "run")
 
 
-def test_resuming_with_another_teacher_in_the_same_place_is_refused(
-    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_its_cache_is_warned_about(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     moved = Path(shutil.copytree(teacher, tmp_path / "teacher"))
     stages = (tb.Stage("prediction", max_steps=2),)
     tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run")
+    uncached = distillation(moved, blank_student, reviews, stages=stages, teacher_cache_gb=0.0)
+    tb.run(uncached, tmp_path / "run", resume=True)
+    assert "warning: experiment.teacher_cache_gb was 10.0 when the run started and is 0.0" in capsys.readouterr().err
     config, params = tb.load_hf(moved)
     tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
     with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):

@@ -4,11 +4,15 @@ kept on disk, and brought by its batches, so that the steps run no teacher.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,8 @@ from tinybert_jax.data import PROGRESS_FROM, Examples, eval_batches
 from tinybert_jax.rows import cache_folder, cached
 from tinybert_jax.train_step import make_targets_step
 
+FORMAT_VERSION = 1  # count it up when the same teacher would say something else of the same rows
+STALE = 24 * 3600  # seconds, after which what another run began to write is not coming any more
 TOKENS = -1  # in a shape, of an axis as long as the row has tokens
 COMPACT = np.dtype(jnp.bfloat16)
 
@@ -40,7 +46,10 @@ class Form(NamedTuple):
 
     def sizes(self, tokens: np.ndarray) -> np.ndarray:
         """Numbers that rows have, int64 [n]."""
-        return np.prod([tokens if size == TOKENS else np.full_like(tokens, size) for size in self.shape], axis=0)
+        result = np.ones(len(tokens), np.int64)
+        for size in self.shape:
+            result *= tokens if size == TOKENS else size
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +85,12 @@ class Answered:
     def _padded(self, number: int, rows: np.ndarray, length: int) -> np.ndarray:
         form, offsets, flat = self.forms[number], self.offsets[number], self.flat[number]
         result = np.zeros((len(rows), *form.of(length)), form.dtype)
-        for padded, row in zip(result, rows, strict=True):
+        for i, row in enumerate(rows):
             if row >= 0:
                 shape = form.of(int(self.tokens[row]))
                 own = flat[offsets[row] : offsets[row] + int(np.prod(shape))]
-                padded[tuple(map(slice, shape))] = own.reshape(shape)
+                at: tuple[Any, ...] = (i, *map(slice, shape))
+                result[at] = own.reshape(shape)
         return result
 
 
@@ -96,7 +106,7 @@ class Asked:
         batch_size: rows that are computed at once.
         buckets: lengths that batches are padded to.
         padding: the loss reads the targets of padding too.
-        compact: keep arrays in bfloat16: a relative error of 1/512 of what a squared error is measured against.
+        compact: keep arrays in bfloat16, a relative error of up to 1/256.
     """
 
     objective: Any
@@ -114,51 +124,59 @@ class Asked:
         Args:
             examples: n rows whose batches are the same in every epoch.
             limit: bytes that the cache may keep of all runs' targets; older ones make room.
-            cache_dir: as in `rows.read_rows`. Several processes each compute all, and keep nothing on disk.
+            cache_dir: as in `rows.read_rows`. Of several processes each keeps all for itself, until it ends.
 
         Returns:
-            None where the rows need more than `limit`, or are of several processes and need memory for every token.
+            None where the rows need more than `limit`.
 
         Raises:
             InputError: the disk has no room, or the cache cannot be written.
         """
         forms, tree = self._forms(examples)
         tokens = np.full(len(examples), self.buckets[-1]) if self.padding else np.asarray(examples.lengths)
-        order = np.argsort(examples.lengths, kind="stable")  # of `eval_batches`, which appends to the files
-        sizes = [form.sizes(tokens.astype(np.int64)) for form in forms]
-        offsets = []
-        for size in sizes:
-            offset = np.empty_like(size)
-            offset[order] = np.cumsum(size[order]) - size[order]
-            offsets.append(offset)
-        needed = sum(int(size.sum()) * form.dtype.itemsize for size, form in zip(sizes, forms, strict=True))
-        several = jax.process_count() > 1
-        if needed > limit or (several and any(TOKENS in form.shape for form in forms)):
+        sizes = [int(form.sizes(tokens).sum()) for form in forms]
+        needed = sum(size * form.dtype.itemsize for size, form in zip(sizes, forms, strict=True))
+        if needed > limit:
             return None
+        order = np.argsort(examples.lengths, kind="stable")  # of `eval_batches`, which appends to the files
+        offsets = []
+        for form in forms:
+            own = form.sizes(tokens)
+            offset = np.empty_like(own)
+            offset[order] = np.cumsum(own[order]) - own[order]
+            offsets.append(offset)
 
         def build(folder: Path) -> None:
             self._write(folder, examples, tokens, forms)
 
         def load(folder: Path) -> list[np.ndarray]:
+            """The files, mapped; each is read once, for its checksum."""
+            checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
             found: list[np.ndarray] = []
             for number, (size, form) in enumerate(zip(sizes, forms, strict=True)):
                 file = folder / f"{number}.bin"
-                if file.stat().st_size != size.sum() * form.dtype.itemsize:
-                    raise ValueError(f"{file.name} has another size")
-                found.append(np.memmap(file, form.dtype, "r"))
+                if _checksum(file) != checksums[number]:
+                    raise ValueError(f"the checksum of {file.name} is another one")
+                found.append(np.memmap(file, form.dtype, "r", shape=(size,)))
             return found
 
-        if several:  # one that finds them in its cache would leave the others waiting
-            with tempfile.TemporaryDirectory() as own:
-                build(Path(own))
-                flat = [np.array(array) for array in load(Path(own))]
-            return Answered(examples, tokens, offsets, flat, forms, tree)
         folder = cache_folder(cache_dir) / "answers"
+        if jax.process_count() > 1:  # one that finds them in its cache would leave the others waiting
+            _make_room(folder, needed, limit)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+                    build(Path(temporary))
+                    flat = load(Path(temporary))  # what is mapped stays, without its name
+            except OSError as error:
+                raise InputError(f"{folder}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
+            return Answered(examples, tokens, offsets, flat, forms, tree)
         entry = folder / self._fingerprint(examples, forms)
         if not entry.is_dir():
             _make_room(folder, needed, limit)
         flat = cached(entry, build, load)
-        entry.touch()  # the oldest makes room
+        with contextlib.suppress(OSError):  # the cache is somebody else's, or another run has made room
+            os.utime(entry)  # what was used longest ago makes room
         return Answered(examples, tokens, offsets, flat, forms, tree)
 
     def _forms(self, examples: Examples) -> tuple[list[Form], Any]:
@@ -179,7 +197,8 @@ class Asked:
     def _fingerprint(self, examples: Examples, forms: Sequence[Form]) -> str:
         described = [(form.shape, form.dtype.name) for form in forms]
         device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
-        computed = [self.batch_size, self.buckets, self.padding, device, mesh, jax.__version__]
+        versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", "")]
+        computed = [self.batch_size, self.buckets, self.padding, device, mesh, versions]
         content = [*self.identity, examples.fingerprint, described, computed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -188,7 +207,7 @@ class Asked:
         return make_targets_step(self.objective, self.mesh, self.params)
 
     def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, forms: Sequence[Form]) -> None:
-        """A file for each array, the rows in the order of `eval_batches`."""
+        """A file for each array, the rows in the order of `eval_batches`, and the files' checksums."""
         from tqdm import tqdm
 
         # written, not mapped: of a full disk a write raises, where a map would kill the process
@@ -214,9 +233,23 @@ class Asked:
                     bar.update(int((rows >= 0).sum()))
             assert running is not None, "there is at least one row"
             keep(*running)
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
         finally:
             for file in files:
                 file.close()
+        checksums = [_checksum(Path(file.name)) for file in files]
+        (folder / "checksums.json").write_text(json.dumps(checksums), "utf-8")
+
+
+def _checksum(file: Path) -> int:
+    """crc32 of a file."""
+    checksum = 0
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 24):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _make_room(folder: Path, needed: int, limit: float) -> None:
@@ -225,13 +258,17 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
     Raises:
         InputError: the disk has no room for them.
     """
-    entries = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    kept = {entry: sum(file.stat().st_size for file in entry.glob("*")) for entry in entries}
-    for entry in entries:
-        if sum(kept.values()) + needed <= limit:
-            break
-        del kept[entry]
-        shutil.rmtree(entry, ignore_errors=True)
+    used: dict[Path, float] = {}
+    kept: dict[Path, int] = {}
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another run makes room too, or has finished
+            used[path] = path.stat().st_mtime
+            kept[path] = sum(file.stat().st_size for file in path.rglob("*"))
+    for path in sorted(used, key=lambda path: used[path]):
+        being_written = path.name.startswith(".") and time.time() - used[path] < STALE
+        if sum(kept.values()) + needed > limit and not being_written:
+            del kept[path]
+            shutil.rmtree(path, ignore_errors=True)
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if needed > free:
         raise InputError(

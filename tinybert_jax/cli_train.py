@@ -163,8 +163,8 @@ def distill(
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        teacher_cache_gb: disk for what the teacher says of the rows (hidden states, scores, logits), which a stage of
-            several epochs computes once, where it fits; 0: the teacher runs in every step.
+        teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states and scores, in bfloat16),
+            which a stage of several epochs computes once, where it fits; 0: the teacher runs in every step.
     """
     from tinybert_jax.tasks import get_task
 
@@ -225,6 +225,7 @@ def pretrain(
     pairs: bool = False,
     short_sequence_probability: float = 0.1,
     processes: int = 1,
+    teacher_cache_gb: float = 10.0,
 ) -> None:
     """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
 
@@ -251,6 +252,7 @@ def pretrain(
         pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
         short_sequence_probability: of a sequence that is cut to a random shorter length.
         processes: that tokenise the text.
+        teacher_cache_gb: as in `tinybert distill`.
     """
     described = Stage(
         stage,
@@ -272,6 +274,7 @@ def pretrain(
         preset=preset,
         layer_map=layer_map,
         start=start,
+        teacher_cache_gb=teacher_cache_gb,
     )
 
 

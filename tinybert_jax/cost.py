@@ -46,9 +46,16 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
 
 
 def step_flops(
-    objective: StageName, student: BertConfig, teacher: BertConfig | None, rows: int, tokens: int, students: int = 1
+    objective: StageName,
+    student: BertConfig,
+    teacher: BertConfig | None,
+    rows: int,
+    tokens: int,
+    students: int = 1,
+    answered: bool = False,
 ) -> float:
-    """Floating-point operations of one training step: the students forward and backward, the teacher forward.
+    """Floating-point operations of one training step: the students forward and backward, the teacher forward unless
+    its answers are known.
 
     >>> teacher = BertConfig()  # BERT_BASE; eight TinyBERT4 behind it, against eight runs
     >>> student = BertConfig(num_hidden_layers=4, hidden_size=312, intermediate_size=1200)
@@ -65,7 +72,7 @@ def step_flops(
         states = student.num_hidden_layers + 1
         own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
     own *= students
-    if objective in ("transformer", "prediction"):
+    if objective in ("transformer", "prediction") and not answered:
         assert teacher is not None
         own += forward_flops(teacher, tokens)
     return rows * own

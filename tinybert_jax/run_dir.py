@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from jax.sharding import Mesh
@@ -69,7 +69,8 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
     """Compare a run that is to be resumed with the one that was started.
 
     Raises:
-        InputError: names the field that differs; other package versions and devices only give a warning.
+        InputError: names the field that differs; what differs by rounding only (package versions, devices, whether the
+            teacher's answers are kept) gives a warning.
     """
     path = out / "experiment.json"
     try:
@@ -81,10 +82,10 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
         before, after = started.get(field), now.get(field)
         if before == after:
             continue
-        if field.startswith(("versions.", "devices.")):
+        if field.startswith(("versions.", "devices.")) or field.endswith(".teacher_cache_gb"):
             print(
-                f"warning: {field} was {before} when the run started and is {after} now: the result may differ in its"
-                " last bits",
+                f"warning: {field} was {before} when the run started and is {after} now: the result may differ by"
+                " rounding",
                 file=sys.stderr,
             )
         else:
@@ -130,14 +131,7 @@ class MetricsLog:
 
     def __init__(self, out: Path, stage: str, start_step: int) -> None:
         self._stage = stage
-        path = out / "metrics.jsonl"
-        if path.is_file():  # a resumed stage logs the steps after its checkpoint again
-            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if line["stage"] != stage or line["step"] <= start_step]
-            shortened = path.with_suffix(".tmp")
-            shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-            shortened.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _continued(out / "metrics.jsonl", stage, start_step)
         folder = out / "tensorboard" / stage
         folder.mkdir(parents=True, exist_ok=True)
         # not by a SummaryWriter: its thread would die of a full disk in silence, and the run wait for it forever
@@ -158,16 +152,27 @@ class MetricsLog:
         self._events.close()
 
 
+def _continued(path: Path, stage: str, start_step: int) -> TextIO:
+    """A log of JSON lines, to be appended to: a resumed stage logs the steps after its checkpoint again."""
+    if path.is_file():
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= start_step]
+        shortened = path.with_suffix(".tmp")
+        shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        shortened.replace(path)
+    return path.open("a", encoding="utf-8")
+
+
 class SpeedLog:
     """How fast a stage trained, in `speed.jsonl`: apart from the metrics, which repeat to the bit where time does not.
 
     A line covers the steps since the last one, without evaluations and checkpoints: real tokens (no padding), the
-    share that they are of all positions, and the real tokens a second.
+    share that they are of all positions, and the real tokens a second. The first lines include compilation.
     """
 
-    def __init__(self, out: Path, stage: str) -> None:
+    def __init__(self, out: Path, stage: str, start_step: int) -> None:
         self._stage = stage
-        self._file = (out / "speed.jsonl").open("a", encoding="utf-8")
+        self._file = _continued(out / "speed.jsonl", stage, start_step)
         self._tokens, self._positions, self._seconds = 0.0, 0, 0.0
         self.restart()
 

@@ -1,4 +1,4 @@
-"""The device mesh, logical axis rules, and the placing of states and batches. One device is a 1x1x1 mesh."""
+"""The device mesh, logical axis rules, and the placing of states and batches. One device is a mesh of ones."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -77,19 +78,37 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
         Stopped: a signal came.
         Diverged: a member's loss, gradient or parameters are not finite.
     """
-    experiment, inputs, mesh, members = run.experiments[0], run.inputs, run.mesh, len(run.experiments)
+    experiment, members = run.experiments[0], len(run.experiments)
     stage = experiment.stages[index]
     name = f"{index + 1}-{stage.objective}"
-    objective = make_objective(experiment, stage, inputs)
+    objective = make_objective(experiment, stage, run.inputs)
     state = _initial_state(run, index, objective, params)
-    checkpoints = Checkpoints(run.out / "checkpoints" / name)
-    restored = checkpoints.restore(state)
-    state = state if restored is None else restored
-    done, total = int(np.max(state.step)), stage_steps(stage, len(inputs.train))
-    hyper = population.stack([own.stages[index].hyper for own in run.experiments])
+    with contextlib.closing(Checkpoints(run.out / "checkpoints" / name)) as checkpoints:
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state = restored
+        state = _train(run, index, name, objective, state, checkpoints, announce=restored is None)
+    trained = fetch(state.best_params if stage.objective in SCORED else state.params)
+    return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
+
+
+def _train(
+    run: Run,
+    index: int,
+    name: str,
+    objective: distill.Objective,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    announce: bool,
+) -> TrainState:
+    """The loop: from a state to that after the last step. A run over raw text announces its cost."""
+    experiment, inputs, mesh, members = run.experiments[0], run.inputs, run.mesh, len(run.experiments)
+    stage = experiment.stages[index]
     examples, teacher_params = inputs.examples(stage), run.teacher_params
+    done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
     if done < total and _asks_again(experiment, stage, inputs, total):
         examples, teacher_params = _answered(run, stage, objective, examples)
+    hyper = population.stack([own.stages[index].hyper for own in run.experiments])
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective in SCORED
     evaluate_every = stage.evaluate_every or data.steps_per_epoch(len(examples), stage.batch_size)
@@ -97,46 +116,39 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
     optimizer = _optimizer(experiment, stage)
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
     keep_best, own_params = make_keep_best(mesh, state), make_own_params(mesh, state)
-    if isinstance(experiment.source, CorpusSource) and restored is None:
-        print(f"{name}: {_cost(run, stage, train_step, state, total, hyper)}", flush=True)
-    rows = local_rows(mesh, stage.batch_size)
-    order = stage.batch_size, inputs.buckets, experiment.order_seed
+    if isinstance(experiment.source, CorpusSource) and announce:
+        print(f"{name}: {_cost(run, stage, train_step, state, examples, teacher_params, hyper)}", flush=True)
+    rows, order = local_rows(mesh, stage.batch_size), (stage.batch_size, inputs.buckets, experiment.order_seed)
     batches = data.train_batches(examples, *order, done, total, rows)
-    log = _Log(run, name, done, total)
-    try:
-        with processes.stop_requests(mesh) as stop:
-            running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
-            for step, local in enumerate(batches, done + 1):
-                batch = global_batch(mesh, local, stage.batch_size)
-                state, numbers = train_step(state, teacher_params, batch, hyper)
-                if running is not None:
-                    log.step(*running)
-                running = step, batch.input_ids.size, numbers
-                checkpoints.check()
-                stopping = stop.agreed(last=step == total)
-                score_now = scored and (step % evaluate_every == 0 or step == total)
-                if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
-                    log.step(*running)  # raises before a state that is not finite is saved
-                    running, selection = None, None
-                    if score_now:
-                        scores = [run.score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
-                        reached = log.scores(step, scores, inputs.selection)
-                        state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
-                        # a population's best states are in its newest: no step is the best of all members
-                        selection = reached[0] if members == 1 else None
-                    checkpoints.save(step, state, selection)
-                    log.restart_clock()
-                if stopping:
-                    checkpoints.finish()
-                    raise Stopped(
-                        f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}"
-                    )
-        checkpoints.finish()
-    finally:
-        log.close()
-        checkpoints.close()
-    trained = fetch(state.best_params if scored else state.params)
-    return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
+    with contextlib.closing(_Log(run, name, done, total)) as log, processes.stop_requests(mesh) as stop:
+        running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
+        for step, local in enumerate(batches, done + 1):
+            batch = global_batch(mesh, local, stage.batch_size)
+            state, numbers = train_step(state, teacher_params, batch, hyper)
+            if running is not None:
+                log.step(*running)
+            running = step, batch.input_ids.size, numbers
+            checkpoints.check()
+            stopping = stop.agreed(last=step == total)
+            score_now = scored and (step % evaluate_every == 0 or step == total)
+            if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
+                log.step(*running)  # raises before a state that is not finite is saved
+                running, selection = None, None
+                if score_now:
+                    scores = [run.score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
+                    reached = log.scores(step, scores, inputs.selection)
+                    state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
+                    # a population's best states are in its newest: no step is the best of all members
+                    selection = reached[0] if members == 1 else None
+                checkpoints.save(step, state, selection)
+                log.restart_clock()
+            if stopping:
+                checkpoints.finish()
+                raise Stopped(
+                    f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}"
+                )
+    checkpoints.finish()
+    return state
 
 
 def _optimizer(experiment: Experiment, stage: Stage) -> Any:
@@ -181,20 +193,30 @@ def _answered(run: Run, stage: Stage, objective: distill.Objective, examples: Ex
     if known is not None:
         return known, {}
     if experiment.teacher_cache_gb and processes.is_primary():
-        print(f"{stage.objective}: the teacher's answers exceed --teacher-cache-gb: it runs in every step", flush=True)
+        limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
+        print(f"{stage.objective}: the teacher's answers need more than {limit}: it runs in every step", flush=True)
     return examples, run.teacher_params
 
 
-def _cost(run: Run, stage: Stage, train_step: Callable[..., Any], state: TrainState, total: int, hyper: Any) -> Cost:
+def _cost(
+    run: Run,
+    stage: Stage,
+    train_step: Callable[..., Any],
+    state: TrainState,
+    examples: Examples,
+    teacher_params: Params,
+    hyper: Any,
+) -> Cost:
     """Of the whole stage, if every sequence were of full length."""
-    inputs, length = run.inputs, run.experiments[0].max_length
-    rows = np.arange(stage.batch_size, dtype=np.int64) % len(inputs.train)
-    batch = inputs.examples(stage).batch(rows, length, 0)
+    length, total = run.experiments[0].max_length, stage_steps(stage, len(examples))
+    rows = np.arange(stage.batch_size, dtype=np.int64) % len(examples)
+    batch = examples.batch(rows, length, 0)
     batch = place(batch, jax.tree.map(lambda _: batch_sharding(run.mesh), batch))
-    seconds = seconds_per_step(train_step, state, run.teacher_params, batch, hyper)
-    teacher = None if inputs.teacher is None else inputs.teacher.config
+    seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
+    teacher = None if run.inputs.teacher is None else run.inputs.teacher.config
     sizes = stage.batch_size, length, len(run.experiments)
-    return Cost(total, total * step_flops(stage.objective, inputs.config, teacher, *sizes), seconds)
+    flops = step_flops(stage.objective, run.inputs.config, teacher, *sizes, answered=batch.targets is not None)
+    return Cost(total, total * flops, seconds)
 
 
 class _Log:
@@ -203,7 +225,7 @@ class _Log:
     def __init__(self, run: Run, name: str, done: int, total: int) -> None:
         members = run_dir.member_dirs(run.out, len(run.experiments)) if processes.is_primary() else []
         self._members = [run_dir.MetricsLog(directory, name, done) for directory in members]
-        self._speed = run_dir.SpeedLog(run.out, name) if processes.is_primary() else None
+        self._speed = run_dir.SpeedLog(run.out, name, done) if processes.is_primary() else None
         self._bar = progress(name, done, total)
 
     def step(self, step: int, positions: int, numbers: dict[str, jax.Array]) -> None:

@@ -66,7 +66,7 @@ def run_population(
     Args:
         experiments: one per member. They may differ in `model` (of one shape), `start` and `seed`, and in learning
             rate, temperature and loss weights of a stage; `data_seed` must be the same. On CPU each member's result is
-            that of `run`, bit for bit; on accelerators, but for rounding.
+            that of `run`, bit for bit; on accelerators, and where the mesh shares members out, but for rounding.
         out: the run's directory; member i is written to `out/memberI/student` (of a single one, to `out/student`).
         resume: as in `run`.
         mesh: as in `run`.
