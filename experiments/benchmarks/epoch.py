@@ -81,7 +81,7 @@ def main(
     tokens = encode([(text,) for text in texts[:rows]], hf.load_tokenizer(directory, config), MAX_LENGTH)
     pair = measure.Pair(*(dataclasses.replace(own, vocab_size=config.vocab_size) for own in measure.SIZES[size]))
     if stage == "intermediate":
-        our_step = measure.our_intermediate_step(pair)
+        our_step = measure.our_intermediate_step(pair, preset="default")
         objective = distill.transformer_objective(pair.student, pair.teacher)
         torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
     else:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinybert_jax import distill, optim, population
 from tinybert_jax.cli import prepare_process
-from tinybert_jax.config import Batch, BertConfig, ComputeDtype, Hyper, student_config
+from tinybert_jax.config import Batch, BertConfig, ComputeDtype, Hyper, Preset, student_config
 from tinybert_jax.heads import BertForSequenceClassification
 from tinybert_jax.model import init_params
 from tinybert_jax.sharding import make_mesh
@@ -66,12 +66,12 @@ def busy_share() -> float:
 BUSY = busy_share()  # before our own work: a busy machine slows PyTorch's threads by far more than ours
 
 
-def our_intermediate_step(pair: Pair, members: int = 1) -> Callable[[Batch], None]:
-    """One update of the Transformer stage with the loss of the preset `official` and AdamW, of one student or of a
-    population; waits for its result. The teacher is computed unless the batch brings its targets.
+def our_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "official") -> Callable[[Batch], None]:
+    """One update of the Transformer stage with AdamW, of one student or of a population; waits for its result. The
+    teacher is computed unless the batch brings its targets.
     """
     teacher, student = pair
-    objective = distill.transformer_objective(student, teacher, preset="official")
+    objective = distill.transformer_objective(student, teacher, preset=preset)
     optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
     teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
     student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))

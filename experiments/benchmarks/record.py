@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/record.py --data SST-2-DIR --out runs/benchmarks.jsonl
 
-What is in --out already is not measured again, so the command continues; `--render` measures nothing. Nothing else
-should run meanwhile. Without --data the epochs are of food reviews.
+What was measured of this commit is in --out and not measured again, so the command continues; `--render` measures
+nothing. Nothing else should run meanwhile. Without --data the epochs are of food reviews.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def commands(data: Path | None) -> list[str]:
     return [f"{command} --size {size}" for command in of_size for size in SIZES] + whole
 
 
-def measure(command: str, out: Path) -> None:
+def measure(command: str, commit: str, out: Path) -> None:
     """Run one benchmark and append its line to `out`."""
     print(f"\n{command}", flush=True)
     name, *options = command.split()
     with tempfile.TemporaryDirectory() as directory:
         line = Path(directory) / "line"
         subprocess.run([sys.executable, str(HERE / name), *options, "--json", str(line)], check=True)
-        found = {"command": command} | json.loads(line.read_text("utf-8"))
+        found = {"command": command, "commit": commit} | json.loads(line.read_text("utf-8"))
     with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
 
@@ -89,7 +89,7 @@ ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
         "epoch.py",
         versus(*EPOCH),
     ),
-    "three such epochs, the answers computed before": (
+    "three such epochs, with the time that the answers take": (
         "epoch.py",
         lambda n: f"{n['torch_s / ours_s, three epochs with the answers']:.1f}x",
     ),
@@ -118,8 +118,8 @@ ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
 
 
 def matching(lines: list[Found], start: str, size: str) -> Found | None:
-    """The line of a command with these options, apart from where its texts are."""
-    for line in lines:
+    """The newest line of a command with these options, apart from where its texts are."""
+    for line in reversed(lines):
         name, *options = line["command"].split()
         if "--data" in options:
             del options[options.index("--data") : options.index("--data") + 2]
@@ -160,8 +160,11 @@ def draw(lines: list[Found]) -> None:
     bars = {
         "step": ("step.py", "torch_ms / ours_ms"),
         "step, answers kept": ("step.py", "torch_ms / known_ms"),
-        "intermediate epoch": ("epoch.py", "torch_s / ours_s"),
-        "prediction epoch": ("epoch.py --stage prediction", "torch_s / ours_s"),
+        "three intermediate epochs": ("epoch.py", "torch_s / ours_s, three epochs with the answers"),
+        "three prediction epochs": (
+            "epoch.py --stage prediction",
+            "torch_s / ours_s, three epochs with the answers",
+        ),
         "augmentation": ("augment.py", "torch_one_word_s / ours_s"),
         "inference, batch 1": ("inference.py --length 128", "batch_1_torch / ours"),
         "inference, batch 32": ("inference.py --length 128", "batch_32_torch / ours"),
@@ -204,11 +207,16 @@ def main(out: Path, data: Path | None = None, render: bool = False) -> None:
         return [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
 
     if not render:
-        done = {line["command"] for line in read()}
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=HERE, check=True, capture_output=True, text=True
+        ).stdout
+        done = {line["command"] for line in read() if line["commit"] == commit.strip()}
         for command in commands(data):
             if command not in done:
-                measure(command, out)
+                measure(command, commit.strip(), out)
     lines = read()
+    if not lines:
+        sys.exit(f"{out}: nothing was measured yet; leave --render out")
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     README.write_text(f"{before}{BEGIN}{table(lines)}{END}{after}", "utf-8")
