@@ -57,7 +57,12 @@ def measure(command: str, commit: str, out: Path) -> None:
 
 def versus(ours: str, other: str, unit: str, ratio: str) -> Callable[[Found], str]:
     """A cell: ours / the other, and the ratio, from the numbers of these names."""
-    return lambda n: f"{n[ours]:.3g} / {n[other]:.3g} {unit}: {n[ratio]:.1f}x"
+    return lambda n: f"{short(n[ours])} / {short(n[other])} {unit}: {n[ratio]:.1f}x"
+
+
+def short(value: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def inference(batch: int) -> Callable[[Found], str]:
@@ -144,8 +149,8 @@ def table(lines: list[Found]) -> str:
     text += f"\n{machine['cpus']} CPU cores, jax {machine['jax']}, torch {machine['torch']}; one large product runs at"
     text += f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
     text += "" if corpus is None else f" A corpus becomes shards at {corpus:.1f} MB/s in one process."
-    busy = max(line["busy_before"] for line in lines)
-    return text + (f" The machine was busy: {busy:.0%}.\n" if busy > 0.1 else "\n")
+    busy = [f"{line['command'].split()[0]} ({line['busy_before']:.0%})" for line in lines if line["busy_before"] > 0.1]
+    return text + (f" Other work ran in the second before: {', '.join(busy)}.\n" if busy else "\n")
 
 
 def draw(lines: list[Found]) -> None:
