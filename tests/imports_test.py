@@ -52,7 +52,7 @@ TABLE: dict[str, set[str]] = {
     "init": {"config", "distill", "spectral"},
     "cost": {"config"},
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
-    "answers": {"config", "data", "rows", "train_step"},
+    "answers": {"config", "data", "predict", "rows", "train_step"},
     "inputs": {
         *("config", "heads", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
         *("population", "predict"),

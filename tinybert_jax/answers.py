@@ -24,7 +24,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.config import Batch, InputError, Params
-from tinybert_jax.data import PROGRESS_FROM, Examples, eval_batches
+from tinybert_jax.data import Examples
+from tinybert_jax.predict import outputs
 from tinybert_jax.rows import cache_folder, cached
 from tinybert_jax.train_step import make_targets_step
 
@@ -208,38 +209,22 @@ class Asked:
 
     def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, forms: Sequence[Form]) -> None:
         """A file for each array, the rows in the order of `eval_batches`, and the files' checksums."""
-        from tqdm import tqdm
-
         # written, not mapped: of a full disk a write raises, where a map would kill the process
-        files = [(folder / f"{number}.bin").open("wb") for number in range(len(forms))]
-
-        def keep(rows: np.ndarray, targets: Any) -> None:
-            for file, form, leaf in zip(files, forms, jax.tree.leaves(targets), strict=True):
-                host = np.asarray(leaf).astype(form.dtype)
-                for row, own in zip(rows, host, strict=True):
-                    if row >= 0:
-                        file.write(own[tuple(map(slice, form.of(int(tokens[row]))))].tobytes())
-
-        running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
-        try:
-            with tqdm(
-                total=len(examples), desc="teacher's answers", unit="row", disable=len(examples) < PROGRESS_FROM
-            ) as bar:
-                for rows, batch in eval_batches(examples, self.batch_size, self.buckets):
-                    dispatched = rows, self._step(self.params, batch)
-                    if running is not None:
-                        keep(*running)
-                    running = dispatched
-                    bar.update(int((rows >= 0).sum()))
-            assert running is not None, "there is at least one row"
-            keep(*running)
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context((folder / f"{number}.bin").open("wb")) for number in range(len(forms))]
+            checksums = [0] * len(files)
+            sizes = self.batch_size, self.buckets
+            for rows, targets in outputs(self._step, self.params, examples, *sizes, "teacher's answers"):
+                for number, (form, leaf) in enumerate(zip(forms, jax.tree.leaves(targets), strict=True)):
+                    host = np.asarray(leaf).astype(form.dtype)
+                    for row, own in zip(rows, host, strict=True):
+                        if row >= 0:
+                            content = own[tuple(map(slice, form.of(int(tokens[row]))))].tobytes()
+                            files[number].write(content)
+                            checksums[number] = zlib.crc32(content, checksums[number])
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
-        finally:
-            for file in files:
-                file.close()
-        checksums = [_checksum(Path(file.name)) for file in files]
         (folder / "checksums.json").write_text(json.dumps(checksums), "utf-8")
 
 

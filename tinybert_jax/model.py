@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
         scores = constrain(scores, "batch", "heads", None, None)
         # finite: an example that is all padding attends everywhere instead of dividing 0 by 0
         masked = scores + jnp.where(attention_mask > 0, 0.0, -1e9)[:, None, None, :]
-        # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]: a third of a student's inference
+        # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
         weights = jnp.exp(masked - jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1)[..., None]
         weights = Dropout(config.attention_probs_dropout_prob)(weights.astype(x.dtype), deterministic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,31 @@ class Prediction(NamedTuple):
     value: float
 
 
+def outputs(
+    step: Callable[..., Any],
+    params: Params,
+    examples: Examples,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    named: str,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """What a compiled `(params, batch)` step gives of every row, in the order of `data.eval_batches`, with the row
+    numbers. Of many rows a progress bar, `named`, is shown.
+    """
+    from tqdm import tqdm
+
+    running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
+    with tqdm(total=len(examples), desc=named, unit="row", disable=len(examples) < PROGRESS_FROM) as bar:
+        for rows, batch in eval_batches(examples, batch_size, buckets):
+            dispatched = rows, step(params, batch)
+            if running is not None:
+                yield running
+            running = dispatched
+            bar.update(int((rows >= 0).sum()))
+        assert running is not None, "there is at least one row"
+        yield running
+
+
 def predict_logits(
     step: Callable[..., Any],
     params: Params,
@@ -38,8 +63,6 @@ def predict_logits(
     Of heads that label tokens, [n, q, c] with q the longest bucket; what lies behind a row's bucket is 0. Of many rows
     a progress bar, `named`, is shown.
     """
-    from tqdm import tqdm
-
     result = np.zeros(0, np.float32)
 
     def keep(rows: np.ndarray, output: Any) -> None:
@@ -52,16 +75,8 @@ def predict_logits(
         at = (rows[real], slice(logits.shape[1])) if per_token else rows[real]
         result[at] = logits[real]
 
-    running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
-    with tqdm(total=len(examples), desc=named, unit="row", disable=len(examples) < PROGRESS_FROM) as bar:
-        for rows, batch in eval_batches(examples, batch_size, buckets):
-            dispatched = rows, step(params, batch)
-            if running is not None:
-                keep(*running)
-            running = dispatched
-            bar.update(int((rows >= 0).sum()))
-    assert running is not None, "there is at least one row"
-    keep(*running)
+    for rows, output in outputs(step, params, examples, batch_size, buckets, named):
+        keep(rows, output)
     return result
 
 
