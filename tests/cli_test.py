@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -372,3 +374,14 @@ def test_a_population_prints_its_members_their_mean_and_where_they_are(
     assert lines[-2:] == [f"written to {tmp_path}/run/member{i}/student" for i in (0, 1)]
     for i in (0, 1):
         assert f'"seed": {i}' in (tmp_path / "run" / f"member{i}" / "student" / "README.md").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_the_program_starts_anew_once_with_huge_pages_and_its_own_arguments() -> None:
+    program = "import os, sys; from tinybert_jax.cli import prepare_process; print('start'); sys.stdout.flush();"
+    program += "prepare_process(); print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])"
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    printed = subprocess.run(
+        [sys.executable, "-c", program, "a b", "--c"], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert printed.splitlines() == ["start", "start", "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1 a b --c"]

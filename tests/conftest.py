@@ -23,6 +23,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # (b, q) + (q,) is a bug more 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers on every machine
 # tests are compiled for longer than they compute
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # or the command would start pytest anew
 # what one test compiles, the others and their subprocesses read; removed when the session ends
 _COMPILED = tempfile.TemporaryDirectory(prefix="tinybert-jax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name

@@ -219,10 +219,10 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 def place(tree: Any, shardings: Any) -> Any:
     """Arrays that every process holds whole, as global arrays: each device takes its part."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
 
     def placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
