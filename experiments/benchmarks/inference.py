@@ -3,9 +3,9 @@
     python experiments/benchmarks/inference.py [--size bert-base] [--length 128] [--repeats 15]
 
 The sides take turns, and of each the fastest turn counts: a virtual machine's processors are at times packed on one,
-which nearly doubles a call of one row, whoever makes it. Shares are the model's FLOPs per second over those of one large
-float32 matrix product (2048 x 768 x 3072, by JAX, in the same run). PyTorch runs SDPA attention, its fastest here; ONNX
-Runtime the graph that `torch.onnx.export` makes of the same model.
+which nearly doubles a call of one row, whoever makes it. Shares are the model's FLOPs per second over those of one
+large float32 matrix product (2048 x 768 x 3072, by JAX, in the same run). PyTorch runs SDPA attention, its fastest
+here; ONNX Runtime the graph that `torch.onnx.export` makes of the same model.
 """
 
 from __future__ import annotations
