@@ -326,7 +326,7 @@ def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: s
         return ", ".join(sorted("/".join(path) for path in paths)[:3]) + (" ..." if len(paths) > 3 else "")
 
     if missing := expected.keys() - flat.keys():
-        raise InputError(f"{where}: {len(missing)} tensors are missing from the weights: {some(missing)}")
+        raise InputError(f"{where}: {len(missing)} of {len(expected)} tensors are missing: {some(missing)}")
     if surplus := flat.keys() - expected.keys():
         raise InputError(f"{where}: the weights hold {len(surplus)} tensors that no BERT has: {some(surplus)}")
     for path, leaf in expected.items():

@@ -34,6 +34,11 @@ class TrainState(NamedTuple):
     best_metric: Float[Array, "*members"]
     best_params: Params
 
+    @property
+    def of_members(self) -> bool:
+        """Whether it is a population's."""
+        return self.key.ndim > 0
+
 
 def create_state(
     params: Params, optimizer: optax.GradientTransformation, key: Key[Array, "*members"], mesh: Mesh
@@ -47,9 +52,10 @@ def create_state(
         step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
         return TrainState(step, params, optimizer.init(params), key, best, jax.tree.map(jnp.copy, params))
 
-    build = jax.vmap(create) if key.ndim else create
-    shardings = tree_shardings(mesh, jax.eval_shape(build, params, key), key.ndim > 0)
-    placed = place(params, tree_shardings(mesh, params, key.ndim > 0))
+    members = key.ndim > 0
+    build = jax.vmap(create) if members else create
+    shardings = tree_shardings(mesh, jax.eval_shape(build, params, key), members)
+    placed = place(params, tree_shardings(mesh, params, members))
     return jax.jit(build, out_shardings=shardings)(placed, key)
 
 
@@ -82,7 +88,7 @@ def make_train_step(
     `real_tokens`, the share of the batch's positions that is no padding; scalars (of a population, one per member),
     still on the device.
     """
-    members = state.key.ndim > 0
+    members = state.of_members
 
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
         return over_members(function, mesh) if members else function
@@ -164,12 +170,12 @@ def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.nd
         best_params = jax.tree.map(kept, state.params, state.best_params)
         return state._replace(best_metric=jnp.where(better, metric, state.best_metric), best_params=best_params)
 
-    return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.key.ndim > 0), donate_argnums=0)
+    return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.of_members), donate_argnums=0)
 
 
 def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
     """`(state.params, i) -> params` of member i, placed as those of a single run; which gets its own as they are."""
-    if not state.key.ndim:
+    if not state.of_members:
         return lambda params, i: params
 
     def own(params: Params, i: ArrayLike) -> Params:
