@@ -1,11 +1,11 @@
 """Inference of student and teacher, batch 1 and 32: ours, PyTorch's and, of the student, ONNX Runtime's.
 
-    python experiments/benchmarks/inference.py [--size bert-base] [--length 128] [--repeats 15]
+    python experiments/benchmarks/inference.py [--size bert-base] [--length 128] [--repeats 5]
 
-The sides take turns, and of each the fastest turn counts: a virtual machine's processors are at times packed on one,
-which nearly doubles a call of one row, whoever makes it. Shares are the model's FLOPs per second over those of one
-large float32 matrix product (2048 x 768 x 3072, by JAX, in the same run). PyTorch runs SDPA attention, its fastest
-here; ONNX Runtime the graph that `torch.onnx.export` makes of the same model.
+The sides take turns of two seconds, and of each the fastest turn's median counts: a virtual machine may pack the
+threads of short calls on one of its processors, which nearly doubles them. Shares are the model's FLOPs per second over
+those of one large float32 matrix product (2048 x 768 x 3072, by JAX, in the same run). PyTorch runs SDPA attention, its
+fastest here; ONNX Runtime the graph that `torch.onnx.export` makes of the same model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import tyro
 from tinybert_jax.cost import forward_flops
 
 
-def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 15, json: Path | None = None) -> None:
+def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 5, json: Path | None = None) -> None:
     """Measure inference.
 
     Args:
         size: of teacher and student.
         length: tokens per row.
-        repeats: timed calls of each side.
+        repeats: turns of each side.
         json: file to append the result to, as one line.
     """
-    peak = measure.matmul_flops_per_second(repeats)
+    peak = measure.matmul_flops_per_second(15)
     numbers: dict[str, Any] = {"size": size, "length": length, "matmul_gflops_per_s": peak / 1e9}
     pair = measure.SIZES[size]
     for batch_size in (1, 32):
@@ -44,7 +44,7 @@ def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 15,
             "teacher_ours": partial(measure.our_inference(pair.teacher), batch),
             "teacher_torch": partial(teacher, inputs),
         }
-        ms = measure.alternate(sides, repeats, statistic=min)
+        ms = measure.alternate(sides, repeats, turn=2.0, statistic=min)
         named = f"batch_{batch_size}"
         for side, value in ms.items():
             numbers[f"{named}_{side}_ms"] = value

@@ -47,7 +47,7 @@ SIZES: dict[Size, Pair] = {
 }
 STAT = Path("/proc/stat")
 PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
-WINDOW = 0.2  # seconds
+TURN = 0.2  # seconds
 
 
 def busy_share() -> float:
@@ -152,13 +152,13 @@ def random_batch(batch_size: int, length: int, vocab_size: int, shortest: int | 
     return Batch(ids, mask, np.zeros_like(mask), labels, example_mask)
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Of one call. Short ones are repeated for `WINDOW` and their median taken: the first after a pause measures how
-    long the processor takes to wake.
+def seconds(call: Callable[[], Any], turn: float = TURN) -> float:
+    """Of one call. Short ones are repeated for a turn of so many seconds and their median taken: the first after a
+    pause measures how long the processor takes to wake.
     """
     time.sleep(PAUSE)
     times: list[float] = []
-    while sum(times) < WINDOW:
+    while sum(times) < turn:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
@@ -169,6 +169,7 @@ def alternate(
     sides: Mapping[str, Callable[[], Any]],
     repeats: int,
     warmup: int = 2,
+    turn: float = TURN,
     statistic: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Milliseconds of each side, called in turn, so that a busy moment of the machine meets all of them."""
@@ -178,7 +179,7 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            times[name].append(seconds(side))
+            times[name].append(seconds(side, turn))
     return {name: 1000 * statistic(values) for name, values in times.items()}
 
 
