@@ -3,9 +3,9 @@
     python experiments/benchmarks/inference.py [--size bert-base] [--length 128] [--repeats 5]
 
 The sides take turns of two seconds, and of each the fastest turn's median counts: a virtual machine may pack the
-threads of short calls on one of its processors, which nearly doubles them. Shares are the model's FLOPs per second over
-those of one large float32 matrix product (2048 x 768 x 3072, by JAX, in the same run). PyTorch runs SDPA attention, its
-fastest here; ONNX Runtime the graph that `torch.onnx.export` makes of the same model.
+threads of short calls on one of its processors, which nearly doubles them. Shares are the model's FLOPs per second
+over those of one large float32 matrix product (2048 x 768 x 3072, by JAX, in the same run). PyTorch runs SDPA
+attention, its fastest here; ONNX Runtime the graph that `torch.onnx.export` makes of the same model.
 """
 
 from __future__ import annotations
