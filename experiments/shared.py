@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinybert_jax as tb
-from tinybert_jax import population, tasks
+from tinybert_jax import population, run_dir, tasks
 from tinybert_jax.cli import prepare_process
 from tinybert_jax.stage import Diverged, Stopped
 
@@ -105,6 +105,9 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
         except (Stopped, Diverged) as stopped:
             sys.exit(f"{stopped}\nthe same command continues")
         finished.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
+    started = json.loads((directory / "experiment.json").read_text())["experiment"]
+    if started != run_dir.settings(members):
+        sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
     scores: Scores = json.loads(finished.read_text())
     return scores
 

@@ -84,3 +84,6 @@ def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
     assert (tmp_path / "population0" / "member3" / "student" / "model.safetensors").is_file()
     monkeypatch.setattr("tinybert_jax.run_population", None)
     assert shared.run_together(named, [0, 1], tmp_path) == scores, "what is there is read"
+    others = {name: dataclasses.replace(setting, max_length=15) for name, setting in named.items()}
+    with pytest.raises(SystemExit, match="holds the scores of other settings"):
+        shared.run_together(others, [0, 1], tmp_path)

@@ -134,6 +134,13 @@ def test_a_batch_in_which_nothing_is_masked_contributes_nothing() -> None:
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(grads))
 
 
+def test_a_masked_lm_student_that_started_with_projections_is_written_without_them() -> None:
+    params = params_of("masked_lm", STUDENT, 1)
+    objective = distill.masked_lm_objective(STUDENT)
+    trained = objective.init(jax.random.key(0), params)
+    assert objective.export(trained, params | {"projections": {}}).keys() == params.keys()
+
+
 def test_masked_lm_trains_the_tied_table_and_keeps_what_it_does_not_reach() -> None:
     params = params_of("masked_lm", STUDENT, 1)
     params["cls"]["seq_relationship"] = {"kernel": jnp.ones((16, 2)), "bias": jnp.ones(2)}

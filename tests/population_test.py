@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from train_step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
 from tinybert_jax import distill, optim, population, sharding, train_step
+from tinybert_jax.checkpoint import Checkpoints
 from tinybert_jax.stage import Stopped
 
 HYPERS = [
@@ -135,7 +137,7 @@ def test_a_population_that_was_stopped_resumes_to_the_same_bits(
     together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiments, _, whole = together
-    steps = iter([False] * 9 + [True])  # in the second stage, after an evaluation
+    steps = iter([False] * 10 + [True])  # in the second stage, after an evaluation
     with monkeypatch.context() as patch:
         patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
         with pytest.raises(Stopped, match="2-prediction after step 6"):
@@ -144,6 +146,23 @@ def test_a_population_that_was_stopped_resumes_to_the_same_bits(
     assert [weights(result) for result in resumed] == [weights(result) for result in whole]
     with pytest.raises(tb.InputError, match=r"cannot resume: experiment\.2\."):
         tb.run_population(experiments[:2], tmp_path / "run", resume=True)
+
+
+def test_who_asks_while_a_stages_last_step_is_saved_does_not_get_the_next_stage(
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments, _, whole = together
+    save = Checkpoints.save
+
+    def asked_meanwhile(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", asked_meanwhile)
+        with pytest.raises(Stopped, match="1-transformer after step 4 of 4"):
+            tb.run(experiments[1], tmp_path / "run")
+    assert weights(tb.run(experiments[1], tmp_path / "run", resume=True)) == weights(whole[1])
 
 
 def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def test_probabilities_are_those_of_the_logits(teacher: Path) -> None:
 
 def test_no_texts_give_no_predictions(teacher: Path) -> None:
     assert tb.load_predictor(teacher, max_length=16)([]) == []
+    with pytest.raises(tb.InputError, match="head is 'encoder'; it must be one of sequence, tokens, span"):
+        tb.load_predictor(teacher, head="encoder")
 
 
 @pytest.mark.parametrize("texts", ["one string", ["a", ("b", "c")]])

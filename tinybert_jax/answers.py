@@ -247,8 +247,8 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
     kept: dict[Path, int] = {}
     for path in folder.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run makes room too, or has finished
-            used[path] = path.stat().st_mtime
-            kept[path] = sum(file.stat().st_size for file in path.rglob("*"))
+            size = sum(file.stat().st_size for file in path.rglob("*"))
+            used[path], kept[path] = path.stat().st_mtime, size
     for path in sorted(used, key=lambda path: used[path]):
         being_written = path.name.startswith(".") and time.time() - used[path] < STALE
         if sum(kept.values()) + needed > limit and not being_written:

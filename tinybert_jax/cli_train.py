@@ -69,7 +69,7 @@ class Run:
 class Devices:
     """What a run computes on."""
 
-    mesh: str | None = None  # for example data=4,fsdp=2,model=1,member=1; default: all devices along data
+    mesh: str | None = None  # for example data=4,fsdp=2,model=1,member=1; default: data= what divides a batch
     coordinator: str | None = None  # HOST:PORT of process 0 of several; auto: as the cluster says
     num_processes: int | None = None  # of the run; SLURM, Open MPI and TPU pods say it themselves
     process_id: int | None = None  # of this one, from 0; likewise
@@ -230,7 +230,7 @@ def pretrain(
     """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
 
     The paper's recipe is --batch-size 256 and 3 epochs of Wikipedia at --max-length 128; --accumulation-steps computes
-    such a batch in parts. What the whole run will cost is printed before it starts.
+    such a batch in parts. What the training will cost is printed before it starts.
 
     Args:
         corpus: text files (UTF-8, .gz too), or one directory of shards built from them.

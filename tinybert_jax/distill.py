@@ -171,8 +171,7 @@ def transformer_objective(
         return {"bert": reached, "projections": _projections(key, student, teacher, preset, student_params)}
 
     def export(trainable: Params, student_params: Params) -> Params:
-        kept = {name: value for name, value in student_params.items() if name not in PROJECTIONS}
-        return kept | {"bert": student_params["bert"] | trainable["bert"]}
+        return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"]}
 
     return Objective(targets, loss, init, export)
 
@@ -334,7 +333,7 @@ def masked_lm_objective(config: BertConfig) -> Objective:
 
     def export(trainable: Params, student_params: Params) -> Params:
         heads = student_params["cls"] | trainable["cls"]
-        return student_params | {"bert": student_params["bert"] | trainable["bert"], "cls": heads}
+        return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"], "cls": heads}
 
     return Objective(_no_targets, loss, init, export)
 
@@ -343,9 +342,14 @@ def _no_targets(teacher_params: Params, batch: Batch) -> Any:
     return ()
 
 
+def without_projections(student_params: Params) -> Params:
+    """The student alone."""
+    return {name: value for name, value in student_params.items() if name not in PROJECTIONS}
+
+
 def _whole(key: PRNGKeyArray, student_params: Params) -> Params:
     """Every parameter of the student is reached; projections are no part of it."""
-    return {name: value for name, value in student_params.items() if name not in PROJECTIONS}
+    return without_projections(student_params)
 
 
 def _replace(trainable: Params, student_params: Params) -> Params:

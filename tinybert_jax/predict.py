@@ -17,6 +17,9 @@ from tinybert_jax.heads import HEADS
 from tinybert_jax.sharding import make_mesh, tree_shardings
 from tinybert_jax.train_step import make_predict_step
 
+# what a head that predicts is called, and whether a pooler is before it
+NEEDS = {"sequence": ("classifier", True), "tokens": ("classifier", False), "span": ("qa_outputs", False)}
+
 
 class Prediction(NamedTuple):
     """The most probable class and its probability; in regression the label is None and the value is the output."""
@@ -132,11 +135,13 @@ def load_predictor(
         directory: holds a classifier, as `tinybert distill` and `finetune` write it.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
-        head: of another one than "sequence" the predictor gives `logits` only.
+        head: "sequence"; of "tokens" and "span" the predictor gives `logits` only.
 
     Raises:
-        InputError: the directory cannot be read, or holds no such head; a number is too small.
+        InputError: the directory cannot be read, or holds no such head; another head; a number is too small.
     """
+    if head not in NEEDS:
+        raise InputError(f"head is {head!r}; it must be one of {', '.join(NEEDS)}")
     if batch_size < 1 or (max_length is not None and max_length < 8):
         raise InputError(f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and 8")
     config, params = hf.load_hf(directory)
@@ -155,8 +160,7 @@ def check_head(name: str, config: BertConfig, params: Params, head: Head, max_le
     Raises:
         InputError: says what is missing.
     """
-    needs = {"sequence": ("classifier", True), "tokens": ("classifier", False), "span": ("qa_outputs", False)}
-    key, pooler = needs[head]
+    key, pooler = NEEDS[head]
     if key not in params or (head != "span" and ("pooler" in params["bert"]) != pooler):
         what = {"sequence": "sequence classifier", "tokens": "token classifier", "span": "question answering head"}
         raise InputError(f"{name}: holds no {what[head]}; fine-tune it first: tinybert finetune --model {name}")

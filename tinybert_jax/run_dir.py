@@ -96,11 +96,10 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
 
 def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
     """What `experiment.json` holds: all that the result depends on. Of a population, both parts are lists."""
-    members = [dataclasses.asdict(experiment) for experiment in experiments]
     fingerprints = [own.fingerprints for own in inputs]
-    described = {
-        "experiment": members if len(members) > 1 else members[0],
-        "fingerprints": fingerprints if len(members) > 1 else fingerprints[0],
+    return {
+        "experiment": settings(experiments),
+        "fingerprints": fingerprints if len(experiments) > 1 else fingerprints[0],
         "devices": {
             "kind": mesh.devices.flat[0].device_kind,
             "mesh": dict(mesh.shape),
@@ -109,7 +108,12 @@ def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: 
         },
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    return json.loads(json.dumps(described))  # tuples become lists, as they will be read back
+
+
+def settings(experiments: Sequence[Experiment]) -> Any:
+    """`experiment.json`'s "experiment", as it is read back: tuples are lists."""
+    members = json.loads(json.dumps([dataclasses.asdict(experiment) for experiment in experiments]))
+    return members if len(members) > 1 else members[0]
 
 
 def _version(package: str) -> str:

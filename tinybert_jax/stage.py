@@ -143,11 +143,13 @@ def _train(
                 checkpoints.save(step, state, selection)
                 log.restart_clock()
             if stopping:
-                checkpoints.finish()
-                raise Stopped(
-                    f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}"
-                )
-    checkpoints.finish()
+                break
+        else:  # whoever asked while the last step was computed, scored and saved does not want the next stage
+            stopping = index + 1 < len(experiment.stages) and stop.agreed(last=True)
+        checkpoints.finish()
+        if stopping:
+            step = int(np.max(state.step))
+            raise Stopped(f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}")
     return state
 
 

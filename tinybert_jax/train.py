@@ -108,7 +108,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")
     params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
-    bare = {name: value for name, value in params[0].items() if name not in distill.PROJECTIONS}
+    bare = distill.without_projections(params[0])
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
     def score(params: Params, split: Split) -> dict[str, float]:

@@ -79,7 +79,8 @@ def make_train_step(
         teacher_params: of the shapes that will be passed; anything, where the objective has no teacher or the batches
             bring its targets.
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
-            result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
+            result is that of the whole batch but for rounding and the dropout keys, where the loss is a mean over
+            examples; parts of a masked-LM batch weigh alike, whatever is masked in them. Must divide the batch size.
 
     Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
     batch, and the teacher's targets are computed once for all.

@@ -143,13 +143,16 @@ def table(lines: list[Found]) -> str:
         found = [matching(lines, start, size) for size in SIZES]
         rows.append([label, *("" if line is None else cell(line) for line in found)])
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    rates = [line["matmul_gflops_per_s"] for line in lines if "matmul_gflops_per_s" in line]
+    newest = {line["command"]: line for line in lines}.values()
+    rates = [line["matmul_gflops_per_s"] for line in newest if "matmul_gflops_per_s" in line]
     machine = lines[-1]
-    corpus = next((line["10MB_1p_MB/s"] for line in lines if line["command"].startswith("corpus")), None)
+    corpus = next((line["10MB_1p_MB/s"] for line in newest if line["command"].startswith("corpus")), None)
     text += f"\n{machine['cpus']} CPU cores, jax {machine['jax']}, torch {machine['torch']}; one large product runs at"
     text += f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
     text += "" if corpus is None else f" A corpus becomes shards at {corpus:.1f} MB/s in one process."
-    busy = [f"{line['command'].split()[0]} ({line['busy_before']:.0%})" for line in lines if line["busy_before"] > 0.1]
+    busy = [
+        f"{line['command'].split()[0]} ({line['busy_before']:.0%})" for line in newest if line["busy_before"] > 0.1
+    ]
     return text + (f" Other work ran in the second before: {', '.join(busy)}.\n" if busy else "\n")
 
 
