@@ -150,9 +150,8 @@ def table(lines: list[Found]) -> str:
     text += f"\n{machine['cpus']} CPU cores, jax {machine['jax']}, torch {machine['torch']}; one large product runs at"
     text += f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
     text += "" if corpus is None else f" A corpus becomes shards at {corpus:.1f} MB/s in one process."
-    busy = [
-        f"{line['command'].split()[0]} ({line['busy_before']:.0%})" for line in newest if line["busy_before"] > 0.1
-    ]
+    disturbed = [line for line in newest if line["busy_before"] > 0.1 and line["benchmark"] != "memory"]
+    busy = [f"{line['command'].split()[0]} ({line['busy_before']:.0%})" for line in disturbed]
     return text + (f" Other work ran in the second before: {', '.join(busy)}.\n" if busy else "\n")
 
 
