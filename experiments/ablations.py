@@ -25,6 +25,7 @@ from shared import Scores, add_options, differences, distillation, mean_sd, pair
 
 import tinybert_jax as tb
 from tinybert_jax import cost, data, hf, splits, tasks
+from tinybert_jax.cli import prepare_process
 
 # TinyBERT4's averages over MNLI-m, MNLI-mm, MRPC and CoLA, dev sets (Tables 2 to 4)
 PAPER = {
@@ -147,4 +148,5 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -26,6 +26,7 @@ from shared import add_options, distillation, mean_sd, paired, run_seeds, table
 
 import tinybert_jax as tb
 from tinybert_jax import tasks
+from tinybert_jax.cli import prepare_process
 
 
 def draw(path: Path, metrics: Path) -> None:
@@ -94,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -22,6 +22,8 @@ import argparse
 
 from shared import add_options, distillation, mean_sd, run_seeds, table
 
+from tinybert_jax.cli import prepare_process
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

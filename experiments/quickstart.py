@@ -169,7 +169,6 @@ def again(args: argparse.Namespace) -> str:
 def main() -> None:
     args = parse()
     out = args.out or Path("runs") / f"quickstart{'-quick' if args.quick else ''}-seed{args.seed}"
-    prepare_process()
     start = time.perf_counter()
     try:
         if out.exists() and not args.resume:
@@ -245,4 +244,5 @@ print(predict(["{REVIEW}"]))""")
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import tinybert_jax as tb
 from tinybert_jax import population, run_dir, tasks
-from tinybert_jax.cli import prepare_process
 from tinybert_jax.stage import Diverged, Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
@@ -66,7 +65,6 @@ def run_seeds(experiment: tb.Experiment, seeds: list[int], out: Path) -> Scores:
 
     A run that is there already is read, one that was stopped is continued: so the same command goes on where it ended.
     """
-    prepare_process()
     return [_scores([dataclasses.replace(experiment, seed=seed)], out / f"seed{seed}")[0] for seed in seeds]
 
 
@@ -75,7 +73,6 @@ def run_together(named: dict[str, tb.Experiment], seeds: list[int], out: Path) -
 
     All see the rows in the order of the first seed. Goes on where it ended, as `run_seeds`.
     """
-    prepare_process()
     scores: dict[str, Scores] = {name: [] for name in named}
     for number, members in enumerate(populations(named, seeds).values()):
         for (name, _), own in zip(members, _scores([e for _, e in members], out / f"population{number}"), strict=True):

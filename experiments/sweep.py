@@ -17,6 +17,7 @@ from shared import add_options, distillation, mean_sd, paired, run_together, tab
 
 import tinybert_jax as tb
 from tinybert_jax import tasks
+from tinybert_jax.cli import prepare_process
 
 
 def main() -> None:
@@ -50,4 +51,5 @@ def settings(full: tb.Experiment, rates: list[float], temperatures: list[float])
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -158,7 +158,10 @@ def test_a_tinybert_as_pretrained_is_read_with_all_its_heads(tmp_path: Path) -> 
         (lambda t: t.update({"fit_denses.4.bias": np.zeros(40, np.float32)}), "hold 5 of 4 projections' bias"),
         (lambda t: t.update({"fit_denses.1.bias": np.zeros(41, np.float32)}), "fit_denses/bias are not all of one"),
         (lambda t: add_projections(t, 1), "2 tensors that no BERT has: fit_dense/bias, fit_dense/kernel"),
-        (lambda t: [t.pop(f"fit_denses.{i}.bias") for i in range(4)], r"1 of \d+ tensors are missing: fit_denses"),
+        (
+            lambda t: [t.pop(f"fit_denses.{i}.bias") for i in range(4)],
+            "1 of 27 tensors are missing: fit_denses/bias",
+        ),
         (
             lambda t: t.update({f"fit_denses.{i}.weight": np.zeros((40, 23), np.float32) for i in range(4)}),
             r"fit_denses/kernel has the shape \(4, 23, 40\)",
@@ -181,7 +184,7 @@ def drop_layer(tensors) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("classifier.bias"), r"1 of \d+ tensors are missing: classifier/bias"),
+        (lambda t: t.pop("classifier.bias"), "1 of 25 tensors are missing: classifier/bias"),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "1 tensors that no BERT has: extra"),
         (lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}), r"classifier/bias has the shape \(5,\)"),
         (

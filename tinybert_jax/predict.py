@@ -67,9 +67,7 @@ def predict_logits(
     a progress bar, `named`, is shown.
     """
     result = np.zeros(0, np.float32)
-
-    def keep(rows: np.ndarray, output: Any) -> None:
-        nonlocal result
+    for rows, output in outputs(step, params, examples, batch_size, buckets, named):
         logits, real = np.asarray(output), rows >= 0
         per_token = logits.ndim == 3
         if not result.size:
@@ -77,9 +75,6 @@ def predict_logits(
             result = np.zeros((len(examples), *middle, logits.shape[-1]), np.float32)
         at = (rows[real], slice(logits.shape[1])) if per_token else rows[real]
         result[at] = logits[real]
-
-    for rows, output in outputs(step, params, examples, batch_size, buckets, named):
-        keep(rows, output)
     return result
 
 

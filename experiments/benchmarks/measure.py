@@ -47,7 +47,7 @@ SIZES: dict[Size, Pair] = {
 }
 STAT = Path("/proc/stat")
 PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
-TURN = 0.2  # seconds
+TURN = 0.2  # seconds that calls of one side are repeated for
 
 
 def busy_share() -> float:
@@ -172,7 +172,7 @@ def alternate(
     turn: float = TURN,
     statistic: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Milliseconds of each side, called in turn, so that a busy moment of the machine meets all of them."""
+    """Milliseconds of each side, the `statistic` of its turns; a busy moment of the machine meets all sides."""
     for side in sides.values():
         for _ in range(warmup):
             side()

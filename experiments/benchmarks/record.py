@@ -57,7 +57,7 @@ def measure(command: str, commit: str, out: Path) -> None:
 
 def versus(ours: str, other: str, unit: str, ratio: str) -> Callable[[Found], str]:
     """A cell: ours / the other, and the ratio, from the numbers of these names."""
-    return lambda n: f"{short(n[ours])} / {short(n[other])} {unit}: {n[ratio]:.1f}x"
+    return lambda n: f"{short(n[ours])} / {short(n[other])} {unit}: {short(n[ratio])}x"
 
 
 def short(value: float) -> str:
@@ -69,7 +69,7 @@ def inference(batch: int) -> Callable[[Found], str]:
     """A cell: our time, and how much longer PyTorch and ONNX Runtime take."""
     at = f"batch_{batch}"
     return lambda n: (
-        f"{n[f'{at}_student_ours_ms']:.3g} ms: {n[f'{at}_torch / ours']:.1f}x; {n[f'{at}_onnx / ours']:.1f}x"
+        f"{n[f'{at}_student_ours_ms']:.3g} ms: {short(n[f'{at}_torch / ours'])}x; {short(n[f'{at}_onnx / ours'])}x"
     )
 
 
