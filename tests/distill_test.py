@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,50 @@ def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
     for name, number in expected.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str) -> None:
+    objective = distill.transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset=preset)
+    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs).attention_scores
+    counted = jnp.ones_like(batch.attention_mask) if preset == "paper" else batch.attention_mask
+
+    def through_scores(bert: tb.Params) -> jax.Array:
+        scores = tb.BertModel(STUDENT, add_pooler=False).apply({"params": bert}, *inputs).attention_scores
+        loss = functools.partial(losses.attention_mse, padding="zero" if preset == "official" else "exclude")
+        return sum(jnp.mean(jax.vmap(loss)(scores[m], teacher[g - 1], counted)) for m, g in ((0, 3), (1, 2)))
+
+    def ours(bert: tb.Params) -> jax.Array:
+        hyper = tb.Hyper(embedding_weight=0.0, hidden_weight=0.0)
+        targets = objective.targets(TEACHER_PARAMS, batch)
+        return objective.loss(trainable | {"bert": bert}, targets, batch, hyper, None)[0]
+
+    expected, found = jax.grad(through_scores)(trainable["bert"]), jax.grad(ours)(trainable["bert"])
+    largest = max(jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), found, expected)
+
+
+def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> None:
+    rows, tokens = 2, 256
+
+    def temporary_bytes(layers: int) -> int:
+        student = dataclasses.replace(STUDENT, num_hidden_layers=layers)
+        objective = distill.transformer_objective(student, TEACHER)
+        ids = jnp.zeros((1, 2), int)
+        params = jax.eval_shape(tb.BertForSequenceClassification(student).init, jax.random.key(0), ids)["params"]
+        trainable = jax.eval_shape(objective.init, jax.random.key(0), params)
+        batch = make_batch(rows=rows, length=tokens)
+        targets = jax.eval_shape(objective.targets, TEACHER_PARAMS, batch)
+
+        def gradient(trainable: tb.Params, targets: Any) -> tb.Params:
+            return jax.grad(objective.loss, has_aux=True)(trainable, targets, batch, tb.Hyper(), jax.random.key(1))[0]
+
+        return jax.jit(gradient).lower(trainable, targets).compile().memory_analysis().temp_size_in_bytes
+
+    scores_of_a_layer = 4 * rows * STUDENT.num_attention_heads * tokens**2
+    assert (temporary_bytes(8) - temporary_bytes(4)) / 4 < scores_of_a_layer / 2
 
 
 def test_weights_of_the_terms_are_those_of_hyper() -> None:
@@ -277,10 +323,9 @@ def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_lay
     trainable, batch = objective.init(jax.random.key(2), params), make_batch()
     targets = objective.targets(TEACHER_PARAMS, batch)
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
-    np.testing.assert_array_equal(
-        targets["attention"], teacher.attention_scores.swapaxes(0, 1)[:, np.array(mapped) - 1]
-    )
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, qkv_layers=(0, 1, 2, 3))
+    queries_and_keys = np.moveaxis(np.asarray(teacher.qkv)[:, :2], 2, 0)
+    np.testing.assert_array_equal(targets["attention"], queries_and_keys[:, np.array(mapped) - 1])
     np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states.swapaxes(0, 1)[:, np.array(mapped)])
     assert np.isfinite(objective.loss(trainable, targets, batch, tb.Hyper(), None)[0])
 
@@ -292,8 +337,8 @@ def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
     objective = distill.transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, relation_layers=(1, 2))
-    student = tb.BertModel(TWO_HEADS).apply({"params": STUDENT_PARAMS["bert"]}, *inputs, relation_layers=(0, 1))
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, qkv_layers=(1, 2))
+    student = tb.BertModel(TWO_HEADS).apply({"params": STUDENT_PARAMS["bert"]}, *inputs, qkv_layers=(0, 1))
     _, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
     for m, slot in ((1, 1), (2, 0)):  # layer 3 of the teacher is in slot 1, layer 2 in slot 0
         expected = np.mean(

@@ -43,22 +43,22 @@ def test_score_layers_choose_among_the_scores_of_all_layers(layers: tuple[int, .
 
 
 @pytest.mark.parametrize("layers", [(), (0,), (1, 3), (0, 1, 2, 3)])
-def test_relation_layers_choose_among_queries_keys_and_values_and_change_nothing_else(layers: tuple[int, ...]) -> None:
-    every, some = apply(relation_layers=(0, 1, 2, 3)), apply(relation_layers=layers)
+def test_qkv_layers_choose_among_queries_keys_and_values_and_change_nothing_else(layers: tuple[int, ...]) -> None:
+    every, some = apply(qkv_layers=(0, 1, 2, 3)), apply(qkv_layers=layers)
     np.testing.assert_array_equal(some.qkv, every.qkv[np.array(layers, int)])
     np.testing.assert_array_equal(some.attention_scores, every.attention_scores)
     np.testing.assert_array_equal(some.logits, apply().logits)
 
 
 def test_scores_are_the_products_of_the_queries_and_keys_that_come_out() -> None:
-    out = apply(relation_layers=(0, 1, 2, 3))
+    out = apply(qkv_layers=(0, 1, 2, 3))
     query, key, _ = np.moveaxis(np.asarray(out.qkv).reshape(4, 3, 3, 9, 4, 6), 1, 0)
     scores = np.einsum("lbqhd,lbkhd->lbhqk", query, key) / np.sqrt(6)
     np.testing.assert_allclose(out.attention_scores, scores, rtol=1e-4, atol=1e-5)
 
 
 def test_values_that_come_out_are_those_of_the_layer() -> None:
-    out = apply(relation_layers=(2,))
+    out = apply(qkv_layers=(2,))
     dense = PARAMS["bert"]["encoder"]["layer"]["attention"]["self"]["value"]
     value = out.hidden_states[2] @ dense["kernel"][2] + dense["bias"][2][None, None]
     np.testing.assert_allclose(out.qkv[0, 2], value, rtol=1e-4, atol=1e-5)
@@ -104,6 +104,11 @@ def test_dropout_keeps_the_expectation_and_drops_the_rounded_rate() -> None:
     dropped = np.asarray(dropout(jnp.ones(200_000), 0.1, jax.random.key(0)))
     assert abs(dropped.mean() - 1) < 0.003
     assert abs((dropped == 0).mean() - 26 / 256) < 0.003
+
+
+def test_dropout_draws_every_byte_of_a_word_once() -> None:
+    dropped = np.asarray(dropout(jnp.ones((20_000, 7)), 0.5, jax.random.key(0))) == 0  # two words a row
+    np.testing.assert_allclose(np.corrcoef(dropped.T), np.eye(7), atol=0.03)
 
 
 def test_bfloat16_is_near_float32_with_float32_scores_and_logits() -> None:

@@ -265,7 +265,7 @@ def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_
     tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run")
     uncached = distillation(moved, blank_student, reviews, stages=stages, teacher_cache_gb=0.0)
     tb.run(uncached, tmp_path / "run", resume=True)
-    assert "warning: experiment.teacher_cache_gb was 10.0 when the run started and is 0.0" in capsys.readouterr().err
+    assert "warning: experiment.teacher_cache_gb was 20.0 when the run started and is 0.0" in capsys.readouterr().err
     config, params = tb.load_hf(moved)
     tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
     with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):

@@ -29,7 +29,7 @@ from tinybert_jax.predict import outputs
 from tinybert_jax.rows import cache_folder, cached
 from tinybert_jax.train_step import make_targets_step
 
-FORMAT_VERSION = 1  # count it up when the same teacher would say something else of the same rows
+FORMAT_VERSION = 2  # count it up when the same teacher would say something else of the same rows
 STALE = 24 * 3600  # seconds, after which what another run began to write is not coming any more
 TOKENS = -1  # in a shape, of an axis as long as the row has tokens
 COMPACT = np.dtype(jnp.bfloat16)

@@ -135,7 +135,7 @@ def distill(
     prediction_learning_rate: float | None = None,
     temperature: float = 1.0,
     evaluate_every: int | None = None,
-    teacher_cache_gb: float = 10.0,
+    teacher_cache_gb: float = 20.0,
 ) -> None:
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
@@ -163,7 +163,7 @@ def distill(
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states and scores, in bfloat16),
+        teacher_cache_gb: disk for what the teacher says of the rows (logits; in bfloat16 hidden states, queries, keys),
             which a stage of several epochs computes once, where it fits; 0: the teacher runs in every step.
     """
     from tinybert_jax.tasks import get_task
@@ -225,7 +225,7 @@ def pretrain(
     pairs: bool = False,
     short_sequence_probability: float = 0.1,
     processes: int = 1,
-    teacher_cache_gb: float = 10.0,
+    teacher_cache_gb: float = 20.0,
 ) -> None:
     """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tinybert_jax import losses, mlm
 from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
 from tinybert_jax.heads import HEADS
-from tinybert_jax.model import BertModel, BertOutput
+from tinybert_jax.model import BertModel, BertOutput, attention_scores
 
 Metrics = dict[str, Float[Array, ""]]
 Attention = Literal["scores", "relations"]
@@ -117,40 +117,45 @@ def transformer_objective(
     slots = [read.index(g - 1) for g in mapped]
     student_model, teacher_model = BertModel(student, add_pooler=False), BertModel(teacher, add_pooler=False)
 
-    def wanted(layers: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        return {"score_layers": () if relations else layers, "relation_layers": layers if relations else ()}
+    parts = 3 if relations else 2  # queries and keys give the scores; relations are of the values too
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if batch.teacher_inputs is not None:
             raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
-        out = _apply(teacher_model, teacher_params["bert"], batch, None, **wanted(read))
-        found = jnp.moveaxis(out.qkv, 2, 1) if relations else out.attention_scores
+        out = _apply(teacher_model, teacher_params["bert"], batch, None, score_layers=(), qkv_layers=read)
+        qkv = jnp.moveaxis(out.qkv[:, :parts], 2, 1)
         return {
             "embedding": out.hidden_states[0],
             "hidden": jnp.stack([out.hidden_states[g] for g in mapped], axis=1),
-            "attention": jnp.stack([found[slot] for slot in slots], axis=1),
+            "attention": jnp.stack([qkv[slot] for slot in slots], axis=1),
         }
+
+    @_with_gradient
+    def transfer_of_example(
+        own: Float[Array, "n q d"], teachers: Float[Array, "n q e"], mask: Array
+    ) -> Float[Array, ""]:
+        if relations:  # queries, keys and values are further layers; their divergences add up
+            each = jax.vmap(losses.relation_kl, (0, 0, None, None))
+            return jnp.sum(each(own, teachers, mask, relations))
+        pairs = (own, teachers.astype(own.dtype))
+        scores, wanted = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
+        return losses.attention_mse(scores, wanted, mask, "zero" if preset == "official" else "exclude")
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        out = _apply(student_model, trainable["bert"], batch, key, **wanted(tuple(range(student.num_hidden_layers))))
+        layers = tuple(range(student.num_hidden_layers))
+        out = _apply(student_model, trainable["bert"], batch, key, score_layers=(), qkv_layers=layers)
         # without padding in the means, every position counts as real
         real = batch.attention_mask if preset == "default" else jnp.ones_like(batch.attention_mask)
-        if relations:
-            # queries, keys and values are further layers; their divergences add up
-            each = jax.vmap(
-                _per_example(lambda s, t, mask: losses.relation_kl(s, t, mask, relations), layers=True), (0, 1, None)
-            )
-            transfer = jnp.sum(each(out.qkv, targets["attention"], real), axis=1)
-        elif preset == "official":
-            transfer = _per_example(lambda s, t, mask: losses.attention_mse(s, t, mask, "zero"), layers=True)(
-                out.attention_scores, targets["attention"], batch.attention_mask
-            )
-        else:
-            transfer = _per_example(losses.attention_mse, layers=True)(
-                out.attention_scores, targets["attention"], real
-            )
+        # the original code's arithmetic for scores of padding is the loss's own
+        paired = batch.attention_mask if preset == "official" else real
+
+        # one layer after the other: its scores are [b, h, q, k]
+        transfer = jax.lax.map(
+            lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
+            (out.qkv[:, :parts], jnp.moveaxis(targets["attention"], 1, 0)),
+        )
         embedding_states, hidden_states = _project(trainable["projections"], out.hidden_states)
         hidden = _per_example(losses.hidden_mse, layers=True)(hidden_states, targets["hidden"], real)
         embedding = _per_example(losses.hidden_mse)(embedding_states, targets["embedding"], real)
@@ -222,6 +227,23 @@ def _projections(
         return {"fit_dense": {"kernel": kernel(key), "bias": jnp.zeros(teacher.hidden_size)}}
     embedding_key, hidden_key = jax.random.split(key)
     return {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}
+
+
+def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
+    """`loss(student, teacher, mask)`, whose gradient for the student is computed with its value: of what lies between,
+    scores or relations, nothing is kept for the backward pass, or computed again in it. There are no other gradients.
+    """
+
+    def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
+        return cotangent * gradient, None, None
+
+    with_gradient = jax.custom_vjp(loss)
+    with_gradient.defvjp(jax.value_and_grad(loss), backward)
+    return with_gradient
+
+
+def _split_heads(x: Float[Array, "n q e"], heads: int) -> Float[Array, "n h q d"]:
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 def _project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,19 +29,21 @@ class BertOutput(NamedTuple):
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
-    qkv: Float[Array, "l 3 b q e"]  # queries, keys and values of `relation_layers`; e is heads * head_dim
+    qkv: Float[Array, "l 3 b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
     pooled: Any = None  # [b, d]; None without a pooler
     logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "... n"], rate: float, key: PRNGKeyArray) -> Float[Array, "... n"]:
     """Inverted dropout from 8 random bits per element, since random numbers dominate a small student's step on CPU.
 
     `rate` is rounded to 1/256; kept values are scaled by what was really kept, so the expectation is exact.
     """
-    keep = max(1, round((1 - rate) * 256))
-    kept = jax.random.bits(key, x.shape, jnp.uint8) <= keep - 1
-    return jnp.where(kept, x * jnp.asarray(256 / keep, x.dtype), jnp.zeros((), x.dtype))
+    keep, n = max(1, round((1 - rate) * 256)), x.shape[-1]
+    # four elements share a word: JAX computes a word for each byte that it is asked for
+    words = jax.random.bits(key, (*x.shape[:-1], -(-n // 4)), jnp.uint32)
+    random = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., :n]
+    return jnp.where(random <= keep - 1, x * jnp.asarray(256 / keep, x.dtype), jnp.zeros((), x.dtype))
 
 
 class Dropout(nn.Module):
@@ -94,6 +97,12 @@ class Embeddings(nn.Module):
         return Dropout(config.hidden_dropout_prob)(layer_norm(config)(x), deterministic)
 
 
+def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"]) -> Float[Array, "*b h q k"]:
+    """q.k / sqrt(head_dim), before mask and softmax, in float32."""
+    products = jnp.einsum("...hqd,...hkd->...hqk", query, key, preferred_element_type=jnp.float32)
+    return products / np.sqrt(query.shape[-1])
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention -> context [b, q, h * head_dim], the scores [b, h, q, k] before mask and softmax, and
     queries, keys and values, each [b, h, q, head_dim].
@@ -113,17 +122,30 @@ class SelfAttention(nn.Module):
             return constrain(projected, "batch", "heads", None, None)
 
         query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32) / np.sqrt(width)
-        scores = constrain(scores, "batch", "heads", None, None)
-        # finite: an example that is all padding attends everywhere instead of dividing 0 by 0
-        masked = scores + jnp.where(attention_mask > 0, 0.0, -1e9)[:, None, None, :]
-        # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
-        weights = jnp.exp(masked - jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True)))
-        total = jnp.sum(weights, axis=-1)[..., None]
-        weights = Dropout(config.attention_probs_dropout_prob)(weights.astype(x.dtype), deterministic)
-        context = jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32) / total
-        context = context.astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
+        scores = constrain(attention_scores(query, key), "batch", "heads", None, None)
+        rate = 0.0 if deterministic else config.attention_probs_dropout_prob
+        attend = functools.partial(_attend, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
+        # its backward pass computes scores and weights again, so that no layer's [b, h, q, k] is kept
+        context = jax.checkpoint(attend, prevent_cse=False)(query, key, value, attention_mask)
+        context = context.swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
         return context, scores, (query, key, value)
+
+
+def _attend(
+    query: Array, key: Array, value: Array, attention_mask: Array, rate: float, dropout_key: PRNGKeyArray | None
+) -> Array:
+    """Softmax of the scores, dropout, and the weighed values [b, h, q, d]."""
+    scores = constrain(attention_scores(query, key), "batch", "heads", None, None)
+    # finite: an example that is all padding attends everywhere instead of dividing 0 by 0
+    masked = scores + jnp.where(attention_mask > 0, 0.0, -1e9)[:, None, None, :]
+    # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
+    weights = jnp.exp(masked - jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1)[..., None]
+    weights = weights.astype(value.dtype)
+    if dropout_key is not None:
+        weights = dropout(weights, rate, dropout_key)
+    context = jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32) / total
+    return context.astype(value.dtype)
 
 
 class Residual(nn.Module):
@@ -191,7 +213,7 @@ class Layer(nn.Module):
 
 class Encoder(nn.Module):
     """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and
-    queries, keys and values of `relation_layers` [l, 3, b, q, h * head_dim].
+    queries, keys and values of `qkv_layers` [l, 3, b, q, h * head_dim].
     """
 
     config: BertConfig
@@ -202,16 +224,17 @@ class Encoder(nn.Module):
         x: Array,
         attention_mask: Array,
         score_layers: tuple[int, ...],
-        relation_layers: tuple[int, ...],
+        qkv_layers: tuple[int, ...],
         deterministic: bool,
     ) -> tuple[Array, Array, Array, Array]:
         config, (b, q, _) = self.config, x.shape
         heads, depth = config.num_attention_heads, config.num_hidden_layers
         score_slots, score_size = _slots(score_layers, depth)
-        relation_slots, relation_size = _slots(relation_layers, depth)
+        qkv_slots, qkv_size = _slots(qkv_layers, depth)
         scores = jnp.zeros((score_size, b, heads, q, q), jnp.float32)
         scores = constrain(scores, None, "batch", "heads", None, None)
-        qkv = jnp.zeros((relation_size, 3, b, q, heads * config.attention_head_dim), x.dtype)
+        qkv = jnp.zeros((qkv_size, 3, b, q, heads * config.attention_head_dim), x.dtype)
+        qkv = constrain(qkv, None, None, "batch", None, "heads")
         layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if config.remat else Layer,
             variable_axes={"params": 0},
@@ -221,11 +244,11 @@ class Encoder(nn.Module):
             unroll=config.scan_unroll,
         )
         (last, scores, qkv), states = layers(config, deterministic, name="layer")(
-            (x, scores, qkv), (score_slots, relation_slots), attention_mask
+            (x, scores, qkv), (score_slots, qkv_slots), attention_mask
         )
         # the last state leaves with the carry, so that whoever needs it alone does not keep the others
         states = jnp.concatenate([x[None], states])
-        return last, states, scores[: len(score_layers)], qkv[: len(relation_layers)]
+        return last, states, scores[: len(score_layers)], qkv[: len(qkv_layers)]
 
 
 def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
@@ -252,8 +275,8 @@ class BertModel(nn.Module):
     """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
 
     `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
-    relation_layers=(), deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
-    attention scores are returned, all by default; `relation_layers` those whose queries, keys and values are, none by
+    qkv_layers=(), deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
+    attention scores are returned, all by default; `qkv_layers` those whose queries, keys and values are, none by
     default; with `deterministic=False` pass `rngs={"dropout": key}`.
     """
 
@@ -268,7 +291,7 @@ class BertModel(nn.Module):
         token_type_ids: Int[Array, "b q"] | None = None,
         *,
         score_layers: tuple[int, ...] | None = None,
-        relation_layers: tuple[int, ...] = (),
+        qkv_layers: tuple[int, ...] = (),
         deterministic: bool = True,
     ) -> BertOutput:
         config = self.config
@@ -280,7 +303,7 @@ class BertModel(nn.Module):
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
         x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        last, states, scores, qkv = Encoder(config, name="encoder")(x, mask, wanted, relation_layers, deterministic)
+        last, states, scores, qkv = Encoder(config, name="encoder")(x, mask, wanted, qkv_layers, deterministic)
         pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
         return BertOutput(last, states, scores, qkv, pooled)
 
