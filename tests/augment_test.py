@@ -277,6 +277,29 @@ def test_the_variants_file_has_the_columns_of_the_training_file_and_reads_back(
     assert any('"' in row for texts in rows.texts for row in texts) == (name != "cola")
 
 
+def test_a_variants_file_appears_whole_or_not_at_all(tokenizer, model, tmp_path, monkeypatch):
+    train = tmp_path / "train.tsv"
+    train.write_bytes(SST2.encode())
+    rows = read_rows(get_task("sst2"), DataSource(data=str(tmp_path)), "train")
+    build(tmp_path / "out", rows, tokenizer, model, variants=4)
+    augmented = load_augmented(tmp_path / "out", rows, tokenizer, 32, 0)
+    written = []
+
+    def interrupted(*args):
+        written.append(args)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return variant_texts(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinybert_jax.augment.variant_texts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_variants(tmp_path / "variants.tsv", augmented, rows, tokenizer, train, ("sentence",))
+    assert not (tmp_path / "variants.tsv").exists()
+    write_variants(tmp_path / "variants.tsv", augmented, rows, tokenizer, train, ("sentence",))
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "train.tsv", "variants.tsv"}
+
+
 def test_variants_are_written_only_beside_a_tsv(made, tokenizer, tmp_path):
     rows, directory = made
     augmented = load_augmented(directory, rows, tokenizer, 32, 0)

@@ -94,6 +94,29 @@ def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: train
     assert all(0.3 < line["real_tokens"] <= 1 for line in steps)
 
 
+def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, train.initial_params
+    monkeypatch.setattr(train, "initial_params", lambda *member: given(*member) | projections)
+    with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_that_stay_idle_are_named(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def far_enough(*args: object) -> None:
+        raise tb.InputError("far enough")
+
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    monkeypatch.setattr(train, "initial_params", far_enough)
+    with pytest.raises(tb.InputError, match="far enough"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+    assert "1 of 3 devices take part: more do not share batches of 32 rows evenly\n" in capsys.readouterr().out
+
+
 def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "tinybert_jax.cli", "distill", "--teacher", str(teacher), "--student", str(student)),
@@ -112,6 +135,20 @@ def run_until(stage: str, step: int, number: int, arguments: list[str], out: Pat
         time.sleep(0.02)
     process.send_signal(number)
     return process
+
+
+def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    """Without Python's own end, which XLA's threads may not survive: what is registered for it is not called."""
+    out = tmp_path / "run"
+    program = "import atexit, sys; atexit.register(print, 'an orderly end'); from tinybert_jax import cli; cli.main()"
+    arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]
+    arguments += ["--max-length", "16", "--epochs", "500", "--out", str(out)]
+    process = run_until("1-supervised", 10, signal.SIGTERM, [sys.executable, "-c", program, *arguments], out)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.endswith("tinybert: interrupted\n")
+    assert "an orderly end" not in printed
 
 
 def logged_so_far(out: Path) -> list[dict]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,8 @@ def write_variants(
     header = [] if headerless else [lines.pop(0)]
     columns = list(headerless) or header[0].split("\t")
     at = [columns.index(column) for column in text_columns]
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    partial = path.with_name(f".{path.name}.tmp")  # a command that was stopped can be given again
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in header)
         for row, line in enumerate(lines):
             values = line.split("\t")
@@ -232,6 +234,7 @@ def write_variants(
                 for column, text in zip(at, texts, strict=True):
                     values[column] = text
                 file.write("\t".join(values) + "\n")
+    os.replace(partial, path)
 
 
 def cut_longest_first(sizes: np.ndarray, room: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -179,18 +180,22 @@ def main() -> None:
         _end(2, str(error))
     except KeyboardInterrupt:
         print("tinybert: interrupted", file=sys.stderr)
-        _end(130, "interrupted")
+        _end(130, "interrupted", at_once=True)
     except Exception as error:
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
 
 
-def _end(code: int, message: str) -> None:
+def _end(code: int, message: str, at_once: bool = False) -> None:
     """Exit, and of several processes have the others end too."""
     processes = sys.modules.get("tinybert_jax.processes")  # not imported: nothing has been joined
-    if processes is not None and processes.tell_others(message):
-        sys.stderr.flush()
-        os._exit(code)  # the ordinary way out waits for the others
+    told = processes is not None and processes.tell_others(message)
+    # the ordinary way out waits for the others, and takes the interpreter down while a device may still compute
+    if told or at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

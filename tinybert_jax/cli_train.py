@@ -163,8 +163,8 @@ def distill(
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        teacher_cache_gb: disk for what the teacher says of the rows (logits; in bfloat16 hidden states, queries, keys),
-            which a stage of several epochs computes once, where it fits; 0: the teacher runs in every step.
+        teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states, queries and keys, in
+            bfloat16), which a stage of several epochs computes once, where it fits; 0: it runs in every step.
     """
     from tinybert_jax.tasks import get_task
 

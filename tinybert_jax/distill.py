@@ -235,7 +235,7 @@ def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
-        return cotangent * gradient, None, None
+        return (cotangent * gradient).astype(gradient.dtype), None, None
 
     with_gradient = jax.custom_vjp(loss)
     with_gradient.defvjp(jax.value_and_grad(loss), backward)

@@ -70,6 +70,18 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> dist
     return distill.prediction_objective(inputs.config, teacher, experiment.preset, inputs.head)
 
 
+def check_params(objectives: Sequence[distill.Objective], params: Sequence[Params]) -> None:
+    """Refuse, by their shapes, what the stages' objectives cannot train one after the other.
+
+    Raises:
+        InputError: projections do not lead to the teacher's width, or the members' parameters are unlike.
+    """
+    for objective in objectives:
+        trainables = [jax.eval_shape(objective.init, jax.random.key(0), own) for own in params]
+        jax.eval_shape(population.stack, trainables)
+        params = [jax.eval_shape(objective.export, *pair) for pair in zip(trainables, params, strict=True)]
+
+
 def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
     """Run a stage, or what is left of it, and return the members' parameters after it.
 

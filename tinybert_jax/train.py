@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,7 +18,7 @@ from tinybert_jax.inputs import Inputs, initial_params, load_population
 from tinybert_jax.predict import predict_logits
 from tinybert_jax.sharding import batch_shares, choose_mesh, place, tree_shardings
 from tinybert_jax.splits import Split
-from tinybert_jax.stage import SCORED, Diverged, Run, make_objective, train_stage
+from tinybert_jax.stage import SCORED, Diverged, Run, check_params, make_objective, train_stage
 from tinybert_jax.train_step import make_predict_step
 
 EVAL_BATCH_SIZE = 64
@@ -90,14 +91,23 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         run_dir.check_out(out, resume)
         members = load_population(experiments)
     experiment, inputs = experiments[0], members[0]  # for all that they share
-    for stage in experiment.stages:
-        make_objective(experiment, stage, inputs)  # refuses what does not fit, before anything is computed
+    # refuses what does not fit, before anything is computed
+    objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
     mesh = choose_mesh(
         axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs, len(members)
     )
     if resume:
         run_dir.check_same(out, experiments, members, mesh)
+    if axes is None and mesh.size < jax.device_count() and processes.is_primary():
+        batches = sorted({stage.batch_size for stage in experiment.stages})
+        print(
+            f"{mesh.size} of {jax.device_count()} devices take part: more do not share batches of"
+            f" {' and '.join(map(str, batches))} rows evenly",
+            flush=True,
+        )
+    params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
+    check_params(objectives, params)
     teacher_params: Params = {}
     teacher_scores = None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
@@ -107,7 +117,6 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     if not resume and processes.is_primary():
         run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")
-    params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
     bare = distill.without_projections(params[0])
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
