@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 
 import tinybert_jax as tb
 from tinybert_jax import distill, optim, sharding, train_step
@@ -59,19 +60,26 @@ def test_equal_seeds_give_equal_losses() -> None:
     assert run_steps(sharding.make_mesh(), hypers)[0] == run_steps(sharding.make_mesh(), hypers)[0]
 
 
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole() -> None:
-    """With filler rows spread unevenly over the parts, and without dropout, whose keys differ."""
+@pytest.mark.parametrize("stage", ["supervised", "masked_lm"])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(stage: str) -> None:
+    """With filler rows, or masked tokens, spread unevenly over the parts, and without dropout, whose keys differ."""
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES, **still)
-    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))
-    objective, mesh = distill.supervised_objective(config), sharding.make_mesh()
+    batch = make_batch()._replace(example_mask=np.array([1, 0, 0, 0, 1, 1, 1, 0], np.float32))
+    if stage == "masked_lm":
+        objective, model = distill.masked_lm_objective(config), tb.BertForMaskedLM(config)
+        labels = np.full(batch.input_ids.shape, -1, np.int32)
+        labels[0, :5], labels[1, 2], labels[4, 0] = 7, 8, 9  # of the first row's five, two are decoded
+        batch = batch._replace(labels=labels)
+    else:
+        objective, model = distill.supervised_objective(config), tb.BertForSequenceClassification(config)
+        batch = batch._replace(labels=np.array([0, 1] * 4, np.int32))
+    params, mesh = tb.init_params(model, jax.random.key(1)), sharding.make_mesh()
     optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", 10)
-    batch = make_batch()._replace(
-        labels=np.array([0, 1] * 4, np.int32), example_mask=np.array([1, 0, 0, 0, 1, 1, 1, 0], np.float32)
-    )
     after = []
     for parts in (1, 4):
-        state = train_step.create_state(params, optimizer, jax.random.key(3), mesh)
+        trainable = objective.init(jax.random.key(2), params)
+        state = train_step.create_state(trainable, optimizer, jax.random.key(3), mesh)
         step = train_step.make_train_step(objective, optimizer, schedule, mesh, state, {}, parts)
         state, metrics = step(state, {}, batch, tb.Hyper(learning_rate=1e-2))
         after.append((float(metrics["loss"]), float(metrics["gradient_norm"])))

@@ -24,19 +24,25 @@ PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's p
 MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 
 
+def _examples(batch: Batch) -> Float[Array, ""]:
+    return jnp.sum(jnp.asarray(batch.example_mask, jnp.float32))
+
+
 class Objective(NamedTuple):
     """What a stage minimises, as pure functions. `key` drives the student's dropout; None switches it off.
 
     targets(teacher_params, batch) -> pytree: only what `loss` reads, under no gradient; the batch on axis 0.
-    loss(trainable, targets, batch, hyper, key) -> (scalar, metrics): a mean over the batch's real examples.
+    loss(trainable, targets, batch, hyper, key) -> (scalar, metrics): a mean over the batch.
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
+    weight(batch) -> scalar: of how many that mean is, real examples or masked tokens; parts of a batch weigh so much.
     """
 
     targets: Callable[[Params, Batch], Any]
     loss: Callable[[Params, Any, Batch, Hyper, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
     init: Callable[[PRNGKeyArray, Params], Params]
     export: Callable[[Params, Params], Params]
+    weight: Callable[[Batch], Float[Array, ""]] = _examples
 
 
 def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) -> tuple[int, ...]:
@@ -337,12 +343,19 @@ def masked_lm_objective(config: BertConfig) -> Objective:
     """
     model = BertModel(config, add_pooler=False)
 
+    def decoded(labels: Array) -> int:
+        return -(-labels.shape[1] // MASKED_SHARE)
+
+    def weight(batch: Batch) -> Float[Array, ""]:
+        labels = jnp.asarray(batch.labels)
+        return jnp.sum(jnp.minimum(jnp.sum(labels >= 0, axis=1), decoded(labels)), dtype=jnp.float32)
+
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         states = _apply(model, trainable["bert"], batch, key, score_layers=()).last_hidden_state
         labels = jnp.asarray(batch.labels)
-        masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : -(-labels.shape[1] // MASKED_SHARE)]
+        masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : decoded(labels)]
         logits = mlm.logits_at(config, trainable, states, masked)
         labels = jnp.take_along_axis(labels, masked, axis=1)
         # not a mean of sequences' means: one in which nothing is masked would count as solved
@@ -357,7 +370,7 @@ def masked_lm_objective(config: BertConfig) -> Objective:
         heads = student_params["cls"] | trainable["cls"]
         return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"], "cls": heads}
 
-    return Objective(_no_targets, loss, init, export)
+    return Objective(_no_targets, loss, init, export, weight)
 
 
 def _no_targets(teacher_params: Params, batch: Batch) -> Any:

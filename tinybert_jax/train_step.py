@@ -71,7 +71,7 @@ def make_train_step(
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
     Args:
-        objective: a `distill.Objective`, or any pair of functions `targets` and `loss` of its form.
+        objective: a `distill.Objective`, or anything with the functions `targets`, `loss` and `weight` of its form.
         optimizer: a transform without learning rate (`optim.make_optimizer`).
         schedule: the learning rate's multiplier at a step.
         mesh: from `sharding.make_mesh`.
@@ -79,8 +79,7 @@ def make_train_step(
         teacher_params: of the shapes that will be passed; anything, where the objective has no teacher or the batches
             bring its targets.
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
-            result is that of the whole batch but for rounding and the dropout keys, where the loss is a mean over
-            examples; parts of a masked-LM batch weigh alike, whatever is masked in them. Must divide the batch size.
+            result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
 
     Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
     batch, and the teacher's targets are computed once for all.
@@ -125,7 +124,8 @@ def make_train_step(
             grads, metrics = gradients(batch, keys)
         else:
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
-            grads, metrics = _accumulated(gradients, batch, parts.swapaxes(0, 1) if members else parts)
+            keys_of_parts = parts.swapaxes(0, 1) if members else parts
+            grads, metrics = _accumulated(gradients, objective.weight, batch, keys_of_parts)
         # only what changes passes through the members' loop, which copies what it is given
         params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads, hyper)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
@@ -142,15 +142,20 @@ def make_train_step(
     )
 
 
-def _accumulated(gradients: Callable[[Batch, Array], Any], batch: Batch, keys: Key[Array, "parts *members"]) -> Any:
-    """The mean of `gradients` over the parts of a batch, one for each key, weighed by their real examples."""
+def _accumulated(
+    gradients: Callable[[Batch, Array], Any],
+    weight: Callable[[Batch], Array],
+    batch: Batch,
+    keys: Key[Array, "parts *members"],
+) -> Any:
+    """The mean of `gradients` over the parts of a batch, one for each key, each with its weight."""
     # every n-th row is of one part, so that each part is spread over all devices
     split = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), batch)
-    total = jnp.maximum(jnp.sum(batch.example_mask), 1.0)
+    total = jnp.maximum(weight(batch), 1.0)
 
     def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-        weight = jnp.sum(part[0].example_mask) / total
-        return jax.tree.map(lambda s, x: s + weight * x, sums, gradients(*part)), None
+        share = weight(part[0]) / total
+        return jax.tree.map(lambda s, x: s + share * x, sums, gradients(*part)), None
 
     shapes = jax.eval_shape(gradients, *jax.tree.map(lambda x: x[0], (split, keys)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
