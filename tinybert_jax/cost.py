@@ -71,6 +71,9 @@ def step_flops(
         assert teacher is not None
         states = student.num_hidden_layers + 1
         own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
+        # the loss has both sides' scores computed from queries and keys, and a gradient for the student's two
+        widths = [config.num_attention_heads * config.attention_head_dim for config in (student, teacher)]
+        own += 2.0 * student.num_hidden_layers * tokens**2 * ((1 + BACKWARD) * widths[0] + widths[1])
     own *= students
     if objective in ("transformer", "prediction") and not answered:
         assert teacher is not None

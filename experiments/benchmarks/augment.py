@@ -127,7 +127,7 @@ def main(
         "torch_one_word": torch_side,
     }
     words = len(torch_side())
-    seconds = {name: ms / 1000 for name, ms in measure.alternate(sides, repeats=1, warmup=1).items()}
+    seconds = {name: ms / 1000 for name, ms in measure.alternate(sides, repeats=1).items()}
     sentences = len(read.texts) * len(read.texts[0])
     numbers = {"rows": rows, "shape": shape, "preset": preset, "batch_size": batch_size, "masked_words": words}
     rates = {f"{name}_sentences_per_s": sentences / second for name, second in seconds.items()}

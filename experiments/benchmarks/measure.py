@@ -152,13 +152,16 @@ def random_batch(batch_size: int, length: int, vocab_size: int, shortest: int | 
     return Batch(ids, mask, np.zeros_like(mask), labels, example_mask)
 
 
-def seconds(call: Callable[[], Any], turn: float = TURN) -> float:
-    """Of one call. Short ones are repeated for a turn of so many seconds and their median taken: the first after a
-    pause measures how long the processor takes to wake.
+def seconds(call: Callable[[], Any], turn: float = TURN, warmup: int = 1) -> float:
+    """Of one call, after `warmup` of them: the first after a pause measures how long the processor takes to wake, and
+    the machine to give back the memory that it took. Short ones are repeated for a turn of so many seconds and their
+    median taken.
     """
     time.sleep(PAUSE)
+    for _ in range(warmup):
+        call()
     times: list[float] = []
-    while sum(times) < turn:
+    while not times or sum(times) < turn:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
@@ -168,14 +171,10 @@ def seconds(call: Callable[[], Any], turn: float = TURN) -> float:
 def alternate(
     sides: Mapping[str, Callable[[], Any]],
     repeats: int,
-    warmup: int = 2,
     turn: float = TURN,
     statistic: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Milliseconds of each side, the `statistic` of its turns; a busy moment of the machine meets all sides."""
-    for side in sides.values():
-        for _ in range(warmup):
-            side()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():

@@ -21,7 +21,7 @@ def main(
     members: int = 8,
     batch_size: int = 32,
     length: int = 64,
-    repeats: int = 5,
+    repeats: int = 3,
     json: Path | None = None,
 ) -> None:
     """Measure one step of each.

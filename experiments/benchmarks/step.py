@@ -43,7 +43,7 @@ def main(
     batch_size: int = 32,
     length: int = 64,
     dtype: ComputeDtype = "float32",
-    repeats: int = 7,
+    repeats: int = 5,
     memory_only: bool = False,
     side: Side | None = None,
     json: Path | None = None,
