@@ -175,7 +175,7 @@ def test_a_run_of_several_epochs_asks_the_teacher_once_and_learns_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Logits but for rounding; hidden states and scores but for that of bfloat16."""
+    """Logits but for rounding; hidden states, queries and keys but for that of bfloat16."""
     read = []
     make = stage.make_train_step
 

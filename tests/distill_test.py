@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ TEACHER = tb.BertConfig(
     id2label=("a", "b", "c"),
 )
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
+TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
 TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
 STUDENT_PARAMS = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
 PRESETS = ["default", "paper", "official"]
@@ -100,27 +102,57 @@ def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
     np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-5)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str) -> None:
-    objective = distill.transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset=preset)
+def attention_gradients(
+    objective: distill.Objective, student: tb.BertConfig, plain: Callable[[tb.BertOutput, tb.BertOutput], jax.Array]
+) -> tuple[tb.Params, tb.Params]:
+    """Of the objective's attention term, and of `plain(student's output, teacher's output)`, by the student's BERT."""
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs).attention_scores
-    counted = jnp.ones_like(batch.attention_mask) if preset == "paper" else batch.attention_mask
-
-    def through_scores(bert: tb.Params) -> jax.Array:
-        scores = tb.BertModel(STUDENT, add_pooler=False).apply({"params": bert}, *inputs).attention_scores
-        loss = functools.partial(losses.attention_mse, padding="zero" if preset == "official" else "exclude")
-        return sum(jnp.mean(jax.vmap(loss)(scores[m], teacher[g - 1], counted)) for m, g in ((0, 3), (1, 2)))
+    targets = objective.targets(TEACHER_PARAMS, batch)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, qkv_layers=(0, 1, 2, 3))
 
     def ours(bert: tb.Params) -> jax.Array:
         hyper = tb.Hyper(embedding_weight=0.0, hidden_weight=0.0)
-        targets = objective.targets(TEACHER_PARAMS, batch)
         return objective.loss(trainable | {"bert": bert}, targets, batch, hyper, None)[0]
 
-    expected, found = jax.grad(through_scores)(trainable["bert"]), jax.grad(ours)(trainable["bert"])
-    largest = max(jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), found, expected)
+    def expected(bert: tb.Params) -> jax.Array:
+        model = tb.BertModel(student, add_pooler=False)
+        return plain(model.apply({"params": bert}, *inputs, qkv_layers=(0, 1)), teacher)
+
+    return jax.grad(ours)(trainable["bert"]), jax.grad(expected)(trainable["bert"])
+
+
+def assert_close(found: tb.Params, expected: tb.Params, tolerance: float) -> None:
+    """Relative to the largest number of all leaves."""
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, dtype: str) -> None:
+    student = dataclasses.replace(STUDENT, compute_dtype=dtype)
+    counted = jnp.ones((4, 8)) if preset == "paper" else make_batch().attention_mask
+
+    def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
+        loss = jax.vmap(functools.partial(losses.attention_mse, padding="zero" if preset == "official" else "exclude"))
+        pairs = ((own.attention_scores[m], teacher.attention_scores[g - 1]) for m, g in ((0, 3), (1, 2)))
+        return sum(jnp.mean(loss(*pair, counted)) for pair in pairs)
+
+    objective = distill.transformer_objective(student, TEACHER, layer_map=(3, 2), preset=preset)
+    assert_close(*attention_gradients(objective, student, plain), 1e-5 if dtype == "float32" else 2e-2)
+
+
+def test_gradient_of_the_relations_is_that_through_queries_keys_and_values() -> None:
+    mask = make_batch().attention_mask
+
+    def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
+        loss = jax.vmap(functools.partial(losses.relation_kl, relation_heads=4))
+        pairs = ((own.qkv[m, i], teacher.qkv[g - 1, i]) for m, g in ((0, 3), (1, 2)) for i in range(3))
+        return sum(jnp.mean(loss(*pair, mask)) for pair in pairs)
+
+    objective = distill.transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
+    assert_close(*attention_gradients(objective, TWO_HEADS, plain), 1e-5)
 
 
 def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> None:
@@ -328,9 +360,6 @@ def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_lay
     np.testing.assert_array_equal(targets["attention"], queries_and_keys[:, np.array(mapped) - 1])
     np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states.swapaxes(0, 1)[:, np.array(mapped)])
     assert np.isfinite(objective.loss(trainable, targets, batch, tb.Hyper(), None)[0])
-
-
-TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
 
 
 def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:

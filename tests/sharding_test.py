@@ -31,6 +31,7 @@ ALL_AXES = "data=2 fsdp=2 model=2"
 STAGES = {
     "transformer": ["data=8", "fsdp=8", ALL_AXES],
     "transformer in parts, remat": [ALL_AXES],
+    "relations": [ALL_AXES],
     "prediction": [ALL_AXES],
     "masked_lm": [ALL_AXES],
 }
@@ -161,7 +162,8 @@ def objective_of(stage: str) -> tuple[distill.Objective, tb.Batch, dict]:
     batch = batch._replace(labels=np.zeros(16, np.int32))
     if stage == "prediction":
         return distill.prediction_objective(student, TEACHER), batch, classifier
-    return distill.transformer_objective(student, TEACHER), batch, classifier
+    attention: distill.Attention = "relations" if stage == "relations" else "scores"
+    return distill.transformer_objective(student, TEACHER, attention=attention), batch, classifier
 
 
 class Measured(NamedTuple):

@@ -111,10 +111,11 @@ def test_devices_that_stay_idle_are_named(
         raise tb.InputError("far enough")
 
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    monkeypatch.setattr(train, "initial_params", far_enough)
+    monkeypatch.setattr(train, "predict_logits", far_enough)
+    stages = (tb.Stage("transformer", accumulation_steps=4), tb.Stage("prediction"))
     with pytest.raises(tb.InputError, match="far enough"):
-        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
-    assert "1 of 3 devices take part: more do not share batches of 32 rows evenly\n" in capsys.readouterr().out
+        tb.run(distillation(teacher, blank_student, reviews, stages=stages), tmp_path / "run")
+    assert "1 of 3 devices take part: more do not share 8 and 32 rows (a batch" in capsys.readouterr().out
 
 
 def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) -> list[str]:

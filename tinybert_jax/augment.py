@@ -226,15 +226,18 @@ def write_variants(
     columns = list(headerless) or header[0].split("\t")
     at = [columns.index(column) for column in text_columns]
     partial = path.with_name(f".{path.name}.tmp")  # a command that was stopped can be given again
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in header)
-        for row, line in enumerate(lines):
-            values = line.split("\t")
-            for texts in variant_texts(augmented, rows, tokenizer, row):
-                for column, text in zip(at, texts, strict=True):
-                    values[column] = text
-                file.write("\t".join(values) + "\n")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in header)
+            for row, line in enumerate(lines):
+                values = line.split("\t")
+                for texts in variant_texts(augmented, rows, tokenizer, row):
+                    for column, text in zip(at, texts, strict=True):
+                        values[column] = text
+                    file.write("\t".join(values) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def cut_longest_first(sizes: np.ndarray, room: int) -> np.ndarray:

@@ -159,7 +159,7 @@ def prepare_process() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit code 2 and one line where the input is wrong; 130 on Ctrl-C outside of training."""
+    """Entry point. Exit code 2 and one line where the input is wrong; 130 on Ctrl-C, in training on the second."""
     prepare_process()
     commands: dict[str, Callable[..., Any]] = {
         "run": run,

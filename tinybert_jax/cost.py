@@ -55,7 +55,7 @@ def step_flops(
     answered: bool = False,
 ) -> float:
     """Floating-point operations of one training step: the students forward and backward, the teacher forward unless
-    its answers are known.
+    its answers are known. What the backward pass computes again, to save memory, does not count.
 
     >>> teacher = BertConfig()  # BERT_BASE; eight TinyBERT4 behind it, against eight runs
     >>> student = BertConfig(num_hidden_layers=4, hidden_size=312, intermediate_size=1200)
@@ -71,9 +71,10 @@ def step_flops(
         assert teacher is not None
         states = student.num_hidden_layers + 1
         own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
-        # the loss has both sides' scores computed from queries and keys, and a gradient for the student's two
+        # the loss computes both sides' scores, or three relations, and their gradient for the student
         widths = [config.num_attention_heads * config.attention_head_dim for config in (student, teacher)]
-        own += 2.0 * student.num_hidden_layers * tokens**2 * ((1 + BACKWARD) * widths[0] + widths[1])
+        products = 1 if student.num_attention_heads == teacher.num_attention_heads else 3
+        own += 2.0 * products * student.num_hidden_layers * tokens**2 * ((1 + BACKWARD) * widths[0] + widths[1])
     own *= students
     if objective in ("transformer", "prediction") and not answered:
         assert teacher is not None

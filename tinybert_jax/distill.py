@@ -123,13 +123,13 @@ def transformer_objective(
     slots = [read.index(g - 1) for g in mapped]
     student_model, teacher_model = BertModel(student, add_pooler=False), BertModel(teacher, add_pooler=False)
 
-    parts = 3 if relations else 2  # queries and keys give the scores; relations are of the values too
+    read_of = {"score_layers": (), "qkv_parts": 3 if relations else 2}  # relations are of the values too
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if batch.teacher_inputs is not None:
             raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
-        out = _apply(teacher_model, teacher_params["bert"], batch, None, score_layers=(), qkv_layers=read)
-        qkv = jnp.moveaxis(out.qkv[:, :parts], 2, 1)
+        out = _apply(teacher_model, teacher_params["bert"], batch, None, qkv_layers=read, **read_of)
+        qkv = jnp.moveaxis(out.qkv, 2, 1)
         return {
             "embedding": out.hidden_states[0],
             "hidden": jnp.stack([out.hidden_states[g] for g in mapped], axis=1),
@@ -151,16 +151,14 @@ def transformer_objective(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         layers = tuple(range(student.num_hidden_layers))
-        out = _apply(student_model, trainable["bert"], batch, key, score_layers=(), qkv_layers=layers)
-        # without padding in the means, every position counts as real
-        real = batch.attention_mask if preset == "default" else jnp.ones_like(batch.attention_mask)
-        # the original code's arithmetic for scores of padding is the loss's own
-        paired = batch.attention_mask if preset == "official" else real
-
+        out = _apply(student_model, trainable["bert"], batch, key, qkv_layers=layers, **read_of)
+        every = jnp.ones_like(batch.attention_mask)
+        real = batch.attention_mask if preset == "default" else every  # the positions that count in the means
+        paired = every if preset == "paper" else batch.attention_mask  # of official, the loss counts every pair
         # one layer after the other: its scores are [b, h, q, k]
         transfer = jax.lax.map(
             lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
-            (out.qkv[:, :parts], jnp.moveaxis(targets["attention"], 1, 0)),
+            (out.qkv, jnp.moveaxis(targets["attention"], 1, 0)),
         )
         embedding_states, hidden_states = _project(trainable["projections"], out.hidden_states)
         hidden = _per_example(losses.hidden_mse, layers=True)(hidden_states, targets["hidden"], real)

@@ -1,4 +1,4 @@
-"""Pure losses of one example: no batch axis, no hidden reduction over examples. `jax.vmap` gives batch and layers.
+"""Pure losses of one example: no batch axis, no hidden reduction over examples. `jax.vmap` gives the batch.
 
 Source: TinyBERT, arXiv 1909.10351, equations 7 to 10; for unlike heads, MiniLMv2, arXiv 2012.15828.
 """

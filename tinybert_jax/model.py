@@ -29,7 +29,7 @@ class BertOutput(NamedTuple):
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
-    qkv: Float[Array, "l 3 b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
+    qkv: Float[Array, "l n b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
     pooled: Any = None  # [b, d]; None without a pooler
     logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
 
@@ -104,16 +104,14 @@ def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k 
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention -> context [b, q, h * head_dim], the scores [b, h, q, k] before mask and softmax, and
-    queries, keys and values, each [b, h, q, head_dim].
-    """
+    """Multi-head attention -> context [b, q, h * head_dim], and queries, keys and values, each [b, h, q, head_dim]."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(
         self, x: Array, attention_mask: Array, deterministic: bool
-    ) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
         config = self.config
         heads, width = config.num_attention_heads, config.attention_head_dim
 
@@ -122,30 +120,31 @@ class SelfAttention(nn.Module):
             return constrain(projected, "batch", "heads", None, None)
 
         query, key, value = project("query"), project("key"), project("value")
-        scores = constrain(attention_scores(query, key), "batch", "heads", None, None)
         rate = 0.0 if deterministic else config.attention_probs_dropout_prob
-        attend = functools.partial(_attend, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
+        weigh = functools.partial(_weigh, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
         # its backward pass computes scores and weights again, so that no layer's [b, h, q, k] is kept
-        context = jax.checkpoint(attend, prevent_cse=False)(query, key, value, attention_mask)
-        context = context.swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
-        return context, scores, (query, key, value)
+        once_more = jax.checkpoint(weigh, prevent_cse=config.scan_unroll > 1)
+        weighed, total = once_more(query, key, value, attention_mask)
+        # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
+        context = (weighed / total).astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
+        return context, (query, key, value)
 
 
-def _attend(
+def _weigh(
     query: Array, key: Array, value: Array, attention_mask: Array, rate: float, dropout_key: PRNGKeyArray | None
-) -> Array:
-    """Softmax of the scores, dropout, and the weighed values [b, h, q, d]."""
+) -> tuple[Array, Array]:
+    """The values [b, h, q, d], weighed by the exponential of the scores, with dropout, and the weights' sum without it
+    [b, h, q, 1]: in float32.
+    """
     scores = constrain(attention_scores(query, key), "batch", "heads", None, None)
     # finite: an example that is all padding attends everywhere instead of dividing 0 by 0
     masked = scores + jnp.where(attention_mask > 0, 0.0, -1e9)[:, None, None, :]
-    # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
     weights = jnp.exp(masked - jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1)[..., None]
     weights = weights.astype(value.dtype)
     if dropout_key is not None:
         weights = dropout(weights, rate, dropout_key)
-    context = jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32) / total
-    return context.astype(value.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32), total
 
 
 class Residual(nn.Module):
@@ -162,16 +161,16 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with its output projection, residual and LayerNorm."""
+    """Self-attention with its output projection, residual and LayerNorm, and its queries, keys and values."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(
         self, x: Array, attention_mask: Array, deterministic: bool
-    ) -> tuple[Array, Array, tuple[Array, Array, Array]]:
-        context, scores, qkv = SelfAttention(self.config, name="self")(x, attention_mask, deterministic)
-        return Residual(self.config, name="output")(context, x, deterministic), scores, qkv
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
+        context, qkv = SelfAttention(self.config, name="self")(x, attention_mask, deterministic)
+        return Residual(self.config, name="output")(context, x, deterministic), qkv
 
 
 class Intermediate(nn.Module):
@@ -200,11 +199,12 @@ class Layer(nn.Module):
         self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
     ) -> tuple[Any, Array]:
         x, scores, qkv = carry
-        x, own, parts = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
+        x, parts = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
         if scores.shape[0]:
+            own = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
             scores = jax.lax.dynamic_update_index_in_dim(scores, own, slots[0], axis=0)
         if qkv.shape[0]:
-            stacked = jnp.stack(parts).swapaxes(2, 3).reshape(qkv.shape[1:])
+            stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
             qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
         inner = Intermediate(self.config, name="intermediate")(x)
         x = Residual(self.config, name="output")(inner, x, self.deterministic)
@@ -212,8 +212,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and
-    queries, keys and values of `qkv_layers` [l, 3, b, q, h * head_dim].
+    """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and the
+    first `qkv_parts` of queries, keys and values of `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
     """
 
     config: BertConfig
@@ -225,6 +225,7 @@ class Encoder(nn.Module):
         attention_mask: Array,
         score_layers: tuple[int, ...],
         qkv_layers: tuple[int, ...],
+        qkv_parts: int,
         deterministic: bool,
     ) -> tuple[Array, Array, Array, Array]:
         config, (b, q, _) = self.config, x.shape
@@ -233,7 +234,7 @@ class Encoder(nn.Module):
         qkv_slots, qkv_size = _slots(qkv_layers, depth)
         scores = jnp.zeros((score_size, b, heads, q, q), jnp.float32)
         scores = constrain(scores, None, "batch", "heads", None, None)
-        qkv = jnp.zeros((qkv_size, 3, b, q, heads * config.attention_head_dim), x.dtype)
+        qkv = jnp.zeros((qkv_size, qkv_parts, b, q, heads * config.attention_head_dim), x.dtype)
         qkv = constrain(qkv, None, None, "batch", None, "heads")
         layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if config.remat else Layer,
@@ -275,9 +276,9 @@ class BertModel(nn.Module):
     """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
 
     `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
-    qkv_layers=(), deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
-    attention scores are returned, all by default; `qkv_layers` those whose queries, keys and values are, none by
-    default; with `deterministic=False` pass `rngs={"dropout": key}`.
+    qkv_layers=(), qkv_parts=3, deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
+    attention scores are returned, all by default; `qkv_layers` those whose queries, keys and values are, or the first
+    `qkv_parts` of the three, none by default; with `deterministic=False` pass `rngs={"dropout": key}`.
     """
 
     config: BertConfig
@@ -292,6 +293,7 @@ class BertModel(nn.Module):
         *,
         score_layers: tuple[int, ...] | None = None,
         qkv_layers: tuple[int, ...] = (),
+        qkv_parts: int = 3,
         deterministic: bool = True,
     ) -> BertOutput:
         config = self.config
@@ -303,7 +305,9 @@ class BertModel(nn.Module):
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
         x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        last, states, scores, qkv = Encoder(config, name="encoder")(x, mask, wanted, qkv_layers, deterministic)
+        last, states, scores, qkv = Encoder(config, name="encoder")(
+            x, mask, wanted, qkv_layers, qkv_parts, deterministic
+        )
         pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
         return BertOutput(last, states, scores, qkv, pooled)
 

@@ -94,26 +94,25 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     # refuses what does not fit, before anything is computed
     objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
-    mesh = choose_mesh(
-        axes, [stage.batch_size // stage.accumulation_steps for stage in experiment.stages], configs, len(members)
-    )
+    parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
+    mesh = choose_mesh(axes, parts, configs, len(members))
     if resume:
         run_dir.check_same(out, experiments, members, mesh)
     if axes is None and mesh.size < jax.device_count() and processes.is_primary():
-        batches = sorted({stage.batch_size for stage in experiment.stages})
+        rows = " and ".join(map(str, sorted(set(parts))))
         print(
-            f"{mesh.size} of {jax.device_count()} devices take part: more do not share batches of"
-            f" {' and '.join(map(str, batches))} rows evenly",
+            f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
+            " accumulation its part) evenly",
             flush=True,
         )
-    params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
-    check_params(objectives, params)
     teacher_params: Params = {}
     teacher_scores = None
     if inputs.teacher is not None and any(stage.objective != "supervised" for stage in experiment.stages):
         teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
+    params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
+    check_params(objectives, params)
     if not resume and processes.is_primary():
         run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")

@@ -71,7 +71,8 @@ def make_train_step(
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
     Args:
-        objective: a `distill.Objective`, or anything with the functions `targets`, `loss` and `weight` of its form.
+        objective: a `distill.Objective`, or anything with functions `targets` and `loss` of its form, and, where a
+            batch is computed in parts, `weight`.
         optimizer: a transform without learning rate (`optim.make_optimizer`).
         schedule: the learning rate's multiplier at a step.
         mesh: from `sharding.make_mesh`.
