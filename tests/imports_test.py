@@ -25,7 +25,8 @@ TABLE: dict[str, set[str]] = {
     "weights": {"config"},
     "hf": {"config", "heads", "model", "weights"},
     "mlm": {"config", "heads", "model"},
-    "distill": {"config", "heads", "losses", "mlm", "model"},
+    "projections": {"config"},
+    "distill": {"config", "heads", "losses", "mlm", "model", "projections"},
     "optim": {"config"},
     "population": {"config", "sharding"},
     "train_step": {"config", "optim", "population", "sharding"},
@@ -54,8 +55,8 @@ TABLE: dict[str, set[str]] = {
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
     "answers": {"config", "data", "predict", "rows", "train_step"},
     "inputs": {
-        *("config", "heads", "model", "hf", "distill", "tasks", "rows", "data", "splits", "corpus", "augment", "init"),
-        *("population", "predict"),
+        *("config", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
+        *("corpus", "augment", "init", "population", "predict"),
     },
     "run_dir": {"config", "inputs", "model"},
 }

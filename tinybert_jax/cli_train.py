@@ -7,6 +7,7 @@ import logging
 import os
 import statistics
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,6 +333,7 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
     processes.join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
         results = train.run_population(experiments, out, resume, mesh)

@@ -1,4 +1,4 @@
-"""What each stage minimises: layer maps, projections, and objectives as pairs of `targets` and `loss`.
+"""What each stage minimises: layer maps, and objectives as pairs of `targets` and `loss`.
 
 Source: TinyBERT, arXiv 1909.10351, section 3; the preset `official` follows the arithmetic of the authors' code.
 Of a teacher with other attention heads: MiniLMv2, arXiv 2012.15828.
@@ -17,10 +17,10 @@ from tinybert_jax import losses, mlm
 from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
 from tinybert_jax.heads import HEADS
 from tinybert_jax.model import BertModel, BertOutput, attention_scores
+from tinybert_jax.projections import init_projections, project, without_projections
 
 Metrics = dict[str, Float[Array, ""]]
 Attention = Literal["scores", "relations"]
-PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters, those of its hidden states
 MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 
 
@@ -91,8 +91,7 @@ def transformer_objective(
     """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
 
     The trainable tree is `{"bert": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
-    Projections are those that the student's parameters bring (PROJECTIONS); new ones are one kernel each for
-    embeddings and hidden states (`paper`, `default`), or one shared layer with bias, `fit_dense` (`official`).
+    Projections are as in `init_projections`.
     Padding is left out of the means only in `default`.
 
     Args:
@@ -160,7 +159,7 @@ def transformer_objective(
             lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
             (out.qkv, jnp.moveaxis(targets["attention"], 1, 0)),
         )
-        embedding_states, hidden_states = _project(trainable["projections"], out.hidden_states)
+        embedding_states, hidden_states = project(trainable["projections"], out.hidden_states)
         hidden = _per_example(losses.hidden_mse, layers=True)(hidden_states, targets["hidden"], real)
         embedding = _per_example(losses.hidden_mse)(embedding_states, targets["embedding"], real)
         transfer, hidden, embedding = _mean(transfer, batch), _mean(hidden, batch), _mean(embedding, batch)
@@ -177,7 +176,7 @@ def transformer_objective(
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
         reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
-        return {"bert": reached, "projections": _projections(key, student, teacher, preset, student_params)}
+        return {"bert": reached, "projections": init_projections(key, student, teacher, preset, student_params)}
 
     def export(trainable: Params, student_params: Params) -> Params:
         return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"]}
@@ -203,36 +202,6 @@ def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int
     return relation_heads
 
 
-def _projections(
-    key: PRNGKeyArray, student: BertConfig, teacher: BertConfig, preset: Preset, student_params: Params
-) -> Params:
-    """The projections that the student brings, in the form of `_project`, or new ones.
-
-    Raises:
-        InputError: what it brings does not lead to the teacher's width.
-    """
-    shape = (student.hidden_size, teacher.hidden_size)
-    for name in PROJECTIONS:
-        if name in student_params:
-            brought = student_params[name] if name == "projections" else {name: student_params[name]}
-            for projection in brought.values():
-                if projection["kernel"].shape[-2:] != shape:
-                    raise InputError(
-                        f"the student's {name} leads from width {projection['kernel'].shape[-2]} to"
-                        f" {projection['kernel'].shape[-1]}, but the teacher is {shape[1]} wide: take the teacher that"
-                        f" it was trained for, or a student without {name}"
-                    )
-            return brought
-
-    def kernel(key: PRNGKeyArray) -> Array:
-        return student.initializer_range * jax.random.normal(key, shape)
-
-    if preset == "official":
-        return {"fit_dense": {"kernel": kernel(key), "bias": jnp.zeros(teacher.hidden_size)}}
-    embedding_key, hidden_key = jax.random.split(key)
-    return {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}
-
-
 def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
     """`loss(student, teacher, mask)`, whose gradient for the student is computed with its value: of what lies between,
     scores or relations, nothing is kept for the backward pass, or computed again in it. There are no other gradients.
@@ -248,20 +217,6 @@ def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
 
 def _split_heads(x: Float[Array, "n q e"], heads: int) -> Float[Array, "n h q d"]:
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
-
-
-def _project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array, Array]:
-    """Embedding output [b, q, e] and hidden states [l, b, q, e] in the teacher's width."""
-    if "fit_denses" in projections:  # one per state
-        projected = jax.vmap(_dense)(projections["fit_denses"], states)
-        return projected[0], projected[1:]
-    if "fit_dense" in projections:  # one for all
-        return _dense(projections["fit_dense"], states[0]), _dense(projections["fit_dense"], states[1:])
-    return states[0] @ projections["embedding"]["kernel"], states[1:] @ projections["hidden"]["kernel"]
-
-
-def _dense(params: Params, states: Float[Array, "..."]) -> Array:
-    return states @ params["kernel"] + params["bias"].reshape((1,) * (states.ndim - 1) + (-1,))
 
 
 def prediction_objective(
@@ -373,11 +328,6 @@ def masked_lm_objective(config: BertConfig) -> Objective:
 
 def _no_targets(teacher_params: Params, batch: Batch) -> Any:
     return ()
-
-
-def without_projections(student_params: Params) -> Params:
-    """The student alone."""
-    return {name: value for name, value in student_params.items() if name not in PROJECTIONS}
 
 
 def _whole(key: PRNGKeyArray, student_params: Params) -> Params:

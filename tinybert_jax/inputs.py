@@ -27,11 +27,11 @@ from tinybert_jax.config import (
 )
 from tinybert_jax.corpus import Corpus
 from tinybert_jax.data import Examples
-from tinybert_jax.distill import PROJECTIONS
 from tinybert_jax.heads import HEAD_KEYS, HEADS
 from tinybert_jax.model import init_params, resize_vocabulary
 from tinybert_jax.population import check_members
 from tinybert_jax.predict import check_head, check_positions
+from tinybert_jax.projections import PROJECTIONS
 from tinybert_jax.splits import Split, load_split
 from tinybert_jax.tasks import Task, get_task
 

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import distill, hf, processes, run_dir
+from tinybert_jax import hf, processes, run_dir
 from tinybert_jax.config import BertConfig, Experiment, InputError, Params
 from tinybert_jax.heads import HEADS
 from tinybert_jax.inputs import Inputs, initial_params, load_population
 from tinybert_jax.predict import predict_logits
+from tinybert_jax.projections import without_projections
 from tinybert_jax.sharding import batch_shares, choose_mesh, place, tree_shardings
 from tinybert_jax.splits import Split
 from tinybert_jax.stage import SCORED, Diverged, Run, check_params, make_objective, train_stage
@@ -116,7 +117,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     if not resume and processes.is_primary():
         run_dir.create(out, experiments, members, mesh)
     processes.barrier("run directory")
-    bare = distill.without_projections(params[0])
+    bare = without_projections(params[0])
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
     def score(params: Params, split: Split) -> dict[str, float]:
