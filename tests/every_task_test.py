@@ -39,12 +39,12 @@ def logged(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of short sentences, in which every word follows from the one before."""
+    """Documents of three short sentences, so that every word follows from any other."""
     random = np.random.default_rng(0)
     words = [*NEUTRAL, *GOOD, *BAD]
     documents = []
     for _ in range(30):
-        sentences = [np.roll(words, -random.integers(len(words)))[:6] for _ in range(4)]
+        sentences = [np.roll(words, -random.integers(3))[:6] for _ in range(4)]
         documents.append("\n".join(" ".join(sentence) for sentence in sentences))
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n\n".join(documents) + "\n")
@@ -100,7 +100,7 @@ def test_masked_lm_training_prints_its_cost_and_gives_a_checkpoint_its_head(
     assert "1-masked_lm: 180 steps, " in printed  # what it costs, before it starts
     assert "FLOPs; at the measured" in printed
     losses = [line["loss"] for line in logged(tmp_path / "run")]
-    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert "cls" in tb.load_hf(directory)[1]
     assert json.loads((directory / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
