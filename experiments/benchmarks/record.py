@@ -88,6 +88,10 @@ ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
         "step.py",
         lambda n: f"{n['ours_share_of_matmul']:.0%}; {n['backward_share_of_matmul']:.0%}",
     ),
+    "compiling the step; from JAX's cache of compiled programs": (
+        "step.py",
+        lambda n: f"{n['compile_s']:.1f} s; {n['compile_from_cache_s']:.1f} s",
+    ),
     "peak memory of the step, 32 x 128": ("step.py --memory-only --length 128", versus(*MB)),
     "32 x 384": ("step.py --memory-only --length 384", versus(*MB)),
     "intermediate epoch, answers kept / as the original: padded, the teacher in every step": (

@@ -5,15 +5,19 @@
 Same work on both sides: teacher forward, student forward with dropout and backward, loss of the original code, norm
 clipping, AdamW; `known` is our step where the teacher's answers are kept, which PyTorch's has no part for. Times are
 medians of steps taken in turn in one process; peak memory is that of a process of its own for each side, with
-parameters, optimizer and everything imported. Shares are FLOPs of the matrix products by count, per second, over those
-of one large product (2048 x 768 x 3072 in float32). bfloat16 is autocast in PyTorch.
+parameters, optimizer and everything imported. Compiling is what our first step takes longer than others, without and
+with a cache of compiled programs (JAX_COMPILATION_CACHE_DIR). Shares are FLOPs of the matrix products by count, per
+second, over those of one large product (2048 x 768 x 3072 in float32). bfloat16 is autocast in PyTorch.
 """
 
 from __future__ import annotations
 
+import json as jsonlib
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -57,32 +61,37 @@ def main(
         dtype: of the activations.
         repeats: timed steps of each side.
         memory_only: measure no time.
-        side: only take three steps of this side and print the peak memory of the process, in MB.
+        side: only take three steps of this side, and print what `alone` returns.
         json: file to append the result to, as one line.
     """
     pair = measure.SIZES[size].computing(dtype)
     batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
     if side is not None:
         step = make_side(side, pair, batch)
-        for _ in range(3):
-            step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # Linux counts in kB
+        first, *others = (measure.seconds(step, turn=0, warmup=0) for _ in range(3))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in kB
+        print(jsonlib.dumps({"peak_mb": peak, "compile_s": first - min(others)}))
         return
     numbers: dict[str, Any] = {"size": size, "batch_size": batch_size, "length": length, "dtype": dtype}
-    for name in ("ours", "torch"):
-        options = {"--size": size, "--side": name, "--batch-size": batch_size, "--length": length, "--dtype": dtype}
-        numbers[f"{name}_peak_mb"] = peak_megabytes(options)
-    numbers["torch_peak_mb / ours_peak_mb"] = numbers["torch_peak_mb"] / numbers["ours_peak_mb"]
+    options = {"--size": size, "--batch-size": batch_size, "--length": length, "--dtype": dtype}
+    ours, torch = (alone(side, options) for side in ("ours", "torch"))
+    numbers |= {"ours_peak_mb": ours["peak_mb"], "torch_peak_mb": torch["peak_mb"]}
+    numbers["torch_peak_mb / ours_peak_mb"] = torch["peak_mb"] / ours["peak_mb"]
     if not memory_only:
+        with tempfile.TemporaryDirectory() as cache:
+            again = [alone("ours", options, JAX_COMPILATION_CACHE_DIR=cache) for _ in range(2)][1]
+        numbers |= {"compile_s": ours["compile_s"], "compile_from_cache_s": again["compile_s"]}
         numbers |= times(pair, batch, repeats)
     measure.report("memory" if memory_only else "step", numbers, json)
 
 
-def peak_megabytes(options: dict[str, Any]) -> float:
-    """Of this file in a process of its own."""
-    command = [sys.executable, __file__, *(str(word) for option in options.items() for word in option)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.splitlines()[-1])
+def alone(side: Side, options: dict[str, Any], **environment: str) -> dict[str, float]:
+    """Three steps in a process of its own: its peak memory in MB, and seconds that the first took for compiling."""
+    words = [str(word) for option in {"--side": side, **options}.items() for word in option]
+    done = subprocess.run(
+        [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+    return jsonlib.loads(done.stdout.splitlines()[-1])
 
 
 def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
