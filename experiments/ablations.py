@@ -26,7 +26,6 @@ from shared import Scores, add_options, differences, distillation, mean_sd, pair
 import tinybert_jax as tb
 from tinybert_jax import cost, data, hf, splits, tasks
 from tinybert_jax.cli import prepare_process
-from tinybert_jax.stage import stage_steps
 
 # TinyBERT4's averages over MNLI-m, MNLI-mm, MRPC and CoLA, dev sets (Tables 2 to 4)
 PAPER = {
@@ -117,7 +116,7 @@ def draw(path: Path, scores: dict[str, Scores], metric: str) -> None:
 
 
 def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
-    """FLOPs of every setting, of rows of full length, the teacher's answers kept; the hours of all at such a rate."""
+    """FLOPs of every setting, were every row of full length, and the hours of all at a machine's rate."""
     full = named["full"]
     teacher, student = hf.load_hf(str(full.teacher))[0], hf.load_hf(full.model)[0]
     task = tasks.get_task(full.task)
@@ -129,12 +128,10 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
         steps, flops = 0, 0.0
         for stage in setting.stages:
             n = rows * (task.variants if setting.augmented else 1)
-            own = stage_steps(stage, n)
-            once = stage.objective != "supervised" and own > data.steps_per_epoch(n, stage.batch_size)
+            own = stage.epochs * data.steps_per_epoch(n, stage.batch_size)
+            own = own if stage.max_steps is None else min(own, stage.max_steps)
             sizes = stage.batch_size, setting.max_length, students
-            flops += own * cost.step_flops(stage.objective, student, teacher, *sizes, answered=once)
-            flops += n * cost.forward_flops(teacher, setting.max_length) if once else 0.0
-            steps += own
+            steps, flops = steps + own, flops + own * cost.step_flops(stage.objective, student, teacher, *sizes)
         return steps, flops
 
     alone = {name: setting_cost(setting, 1) for name, setting in named.items()}

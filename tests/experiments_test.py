@@ -13,9 +13,6 @@ from types import ModuleType
 
 import pytest
 
-import tinybert_jax as tb
-from tinybert_jax import cost
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -68,29 +65,6 @@ def test_what_an_experiments_options_leave_open_is_the_papers(
     experiment = shared.distillation(args, "s", augmented="a")
     assert [(stage.epochs, stage.max_steps, stage.learning_rate) for stage in experiment.stages] == stages
     assert (experiment.max_length, experiment.augmented, experiment.model) == (max_length, "a", "s")
-
-
-def test_an_estimate_counts_a_teacher_that_is_asked_once_once(
-    blank_student: Path, teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    ablations = importlib.import_module("ablations")
-    rows, batch_size, length = len((reviews / "train.tsv").read_text().splitlines()) - 1, 8, 16
-    student, teachers = (tb.load_hf(str(path))[0] for path in (blank_student, teacher))
-    teachers_part = cost.forward_flops(teachers, length)
-    for epochs in (1, 5):
-        steps = epochs * rows // batch_size
-        own = steps * cost.step_flops("prediction", student, teachers, batch_size, length, answered=True)
-        experiment = tb.Experiment(
-            task="classification",
-            source=tb.DataSource(data=str(reviews)),
-            model=str(blank_student),
-            teacher=str(teacher),
-            stages=(tb.Stage("prediction", epochs=epochs, batch_size=batch_size),),
-            max_length=length,
-        )
-        expected = f"{own + rows * teachers_part:.1e}"
-        assert f"| full | {steps} | {expected} |" in ablations.estimate({"full": experiment}, 1, 1.0)
 
 
 def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
