@@ -127,8 +127,8 @@ ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
 
 
 def matching(lines: list[Found], start: str, size: str) -> Found | None:
-    """The newest line of a command with these options, apart from where its texts are."""
-    for line in reversed(lines):
+    """The line of a command with these options, apart from where its texts are."""
+    for line in lines:
         name, *options = line["command"].split()
         if "--data" in options:
             del options[options.index("--data") : options.index("--data") + 2]
@@ -147,14 +147,14 @@ def table(lines: list[Found]) -> str:
         found = [matching(lines, start, size) for size in SIZES]
         rows.append([label, *("" if line is None else cell(line) for line in found)])
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    newest = {line["command"]: line for line in lines}.values()
-    rates = [line["matmul_gflops_per_s"] for line in newest if "matmul_gflops_per_s" in line]
+    rates = [line["matmul_gflops_per_s"] for line in lines if "matmul_gflops_per_s" in line]
     machine = lines[-1]
-    corpus = next((line["10MB_1p_MB/s"] for line in newest if line["command"].startswith("corpus")), None)
-    text += f"\n{machine['cpus']} CPU cores, jax {machine['jax']}, torch {machine['torch']}; one large product runs at"
+    corpus = next((line["10MB_1p_MB/s"] for line in lines if line["command"].startswith("corpus")), None)
+    text += f"\nCommit {machine['commit'][:7]}; {machine['cpus']} CPU cores, jax {machine['jax']}, torch"
+    text += f" {machine['torch']}; one large product runs at"
     text += f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
     text += "" if corpus is None else f" A corpus becomes shards at {corpus:.1f} MB/s in one process."
-    disturbed = [line for line in newest if line["busy_before"] > 0.1 and line["benchmark"] != "memory"]
+    disturbed = [line for line in lines if line["busy_before"] > 0.1 and line["benchmark"] != "memory"]
     busy = [f"{line['command'].split()[0]} ({line['busy_before']:.0%})" for line in disturbed]
     return text + (f" Other work ran in the second before: {', '.join(busy)}.\n" if busy else "\n")
 
@@ -228,6 +228,7 @@ def main(out: Path, data: Path | None = None, render: bool = False) -> None:
     lines = read()
     if not lines:
         sys.exit(f"{out}: nothing was measured yet; leave --render out")
+    lines = [line for line in lines if line["commit"] == lines[-1]["commit"]]  # a table is of one commit
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     README.write_text(f"{before}{BEGIN}{table(lines)}{END}{after}", "utf-8")

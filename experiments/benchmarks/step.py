@@ -29,6 +29,7 @@ from tinybert_jax import cost
 from tinybert_jax.config import ComputeDtype
 
 Side = Literal["ours", "torch"]
+CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def make_side(side: Side, pair: measure.Pair, batch: Any) -> Callable[[], Any]:
@@ -79,7 +80,7 @@ def main(
     numbers["torch_peak_mb / ours_peak_mb"] = torch["peak_mb"] / ours["peak_mb"]
     if not memory_only:
         with tempfile.TemporaryDirectory() as cache:
-            again = [alone("ours", options, JAX_COMPILATION_CACHE_DIR=cache) for _ in range(2)][1]
+            again = [alone("ours", options, **{CACHE: cache}) for _ in range(2)][1]
         numbers |= {"compile_s": ours["compile_s"], "compile_from_cache_s": again["compile_s"]}
         numbers |= times(pair, batch, repeats)
     measure.report("memory" if memory_only else "step", numbers, json)
@@ -88,9 +89,9 @@ def main(
 def alone(side: Side, options: dict[str, Any], **environment: str) -> dict[str, float]:
     """Three steps in a process of its own: its peak memory in MB, and seconds that the first took for compiling."""
     words = [str(word) for option in {"--side": side, **options}.items() for word in option]
-    done = subprocess.run(
-        [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment
-    )
+    environment = {name: value for name, value in os.environ.items() if name != CACHE} | environment
+    command = [sys.executable, __file__, *words]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return jsonlib.loads(done.stdout.splitlines()[-1])
 
 
