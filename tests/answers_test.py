@@ -58,7 +58,6 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
     """In another batch, of another length: equal but for rounding. Filler, and padding that no loss reads, are 0."""
     asking, examples = asked(what, compact=compact), make_tokens(0)
     known = asking.answered(examples, 1e9, tmp_path)
-    assert known is not None
     targets = jax.jit(asking.objective.targets)
     table, lengths = data.epoch_plan(known.lengths, 8, asking.buckets, seed=0, epoch=0)
     assert (table < 0).any()
@@ -85,7 +84,6 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
 def test_a_teacher_with_another_vocabulary_is_asked_in_its_own_tokens(tmp_path: Path) -> None:
     asking, examples = asked(), data.TwoVocabularies(make_tokens(0), make_tokens(1))
     known = asking.answered(examples, 1e9, tmp_path)
-    assert known is not None
     rows = np.arange(8)
     batch = known.batch(rows, 16, 0)
     assert batch.teacher_inputs is None
@@ -130,12 +128,12 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     """21 rows of 2 logits are 168 bytes: two sets fit into 500 with their checksums, and of three the one that was
     used longest ago goes. One of 168 into 100 does not: the steps are to compute it.
     """
-    assert asked().answered(make_tokens(0), 100.0, tmp_path) is None
+    with pytest.raises(answers.TooMany, match=r"^need 0\.0 GB$"):
+        asked().answered(make_tokens(0), 100.0, tmp_path)
     assert not list(tmp_path.glob("answers/*"))
     folders = []
     for seed in (0, 1):
         known = asked().answered(make_tokens(seed), 500.0, tmp_path)
-        assert known is not None
         assert known.flat[0].nbytes == 168
         (new,) = set(tmp_path.glob("answers/*")) - set(folders)
         folders.append(new)

@@ -220,6 +220,31 @@ experiment = tb.Experiment(
 
 
 @pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize("start", ["copy", "spectral"])
+def test_a_start_that_the_teacher_cannot_give_is_refused(
+    start: str, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = distill_arguments(teacher, Path("tinybert-4l-312d"), reviews, tmp_path / "run")
+    assert_refused(capsys, tinybert(monkeypatch, *arguments, "--start", start), f"start '{start}' needs ")
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "absent"),
+    [
+        ("transformer", "--prediction-steps", "prediction"),
+        ("prediction", "--transformer-epochs", "transformer"),
+        ("supervised", "--transformer-steps", "transformer"),
+    ],
+)
+def test_options_of_a_stage_that_is_not_run_are_refused(
+    stage: str, option: str, absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, 5)
+    assert_refused(capsys, code, f"--stage {stage} runs no {absent} stage: leave the options --{absent}-... out")
+
+
+@pytest.mark.usefixtures("nothing_compiles")
 @pytest.mark.parametrize("option", ["--transformer-learning-rate", "--prediction-learning-rate"])
 def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

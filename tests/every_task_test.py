@@ -39,7 +39,7 @@ def logged(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of three short sentences, so that every word follows from any other."""
+    """Documents of short sentences out of three, so that every word follows from any other."""
     random = np.random.default_rng(0)
     words = [*NEUTRAL, *GOOD, *BAD]
     documents = []

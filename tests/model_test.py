@@ -87,11 +87,6 @@ def test_an_example_that_is_all_padding_is_finite() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
 
 
-def test_unrolling_the_scan_changes_nothing() -> None:
-    unrolled = apply(dataclasses.replace(CONFIG, scan_unroll=4))
-    np.testing.assert_allclose(unrolled.hidden_states, apply().hidden_states, atol=2e-6)
-
-
 def test_dropout_comes_from_the_key_alone() -> None:
     def states(seed: int) -> np.ndarray:
         return np.asarray(apply(deterministic=False, rngs={"dropout": jax.random.key(seed)}).hidden_states)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from conftest import SHORT, run_here
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
-from tinybert_jax import train
+from tinybert_jax import run_dir, train
 from tinybert_jax.stage import Diverged
 
 
@@ -150,6 +152,58 @@ def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, 
     assert process.returncode == 130, errors
     assert errors.endswith("tinybert: interrupted\n")
     assert "an orderly end" not in printed
+
+
+def test_a_signal_before_the_first_step_ends_the_program_in_order(
+    teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """SIGTERM's own action would leave the others waiting and temporary files behind."""
+    program = """
+import os, signal, tempfile
+from tinybert_jax import cli, train
+def load(experiments):
+    with tempfile.TemporaryDirectory(dir="."):
+        os.kill(os.getpid(), signal.SIGTERM)
+train.load_population = load
+cli.main()
+"""
+    arguments = [
+        "finetune",
+        "--model",
+        str(teacher),
+        "--task",
+        "classification",
+        "--data",
+        str(reviews),
+        "--out",
+        "run",
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "tinybert: interrupted")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *args: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(teacher),
+        stages=(tb.Stage("supervised", max_steps=1),),
+        max_length=16,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(tb.InputError, match="No space left on device"):
+            tb.run(experiment, tmp_path / "run")
+    run_dir.check_out(tmp_path / "run", resume=False)
 
 
 def logged_so_far(out: Path) -> list[dict]:

@@ -53,6 +53,10 @@ class Form(NamedTuple):
         return result
 
 
+class TooMany(Exception):
+    """The targets of all rows are larger than what may be kept; says how large."""
+
+
 @dataclass(frozen=True, eq=False)
 class Answered:
     """n rows with the targets of each, as `data.Examples`; what lies behind a row's tokens is 0."""
@@ -119,7 +123,7 @@ class Asked:
     padding: bool = False
     compact: bool = False
 
-    def answered(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> Answered | None:
+    def answered(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> Answered:
         """The rows with their targets, read from the cache where an equal run on equal devices has left them there.
 
         Args:
@@ -127,10 +131,8 @@ class Asked:
             limit: bytes that the cache may keep of all runs' targets; older ones make room.
             cache_dir: as in `rows.read_rows`. Of several processes each keeps all for itself, until it ends.
 
-        Returns:
-            None where the rows need more than `limit`.
-
         Raises:
+            TooMany: the rows need more than `limit`.
             InputError: the disk has no room, or the cache cannot be written.
         """
         forms, tree = self._forms(examples)
@@ -138,7 +140,7 @@ class Asked:
         sizes = [int(form.sizes(tokens).sum()) for form in forms]
         needed = sum(size * form.dtype.itemsize for size, form in zip(sizes, forms, strict=True))
         if needed > limit:
-            return None
+            raise TooMany(f"need {needed / 1e9:,.1f} GB")
         order = np.argsort(examples.lengths, kind="stable")  # of `eval_batches`, which appends to the files
         offsets = []
         for form in forms:
@@ -166,7 +168,7 @@ class Asked:
             _make_room(folder, needed, limit)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+                with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-", ignore_cleanup_errors=True) as temporary:
                     build(Path(temporary))
                     flat = load(Path(temporary))  # what is mapped stays, without its name
             except OSError as error:

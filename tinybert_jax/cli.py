@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -159,7 +160,7 @@ def prepare_process() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit code 2 and one line where the input is wrong; 130 on Ctrl-C, in training on the second."""
+    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM, in training on two."""
     prepare_process()
     commands: dict[str, Callable[..., Any]] = {
         "run": run,
@@ -169,6 +170,7 @@ def main() -> None:
         "distill": distill,
         "evaluate": evaluate,
     }
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -170,6 +170,14 @@ def distill(
     from tinybert_jax.tasks import get_task
 
     recipe = get_task(task)
+    if stage != "both":
+        options = {
+            "transformer": (transformer_epochs, transformer_steps, transformer_learning_rate),
+            "prediction": (prediction_epochs, prediction_steps, prediction_learning_rate),
+        }
+        other = "prediction" if stage == "transformer" else "transformer"
+        if any(value is not None for value in options[other]):
+            raise InputError(f"--stage {stage} runs no {other} stage: leave the options --{other}-... out")
     first = Stage(
         "transformer",
         epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,

@@ -19,7 +19,7 @@ Start = Literal["random", "copy", "spectral"]
 ScheduleName = Literal["constant", "linear"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
-RUN_FIELDS = ("compute_dtype", "scan_unroll", "remat", "vocab_multiple")  # of a BertConfig, and of no file
+RUN_FIELDS = ("compute_dtype", "remat", "vocab_multiple")  # of a BertConfig, and of no file
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
@@ -99,7 +99,6 @@ class BertConfig:
     problem_type: str | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
     compute_dtype: ComputeDtype = "float32"  # parameters are always float32
-    scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
     remat: bool = False  # the backward pass computes a layer's activations again instead of keeping them
     vocab_multiple: int = 1  # the embedding table is padded to a multiple of it, so that devices can share its rows
 
@@ -112,7 +111,6 @@ class BertConfig:
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
-            "scan_unroll",
             "vocab_multiple",
             "head_dim",
         ):

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinybert_jax.config import Batch, BertConfig, InputError, LayerMap, Params, Start
 from tinybert_jax.distill import teacher_layers
-from tinybert_jax.spectral import spectral_start
+from tinybert_jax.spectral import check_narrower, spectral_start
 
 
 def start_params(
@@ -50,16 +50,28 @@ def start_params(
     return random_params | found | {"bert": random_params["bert"] | given}
 
 
+def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
+    """Refuse, by their sizes, a student that cannot start like this from this teacher.
+
+    Raises:
+        InputError: "copy" between unlike widths or heads; "spectral" to other heads or a wider student.
+    """
+    if start == "spectral":
+        check_narrower(student, teacher)
+    elif start == "copy":
+        for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size"):
+            own, other = getattr(student, name), getattr(teacher, name)
+            if own != other:
+                raise InputError(f"start 'copy' needs equal {name}: the student has {own}, the teacher {other}")
+
+
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
     """`{"bert"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
 
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
     """
-    for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size"):
-        own, other = getattr(student, name), getattr(teacher, name)
-        if own != other:
-            raise InputError(f"start 'copy' needs equal {name}: the student has {own}, the teacher {other}")
+    check_start("copy", student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     bert = teacher_params["bert"]
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])

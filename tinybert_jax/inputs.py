@@ -86,6 +86,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     if experiment.model in STUDENTS:
         assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
         config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
+        init.check_start(experiment.start, config, teacher.config)
     else:
         if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
             raise InputError(f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}")

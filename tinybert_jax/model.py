@@ -37,7 +37,8 @@ class BertOutput(NamedTuple):
 def dropout(x: Float[Array, "... n"], rate: float, key: PRNGKeyArray) -> Float[Array, "... n"]:
     """Inverted dropout from 8 random bits per element, since random numbers dominate a small student's step on CPU.
 
-    `rate` is rounded to 1/256; kept values are scaled by what was really kept, so the expectation is exact.
+    `rate` is rounded to 1/256; kept values are scaled by what was really kept, rounded as `x` is, so in float32 the
+    expectation is exact.
     """
     keep, n = max(1, round((1 - rate) * 256)), x.shape[-1]
     # four elements share a word: JAX computes a word for each byte that it is asked for
@@ -123,7 +124,7 @@ class SelfAttention(nn.Module):
         rate = 0.0 if deterministic else config.attention_probs_dropout_prob
         weigh = functools.partial(_weigh, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
         # its backward pass computes scores and weights again, so that no layer's [b, h, q, k] is kept
-        once_more = jax.checkpoint(weigh, prevent_cse=config.scan_unroll > 1)
+        once_more = jax.checkpoint(weigh, prevent_cse=False)
         weighed, total = once_more(query, key, value, attention_mask)
         # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
         context = (weighed / total).astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
@@ -242,7 +243,6 @@ class Encoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=depth,
-            unroll=config.scan_unroll,
         )
         (last, scores, qkv), states = layers(config, deterministic, name="layer")(
             (x, scores, qkv), (score_slots, qkv_slots), attention_mask

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,9 +61,13 @@ def member_dirs(out: Path, members: int) -> list[Path]:
 
 def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
     """Make the directories and write `experiment.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as temporary:
+        written = Path(temporary) / "experiment.json"
+        written.write_text(json.dumps(describe(experiments, inputs, mesh), indent=2) + "\n", "utf-8")
+        os.replace(written, out / "experiment.json")  # from now on there is a run, which can be resumed
     for directory in member_dirs(out, len(experiments)):
-        directory.mkdir(parents=True, exist_ok=True)
-    (out / "experiment.json").write_text(json.dumps(describe(experiments, inputs, mesh), indent=2) + "\n", "utf-8")
+        directory.mkdir(exist_ok=True)
 
 
 def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:

@@ -72,16 +72,8 @@ def spectral_start(
         InputError: the numbers of heads differ, the student is wider than the teacher, the layer map does not fit, or
             the sample holds too few tokens.
     """
-    if student.num_attention_heads != teacher.num_attention_heads:
-        raise InputError(
-            f"start 'spectral' needs equal num_attention_heads: the student has {student.num_attention_heads}, the"
-            f" teacher {teacher.num_attention_heads}"
-        )
-    for name in ("hidden_size", "attention_head_dim", "intermediate_size"):
-        own, other = getattr(student, name), getattr(teacher, name)
-        if own > other:
-            raise InputError(f"start 'spectral' needs a narrower student: its {name} is {own}, the teacher's {other}")
-    student, teacher = (dataclasses.replace(c, compute_dtype="float32", scan_unroll=1) for c in (student, teacher))
+    check_narrower(student, teacher)
+    student, teacher = (dataclasses.replace(c, compute_dtype="float32") for c in (student, teacher))
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     sample = _Sample.take(batches)
     if sum(mask.sum() for mask in sample.masks) < 2 * student.hidden_size:
@@ -109,6 +101,23 @@ def spectral_start(
     encoder = {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
     result = {"bert": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
     return _float32(result)
+
+
+def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
+    """Refuse a student that cannot be a teacher on few directions.
+
+    Raises:
+        InputError: the numbers of heads differ, or the student is wider than the teacher.
+    """
+    if student.num_attention_heads != teacher.num_attention_heads:
+        raise InputError(
+            f"start 'spectral' needs equal num_attention_heads: the student has {student.num_attention_heads}, the"
+            f" teacher {teacher.num_attention_heads}"
+        )
+    for name in ("hidden_size", "attention_head_dim", "intermediate_size"):
+        own, other = getattr(student, name), getattr(teacher, name)
+        if own > other:
+            raise InputError(f"start 'spectral' needs a narrower student: its {name} is {own}, the teacher's {other}")
 
 
 def _teacher_states(

@@ -203,13 +203,13 @@ def _answered(run: Run, stage: Stage, objective: distill.Objective, examples: Ex
         padding=experiment.preset != "default",
         compact=layers,
     )
-    known = asked.answered(examples, 1e9 * experiment.teacher_cache_gb)
-    if known is not None:
-        return known, {}
-    if experiment.teacher_cache_gb and processes.is_primary():
-        limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
-        print(f"{stage.objective}: the teacher's answers need more than {limit}: it runs in every step", flush=True)
-    return examples, run.teacher_params
+    try:
+        return asked.answered(examples, 1e9 * experiment.teacher_cache_gb), {}
+    except answers.TooMany as needed:
+        if experiment.teacher_cache_gb and processes.is_primary():
+            limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
+            print(f"{stage.objective}: the teacher's answers {needed}, and {limit}: it runs in every step", flush=True)
+        return examples, run.teacher_params
 
 
 def _cost(

@@ -51,8 +51,7 @@ class Task:
     tfds_test: str = "test"
     intermediate_learning_rate: float = 5e-5
     prediction_epochs: int = 3
-    prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5, at batch sizes 16 and 32
-    batch_size: int = 32
+    prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5
     submission: str = ""  # the file that the benchmark's server takes test predictions in
     second: str = ""  # the task whose dev and test sets are scored too, and never select
 
