@@ -13,7 +13,7 @@ import pytest
 from train_step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
-from tinybert_jax import distill, optim, population, sharding, train_step
+from tinybert_jax import distill, inputs, optim, population, sharding, train_step
 from tinybert_jax.checkpoint import Checkpoints
 from tinybert_jax.stage import Stopped
 
@@ -71,6 +71,27 @@ def test_members_with_other_parameters_are_refused_by_name() -> None:
     trees = [objective.init(jax.random.key(0), student) for student in (plain, brings)]
     with pytest.raises(tb.InputError, match=r"member 1 of .* the same .*projections.* is in one of them"):
         population.stack(trees)
+
+
+def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
+    teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, given = [], inputs.init.from_teacher
+    monkeypatch.setattr(inputs.init, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
+    first = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model="tinybert-3l-192d",
+        teacher=str(teacher),
+        stages=(tb.Stage("transformer"),),
+        max_length=16,
+    )
+    experiments = [dataclasses.replace(first, seed=seed, data_seed=0) for seed in range(3)]
+    params = inputs.initial_params(experiments, inputs.load_population(experiments))
+    assert starts == ["random"]
+    kernels = [np.asarray(own["classifier"]["kernel"]) for own in params]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[1], kernels[2])
 
 
 def test_the_teacher_is_computed_once_for_all_members() -> None:

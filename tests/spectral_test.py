@@ -36,7 +36,8 @@ def batches(count: int, seed: int = 0) -> Iterator[tb.Batch]:
 
 
 def start(student: tb.BertConfig = STUDENT, layer_map="uniform", count: int = 16):
-    return init.start_params("spectral", student, TEACHER, TEACHER_PARAMS, layer_map, batches(count), STUDENT_PARAMS)
+    given = init.from_teacher("spectral", student, TEACHER, TEACHER_PARAMS, layer_map, batches(count))
+    return init.start_params(STUDENT_PARAMS, given)
 
 
 STARTED = start()

@@ -100,7 +100,7 @@ def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, train.initial_params
-    monkeypatch.setattr(train, "initial_params", lambda *member: given(*member) | projections)
+    monkeypatch.setattr(train, "initial_params", lambda *args: [params | projections for params in given(*args)])
     with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
     assert not (tmp_path / "run").exists()

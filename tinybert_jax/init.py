@@ -14,40 +14,41 @@ from tinybert_jax.distill import teacher_layers
 from tinybert_jax.spectral import check_narrower, spectral_start
 
 
-def start_params(
+def from_teacher(
     start: Start,
     student: BertConfig,
     teacher: BertConfig,
     teacher_params: Params,
     layer_map: LayerMap,
     batches: Iterable[Batch],
-    random_params: Params,
 ) -> Params:
-    """The student's parameters at a start: heads, and what else a start does not give, stay those of `random_params`.
+    """What a start takes from the teacher: `{"bert"}` and, of "spectral", "projections"; of "random", nothing.
 
     Args:
-        start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`, which adds "projections").
+        start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
         student: what is trained.
         teacher: what it learns from.
         teacher_params: with at least "bert".
         layer_map: as in `distill.teacher_layers`.
         batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
-        random_params: {"bert"} and heads.
 
     Raises:
         InputError: the student cannot start like this from this teacher.
     """
     match start:
         case "random":
-            return random_params
+            return {"bert": {}}
         case "copy":
-            found = copy_layers(student, teacher, teacher_params, layer_map)
+            return copy_layers(student, teacher, teacher_params, layer_map)
         case "spectral":
-            found = spectral_start(student, teacher, teacher_params, batches, layer_map)
-        case _:
-            assert_never(start)
-    given = {name: value for name, value in found["bert"].items() if name in random_params["bert"]}
-    return random_params | found | {"bert": random_params["bert"] | given}
+            return spectral_start(student, teacher, teacher_params, batches, layer_map)
+    assert_never(start)
+
+
+def start_params(random_params: Params, given: Params) -> Params:
+    """A student's parameters at a start: heads, and what else `from_teacher` does not give, stay as they are."""
+    bert = {name: value for name, value in given["bert"].items() if name in random_params["bert"]}
+    return random_params | given | {"bert": random_params["bert"] | bert}
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:

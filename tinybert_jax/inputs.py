@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from tinybert_jax.config import (
     InputError,
     Params,
     Stage,
+    Start,
     student_config,
 )
 from tinybert_jax.corpus import Corpus
@@ -167,8 +168,19 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
     return [by_model[experiment.model] for experiment in experiments]
 
 
-def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
-    """Where training starts: what the model brought or the start gives, and random values for the rest."""
+def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
+    """Where each member's training starts; what several take from the teacher is computed once."""
+    given: dict[Start, Params] = {}
+    params = []
+    for experiment, inputs in zip(experiments, members, strict=True):
+        if inputs.loaded is None and experiment.start not in given:
+            given[experiment.start] = _from_teacher(experiment, inputs)
+        params.append(_initial_params(experiment, inputs, given))
+    return params
+
+
+def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start, Params]) -> Params:
+    """What the model brought or the start gives, and random values for the rest."""
     config = dataclasses.replace(inputs.config, vocab_multiple=1)
     params = init_params(HEADS[inputs.head](config), jax.random.key(experiment.seed))
     params = {"bert": params} if inputs.head == "encoder" else params
@@ -177,28 +189,23 @@ def initial_params(experiment: Experiment, inputs: Inputs) -> Params:
         for name in ("bert", *kept):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
-    elif experiment.start != "random":
-        params = _start(experiment, inputs, config, params)
+    else:
+        params = init.start_params(params, given[experiment.start])
     return resize_vocabulary(params, inputs.config.padded_vocab_size)
 
 
-def _start(experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params) -> Params:
-    """The parameters that the experiment's start gives."""
+def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
+    """What the experiment's start takes from the teacher, its vocabulary not padded."""
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
     # padded to one length: in buckets, the first batches are not a fair sample
     sample = data.train_batches(
         inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed, 0, SAMPLE_BATCHES
     )
-    teacher = dataclasses.replace(inputs.teacher.config, vocab_multiple=1)
-    return init.start_params(
-        experiment.start,
-        config,
-        teacher,
-        resize_vocabulary(inputs.teacher.params, teacher.vocab_size),
-        experiment.layer_map,
-        sample,
-        params,
+    student, teacher = (
+        dataclasses.replace(config, vocab_multiple=1) for config in (inputs.config, inputs.teacher.config)
     )
+    params = resize_vocabulary(inputs.teacher.params, teacher.vocab_size)
+    return init.from_teacher(experiment.start, student, teacher, params, experiment.layer_map, sample)
 
 
 def check_outputs(name: str, config: BertConfig, task: Task) -> None:

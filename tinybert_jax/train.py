@@ -112,7 +112,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
-    params = [initial_params(*member) for member in zip(experiments, members, strict=True)]
+    params = initial_params(experiments, members)
     check_params(objectives, params)
     if not resume and processes.is_primary():
         run_dir.create(out, experiments, members, mesh)
