@@ -107,7 +107,6 @@ def main(
         first = measure.seconds(lambda: asked.answered(tokens, 1e12, Path(cache, "compiles")), warmup=0)
         answering = measure.seconds(lambda: asked.answered(tokens, 1e12, Path(cache, "again")), warmup=0)
         known = asked.answered(tokens, 1e12, Path(cache, "again"))
-        assert known is not None
 
         def ours(rows: np.ndarray, length: int) -> None:
             our_step(known.batch(rows, int(length), 0))
