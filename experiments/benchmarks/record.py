@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 README, PICTURE = HERE.parent.parent / "README.md", HERE / "speed.svg"
 BEGIN, END = "<!-- from here: experiments/benchmarks/record.py -->\n", "<!-- to here -->\n"
 SIZES = {"bert-base": "BERT_BASE to TinyBERT4", "minilm": "MiniLM to 3 x 192"}
+SAMPLES = {"epoch.py": "640", "augment.py": "8"}  # rows of text
 Found = dict[str, Any]
 
 
@@ -32,14 +33,15 @@ def commands(data: Path | None) -> list[str]:
         "step.py --dtype bfloat16",
         "step.py --memory-only --length 128",
         "step.py --memory-only --length 384",
-        f"epoch.py --rows 640{texts}",
-        f"epoch.py --rows 640 --stage prediction{texts}",
+        f"epoch.py --rows {SAMPLES['epoch.py']}{texts}",
+        f"epoch.py --rows {SAMPLES['epoch.py']} --stage prediction{texts}",
         "population.py",
         "inference.py --length 128",
         "inference.py --length 32",
         "growth.py",
     ]
-    whole = ["augment.py --shape bert-base", "augment.py --shape minilm", "corpus.py --megabytes 10"]
+    augment = [f"augment.py --rows {SAMPLES['augment.py']} --shape {size}" for size in SIZES]
+    whole = [*augment, "corpus.py --megabytes 10"]
     return [f"{command} --size {size}" for command in of_size for size in SIZES] + whole
 
 
@@ -133,7 +135,7 @@ def matching(lines: list[Found], start: str, size: str) -> Found | None:
         if "--data" in options:
             del options[options.index("--data") : options.index("--data") + 2]
         wanted = start.split()
-        chosen = [*wanted[1:], *(["--rows", "640"] if name == "epoch.py" else [])]
+        chosen = [*wanted[1:], *(["--rows", SAMPLES[name]] if name in SAMPLES else [])]
         shape = ["--shape" if name == "augment.py" else "--size", size]
         if name == wanted[0] and sorted(options) == sorted(chosen + shape):
             return line
