@@ -147,7 +147,8 @@ def table(lines: list[Found]) -> str:
     rows = [["ours / the other", *SIZES.values()], ["---"] * 3]
     for label, (start, cell) in ROWS.items():
         found = [matching(lines, start, size) for size in SIZES]
-        rows.append([label, *("" if line is None else cell(line) for line in found)])
+        if any(found):
+            rows.append([label, *("" if line is None else cell(line) for line in found)])
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     rates = [line["matmul_gflops_per_s"] for line in lines if "matmul_gflops_per_s" in line]
     machine = lines[-1]
@@ -182,6 +183,7 @@ def draw(lines: list[Found]) -> None:
         "inference, batch 1": ("inference.py --length 128", "batch_1_torch / ours"),
         "inference, batch 32": ("inference.py --length 128", "batch_32_torch / ours"),
     }
+    bars = {name: bar for name, bar in bars.items() if any(matching(lines, bar[0], size) for size in SIZES)}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for offset, (size, name) in zip((-0.2, 0.2), SIZES.items(), strict=True):
         found = [(matching(lines, start, size) or {}).get(number, 0.0) for start, number in bars.values()]
