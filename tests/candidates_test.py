@@ -92,6 +92,24 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
     assert any(len(ids) == CANDIDATES for ids in expected) or preset == "official"
 
 
+def test_a_call_holds_16_masked_words_on_a_cpu(tokenizer, model, tmp_path):
+    sizes, predict = [], compiled(model, ASKED["default"])
+
+    def recorded(ids, mask, types, positions):
+        sizes.append(len(ids))
+        return predict(ids, mask, types, positions)
+
+    none = neighbours.Neighbours(lambda words: [[] for _ in words], "none")
+    build_table(tmp_path / "out", make_rows(5), tokenizer, recorded, none, Settings("default", 1, 32, ""))
+    assert set(sizes) == {16}
+
+
+def test_a_call_of_no_words_is_refused(tokenizer, model, tmp_path):
+    with pytest.raises(InputError, match="batch_size is 0; it must be at least 1"):
+        build(tmp_path / "out", make_rows(1), tokenizer, model, "default", batch_size=0)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("preset", ["default", "official"])
 def test_a_masked_sentence_is_padded_by_less_than_8_tokens_or_a_quarter(tokenizer, model, tmp_path, preset):
     masks, predict = [], compiled(model, ASKED[preset])

@@ -25,7 +25,7 @@ def build(
     preset: Preset = "default",
     variants: int | None = None,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     tsv: Path | None = None,
     seed: int = 0,
 ) -> list[list[tuple[str, ...]]]:
@@ -40,7 +40,7 @@ def build(
         preset: whose rules say which words are replaced, and by what.
         variants: of a row in training, itself among them; default: the task's.
         max_length: tokens of the longest text that the model reads; default: the task's.
-        batch_size: masked words a call of the model.
+        batch_size: masked words a call of the model; default: 16 on a CPU, else 64.
         tsv: write every variant here, in the layout of the training file.
         seed: of the variants written or returned; training draws by its own.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tinybert_jax.candidate_table import ROWS_PER_FILE, Settings, Table, claim, has_part, save_part
@@ -88,7 +89,7 @@ def build_table(
     mlm: MaskedLM,
     neighbours: Neighbours,
     settings: Settings,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> None:
     """Write the candidates of all rows, with `augmentation.json`; what a killed build has written is kept.
 
@@ -99,12 +100,18 @@ def build_table(
         mlm: `mlm.masked_lm_function(config, params, ASKED[preset])`, of at least `settings.input_length` positions.
         neighbours: of words of several pieces.
         settings: the preset, and what else is kept with the table.
-        batch_size: masked sentences per call of the masked LM.
+        batch_size: masked sentences per call of the masked LM; default: 16 on a CPU, where more are
+            slower, else 64.
 
     Raises:
-        InputError: the directory holds something else, or the tokenizer has no mask token.
+        InputError: the directory holds something else, or the tokenizer has no mask token, or `batch_size` is below 1.
     """
     from tqdm import tqdm
+
+    if batch_size is None:
+        batch_size = 16 if jax.default_backend() == "cpu" else 64
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
 
     if tokenizer.mask_token_id is None:
         raise InputError("the model's tokenizer has no [MASK]: augmentation needs that of a masked LM")

@@ -80,7 +80,7 @@ def augment(
     preset: Preset = "default",
     variants: int | None = None,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     tsv: Path | None = None,
     seed: int = 0,
 ) -> None:
@@ -97,7 +97,7 @@ def augment(
         preset: default: words of any script; paper: every word; official: the rules of the authors' code, a to z.
         variants: of a row in training, itself among them; default: the task's.
         max_length: tokens of a text that the model reads; default: the task's.
-        batch_size: masked words a compiled call.
+        batch_size: masked words a compiled call; default: 16 on a CPU, else 64.
         tsv: also write every variant here, in the layout of the training file.
         seed: of the variants that are printed or written; training draws by its own.
     """

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 README, PICTURE = HERE.parent.parent / "README.md", HERE / "speed.svg"
 BEGIN, END = "<!-- from here: experiments/benchmarks/record.py -->\n", "<!-- to here -->\n"
 SIZES = {"bert-base": "BERT_BASE to TinyBERT4", "minilm": "MiniLM to 3 x 192"}
-SAMPLES = {"epoch.py": "640", "augment.py": "8"}  # rows of text
+SAMPLES = {"epoch.py": "640", "augment.py": "32"}  # rows of text
 Found = dict[str, Any]
 
 
