@@ -24,8 +24,9 @@ from typing import Any
 from shared import Scores, add_options, differences, distillation, mean_sd, paired, populations, run_together, table
 
 import tinybert_jax as tb
-from tinybert_jax import cost, data, hf, splits, tasks
+from tinybert_jax import cost, hf, splits, tasks
 from tinybert_jax.cli import prepare_process
+from tinybert_jax.stage import stage_steps
 
 # TinyBERT4's averages over MNLI-m, MNLI-mm, MRPC and CoLA, dev sets (Tables 2 to 4)
 PAPER = {
@@ -122,14 +123,13 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
     task = tasks.get_task(full.task)
     tokenizer = hf.load_tokenizer(full.model, student)
     assert isinstance(full.source, tb.DataSource)
+    variants = json.loads((Path(str(full.augmented)) / "augmentation.json").read_text())["variants"]
     rows = len(splits.load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
 
     def setting_cost(setting: tb.Experiment, students: int) -> tuple[int, float]:
         steps, flops = 0, 0.0
         for stage in setting.stages:
-            n = rows * (task.variants if setting.augmented else 1)
-            own = stage.epochs * data.steps_per_epoch(n, stage.batch_size)
-            own = own if stage.max_steps is None else min(own, stage.max_steps)
+            own = stage_steps(stage, rows * (variants if setting.augmented else 1))
             sizes = stage.batch_size, setting.max_length, students
             steps, flops = steps + own, flops + own * cost.step_flops(stage.objective, student, teacher, *sizes)
         return steps, flops

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinybert_jax as tb
-from tinybert_jax import population, run_dir, tasks
+from tinybert_jax import hf, population, run_dir, tasks
 from tinybert_jax.stage import Diverged, Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
@@ -68,24 +70,30 @@ def run_seeds(experiment: tb.Experiment, seeds: list[int], out: Path) -> Scores:
     return [_scores([dataclasses.replace(experiment, seed=seed)], out / f"seed{seed}")[0] for seed in seeds]
 
 
-def run_together(named: dict[str, tb.Experiment], seeds: list[int], out: Path) -> dict[str, Scores]:
+def run_together(
+    named: dict[str, tb.Experiment], seeds: list[int], out: Path, models: Mapping[int, str] | None = None
+) -> dict[str, Scores]:
     """The dev scores of every setting under each seed; those that may share a teacher train as one population.
 
-    All see the rows in the order of the first seed. Goes on where it ended, as `run_seeds`.
+    All see the rows in the order of the first seed, and start from their seed's model where `models` are given. Goes
+    on where it ended, as `run_seeds`.
     """
     scores: dict[str, Scores] = {name: [] for name in named}
-    for number, members in enumerate(populations(named, seeds).values()):
+    for number, members in enumerate(populations(named, seeds, models).values()):
         for (name, _), own in zip(members, _scores([e for _, e in members], out / f"population{number}"), strict=True):
             scores[name].append(own)
     return scores
 
 
-def populations(named: dict[str, tb.Experiment], seeds: list[int]) -> dict[str, list[tuple[str, tb.Experiment]]]:
+def populations(
+    named: dict[str, tb.Experiment], seeds: list[int], models: Mapping[int, str] | None = None
+) -> dict[str, list[tuple[str, tb.Experiment]]]:
     """Every setting under every seed, grouped by what members of a population must share."""
     groups: dict[str, list[tuple[str, tb.Experiment]]] = {}
     for name, setting in named.items():
         for seed in seeds:
             member = dataclasses.replace(setting, seed=seed, data_seed=seeds[0])
+            member = member if models is None else dataclasses.replace(member, model=models[seed])
             groups.setdefault(json.dumps(population.shared_part(member)), []).append((name, member))
     return groups
 
@@ -99,21 +107,30 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
             results = tb.run_population(members, directory, (directory / "experiment.json").is_file())
         except tb.InputError as error:
             sys.exit(f"error: {error}")
-        except (Stopped, Diverged) as stopped:
+        except Stopped as stopped:
             sys.exit(f"{stopped}\nthe same command continues")
-        finished.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
-    started = json.loads((directory / "experiment.json").read_text())["experiment"]
-    if started != run_dir.settings(members):
+        except Diverged as diverged:
+            sys.exit(f"{diverged}\nthe other members of {directory} end with it: give a lower rate, and another --out")
+        written = finished.with_suffix(".tmp")
+        written.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
+        os.replace(written, finished)
+    started = json.loads((directory / "experiment.json").read_text())
+    if started["experiment"] != run_dir.settings(members):
         sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
+    fingerprints = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
+    for member, of_member in zip(members, fingerprints, strict=True):
+        for role, name in (("teacher", member.teacher), ("model", member.model)):
+            if role in of_member and of_member[role] != hf.fingerprint(str(name)):
+                sys.exit(f"error: {name} is another model than when {directory} was run; give another --out")
     scores: Scores = json.loads(finished.read_text())
     return scores
 
 
 def mean_sd(scores: Scores, metric: str) -> str:
-    """`mean ± standard deviation`, in hundredths."""
+    """`mean ± standard deviation`, in hundredths; of one seed, the mean."""
     values = [100 * own[metric] for own in scores]
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 class Difference(NamedTuple):
@@ -131,9 +148,9 @@ def differences(scores: Scores, reference: Scores, metric: str) -> Difference:
 
 
 def paired(scores: Scores, reference: Scores, metric: str) -> str:
-    """`differences` as `mean ± standard error`."""
+    """`differences` as `mean ± standard error`; of one seed, the mean."""
     found = differences(scores, reference, metric)
-    return f"{found.mean:+.1f} ± {found.error:.1f}"
+    return f"{found.mean:+.1f} ± {found.error:.1f}" if len(scores) > 1 else f"{found.mean:+.1f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

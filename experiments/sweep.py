@@ -3,8 +3,10 @@
     python experiments/sweep.py --task sst2 --data SST-2 --teacher runs/teacher/student \\
         --student runs/general/student --learning-rates 1e-5 2e-5 3e-5 --temperatures 1 2 --out runs/sweep
 
-The paper searches these learning rates (section 4.2). Every member sees the rows in the same order, so that what the
-teacher says of a batch is computed once for all. The same command continues what was stopped.
+The paper searches these learning rates (section 4.2). The first stage does not depend on them: it is trained once for
+each seed, into OUT/first-stage. Then every setting trains its second stage from there. All members see the rows in the
+same order, so that what the teacher says of a batch is computed once for all. The same command continues what was
+stopped.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+from pathlib import Path
 
-from shared import add_options, distillation, mean_sd, paired, run_together, table
+from shared import Scores, add_options, distillation, mean_sd, paired, run_together, table
 
 import tinybert_jax as tb
-from tinybert_jax import tasks
+from tinybert_jax import run_dir, tasks
 from tinybert_jax.cli import prepare_process
 
 
@@ -28,8 +31,8 @@ def main() -> None:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-5, 2e-5, 3e-5], help="of prediction")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], help="of prediction")
     args = parser.parse_args()
-    named = settings(distillation(args, args.student, start=args.start), args.learning_rates, args.temperatures)
-    scores = run_together(named, args.seeds, args.out)
+    full = distillation(args, args.student, start=args.start)
+    scores = sweep(full, args.learning_rates, args.temperatures, args.seeds, args.out)
     metric = tasks.get_task(args.task).selection
     reference = next(iter(scores.values()))
     rows = [
@@ -39,15 +42,22 @@ def main() -> None:
     print(f"\n{table(['setting', metric, 'difference to the first ± s.e.'], rows)}")
 
 
-def settings(full: tb.Experiment, rates: list[float], temperatures: list[float]) -> dict[str, tb.Experiment]:
-    """The experiment with every pair of the two numbers in its last stage."""
-    *before, last = full.stages
-    return {
+def sweep(
+    full: tb.Experiment, rates: list[float], temperatures: list[float], seeds: list[int], out: Path
+) -> dict[str, Scores]:
+    """The dev scores of every pair of the two numbers in the last of two stages, under each seed."""
+    first, last = full.stages
+    first_stage = out / "first-stage"
+    run_together({"first stage": dataclasses.replace(full, stages=(first,))}, seeds, first_stage)
+    members = run_dir.member_dirs(first_stage / "population0", len(seeds))
+    students = {seed: str(member / "student") for seed, member in zip(seeds, members, strict=True)}
+    named = {
         f"learning rate {rate:g}, temperature {temperature:g}": dataclasses.replace(
-            full, stages=(*before, dataclasses.replace(last, learning_rate=rate, temperature=temperature))
+            full, start="random", stages=(dataclasses.replace(last, learning_rate=rate, temperature=temperature),)
         )
         for rate, temperature in itertools.product(rates, temperatures)
     }
+    return run_together(named, seeds, out, students)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import time
 
 import numpy as np
@@ -238,6 +239,17 @@ def test_candidates_of_other_rows_or_another_vocabulary_are_refused(made, tokeni
         load_augmented(directory, rows, other, 32, 0)
     with pytest.raises(InputError, match=r"no augmentation\.json in it"):
         load_augmented(tmp_path, rows, tokenizer, 32, 0)
+
+
+def test_other_candidates_are_other_rows(made, tokenizer, tmp_path):
+    rows, directory = made
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    before = [load_augmented(path, rows, tokenizer, 32, 0).fingerprint for path in (directory, copy)]
+    assert before[0] == before[1]
+    table, _ = load_table(copy, rows, tokenizer)
+    candidate_table.save_part(copy, 0, dataclasses.replace(table, candidates=table.candidates[::-1].copy()))
+    assert load_augmented(copy, rows, tokenizer, 32, 0).fingerprint != before[0]
 
 
 SST2 = 'sentence\tlabel\na "good" film , but slow\t1\n"dull\t0\nwalking slowly is not fine .\t1\n'

@@ -126,6 +126,35 @@ def test_where_all_checkpoints_are_damaged_nothing_is_restored(tmp_path: Path) -
     assert Checkpoints(tmp_path).restore(make_state(0)) is None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_step_can_be_damaged_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        writer = Checkpoints(tmp_path)
+        writer.save(3, make_state(3))
+        writer.finish()
+        writer.close()
+        flip_a_bit(tmp_path / "3")
+        assert Checkpoints(tmp_path).restore(make_state(0)) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.damaged", "3.damaged2"]
+
+
+def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Checkpoints(tmp_path)
+    writer.save(3, make_state(3))
+    writer.finish()
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.restore", out_of_memory)
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            writer.restore(make_state(0))
+    assert writer.restore(make_state(0)) is not None
+
+
 def test_a_changed_bit_anywhere_changes_its_leafs_checksum_and_no_other() -> None:
     state = make_state(1)
     before, kernel = checksums(state), np.array(state.params["dense"]["kernel"])

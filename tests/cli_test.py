@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -128,6 +129,20 @@ def test_bad_models_are_refused(
 
 
 @pytest.mark.usefixtures("nothing_compiles")
+def test_an_output_directory_that_is_a_file_is_refused(
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    write(tmp_path / "run", "kept")
+    code = tinybert(monkeypatch, *distill_arguments(teacher, blank_student, reviews, tmp_path / "run"))
+    assert_refused(capsys, code, "is a file; --out takes a directory")
+
+
+@pytest.mark.usefixtures("nothing_compiles")
 def test_an_existing_output_directory_is_refused_and_left_alone(
     teacher: Path,
     blank_student: Path,
@@ -166,6 +181,11 @@ def test_arguments_that_make_no_sense_are_refused(
 ) -> None:
     model = [] if "--model" in arguments else ["--model", str(pretrained)]
     assert_refused(capsys, tinybert(monkeypatch, "finetune", *model, *arguments, "--out", tmp_path / "run"), message)
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert tinybert(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"{tb.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["finetune", "distill", "augment", "evaluate"])
@@ -229,19 +249,23 @@ def test_a_start_that_the_teacher_cannot_give_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("stage", "option", "absent"),
+    ("stage", "option", "named"),
     [
-        ("transformer", "--prediction-steps", "prediction"),
-        ("prediction", "--transformer-epochs", "transformer"),
-        ("supervised", "--transformer-steps", "transformer"),
+        ("transformer", "--prediction-steps", "--prediction-..."),
+        ("prediction", "--transformer-epochs", "--transformer-..."),
+        ("supervised", "--transformer-steps", "--transformer-..."),
+        ("transformer", "--temperature", "--temperature"),
+        ("supervised", "--temperature", "--temperature"),
+        ("transformer", "--evaluate-every", "--evaluate-every"),
+        ("prediction", "--layer-map", "--layer-map"),
     ],
 )
-def test_options_of_a_stage_that_is_not_run_are_refused(
-    stage: str, option: str, absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_options_that_no_stage_reads_are_refused(
+    stage: str, option: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
     code = tinybert(monkeypatch, *arguments, "--stage", stage, option, 5)
-    assert_refused(capsys, code, f"--stage {stage} runs no {absent} stage: leave the options --{absent}-... out")
+    assert_refused(capsys, code, f"--stage {stage} does not read {named}: leave it out")
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -346,6 +370,18 @@ def test_evaluate_refuses_what_does_not_fit(
 ) -> None:
     code = tinybert(monkeypatch, "evaluate", "--model", teacher, "--data", reviews, *arguments)
     assert_refused(capsys, code, message)
+
+
+def test_predictions_that_cannot_be_written_are_told_in_a_line(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(path: Path, text: str, encoding: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    arguments = ["evaluate", "--model", teacher, "--data", reviews, "--task", "classification"]
+    code = tinybert(monkeypatch, *arguments, "--predictions", tmp_path / "p.tsv")
+    assert_refused(capsys, code, "writing failed: No space left on device")
 
 
 def test_a_test_file_without_labels_gets_predictions_and_nothing_else(

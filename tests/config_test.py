@@ -68,7 +68,8 @@ REFUSED = {
     "tb.Stage('transformer', batch_size=32, accumulation_steps=5)": (
         "accumulation_steps 5 does not divide the batch size 32"
     ),
-    "tb.Stage('masked_lm', masking_probability=0.0)": "masking_probability is 0.0; it must be between 0 and 1",
+    "tb.Stage('masked_lm', masking_probability=0.0)": "masking_probability is 0.0; it must be above 0",
+    "tb.Stage('masked_lm', masking_probability=0.5)": "masking_probability is 0.5; it must be above 0",
     "tb.CorpusSource(())": "a corpus needs at least one text file: give --corpus FILE",
     "tb.Experiment('sst2', tb.CorpusSource(('f',)), 'bert', (tb.Stage('masked_lm'),))": (
         "task 'sst2' and a CorpusSource do not go together"
@@ -144,5 +145,5 @@ def test_data_is_given_in_exactly_one_way(given: dict) -> None:
 
 @pytest.mark.parametrize("stage", ["transformer", "prediction"])
 def test_distillation_needs_a_teacher(stage: str) -> None:
-    with pytest.raises(tb.InputError, match="need a teacher"):
+    with pytest.raises(tb.InputError, match="needs a teacher: give --teacher DIR"):
         tb.Experiment("sst2", tb.DataSource(data="d"), "bert", (tb.Stage(stage),))

@@ -197,6 +197,9 @@ def test_a_directory_that_does_not_fit_is_refused(file, tokenizer, tmp_path):
         prepare(source, tokenizer, MAX_LENGTH - 1, 0)
     with pytest.raises(InputError, match="without pairs"):
         prepare(dataclasses.replace(source, pairs=True), tokenizer, MAX_LENGTH, 0)
+    build(CorpusSource((str(file),), pairs=True), tokenizer, MAX_LENGTH, 0, tmp_path / "pairs")
+    with pytest.raises(InputError, match="built of pairs: add --pairs"):
+        prepare(CorpusSource((str(tmp_path / "pairs"),)), tokenizer, MAX_LENGTH, 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no corpus\.json"):
         prepare(CorpusSource((str(tmp_path / "empty"),)), tokenizer, MAX_LENGTH, 0)

@@ -155,6 +155,12 @@ def test_mnli_selects_on_the_matched_set_scores_both_and_writes_both_submissions
     for name in ("MNLI-m.tsv", "MNLI-mm.tsv"):
         lines = (tmp_path / name).read_text().splitlines()
         assert lines == ["index\tprediction", *(f"{i}\t{MNLI[i % 3]}" for i in range(4))]
+    (Path(str(source.data)) / "dev_mismatched.tsv").rename(tmp_path / "away.tsv")
+    again = tmp_path / "again"
+    again.mkdir()
+    evaluation.evaluate(str(result.directory), "mnli", source, "test", predictions=again, needs_scores=False)
+    assert (again / "MNLI-mm.tsv").is_file(), "whether there is a second test set does not depend on the dev sets"
+    (tmp_path / "away.tsv").rename(Path(str(source.data)) / "dev_mismatched.tsv")
 
 
 def test_a_checkpoint_with_labels_in_another_order_is_matched_by_name(

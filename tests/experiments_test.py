@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import json
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+import tinybert_jax as tb
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,17 +71,32 @@ def test_what_an_experiments_options_leave_open_is_the_papers(
     assert (experiment.max_length, experiment.augmented, experiment.model) == (max_length, "a", "s")
 
 
-def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
-    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    shared, sweep = (importlib.import_module(name) for name in ("shared", "sweep"))
+    return importlib.import_module("shared")
+
+
+@pytest.fixture
+def full(shared: ModuleType, blank_student: Path, teacher: Path, reviews: Path) -> tb.Experiment:
+    """Two short stages."""
     parser = argparse.ArgumentParser()
     shared.add_options(parser)
-    options = ["--task", "classification", "--data", str(reviews), "--teacher", str(teacher), "--out", str(tmp_path)]
+    options = ["--task", "classification", "--data", str(reviews), "--teacher", str(teacher), "--out", "o"]
     args = parser.parse_args([*options, "--transformer-steps", "1", "--prediction-steps", "2", "--max-length", "16"])
-    named = sweep.settings(shared.distillation(args, str(blank_student)), [1e-3, 1e-4], [1.0])
-    named["paper"] = dataclasses.replace(next(iter(named.values())), preset="paper")  # cannot join the others
+    return shared.distillation(args, str(blank_student))
+
+
+def changed(full: tb.Experiment, **changes: Any) -> tb.Experiment:
+    """With another last stage."""
+    return dataclasses.replace(full, stages=(*full.stages[:-1], dataclasses.replace(full.stages[-1], **changes)))
+
+
+def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
+    shared: ModuleType, full: tb.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"one": full, "slower": changed(full, learning_rate=1e-4)}
+    named["paper"] = dataclasses.replace(full, preset="paper")  # cannot join the others
     scores = shared.run_together(named, [0, 1], tmp_path)
     assert {name: len(own) for name, own in scores.items()} == dict.fromkeys(named, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["population0", "population1"]
@@ -87,3 +106,55 @@ def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
     others = {name: dataclasses.replace(setting, max_length=15) for name, setting in named.items()}
     with pytest.raises(SystemExit, match="holds the scores of other settings"):
         shared.run_together(others, [0, 1], tmp_path)
+
+
+def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, tmp_path: Path) -> None:
+    sweep = importlib.import_module("sweep")
+    scores = sweep.sweep(full, [1e-3, 1e-4], [1.0, 2.0], [0, 1], tmp_path)
+    assert [len(own) for own in scores.values()] == [2] * 4
+    first, second = tmp_path / "first-stage" / "population0", tmp_path / "population0"
+    assert sorted(path.name for path in first.glob("member*")) == ["member0", "member1"]
+    members = json.loads((second / "experiment.json").read_text())["experiment"]
+    assert [Path(member["model"]).parent.name for member in members] == ["member0", "member1"] * 4
+    assert {stage["objective"] for member in members for stage in member["stages"]} == {"prediction"}
+    assert {member["start"] for member in members} == {"random"}
+
+
+def test_scores_behind_another_teacher_are_not_taken_for_its_successors(
+    shared: ModuleType, full: tb.Experiment, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(str(full.teacher), tmp_path / "teacher"))
+    full = dataclasses.replace(full, teacher=str(moved), stages=full.stages[1:])
+    scores = shared.run_seeds(full, [0], tmp_path / "run")
+    assert shared.run_seeds(full, [0], tmp_path / "run") == scores
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    with pytest.raises(SystemExit, match="teacher is another model than when"):
+        shared.run_seeds(full, [0], tmp_path / "run")
+
+
+def test_a_member_that_diverges_is_not_said_to_be_continued(
+    shared: ModuleType, full: tb.Experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        shared.run_seeds(changed(full, learning_rate=1e30, schedule="constant"), [0], tmp_path)
+    assert "the same command continues" not in str(ended.value)
+    assert "give a lower rate, and another --out" in str(ended.value)
+
+
+def test_one_seed_has_no_spread(shared: ModuleType) -> None:
+    one, other = [{"accuracy": 0.5}], [{"accuracy": 0.4}]
+    assert shared.mean_sd(one, "accuracy") == "50.0"
+    assert shared.paired(one, other, "accuracy") == "+10.0"
+    assert shared.paired(one * 2, other * 2, "accuracy") == "+10.0 ± 0.0"
+
+
+def test_the_ablations_cost_is_that_of_the_variants_there_are(full: tb.Experiment, tmp_path: Path) -> None:
+    ablations = importlib.import_module("ablations")
+    (tmp_path / "augmentation.json").write_text('{"variants": 3}')
+    stages = tuple(dataclasses.replace(stage, epochs=1, max_steps=None) for stage in full.stages)
+    full = dataclasses.replace(full, augmented=str(tmp_path), stages=stages)
+    named = {"full": full, "without DA": dataclasses.replace(full, augmented=None)}
+    lines = ablations.estimate(named, 1, 100.0).splitlines()
+    # 192 rows in batches of 32, in two stages
+    assert lines[2].startswith("| full | 36 |")
+    assert lines[3].startswith("| without DA | 12 |")

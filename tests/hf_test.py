@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,6 +329,40 @@ def test_missing_directory_is_not_taken_for_a_hub_id(name: str) -> None:
 def test_hub_id_offline_is_refused_at_once() -> None:
     with pytest.raises(tb.InputError, match="owner/name: no such directory, and it could not be fetched"):
         tb.load_hf("owner/name")
+
+
+def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, asked = tmp_path / "cached", []
+    cached.mkdir()
+    shutil.copy(directory / "config.json", cached)
+
+    def snapshot_download(name: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            shutil.copytree(directory, cached, dirs_exist_ok=True)
+        return str(cached)
+
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: listed)
+    for _ in range(2):
+        tb.load_hf("owner/name")
+    assert asked == [True, False, True]
+
+
+def test_a_token_classifier_that_was_saved_with_a_pooler_is_a_token_classifier(
+    directory: Path, tmp_path: Path
+) -> None:
+    assert "pooler" in tb.load_hf(directory)[1]["bert"]
+    edit_config(directory, architectures=["BertForTokenClassification"])
+    config, params = tb.load_hf(directory)
+    tb.save_hf(tmp_path / "copy", config, params, tb.load_tokenizer(directory, config))
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["architectures"] == [
+        "BertForTokenClassification"
+    ]
+    assert tb.load_predictor(tmp_path / "copy", head="tokens").head == "tokens"
 
 
 def test_vocabulary_without_special_tokens_is_refused(directory: Path) -> None:

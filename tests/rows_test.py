@@ -177,7 +177,10 @@ def test_given_labels_are_authoritative(tmp_path):
     assert read_rows(CLASSES, source, "dev", ("c", "b", "a"), tmp_path / "c").labels.tolist() == [1, 2]
     with pytest.raises(InputError) as error:
         read_rows(CLASSES, source, "dev", ("a", "c"), tmp_path / "c")
-    assert str(error.value) == f"{tmp_path}/dev.tsv:2: unknown label 'b'; known are 'a', 'c': correct it in the file"
+    assert str(error.value) == (
+        f"{tmp_path}/dev.tsv:2: unknown label 'b'; known are 'a', 'c': correct it in the file, or give a model of"
+        " these labels"
+    )
 
 
 def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):

@@ -150,7 +150,7 @@ def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, 
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert errors.endswith("tinybert: interrupted\n")
+    assert errors.endswith("tinybert: interrupted; a run that had begun goes on with --resume\n")
     assert "an orderly end" not in printed
 
 
@@ -181,7 +181,10 @@ cli.main()
     ended = subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "tinybert: interrupted")
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        130,
+        "tinybert: interrupted; a run that had begun goes on with --resume",
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -318,6 +321,26 @@ def test_regression_on_pairs_learns_under_the_official_preset(
     assert set(distilled.scores) == {"pearson", "spearman", "mean_pearson_spearman"}
 
 
+def test_a_temperature_is_refused_where_there_are_no_classes(
+    similarities: tb.DataSource, pretrained: Path, tmp_path: Path
+) -> None:
+    config, _ = tb.load_hf(pretrained)
+    number = dataclasses.replace(config, id2label=("LABEL_0",))
+    head = tb.init_params(tb.BertForSequenceClassification(number), jax.random.key(0))
+    tokenizer = tb.load_tokenizer(pretrained, config)
+    tb.save_hf(tmp_path / "teacher", number, head, tokenizer)
+    experiment = tb.Experiment(
+        task="regression",
+        source=similarities,
+        model=str(pretrained),
+        teacher=str(tmp_path / "teacher"),
+        stages=(tb.Stage("prediction", temperature=2.0),),
+        max_length=24,
+    )
+    with pytest.raises(tb.InputError, match=r"temperature is 2\.0; it is for classes, and task 'regression' has none"):
+        tb.run(experiment, tmp_path / "run")
+
+
 def test_a_transformer_stage_alone_has_no_score_and_its_student_goes_on_to_the_prediction_stage(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -358,6 +381,9 @@ def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_
     uncached = distillation(moved, blank_student, reviews, stages=stages, teacher_cache_gb=0.0)
     tb.run(uncached, tmp_path / "run", resume=True)
     assert "warning: experiment.teacher_cache_gb was 20.0 when the run started and is 0.0" in capsys.readouterr().err
+    sparser = distillation(moved, blank_student, reviews, stages=stages, checkpoint_every=7)
+    tb.run(sparser, tmp_path / "run", resume=True)
+    assert "checkpoint_every" not in capsys.readouterr().err, "the result does not depend on it"
     config, params = tb.load_hf(moved)
     tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
     with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):

@@ -134,7 +134,9 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
     labels = rows.labels
     if labels is None:
         labels = np.zeros(len(rows.texts), np.int32 if rows.label_names else np.float32)
-    form = json.dumps([described, max_length, seed], sort_keys=True)
+    digest = hashlib.sha256(json.dumps([described, max_length, seed], sort_keys=True).encode())
+    for array in vars(table).values():  # the same settings give other candidates on another device
+        digest.update(array.tobytes())
     own, longest = (
         cut_longest_first(sizes.reshape(-1, texts), max_length - 1 - texts).sum(axis=1) + 1 + texts
         for sizes in _text_sizes(table)
@@ -155,7 +157,7 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        fingerprint=hashlib.sha256(form.encode()).hexdigest(),
+        fingerprint=digest.hexdigest(),
     )
 
 

@@ -82,6 +82,8 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=args)
                 damage = _difference(checksums(restored["state"]), restored["checksums"])
             except Exception as error:  # a damaged file can fail in any way, in any of three libraries
+                if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # nothing is wrong with the file
                 damage = _reason(error)
             if not damage:
                 return restored["state"]
@@ -101,7 +103,8 @@ class Checkpoints:
             ) from error
 
     def _set_aside(self, step: int, damage: str) -> None:
-        aside = self._directory / f"{step}.damaged"
+        names = (f"{step}.damaged{number}" for number in ("", *range(2, 1000)))  # a step can be damaged again
+        aside = next(path for name in names if not (path := self._directory / name).exists())
         if jax.process_index() == 0:
             print(
                 f"warning: {self._directory / str(step)} is damaged ({damage}); kept as {aside.name}", file=sys.stderr

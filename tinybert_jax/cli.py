@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import runpy
@@ -161,6 +162,8 @@ def prepare_process() -> None:
 
 def main() -> None:
     """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM, in training on two."""
+    if sys.argv[1:] == ["--version"]:
+        return print(importlib.metadata.version("tinybert_jax"))
     prepare_process()
     commands: dict[str, Callable[..., Any]] = {
         "run": run,
@@ -180,8 +183,12 @@ def main() -> None:
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         _end(2, str(error))
+    except OSError as error:  # a full disk, a file that may not be written
+        line = f"{error.filename or 'writing failed'}: {error.strerror or error}"
+        print(f"tinybert: error: {line}", file=sys.stderr)
+        _end(2, line)
     except KeyboardInterrupt:
-        print("tinybert: interrupted", file=sys.stderr)
+        print("\ntinybert: interrupted; a run that had begun goes on with --resume", file=sys.stderr)
         _end(130, "interrupted", at_once=True)
     except Exception as error:
         traceback.print_exc()

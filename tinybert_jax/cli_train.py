@@ -170,14 +170,18 @@ def distill(
     from tinybert_jax.tasks import get_task
 
     recipe = get_task(task)
-    if stage != "both":
-        options = {
-            "transformer": (transformer_epochs, transformer_steps, transformer_learning_rate),
-            "prediction": (prediction_epochs, prediction_steps, prediction_learning_rate),
-        }
-        other = "prediction" if stage == "transformer" else "transformer"
-        if any(value is not None for value in options[other]):
-            raise InputError(f"--stage {stage} runs no {other} stage: leave the options --{other}-... out")
+    of_first = transformer_epochs, transformer_steps, transformer_learning_rate
+    of_second = prediction_epochs, prediction_steps, prediction_learning_rate
+    no_first, no_second = stage in ("prediction", "supervised"), stage == "transformer"
+    unread = {
+        "--transformer-...": no_first and any(value is not None for value in of_first),
+        "--prediction-...": no_second and any(value is not None for value in of_second),
+        "--layer-map": no_first and layer_map != "uniform" and start == "random",
+        "--temperature": stage in ("transformer", "supervised") and temperature != 1,
+        "--evaluate-every": no_second and evaluate_every is not None,
+    }
+    if given := [option for option, is_given in unread.items() if is_given]:
+        raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
     first = Stage(
         "transformer",
         epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
@@ -256,7 +260,7 @@ def pretrain(
         epochs: passes over the corpus.
         max_steps: end after this many steps, should that come before `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
-        masking_probability: of a token, in masked_lm; distillation masks nothing.
+        masking_probability: of a token, in masked_lm, at most 0.2; distillation masks nothing.
         one_document_per_line: documents are lines; default: they are separated by blank lines.
         pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
         short_sequence_probability: of a sequence that is cut to a random shorter length.

@@ -327,8 +327,8 @@ class Stage:
             raise InputError(
                 f"accumulation_steps {self.accumulation_steps} does not divide the batch size {self.batch_size}"
             )
-        if not 0 < self.masking_probability < 1:
-            raise InputError(f"masking_probability is {self.masking_probability}; it must be between 0 and 1")
+        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on a quarter of the positions
+            raise InputError(f"masking_probability is {self.masking_probability}; it must be above 0, and at most 0.2")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
 
@@ -380,7 +380,7 @@ class Experiment:
         if self.start != "random" and self.model not in STUDENTS:
             raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
         if any(stage.objective in ("transformer", "prediction") for stage in self.stages) and self.teacher is None:
-            raise InputError("the stages 'transformer' and 'prediction' need a teacher: give --teacher DIR")
+            raise InputError("what is distilled needs a teacher: give --teacher DIR")
         if self.model in STUDENTS and self.teacher is None:
             raise InputError(
                 f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"

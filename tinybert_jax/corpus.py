@@ -176,5 +176,6 @@ def _check_fits(where: str, built: dict[str, Any], wanted: Recipe) -> None:
             f"{where}: the shards have up to {built['max_length']} tokens a sequence: take --max-length "
             f"{built['max_length']}, or build others"
         )
-    if wanted.pairs and not built["pairs"]:
-        raise InputError(f"{where}: the shards were built without pairs: leave out --pairs, or build others")
+    if wanted.pairs != built["pairs"]:
+        what, do = ("without pairs", "leave out --pairs") if wanted.pairs else ("of pairs", "add --pairs")
+        raise InputError(f"{where}: the shards were built {what}: {do}, or build others")

@@ -25,10 +25,10 @@ class Cost(NamedTuple):
 
     def __str__(self) -> str:
         seconds, rate = self.steps * self.seconds_per_step, self.flops / self.steps / self.seconds_per_step
-        duration = f"{seconds:.0f} seconds" if seconds < 600 else f"{seconds / 3600:,.1f} hours"
+        duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:,.1f} hours"
         return (
             f"{self.steps:,} steps, {self.flops:.2e} FLOPs; at the measured {self.seconds_per_step:.3g} s a step"
-            f" ({rate / 1e9:,.0f} GFLOP/s) {duration}"
+            f" ({rate / 1e9:,.0f} GFLOP/s) {duration}, after compiling"
         )
 
 

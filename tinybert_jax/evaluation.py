@@ -44,7 +44,7 @@ def evaluate(
     predictor = load_predictor(model, max_length, batch_size, row.head)
     check_outputs(model, predictor.config, row)
     labels = None if row.is_regression or row.head == "span" else predictor.config.id2label
-    second = second_task(row, source) if split != "train" else None
+    second = second_task(row, source, split) if split != "train" else None
     scores: dict[str, float] = {}
     for part in (row, second):
         if part is None:

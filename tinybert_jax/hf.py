@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*"]
+TORCH_FILE = "pytorch_model.bin"
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
 FITS = ("fit_denses",)  # of a TinyBERT as its authors publish it: a projection per hidden state
@@ -49,22 +51,34 @@ def resolve(name: str) -> Path:
     import huggingface_hub
 
     try:
-        try:
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-        except FileNotFoundError:
-            huggingface_hub.HfApi().model_info(name, timeout=5)  # offline, this fails at once; a download retries
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        with contextlib.suppress(FileNotFoundError):
+            cached = Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+            if _is_whole(cached):
+                return cached
+        # offline, this fails at once; a download retries
+        there = [file.rfilename for file in huggingface_hub.HfApi().model_info(name, timeout=5).siblings or []]
+        weights = [] if any(file.endswith(".safetensors") for file in there) else [TORCH_FILE]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES + weights))
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
         raise InputError(
             f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
         ) from None
 
 
+def _is_whole(cached: Path) -> bool:
+    """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
+    index = cached / "model.safetensors.index.json"
+    weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    found = all((cached / file).is_file() for file in weights) or (cached / TORCH_FILE).is_file()
+    named = (cached / "tokenizer.json").is_file() or (cached / "vocab.txt").is_file()
+    return (cached / "config.json").is_file() and found and named
+
+
 def fingerprint(directory: str | Path) -> str:
     """sha256 of a model directory's config and weights."""
     path = resolve(str(directory))
     digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("pytorch_model.bin")]):
+    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob(TORCH_FILE)]):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
@@ -106,7 +120,10 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     """
     path = resolve(str(directory))
     config = load_config(path)
-    return config, from_hf_tensors(config, read_tensors(path), str(path))
+    params = from_hf_tensors(config, read_tensors(path), str(path))
+    if "BertForTokenClassification" in (read_json(path / "config.json").get("architectures") or []):
+        params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
+    return config, params
 
 
 def save_hf(

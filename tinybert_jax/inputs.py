@@ -223,12 +223,12 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
         raise InputError(f"{name}: has the labels {config.id2label}, but task {task.name!r} has {task.labels}")
 
 
-def second_task(task: Task, source: DataSource) -> Task | None:
-    """The task of the second dev and test sets (MNLI's mismatched), where the source has them."""
+def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:
+    """The task of the second dev or test set (MNLI's mismatched), where the source has it."""
     if not task.second or (source.data is None and source.tfds is None):
         return None
     second = get_task(task.second)
-    return second if source.tfds is not None or (Path(source.data or "") / second.dev_file).is_file() else None
+    return second if source.tfds is not None or (Path(source.data or "") / second.file(split)).is_file() else None
 
 
 def _load_teacher(experiment: Experiment) -> Teacher:

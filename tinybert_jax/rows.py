@@ -162,7 +162,10 @@ def _class_ids(raw: RawRows, where: str, split: Split, ids: dict[str, int]) -> n
     for label, line in zip(raw.labels, raw.lines, strict=True):
         if label not in ids:
             known = ", ".join(map(repr, ids))
-            raise InputError(f"{where}:{line}: unknown label {label!r}; known are {known}: correct it in the file")
+            raise InputError(
+                f"{where}:{line}: unknown label {label!r}; known are {known}: correct it in the file, or"
+                " give a model of these labels"
+            )
     return np.array([ids[label] for label in raw.labels], np.int32)
 
 

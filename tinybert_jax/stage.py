@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from tinybert_jax import answers, data, distill, optim, population, processes, run_dir
 from tinybert_jax.checkpoint import Checkpoints
-from tinybert_jax.config import CorpusSource, Experiment, Params, Stage
+from tinybert_jax.config import CorpusSource, Experiment, InputError, Params, Stage
 from tinybert_jax.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.data import Examples
 from tinybert_jax.inputs import Inputs
@@ -57,8 +57,12 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> dist
     """The objective of a stage.
 
     Raises:
-        InputError: teacher and student do not fit each other.
+        InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
+    if stage.temperature != 1 and inputs.head == "sequence" and inputs.config.num_labels == 1:
+        raise InputError(
+            f"temperature is {stage.temperature}; it is for classes, and task {experiment.task!r} has none"
+        )
     if stage.objective == "supervised":
         return distill.supervised_objective(inputs.config, inputs.head)
     if stage.objective == "masked_lm":

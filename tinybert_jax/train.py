@@ -114,8 +114,11 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
     params = initial_params(experiments, members)
     check_params(objectives, params)
-    if not resume and processes.is_primary():
-        run_dir.create(out, experiments, members, mesh)
+    if processes.is_primary():
+        if not resume:
+            run_dir.create(out, experiments, members, mesh)
+        for directory in run_dir.member_dirs(out, len(experiments)):
+            directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
     processes.barrier("run directory")
     bare = without_projections(params[0])
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
@@ -158,8 +161,8 @@ def _score_teacher(
         if skill < chance:
             raise InputError(
                 f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
-                f" labels, or F1, {skill:.3f}, under {chance:.3f}); fine-tune it on this task first, or check its"
-                f" label order {config.id2label}"
+                f" labels, or F1, {skill:.3f}, under {chance:.3f}); fine-tune it on this task, or for longer, or check"
+                f" its label order {config.id2label}"
             )
         scores[name] = dev.score(logits)
     return _named(scores)
