@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import write_model, write_reviews
 
+import tinybert_jax as tb
 from tinybert_jax import cli, stage, tasks, train
 
 

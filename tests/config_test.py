@@ -68,8 +68,12 @@ REFUSED = {
     "tb.Stage('transformer', batch_size=32, accumulation_steps=5)": (
         "accumulation_steps 5 does not divide the batch size 32"
     ),
-    "tb.Stage('masked_lm', masking_probability=0.0)": "masking_probability is 0.0; it must be above 0",
-    "tb.Stage('masked_lm', masking_probability=0.5)": "masking_probability is 0.5; it must be above 0",
+    "tb.Stage('masked_lm', masking_probability=0.0)": (
+        "masking_probability is 0.0; it must be above 0, and at most 0.2"
+    ),
+    "tb.Stage('masked_lm', masking_probability=0.5)": (
+        "masking_probability is 0.5; it must be above 0, and at most 0.2"
+    ),
     "tb.CorpusSource(())": "a corpus needs at least one text file: give --corpus FILE",
     "tb.Experiment('sst2', tb.CorpusSource(('f',)), 'bert', (tb.Stage('masked_lm'),))": (
         "task 'sst2' and a CorpusSource do not go together"
