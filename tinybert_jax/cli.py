@@ -163,7 +163,8 @@ def prepare_process() -> None:
 def main() -> None:
     """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM, in training on two."""
     if sys.argv[1:] == ["--version"]:
-        return print(importlib.metadata.version("tinybert_jax"))
+        print(importlib.metadata.version("tinybert_jax"))
+        return
     prepare_process()
     commands: dict[str, Callable[..., Any]] = {
         "run": run,

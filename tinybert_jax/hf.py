@@ -121,7 +121,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     path = resolve(str(directory))
     config = load_config(path)
     params = from_hf_tensors(config, read_tensors(path), str(path))
-    if "BertForTokenClassification" in (read_json(path / "config.json").get("architectures") or []):
+    if "BertForTokenClassification" in str(read_json(path / "config.json").get("architectures")):
         params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
     return config, params
 
