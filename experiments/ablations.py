@@ -25,6 +25,7 @@ from shared import Scores, add_options, differences, distillation, mean_sd, pair
 
 import tinybert_jax as tb
 from tinybert_jax import cost, hf, splits, tasks
+from tinybert_jax.candidate_table import SETTINGS_FILE
 from tinybert_jax.cli import prepare_process
 from tinybert_jax.stage import stage_steps
 
@@ -123,7 +124,7 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
     task = tasks.get_task(full.task)
     tokenizer = hf.load_tokenizer(full.model, student)
     assert isinstance(full.source, tb.DataSource)
-    variants = json.loads((Path(str(full.augmented)) / "augmentation.json").read_text())["variants"]
+    variants = json.loads((Path(str(full.augmented)) / SETTINGS_FILE).read_text())["variants"]
     rows = len(splits.load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
 
     def setting_cost(setting: tb.Experiment, students: int) -> tuple[int, float]:

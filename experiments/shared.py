@@ -118,10 +118,15 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
     if started["experiment"] != run_dir.settings(members):
         sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
     fingerprints = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
-    for member, of_member in zip(members, fingerprints, strict=True):
-        for role, name in (("teacher", member.teacher), ("model", member.model)):
-            if role in of_member and of_member[role] != hf.fingerprint(str(name)):
-                sys.exit(f"error: {name} is another model than when {directory} was run; give another --out")
+    recorded = {
+        (str(name), own[role])
+        for member, own in zip(members, fingerprints, strict=True)
+        for role, name in (("teacher", member.teacher), ("model", member.model))
+        if role in own
+    }
+    for name, fingerprint in sorted(recorded):  # each once: a teacher is hundreds of megabytes
+        if hf.fingerprint(name) != fingerprint:
+            sys.exit(f"error: {name} is another model than when {directory} was run; give another --out")
     scores: Scores = json.loads(finished.read_text())
     return scores
 

@@ -131,16 +131,11 @@ def test_bad_models_are_refused(
 
 @pytest.mark.usefixtures("nothing_compiles")
 def test_an_output_directory_that_is_a_file_is_refused(
-    teacher: Path,
-    blank_student: Path,
-    reviews: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     write(tmp_path / "run", "kept")
-    code = tinybert(monkeypatch, *distill_arguments(teacher, blank_student, reviews, tmp_path / "run"))
-    assert_refused(capsys, code, "is a file; --out takes a directory")
+    arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
+    assert_refused(capsys, tinybert(monkeypatch, *arguments), "is a file; --out takes a directory")
 
 
 @pytest.mark.usefixtures("nothing_compiles")

@@ -20,13 +20,12 @@ from safetensors.numpy import save_file
 from tinybert_jax.config import BertConfig, InputError, Params
 from tinybert_jax.heads import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
 from tinybert_jax.model import BertModel, resize_vocabulary
-from tinybert_jax.weights import first_line, read_json, read_tensors
+from tinybert_jax.weights import TORCH_FILE, first_line, read_json, read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*"]
-TORCH_FILE = "pytorch_model.bin"
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
 FITS = ("fit_denses",)  # of a TinyBERT as its authors publish it: a projection per hidden state

@@ -100,7 +100,10 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
 
 
 def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
-    """What `experiment.json` holds: all that the result depends on. Of a population, both parts are lists."""
+    """What `experiment.json` holds: the settings, and what else the result depends on.
+
+    Of a population, both parts are lists.
+    """
     fingerprints = [own.fingerprints for own in inputs]
     return {
         "experiment": settings(experiments),

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 
 from tinybert_jax.config import InputError
 
+TORCH_FILE = "pytorch_model.bin"
+
 
 def read_json(path: Path) -> Any:
     """What the file holds.
@@ -40,8 +42,8 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
         return _read_safetensors(single)
     if index.is_file():
         return _read_shards(index)
-    if (directory / "pytorch_model.bin").is_file():
-        return _read_torch(directory / "pytorch_model.bin")
+    if (directory / TORCH_FILE).is_file():
+        return _read_torch(directory / TORCH_FILE)
     raise InputError(f"{directory}: no model.safetensors in it")
 
 
