@@ -33,7 +33,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python experiments/quickstart.py $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 faults: $(VENV)/.installed
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q -m "faults or not faults" $(ARGS) \

@@ -231,7 +231,9 @@ experiment = tb.Experiment(
 )
 """)
     assert tinybert(monkeypatch, "run", file, "--out", tmp_path / "run", "--seed", 3) == 0
-    assert f"written to {tmp_path / 'run' / 'student'}" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"written to {tmp_path / 'run' / 'student'}" in printed.out
+    assert "0/2" in printed.err and "compiling" in printed.err, "why the bar stands still at first"
     assert json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]["seed"] == 3
 
 

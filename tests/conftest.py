@@ -24,9 +24,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers on every machi
 # tests are compiled for longer than they compute
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # or the command would start pytest anew
-# what one test compiles, the others and their subprocesses read; removed when the session ends
-_COMPILED = tempfile.TemporaryDirectory(prefix="tinybert-jax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+# what one test compiles, the others and their subprocesses read; removed when the session ends. Workers that share the
+# tests out (pytest -n) have one each, in it: a file of the cache can be read while it is being written
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
+else:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="tinybert-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 

@@ -66,7 +66,8 @@ TABLE["augmentation"] = {
     *("config", "hf", "tasks", "rows", "predict", "augment", "candidates", "candidate_table", "mlm", "neighbours")
 }
 TABLE["evaluation"] = {"config", "inputs", "predict", "splits", "tasks"}
-TABLE["cli_train"] = {"config", "processes", "stage", "tasks", "train"}
+TABLE["tables"] = {"train"}
+TABLE["cli_train"] = {"config", "processes", "stage", "tables", "tasks", "train"}
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 

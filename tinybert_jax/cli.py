@@ -26,9 +26,9 @@ from tinybert_jax.cli_train import (
     execute,
     finetune,
     pretrain,
-    print_table,
 )
 from tinybert_jax.config import Experiment, InputError, Preset
+from tinybert_jax.tables import print_table
 
 TRAINED_ON_THEIR_OWN_ROWS = ("squad", "squad2", "ner")  # augmentation is for texts and pairs of texts
 AugmentableTask = Annotated[

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,9 +26,7 @@ from tinybert_jax.config import (
     Stage,
     Start,
 )
-
-if TYPE_CHECKING:
-    from tinybert_jax.train import Result
+from tinybert_jax.tables import print_table, scores_table
 
 TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
 
@@ -354,9 +351,8 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
         return
     except Diverged as diverged:
         raise InputError(str(diverged)) from None
-    header, table = _scores(results[0].scores, results[0].teacher_scores) if len(results) == 1 else _members(results)
-    if table:
-        print_table(header, table)
+    if results[0].scores:
+        print_table(*scores_table(results))
     else:
         experiment = experiments[0]
         print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
@@ -364,35 +360,5 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
         print(f"written to {result.directory}")
 
 
-def _scores(scores: dict[str, float], teacher: dict[str, float] | None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one model's scores, and its teacher's."""
-    table = [[name, f"{value:.4f}"] for name, value in scores.items()]
-    if not teacher:
-        return ["dev set", "model"], table
-    for row in table:
-        share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
-        row += [f"{teacher[row[0]]:.4f}", share]
-    return ["dev set", "model", "teacher", "share"], table
-
-
-def _members(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the scores of several models, with their mean and standard deviation."""
-    teacher = results[0].teacher_scores
-    header = ["dev set", "mean", "sd", *(f"member {i}" for i in range(len(results)))] + ["teacher"] * bool(teacher)
-    table = []
-    for name in results[0].scores:
-        values = [result.scores[name] for result in results]
-        row = [statistics.mean(values), statistics.stdev(values), *values] + ([teacher[name]] if teacher else [])
-        table.append([name, *(f"{value:.4f}" for value in row)])
-    return header, table
-
-
 def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print columns, each as wide as its longest cell."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

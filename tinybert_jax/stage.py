@@ -245,6 +245,8 @@ class _Log:
         self._members = [run_dir.MetricsLog(directory, name, done) for directory in members]
         self._speed = run_dir.SpeedLog(run.out, name, done) if processes.is_primary() else None
         self._bar = progress(name, done, total)
+        if done < total:
+            self._bar.set_postfix_str("compiling")  # for as long as it says so, the estimate is of no use
 
     def step(self, step: int, positions: int, numbers: dict[str, jax.Array]) -> None:
         """Fetch the numbers of a step whose batch has that many positions, show and log them.
