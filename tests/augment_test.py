@@ -289,6 +289,20 @@ def test_the_variants_file_has_the_columns_of_the_training_file_and_reads_back(
     assert any('"' in row for texts in rows.texts for row in texts) == (name != "cola")
 
 
+def test_rows_that_were_left_out_have_no_variants_and_the_others_their_own_labels(tokenizer, model, tmp_path):
+    train = tmp_path / "train.tsv"
+    lines = ["1\t2\t3\tthe film was good ?\tis the film good ?\t1", "4\t5\t6", "7\t8\t9\twas the music loud ?\t\t0"]
+    train.write_text("\n".join(["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", *lines]) + "\n")
+    rows = read_rows(get_task("qqp"), DataSource(data=str(tmp_path)), "train")
+    build(tmp_path / "out", rows, tokenizer, model, variants=3)
+    augmented = load_augmented(tmp_path / "out", rows, tokenizer, 32, 0)
+    path = tmp_path / "variants.tsv"
+    write_variants(path, augmented, rows, tokenizer, train, get_task("qqp").text_columns)
+    written = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+    assert [(row[0], row[5]) for row in written] == [("1", "1")] * 3 + [("7", "0")] * 3
+    assert written[3][3:5] == ["was the music loud ?", ""]
+
+
 def test_a_variants_file_appears_whole_or_not_at_all(tokenizer, model, tmp_path, monkeypatch):
     train = tmp_path / "train.tsv"
     train.write_bytes(SST2.encode())

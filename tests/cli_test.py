@@ -233,7 +233,8 @@ experiment = tb.Experiment(
     assert tinybert(monkeypatch, "run", file, "--out", tmp_path / "run", "--seed", 3) == 0
     printed = capsys.readouterr()
     assert f"written to {tmp_path / 'run' / 'student'}" in printed.out
-    assert "0/2" in printed.err and "compiling" in printed.err, "why the bar stands still at first"
+    assert "0/2" in printed.err
+    assert "compiling" in printed.err, "why the bar stands still at first"
     assert json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]["seed"] == 3
 
 

@@ -40,7 +40,7 @@ def make_rows(n, pair=False, seed=0, fingerprint="rows"):
     random = np.random.default_rng(seed)
     text = lambda: " ".join(random.choice(WORDS, random.integers(1, 20)))  # noqa: E731
     texts = [(text(), text()) if pair else (text(),) for _ in range(n)]
-    return Rows(texts, random.integers(0, 2, n).astype(np.int32), ("a", "b"), fingerprint)
+    return Rows(texts, random.integers(0, 2, n).astype(np.int32), ("a", "b"), fingerprint, range(1, n + 1))
 
 
 def make_tokens(n, seed=0, longest=24):

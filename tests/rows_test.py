@@ -222,6 +222,33 @@ def test_every_glue_task_reads_its_official_layout(tmp_path, name):
         assert (rows.texts[0], rows.labels.tolist(), rows.label_names) == (first, labels, task.labels)
 
 
+QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+
+
+def test_the_damage_in_qqps_official_files_is_no_error(tmp_path, capsys):
+    """Its train.tsv has rows that end after the third column, and questions that are empty."""
+    write(tmp_path, "train.tsv", QQP + "1\t2\t3\tA?\tB?\t1\n4\t5\t6\n7\t8\t9\tC?\t\t0\n")
+    rows = read_rows(get_task("qqp"), DataSource(data=str(tmp_path)), "train")
+    assert (rows.texts, rows.labels.tolist(), list(rows.lines)) == ([("A?", "B?"), ("C?", "")], [1, 0], [2, 4])
+    assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: 1 row is cut short and left out, at line 3 first\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("qqp", "train.tsv", "1\t2\t3\t \t\t1\n", "2: the text in 'question1' is empty"),
+        ("qqp", "train.tsv", "1\t2\t3\tA?\tB?\t1\t\n", "2: extra columns"),
+        ("qqp", "test.tsv", "1\t2\t3\n", "2: short row"),  # its predictions must have every row
+        ("classification", "train.tsv", "1\t2\t3\n", "2: short row"),
+    ],
+)
+def test_no_other_damage_is_passed_over(tmp_path, task, name, content, message):
+    write(tmp_path, name, QQP + content)
+    columns = {"text_columns": ("question1", "question2"), "label_column": "is_duplicate"}
+    with pytest.raises(InputError, match=f"{name}:{message}"):
+        read_rows(get_task(task), DataSource(data=str(tmp_path), **columns), name.removesuffix(".tsv"))
+
+
 def test_a_row_of_a_headerless_file_is_counted_from_its_first_line(tmp_path):
     write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t2\t\tTwo.\n")
     with pytest.raises(InputError, match=r"train.tsv:2: unknown label '2'; known are 'unacceptable', 'acceptable'"):

@@ -1,5 +1,6 @@
 """Prepared TFDS sets become checked rows; what cannot serve is refused in one line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def prepared(tmp_path_factory) -> Path:
                 "train": self._generate_examples([1, 0, 1]),
                 "validation": self._generate_examples([0, 1]),
                 "test": self._generate_examples([-1, -1]),
+                "partly": self._generate_examples([0, -1, 1]),
             }
 
         def _generate_examples(self, labels):
@@ -63,6 +65,17 @@ def test_a_prepared_tfds_set_is_read_by_name(prepared):
     assert read_rows(get_task("classification"), own, "train").label_names == ("negative", "positive")
 
 
+def test_rows_without_a_label_are_no_class_of_their_own(prepared, capsys):
+    """TFDS has -1 where SNLI's annotators did not agree."""
+    task = dataclasses.replace(get_task("classification"), tfds_dev="partly")
+    source = DataSource(tfds="tiny_reviews", text_columns=("sentence",))
+    rows = read_rows(task, source, "dev")
+    assert (rows.texts, rows.labels.tolist()) == ([("Sätze 0",), ("Sätze 2",)], [0, 1])
+    assert list(rows.lines) == [0, 2]
+    note = "note: tiny_reviews[partly]: 1 of 3 rows have no label and are left out\n"
+    assert capsys.readouterr().err == note
+
+
 @pytest.mark.parametrize(
     ("source", "task", "message"),
     [
@@ -86,7 +99,7 @@ def test_a_tfds_set_that_cannot_serve_is_refused_in_one_line(prepared, source, t
 
 def test_a_split_that_the_tfds_set_lacks_is_named(prepared):
     with pytest.raises(
-        InputError, match=r"\[validation_matched\]: no such split; the set has test, train, validation"
+        InputError, match=r"\[validation_matched\]: no such split; the set has partly, test, train, validation"
     ):
         read_rows(get_task("mnli"), DataSource(tfds="tiny_reviews"), "dev")
 

@@ -57,7 +57,8 @@ def make_rows(n, pair=False, seed=0, labels=None):
     texts = [(text(), text()) if pair else (text(),) for _ in range(n)]
     if labels is None:
         labels = random.integers(0, 2, n).astype(np.int32)
-    return Rows(texts, labels, ("no", "yes") if labels.dtype == np.int32 else (), f"rows {n} {pair} {seed}")
+    names = ("no", "yes") if labels.dtype == np.int32 else ()
+    return Rows(texts, labels, names, f"rows {n} {pair} {seed}", range(1, n + 1))
 
 
 _COMPILED: dict = {}

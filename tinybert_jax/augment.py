@@ -224,15 +224,15 @@ def write_variants(
     if train.suffix != ".tsv":
         raise InputError(f"{train}: not a .tsv: the variants are written in the layout of the training file")
     lines = [line.removesuffix("\r") for line in train.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")]
-    header = [] if headerless else [lines.pop(0)]
+    header = [] if headerless else lines[:1]
     columns = list(headerless) or header[0].split("\t")
     at = [columns.index(column) for column in text_columns]
     partial = path.with_name(f".{path.name}.tmp")  # a command that was stopped can be given again
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in header)
-            for row, line in enumerate(lines):
-                values = line.split("\t")
+            for row, number in enumerate(rows.lines):
+                values = lines[number - 1].split("\t")
                 for texts in variant_texts(augmented, rows, tokenizer, row):
                     for column, text in zip(at, texts, strict=True):
                         values[column] = text

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ def read_checked(
     label_column: str,
     needs_label: bool,
     headerless: tuple[str, ...] = (),
+    has_damaged_rows: bool = False,
 ) -> RawRows:
     """Parses the content of a file and checks its form; what the labels mean is not looked at.
 
@@ -46,6 +48,8 @@ def read_checked(
         label_column: the column, or JSON key, of the label.
         needs_label: whether every row must have a label; otherwise the label column may be absent or its cells empty.
         headerless: the columns, where the file has no header.
+        has_damaged_rows: of a table whose rows need a label, leave out those that are cut short, with a note; and
+            take pairs of which one text is empty.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
@@ -55,16 +59,17 @@ def read_checked(
     text = decode(path, data).rstrip("\r\n")
     if not text.strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
+    short: list[int] | None = [] if has_damaged_rows and needs_label else None  # lines
     if path.suffix in JSON_SUFFIXES:
         records = _json_records(path, text, text_columns, label_column, needs_label)
     else:
-        records = _table_records(path, text, text_columns, label_column, needs_label, headerless)
+        records = _table_records(path, text, text_columns, label_column, needs_label, headerless, short)
     texts: list[tuple[str, ...]] = []
     labels: list[str] = []
     lines: list[int] = []
     for line, row, label in records:
         for column, value in zip(text_columns, row, strict=True):
-            if not value.strip():
+            if not value.strip() and not (has_damaged_rows and "".join(row).strip()):
                 raise InputError(f"{path}:{line}: the text in {column!r} is empty: fill it or remove the row")
         if needs_label and not label:
             raise InputError(f"{path}:{line}: the label in {label_column!r} is empty: fill it or remove the row")
@@ -72,6 +77,9 @@ def read_checked(
         if label is not None:
             labels.append(label)
         lines.append(line)
+    if short:
+        rows = "row is" if len(short) == 1 else "rows are"
+        print(f"note: {path}: {len(short)} {rows} cut short and left out, at line {short[0]} first", file=sys.stderr)
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
     return RawRows(texts, labels or None, lines)
@@ -115,6 +123,7 @@ def _table_records(
     label_column: str,
     needs_label: bool,
     headerless: tuple[str, ...],
+    short: list[int] | None,
 ) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
     lines = _tsv_lines(text) if path.suffix == ".tsv" else _csv_lines(path, text)
     header = list(headerless) or next(lines)[1]
@@ -127,6 +136,9 @@ def _table_records(
     text_at = [header.index(column) for column in text_columns]
     label_at = header.index(label_column) if label_column in header else None
     for line, values in lines:
+        if short is not None and len(values) < len(header):
+            short.append(line)
+            continue
         if values in ([], [""]) and len(header) > 1:
             raise InputError(f"{path}:{line}: the line is blank: remove it")
         if len(values) != len(header):

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,13 +39,15 @@ class Rows:
 
     `texts` are one or two strings a row; `labels` are class ids, int32 [n], or numbers, float32 [n], or None in a test
     split without them; `label_names` are the classes by id, `()` in regression. `fingerprint` is that of the content
-    and the columns; it does not depend on `label_names`.
+    and the columns; it does not depend on `label_names`. `lines` are the rows' numbers in their file, from 1; in a
+    TFDS set, from 0.
     """
 
     texts: Sequence[tuple[str, ...]]
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     fingerprint: str
+    lines: Sequence[int]
 
 
 def read_rows(
@@ -73,7 +76,7 @@ def read_rows(
     else:
         raw, where, fingerprint = _read_file(task, source, split, cache_dir)
     if task.is_regression:
-        return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint)
+        return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint, raw.lines)
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
         try:
@@ -84,7 +87,8 @@ def read_rows(
             raise InputError(f"{where}: all rows have the label {names[0]!r}: classification needs at least two")
     elif names is None:
         names = read_rows(task, source, "train", None, cache_dir).label_names
-    return Rows(raw.texts, _class_ids(raw, where, split, label_ids(task, names)), names, fingerprint)
+    ids = _class_ids(raw, where, split, label_ids(task, names))
+    return Rows(raw.texts, ids, names, fingerprint, raw.lines)
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -213,6 +217,7 @@ def _read_file(task: Task, source: DataSource, split: Split, cache_dir: Path | N
     text_columns = source.text_columns or task.text_columns
     label_column = source.label_column or task.label_column
     form = [FORMAT_VERSION, path.suffix, text_columns, label_column, headerless, split == "test"]
+    form += ["has damaged rows"] if task.has_damaged_rows else []
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -220,7 +225,8 @@ def _read_file(task: Task, source: DataSource, split: Split, cache_dir: Path | N
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
 
     def build(folder: Path) -> None:
-        raw = read_checked(path, data, text_columns, label_column, split != "test", headerless)
+        needs_label, damaged = split != "test", task.has_damaged_rows
+        raw = read_checked(path, data, text_columns, label_column, needs_label, headerless, damaged)
         # TFDS prints where it writes, always; the place is a temporary one.
         with contextlib.redirect_stdout(io.StringIO()):
             _builder_class()(raw=raw, data_dir=str(folder), file_format="array_record").download_and_prepare()
@@ -324,14 +330,19 @@ def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, s
         if not isinstance(records[0][column], bytes):
             raise InputError(f"{where}: feature {column!r} is not text: name another with --text-columns")
     texts = [tuple(record[c].decode() for c in text_columns) for record in records]
-    labels = None
+    labels, lines = None, list(range(len(texts)))
     if label_column in records[0]:
         names = getattr(features[label_column], "names", None)
         labels = [_written(record[label_column], names) for record in records]
+        unlabelled = labels.count("")  # as of pairs of SNLI on which its annotators did not agree
+        if split != "test" and 0 < unlabelled < len(labels):
+            print(f"note: {where}: {unlabelled} of {len(labels)} rows have no label and are left out", file=sys.stderr)
+            lines = [i for i in lines if labels[i]]
+            texts, labels = [texts[i] for i in lines], [labels[i] for i in lines]
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, name, part, text_columns, label_column]).encode())
     for i, row in enumerate(texts):
         content.update(json.dumps([row, labels[i] if labels else None]).encode())
-    return RawRows(texts, labels, list(range(len(texts)))), where, content.hexdigest()
+    return RawRows(texts, labels, lines), where, content.hexdigest()
 
 
 def _written(label: Any, names: list[str] | None) -> str:

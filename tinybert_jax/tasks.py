@@ -54,6 +54,7 @@ class Task:
     prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5
     submission: str = ""  # the file that the benchmark's server takes test predictions in
     second: str = ""  # the task whose dev and test sets are scored too, and never select
+    has_damaged_rows: bool = False  # its official files have rows that are cut short, or lack one text of two
 
     @property
     def is_regression(self) -> bool:
@@ -153,6 +154,7 @@ TASKS = {
             variants=10,
             submission="QQP.tsv",
             written=("0", "1"),
+            has_damaged_rows=True,
         ),
         _MNLI,
         # A task of its own, so that the mismatched dev set never takes part in the selection of the other.

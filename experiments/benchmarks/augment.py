@@ -48,7 +48,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def first_rows(data: Path | None, task: str, rows: int) -> Rows:
     if data is None:
-        return Rows([(text,) for text in epoch.food_reviews()[:rows]], None, (), "food reviews")
+        texts = epoch.food_reviews()[:rows]
+        return Rows([(text,) for text in texts], None, (), "food reviews", range(1, len(texts) + 1))
     read = read_rows(get_task(task), DataSource(data=str(data)), "train")
     return dataclasses.replace(read, texts=list(read.texts[:rows]), labels=None)
 
