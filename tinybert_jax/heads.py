@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from tinybert_jax.config import BertConfig, Head
 from tinybert_jax.model import ACTIVATIONS, BertModel, BertOutput, Dropout, dense, layer_norm
+from tinybert_jax.precision import product
 from tinybert_jax.sharding import constrain
 
 
@@ -71,7 +72,7 @@ class Predictions(nn.Module):
         x = Transform(self.config, name="transform")(x)
         vocabulary, rows = self.config.vocab_size, self.config.padded_vocab_size
         bias = self.param("bias", nn.initializers.zeros, (rows,))
-        logits = jnp.einsum("bqd,vd->bqv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = product("bqd,vd->bqv", x, table.astype(x.dtype))
         logits = constrain(logits + bias[None, None], "batch", None, "vocab")
         # rows that only pad the table are no words
         return logits if rows == vocabulary else jnp.where((jnp.arange(rows) < vocabulary)[None, None], logits, -1e9)

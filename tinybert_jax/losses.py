@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, Shaped
 
+from tinybert_jax.precision import product
+
 
 def _mean(values: Float[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
     """Mean of `values` where `mask`, which broadcasts; an empty mask gives 0, in value and in gradient."""
@@ -83,8 +85,8 @@ def relation_kl(
     """
 
     def log_relations(x: Float[Array, "q e"]) -> Float[Array, "r q q"]:
-        split = x.astype(jnp.float32).reshape(x.shape[0], relation_heads, -1)
-        products = jnp.einsum("qre,kre->rqk", split, split) / jnp.sqrt(jnp.float32(split.shape[-1]))
+        split = x.reshape(x.shape[0], relation_heads, -1)
+        products = product("qre,kre->rqk", split, split) / jnp.sqrt(jnp.float32(split.shape[-1]))
         return jax.nn.log_softmax(jnp.where(mask[None, None, :] > 0, products, -1e9))
 
     ours, theirs = log_relations(student), log_relations(teacher)

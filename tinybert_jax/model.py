@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tinybert_jax.config import BertConfig, Params
+from tinybert_jax.precision import Dense, product
 from tinybert_jax.sharding import constrain
 
 ACTIVATIONS = {
@@ -59,11 +60,9 @@ class Dropout(nn.Module):
         return dropout(x, self.rate, self.make_rng("dropout"))
 
 
-def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
+def dense(config: BertConfig, features: int, name: str) -> Dense:
     """A dense layer in the config's compute dtype and initial range."""
-    return nn.Dense(
-        features, dtype=config.compute_dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name
-    )
+    return Dense(features, config.compute_dtype, nn.initializers.normal(config.initializer_range), name=name)
 
 
 def layer_norm(config: BertConfig) -> nn.LayerNorm:
@@ -81,27 +80,26 @@ class Embeddings(nn.Module):
     def __call__(self, input_ids: Array, token_type_ids: Array, deterministic: bool) -> Array:
         config = self.config
 
-        def table(rows: int, name: str) -> nn.Embed:
+        def table(rows: int, name: str) -> Array:
             init = nn.initializers.normal(config.initializer_range)
-            return nn.Embed(rows, config.hidden_size, config.compute_dtype, embedding_init=init, name=name)
+            return nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding
 
-        # looked up in parts of the width, and what was found changes hands instead of the table: that is less as long
+        # from float32 tables: their gradients are sums over the tokens, which bfloat16 would not hold.
+        # Looked up in parts of the width, and what was found changes hands instead of the table: that is less as long
         # as a device has fewer tokens than the table has rows
-        words = table(config.padded_vocab_size, "word_embeddings").embedding.astype(config.compute_dtype)
-        x = jnp.take(words, constrain(input_ids, "group", None), axis=0)
+        words = table(config.padded_vocab_size, "word_embeddings")
+        x = jnp.take(words, constrain(input_ids, "group", None), axis=0).astype(config.compute_dtype)
         x = constrain(constrain(x, "group", None, "embed"), "batch", None, None)
         # as torch's `padding_idx`: looking [PAD] up does not train it, which shows where a loss counts padding
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
-        x = x + table(config.type_vocab_size, "token_type_embeddings")(token_type_ids)
-        positions = jnp.arange(input_ids.shape[-1])
-        x = x + table(config.max_position_embeddings, "position_embeddings")(positions)[None]
+        x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
+        x = x + table(config.max_position_embeddings, "position_embeddings")[None, : input_ids.shape[-1]]
         return Dropout(config.hidden_dropout_prob)(layer_norm(config)(x), deterministic)
 
 
 def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"]) -> Float[Array, "*b h q k"]:
     """q.k / sqrt(head_dim), before mask and softmax, in float32."""
-    products = jnp.einsum("...hqd,...hkd->...hqk", query, key, preferred_element_type=jnp.float32)
-    return products / np.sqrt(query.shape[-1])
+    return product("...hqd,...hkd->...hqk", query, key) / np.sqrt(query.shape[-1])
 
 
 class SelfAttention(nn.Module):
@@ -145,7 +143,7 @@ def _weigh(
     weights = weights.astype(value.dtype)
     if dropout_key is not None:
         weights = dropout(weights, rate, dropout_key)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32), total
+    return product("bhqk,bhkd->bhqd", weights, value), total
 
 
 class Residual(nn.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.config import BertConfig, InputError, Params, Preset
+from tinybert_jax.precision import product
 
 PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters
 
@@ -52,11 +53,15 @@ def project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array
         return projected[0], projected[1:]
     if "fit_dense" in projections:  # one for all
         return _dense(projections["fit_dense"], states[0]), _dense(projections["fit_dense"], states[1:])
-    return states[0] @ projections["embedding"]["kernel"], states[1:] @ projections["hidden"]["kernel"]
+    return _product(states[0], projections["embedding"]), _product(states[1:], projections["hidden"])
 
 
 def _dense(params: Params, states: Float[Array, "..."]) -> Array:
-    return states @ params["kernel"] + params["bias"].reshape((1,) * (states.ndim - 1) + (-1,))
+    return _product(states, params) + params["bias"].reshape((1,) * (states.ndim - 1) + (-1,))
+
+
+def _product(states: Float[Array, "..."], params: Params) -> Array:
+    return product("...d,de->...e", states, params["kernel"].astype(states.dtype))
 
 
 def without_projections(student_params: Params) -> Params:

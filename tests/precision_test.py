@@ -1,0 +1,108 @@
+"""In bfloat16, every product is bfloat16's and every sum float32's, of the gradients too."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax import distill
+from tinybert_jax.precision import product
+
+TEACHER = tb.BertConfig(
+    vocab_size=50,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=32,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+)
+STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
+TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
+OBJECTIVES = {
+    "transformer": lambda s, t: distill.transformer_objective(s, t),
+    "official": lambda s, t: distill.transformer_objective(s, t, preset="official"),
+    "prediction": lambda s, t: distill.prediction_objective(s, t),
+    "masked_lm": lambda s, t: distill.masked_lm_objective(s),
+}
+
+
+def of_dtype(config: tb.BertConfig, dtype: str) -> tb.BertConfig:
+    return dataclasses.replace(config, compute_dtype=dtype)
+
+
+def batch_of(rows: int, length: int, masked: bool) -> tb.Batch:
+    random = np.random.default_rng(0)
+    ids = random.integers(5, 50, (rows, length))
+    labels = np.where(random.random((rows, length)) < 0.15, ids, -1) if masked else np.zeros(rows, int)
+    types = (np.arange(length) >= length // 2) * np.ones_like(ids)
+    return tb.Batch(*map(jnp.asarray, (ids, np.ones_like(ids), types, labels, np.ones(rows))))
+
+
+def value_and_grad(name: str, dtype: str, student: tb.BertConfig, batch: tb.Batch) -> tuple[Any, tb.Params, Any]:
+    """The compiled function of (trainable, targets), and both: those of float32 whatever the dtype."""
+    head = tb.BertForMaskedLM if name == "masked_lm" else tb.BertForSequenceClassification
+    params = tb.init_params(head(student), jax.random.key(0))
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(1))
+    full = OBJECTIVES[name](student, TEACHER)
+    trainable = full.init(jax.random.key(2), params)
+    targets = full.targets(teacher, batch)
+    own = OBJECTIVES[name](of_dtype(student, dtype), of_dtype(TEACHER, dtype))
+
+    def loss(trainable: tb.Params, targets: Any) -> jax.Array:
+        return own.loss(trainable, targets, batch, tb.Hyper(), None)[0]
+
+    return jax.jit(jax.value_and_grad(loss)), trainable, targets
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_product_is_float32s(name: str) -> None:
+    step, *arguments = value_and_grad(name, "bfloat16", STUDENT, batch_of(2, 16, name == "masked_lm"))
+    products = re.findall(r"stablehlo\.dot_general.* : \((.*)\) -> ", step.lower(*arguments).as_text())
+    assert len(products) > 20
+    assert [operands for operands in products if "xf32>" in operands] == []
+
+
+def test_no_product_of_relations_is_float32s() -> None:
+    step, *arguments = value_and_grad("transformer", "bfloat16", TWO_HEADS, batch_of(2, 16, masked=False))
+    products = re.findall(r"stablehlo\.dot_general.* : \((.*)\) -> ", step.lower(*arguments).as_text())
+    # the targets are float32's here, and so is the one product of theirs
+    assert len([operands for operands in products if "xf32>" in operands]) == 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_leafs_gradient_is_near_that_of_float32(name: str) -> None:
+    """Of sums over 2,048 tokens in bfloat16, a half of some and more would be missing."""
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        step, *arguments = value_and_grad(name, dtype, STUDENT, batch_of(32, 64, name == "masked_lm"))
+        gradients.append(step(*arguments)[1])
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradients[0]))
+
+    def near(path: Any, full: jax.Array, half: jax.Array) -> None:
+        # keys' biases move no softmax: what is left of their gradients is rounding
+        error = float(jnp.linalg.norm(half - full)) / (float(jnp.linalg.norm(full)) + 1e-2 * largest)
+        assert error < 0.05, jax.tree_util.keystr(path)
+
+    jax.tree.map_with_path(near, *gradients)
+
+
+def test_a_product_and_its_gradients_are_einsums() -> None:
+    a, b = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 3, 4), (4, 5)]))
+
+    def ours(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(product("...i,io->...o", a, b)))
+
+    def plain(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(jnp.einsum("...i,io->...o", a, b)))
+
+    for own, other in zip(jax.grad(ours, (0, 1))(a, b), jax.grad(plain, (0, 1))(a, b), strict=True):
+        np.testing.assert_array_equal(own, other)
+    assert product("...i,io->...o", a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).dtype == jnp.float32
