@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -15,6 +16,7 @@ import pytest
 
 import tinybert_jax as tb
 from tinybert_jax import answers, data, distill, sharding, stage, train_step
+from tinybert_jax.inputs import load_inputs
 
 SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
 TEACHER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, **SIZES)
@@ -107,6 +109,56 @@ def test_the_same_teacher_and_rows_are_read_and_others_are_computed(
     asked().answered(make_tokens(1), 1e9, tmp_path)
     asked(compact=True).answered(make_tokens(0), 1e9, tmp_path)
     assert len(computed) == 3
+
+
+def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(blank_student),
+        teacher=str(teacher),
+        stages=(tb.Stage("transformer"), tb.Stage("prediction")),
+        max_length=16,
+    )
+    inputs = load_inputs(first)
+    assert inputs.teacher is not None
+    keys: list[str] = []
+
+    def answered(self: answers.Asked, examples: data.Examples, limit: float) -> data.Examples:
+        keys.append(self._fingerprint(examples, self._forms(examples)[0]))
+        return examples
+
+    monkeypatch.setattr(answers.Asked, "answered", answered)
+
+    def ask(number: int = 0, rows: int = 64, buckets: tuple[int, ...] = (8, 16), **changes: Any) -> None:
+        experiment = dataclasses.replace(first, **changes)
+        own = dataclasses.replace(inputs, buckets=buckets)
+        mesh = sharding.make_mesh()
+        run = stage.Run([experiment], own, own.teacher.params, lambda *_: {}, rows, mesh, tmp_path)
+        asked_stage = experiment.stages[number]
+        stage._answered(run, asked_stage, stage.make_objective(experiment, asked_stage, own), own.train)
+
+    ask()
+    ask()
+    assert keys[0] == keys[1]
+    ask(layer_map="top")
+    ask(layer_map=(1, 2))
+    ask(compute_dtype="bfloat16")
+    ask(preset="paper")
+    ask(preset="official")
+    ask(rows=32)
+    ask(buckets=(16,))
+    ask(1)
+    ask(1, compute_dtype="bfloat16")
+    ask(1, preset="official")
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--other")
+        ask()
+    with jax.default_matmul_precision("highest"):
+        ask()
+    assert len(set(keys[1:])) == len(keys[1:])
 
 
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])

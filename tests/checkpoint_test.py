@@ -7,11 +7,13 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 import tinybert_jax as tb
 from tinybert_jax import optim, sharding, train_step
@@ -155,6 +157,24 @@ def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(
     assert writer.restore(make_state(0)) is not None
 
 
+def test_processes_meet_where_a_step_is_set_aside_whichever_looks_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that looks after process 0 has renamed the step finds that name taken."""
+    met: list[str] = []
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", met.append)
+    monkeypatch.setattr(checkpoints, "_manager", SimpleNamespace(reload=lambda: None))
+    (tmp_path / "6").mkdir()
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        checkpoints._set_aside(6, "damage")
+    assert len(met) == 2
+    assert met[0] == met[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["6.damaged"]
+
+
 def test_a_changed_bit_anywhere_changes_its_leafs_checksum_and_no_other() -> None:
     state = make_state(1)
     before, kernel = checksums(state), np.array(state.params["dense"]["kernel"])
@@ -173,18 +193,21 @@ def test_values_that_change_places_change_the_checksum() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_save_that_fails_in_the_background_is_told_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [Checkpoints.finish, Checkpoints.close])
+def test_a_save_that_fails_in_the_background_is_told_with_what_to_do(
+    end: Callable[[Checkpoints], None], tmp_path: Path
+) -> None:
     checkpoints = Checkpoints(tmp_path / "stage")
     shutil.rmtree(tmp_path / "stage")
     (tmp_path / "stage").write_text("a file in the way")
     with pytest.raises(
         tb.InputError, match=r"step 1 could not be saved \(.*\); the checkpoints before it are sound: make"
     ):
-        save_and_finish(checkpoints)
+        save_and(end, checkpoints)
     del checkpoints
     gc.collect()  # what Orbax leaves of it is collected here, and not in another test
 
 
-def save_and_finish(checkpoints: Checkpoints) -> None:
+def save_and(end: Callable[[Checkpoints], None], checkpoints: Checkpoints) -> None:
     checkpoints.save(1, make_state(1))
-    checkpoints.finish()
+    end(checkpoints)

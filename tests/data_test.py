@@ -109,6 +109,13 @@ def test_rows_tokenizer_and_length_each_change_the_fingerprint(tokenizer, tmp_pa
     assert len(set(prints)) == 4
 
 
+def test_a_tokenizer_that_cuts_on_the_left_finds_no_tokens_cut_on_the_right(tmp_path):
+    rows, right, left = make_rows(20), make_tokenizer(tmp_path), make_tokenizer(tmp_path)
+    left.truncation_side = "left"
+    cut = [tokenize(rows, tokenizer, 8, tmp_path).input_ids.tolist() for tokenizer in (right, left)]
+    assert cut[1] == tokenize(rows, left, 8, tmp_path / "of its own").input_ids.tolist() != cut[0]
+
+
 def test_a_used_tokenizer_keeps_its_fingerprint(tmp_path):
     tokenizer = make_tokenizer(tmp_path)
     before = tokenizer_fingerprint(tokenizer)

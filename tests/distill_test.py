@@ -176,6 +176,15 @@ def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> N
     assert (temporary_bytes(8) - temporary_bytes(4)) / 4 < scores_of_a_layer / 2
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["transformer", "prediction", "supervised"])
+def test_a_batch_of_numpy_arrays_as_the_data_give_it_is_as_good(index: int, preset: str) -> None:
+    objective, batch = objectives(preset)[index], make_batch()
+    trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
+    of_numpy = jax.tree.map(np.asarray, batch)
+    assert value(objective, trainable, of_numpy) == value(objective, trainable, batch)
+
+
 def test_weights_of_the_terms_are_those_of_hyper() -> None:
     objective = distill.transformer_objective(STUDENT, TEACHER)
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()

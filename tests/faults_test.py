@@ -249,6 +249,34 @@ def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World,
 
 
 @slow
+def test_a_process_that_was_given_something_else_ends_both(world: World, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    joined = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--mesh", "data=2"]
+    both = [world.start(tmp_path / "run", *joined, "--process-id", str(i), "--seed", str(i)) for i in (0, 1)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 2]
+    message = "tinybert: error: experiment.seed is 1 in process 1, and 0 in process 0: give all processes the same"
+    assert errors[1].splitlines()[-1].startswith(message)
+
+
+@slow
+def test_two_processes_resume_over_a_damaged_checkpoint(world: World, unbroken_on_four: bytes, tmp_path: Path) -> None:
+    both = world.start_two(tmp_path / "run")
+    wait_for(tmp_path / "run", '"2-prediction"', *both)
+    for process in both:
+        process.kill()
+        process.communicate()
+    checkpoint_test.flip_a_bit(newest(tmp_path / "run", "1-transformer"))
+    resumed = world.start_two(tmp_path / "run", "--resume")
+    ended = [process.communicate(timeout=300) for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], ended
+    assert "is damaged (" in ended[0][1]
+    assert weights(tmp_path / "run") == unbroken_on_four
+
+
+@slow
 def test_twenty_kills_at_random_moments_change_no_bit(world: World, unbroken: bytes, tmp_path: Path) -> None:
     """With a save at every step, so that many kills meet one. A run goes on until its kill, the last to its end."""
     moments = random.Random(0)

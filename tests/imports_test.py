@@ -54,12 +54,12 @@ TABLE: dict[str, set[str]] = {
     "init": {"config", "distill", "spectral"},
     "cost": {"config"},
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
-    "answers": {"config", "data", "predict", "rows", "train_step"},
+    "answers": {"config", "data", "precision", "predict", "rows", "train_step"},
     "inputs": {
         *("config", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
         *("corpus", "augment", "init", "population", "predict"),
     },
-    "run_dir": {"config", "inputs", "model"},
+    "run_dir": {"config", "inputs", "model", "precision"},
 }
 TABLE["stage"] = set(TABLE)
 TABLE["train"] = set(TABLE)

@@ -201,6 +201,29 @@ def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: 
         population.check_members([experiments[0], dataclasses.replace(experiments[0], stages=longer)])
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_what_is_wrong_with_any_member_is_refused(wrong: int, pretrained: Path, reviews: Path, tmp_path: Path) -> None:
+    for name in ("train", "dev"):
+        rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
+        scored = [f"{text}\t{float(label == 'good')}" for text, label in rows]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *scored]) + "\n")
+    members = [
+        tb.Experiment(
+            task="regression",
+            source=tb.DataSource(data=str(tmp_path)),
+            model=str(pretrained),
+            stages=(tb.Stage("supervised", max_steps=1, temperature=4.0 if i == wrong else 1.0),),
+            max_length=16,
+            seed=i,
+            data_seed=0,
+        )
+        for i in (0, 1)
+    ]
+    with pytest.raises(tb.InputError, match=r"temperature is 4.0; it is for classes, and task 'regression' has none"):
+        tb.run_population(members, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_members_of_other_shapes_are_refused(
     pretrained: Path, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Files become checked rows; whatever is wrong is named by file and line. Prepared TFDS sets: rows_tfds_test."""
 
+import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -349,6 +350,22 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError):
         cached(tmp_path / "rows" / "key", build, lambda folder: folder)
     assert list((tmp_path / "rows").iterdir()) == []
+
+
+def test_an_entry_that_another_run_removed_to_make_room_is_built_again(tmp_path):
+    entry, built = tmp_path / "rows" / "key", []
+
+    def load(folder: Path) -> str:
+        if len(built) == 1:
+            shutil.rmtree(folder)
+        return (folder / "value").read_text()
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "value").write_text("x")
+
+    assert cached(entry, build, load) == "x"
+    assert len(built) == 2
 
 
 def test_of_two_builders_that_race_the_first_wins(tmp_path):

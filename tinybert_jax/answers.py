@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from tinybert_jax.config import Batch, InputError, Params
 from tinybert_jax.data import Examples
+from tinybert_jax.precision import float32_precision
 from tinybert_jax.predict import outputs
 from tinybert_jax.rows import cache_folder, cached
 from tinybert_jax.train_step import make_targets_step
@@ -175,11 +176,11 @@ class Asked:
                 raise InputError(f"{folder}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
             return Answered(examples, tokens, offsets, flat, forms, tree)
         entry = folder / self._fingerprint(examples, forms)
+        with contextlib.suppress(OSError):  # there is none yet, or the cache is somebody else's
+            os.utime(entry)  # what was used longest ago makes room
         if not entry.is_dir():
             _make_room(folder, needed, limit)
         flat = cached(entry, build, load)
-        with contextlib.suppress(OSError):  # the cache is somebody else's, or another run has made room
-            os.utime(entry)  # what was used longest ago makes room
         return Answered(examples, tokens, offsets, flat, forms, tree)
 
     def _forms(self, examples: Examples) -> tuple[list[Form], Any]:
@@ -201,6 +202,7 @@ class Asked:
         described = [(form.shape, form.dtype.name) for form in forms]
         device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
         versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", "")]
+        versions.append(str(float32_precision()))
         computed = [self.batch_size, self.buckets, self.padding, device, mesh, versions]
         content = [*self.identity, examples.fingerprint, described, computed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

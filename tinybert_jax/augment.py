@@ -127,8 +127,10 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
 
     Raises:
         InputError: the candidates are missing, unfinished or damaged, or they are those of other rows or another
-            vocabulary.
+            vocabulary; the tokenizer cuts texts on the left.
     """
+    if tokenizer.truncation_side != "right":
+        raise InputError(f"{directory}: variants are cut on the right, but the tokenizer's truncation_side is 'left'")
     table, described = load_table(Path(directory), rows, tokenizer)
     texts, variants = len(rows.texts[0]), described["variants"]
     labels = rows.labels

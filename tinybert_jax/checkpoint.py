@@ -91,7 +91,12 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait until everything is on disk, and end.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        self._guarded(self._manager.close)
 
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
@@ -103,15 +108,15 @@ class Checkpoints:
             ) from error
 
     def _set_aside(self, step: int, damage: str) -> None:
-        names = (f"{step}.damaged{number}" for number in ("", *range(2, 1000)))  # a step can be damaged again
-        aside = next(path for name in names if not (path := self._directory / name).exists())
         if jax.process_index() == 0:
+            names = (f"{step}.damaged{number}" for number in ("", *range(2, 1000)))  # a step can be damaged again
+            aside = next(path for name in names if not (path := self._directory / name).exists())
             print(
                 f"warning: {self._directory / str(step)} is damaged ({damage}); kept as {aside.name}", file=sys.stderr
             )
             (self._directory / str(step)).rename(aside)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {aside}")
+            multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 
 

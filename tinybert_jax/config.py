@@ -314,16 +314,18 @@ class Stage:
     def __post_init__(self) -> None:
         _check_choice("objective", self.objective, StageName)
         _check_choice("schedule", self.schedule, ScheduleName)
-        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+        optional = [name for name in ("max_steps", "evaluate_every") if getattr(self, name) is not None]
+        for name in ("epochs", "batch_size", "accumulation_steps", *optional):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value}; it must be a whole number, at least 1")
+        for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:  # NaN is not either
                 raise InputError(f"{name} is {getattr(self, name)}; it must be greater than 0")
-        for name in ("max_steps", "evaluate_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("weight_decay", "embedding_weight", "attention_weight", "hidden_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
+        if self.batch_size % self.accumulation_steps:
             raise InputError(
                 f"accumulation_steps {self.accumulation_steps} does not divide the batch size {self.batch_size}"
             )

@@ -147,6 +147,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     # The last call's truncation and padding stay in the backend: a used tokenizer would look like another one.
     for transient in ("truncation", "padding"):
         backend.pop(transient, None)
+    if tokenizer.truncation_side != "right":
+        backend["truncation_side"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(backend, sort_keys=True).encode()).hexdigest()
 
 

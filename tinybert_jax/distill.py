@@ -151,9 +151,10 @@ def transformer_objective(
     ) -> tuple[Float[Array, ""], Metrics]:
         layers = tuple(range(student.num_hidden_layers))
         out = _apply(student_model, trainable["bert"], batch, key, qkv_layers=layers, **read_of)
-        every = jnp.ones_like(batch.attention_mask)
-        real = batch.attention_mask if preset == "default" else every  # the positions that count in the means
-        paired = every if preset == "paper" else batch.attention_mask  # of official, the loss counts every pair
+        mask = jnp.asarray(batch.attention_mask)
+        every = jnp.ones_like(mask)
+        real = mask if preset == "default" else every  # the positions that count in the means
+        paired = every if preset == "paper" else mask  # of official, the loss counts every pair
         # one layer after the other: its scores are [b, h, q, k]
         transfer = jax.lax.map(
             lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
@@ -341,7 +342,7 @@ def _replace(trainable: Params, student_params: Params) -> Params:
 
 def _apply(model: Any, params: Params, batch: Batch, key: PRNGKeyArray | None, **kwargs: Any) -> BertOutput:
     rngs = None if key is None else {"dropout": key}
-    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    inputs = map(jnp.asarray, (batch.input_ids, batch.attention_mask, batch.token_type_ids))
     return model.apply({"params": params}, *inputs, deterministic=key is None, rngs=rngs, **kwargs)
 
 

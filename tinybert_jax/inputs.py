@@ -198,9 +198,9 @@ def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
     """What the experiment's start takes from the teacher, its vocabulary not padded."""
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
     # padded to one length: in buckets, the first batches are not a fair sample
-    sample = data.train_batches(
-        inputs.train, SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed, 0, SAMPLE_BATCHES
-    )
+    order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
+    batches = min(SAMPLE_BATCHES, data.steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
+    sample = data.train_batches(inputs.train, *order, 0, batches)
     student, teacher = (
         dataclasses.replace(config, vocab_multiple=1) for config in (inputs.config, inputs.teacher.config)
     )

@@ -11,6 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def float32_precision() -> str | None:
+    """What JAX_DEFAULT_MATMUL_PRECISION, or its equal in the program, makes of float32 products on accelerators."""
+    precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return precision
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """`jnp.einsum` of two arrays of one dtype, into float32; the products of its gradients are in that dtype too.

@@ -132,7 +132,10 @@ def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]
                 # Another process was first. The key is the content's, so its entry is as good as ours.
     except OSError as error:
         raise InputError(f"{entry.parent}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
-    return load(entry)
+    try:
+        return load(entry)
+    except FileNotFoundError:  # another process has already removed it, to make room for its own
+        return cached(entry, build, load)
 
 
 def cached_arrays(

@@ -22,6 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tinybert_jax.config import Experiment, Head, InputError, Params
 from tinybert_jax.inputs import Inputs
 from tinybert_jax.model import count_parameters, resize_vocabulary
+from tinybert_jax.precision import float32_precision
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
 
@@ -70,8 +71,10 @@ def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs
         os.replace(written, out / "experiment.json")  # from now on there is a run, which can be resumed
 
 
-def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
-    """Compare a run that is to be resumed with the one that was started.
+def check_same(
+    out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh, resume: bool
+) -> None:
+    """Compare a run that is to be resumed with the one that was started; or one process's new run with process 0's.
 
     Raises:
         InputError: names the field that differs; what differs by rounding only (package versions, devices, whether the
@@ -93,9 +96,14 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
                 " rounding",
                 file=sys.stderr,
             )
-        else:
+        elif resume:
             raise InputError(
                 f"{out}: cannot resume: {field} was {before!r} and is {after!r}; start a new --out instead"
+            )
+        else:
+            raise InputError(
+                f"{field} is {after!r} in process {jax.process_index()}, and {before!r} in process 0: give all"
+                " processes the same command, models and rows"
             )
 
 
@@ -113,6 +121,7 @@ def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: 
             "mesh": dict(mesh.shape),
             "processes": jax.process_count(),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "matmul_precision": float32_precision(),
         },
         "versions": {name: _version(name) for name in PACKAGES},
     }

@@ -93,12 +93,15 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         members = load_population(experiments)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # refuses what does not fit, before anything is computed
+    for own in experiments[1:]:
+        for stage in own.stages:
+            make_objective(own, stage, inputs)
     objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
     parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
     mesh = choose_mesh(axes, parts, configs, len(members))
     if resume:
-        run_dir.check_same(out, experiments, members, mesh)
+        run_dir.check_same(out, experiments, members, mesh, resume)
     if axes is None and mesh.size < jax.device_count() and processes.is_primary():
         rows = " and ".join(map(str, sorted(set(parts))))
         print(
@@ -120,6 +123,8 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         for directory in run_dir.member_dirs(out, len(experiments)):
             directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
     processes.barrier("run directory")
+    if not (resume or processes.is_primary()):
+        run_dir.check_same(out, experiments, members, mesh, resume)
     bare = without_projections(params[0])
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 
