@@ -52,15 +52,9 @@ def main() -> None:
     parser.add_argument("--general-learning-rate", type=float, default=1e-3)
     parser.add_argument("--student", default="tinybert-3l-192d", help="a preset")
     add_options(parser)
-    parser.set_defaults(
-        max_length=64,
-        transformer_steps=300,
-        transformer_learning_rate=1e-3,
-        prediction_steps=300,
-        prediction_learning_rate=5e-4,
-    )
     args = parser.parse_args()
 
+    without = distillation(args, args.student)
     general = tb.Experiment(
         task="corpus",
         source=tb.CorpusSource(tuple(args.corpus)),
@@ -69,13 +63,12 @@ def main() -> None:
         stages=(
             tb.Stage("transformer", 1000, max_steps=args.general_steps, learning_rate=args.general_learning_rate),
         ),
-        max_length=args.max_length,
+        max_length=without.max_length,
     )
     run_seeds(general, [0], args.out / "general")
     started = args.out / "general" / "seed0"
     draw(args.out / "general.svg", started / "metrics.jsonl")
 
-    without = distillation(args, args.student)
     with_general = dataclasses.replace(without, model=str(started / "student"))
     scores = {
         "without": run_seeds(without, args.seeds, args.out / "without"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinybert_jax as tb
-from tinybert_jax import hf, population, run_dir, tasks
+from tinybert_jax import inputs, population, run_dir, tasks
 from tinybert_jax.stage import Diverged, Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
@@ -101,7 +101,9 @@ def populations(
 def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
     """The dev scores of each member of a population, run in `directory`, or read where they are there already."""
     finished = directory / "scores.json"
-    if not finished.is_file():
+    if finished.is_file():
+        _check_same(members, directory)
+    else:
         print(f"\n{directory}: {len(members)} member{'s' * (len(members) > 1)}", flush=True)
         try:
             results = tb.run_population(members, directory, (directory / "experiment.json").is_file())
@@ -114,21 +116,26 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
         written = finished.with_suffix(".tmp")
         written.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
         os.replace(written, finished)
+    scores: Scores = json.loads(finished.read_text())
+    return scores
+
+
+def _check_same(members: list[tb.Experiment], directory: Path) -> None:
+    """End the program where the scores in `directory` are of other settings, models or rows."""
     started = json.loads((directory / "experiment.json").read_text())
     if started["experiment"] != run_dir.settings(members):
         sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
-    fingerprints = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
-    recorded = {
-        (str(name), own[role])
-        for member, own in zip(members, fingerprints, strict=True)
-        for role, name in (("teacher", member.teacher), ("model", member.model))
-        if role in own
-    }
-    for name, fingerprint in sorted(recorded):  # each once: a teacher is hundreds of megabytes
-        if hf.fingerprint(name) != fingerprint:
-            sys.exit(f"error: {name} is another model than when {directory} was run; give another --out")
-    scores: Scores = json.loads(finished.read_text())
-    return scores
+    try:
+        now = [own.fingerprints for own in inputs.load_population(members)]
+    except tb.InputError as error:
+        sys.exit(f"error: {error}")
+    before = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
+    changed = sorted(
+        {name for own, other in zip(before, now, strict=True) for name in own if own[name] != other[name]}
+    )
+    if changed:
+        what = ", ".join(changed)
+        sys.exit(f"error: {directory} holds scores from before a change: {what}; give another --out")
 
 
 def mean_sd(scores: Scores, metric: str) -> str:

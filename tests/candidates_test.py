@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -153,7 +154,8 @@ def test_default_never_offers_the_word_itself_and_no_preset_what_is_no_word(toke
         ("3d", "paper"),
         (".", "paper"),
         ("\U0001f600", "paper"),
-        ("Film", "default paper"),
+        ("Film", "default paper official"),  # of a cased model
+        ("The", "default paper"),
     ],
 )
 def test_each_preset_leaves_its_own_words_alone(word, presets):
@@ -314,3 +316,20 @@ def test_a_vocabulary_padded_in_the_model_gives_no_id_that_the_tokenizer_lacks(t
     table, _ = load_table(tmp_path / "out", make_rows(4), tokenizer)
     assert table.candidates.max() < len(tokenizer)
     assert len(WORDS) < len(tokenizer)
+
+
+def test_two_processes_that_write_one_file_do_not_share_its_beginnings(tmp_path, monkeypatch):
+    path, begun = tmp_path / "rows-00000000.npz", []
+    replace = os.replace
+
+    def meanwhile(temporary, final):
+        begun.append(temporary)
+        if len(begun) == 1:
+            monkeypatch.setattr(os, "getpid", lambda: 1)
+            candidate_table._replace(path, b"the other's")
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    candidate_table._replace(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert len(set(begun)) == 2

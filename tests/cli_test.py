@@ -267,6 +267,17 @@ def test_options_that_no_stage_reads_are_refused(
     assert_refused(capsys, code, f"--stage {stage} does not read {named}: leave it out")
 
 
+@pytest.mark.parametrize(
+    ("stage", "option", "value"), [("transformer", "--masking-probability", 0.1), ("masked_lm", "--layer-map", "top")]
+)
+def test_options_that_no_stage_on_text_reads_are_refused(
+    stage: str, option: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = ["pretrain", "--corpus", tmp_path / "text", "--student", tmp_path / "student", "--out", tmp_path / "o"]
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, value)
+    assert_refused(capsys, code, f"--stage {stage} does not read {option}: leave it out")
+
+
 @pytest.mark.usefixtures("nothing_compiles")
 @pytest.mark.parametrize("option", ["--transformer-learning-rate", "--prediction-learning-rate"])
 def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(

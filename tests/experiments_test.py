@@ -120,15 +120,21 @@ def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, 
     assert {member["start"] for member in members} == {"random"}
 
 
-def test_scores_behind_another_teacher_are_not_taken_for_its_successors(
+def test_scores_from_before_a_change_of_what_they_depend_on_are_not_taken(
     shared: ModuleType, full: tb.Experiment, tmp_path: Path
 ) -> None:
-    moved = Path(shutil.copytree(str(full.teacher), tmp_path / "teacher"))
-    full = dataclasses.replace(full, teacher=str(moved), stages=full.stages[1:])
+    teacher = Path(shutil.copytree(str(full.teacher), tmp_path / "teacher"))
+    data = Path(shutil.copytree(str(full.source.data), tmp_path / "data"))
+    source = tb.DataSource(data=str(data))
+    full = dataclasses.replace(full, teacher=str(teacher), source=source, stages=full.stages[1:])
     scores = shared.run_seeds(full, [0], tmp_path / "run")
     assert shared.run_seeds(full, [0], tmp_path / "run") == scores
-    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
-    with pytest.raises(SystemExit, match="teacher is another model than when"):
+    (teacher / "config.json").write_text((teacher / "config.json").read_text() + "\n")
+    with pytest.raises(SystemExit, match="holds scores from before a change: teacher; give another --out"):
+        shared.run_seeds(full, [0], tmp_path / "run")
+    with (data / "train.tsv").open("a") as file:
+        file.write("a lovely bag\tgood\n")
+    with pytest.raises(SystemExit, match="holds scores from before a change: teacher, train; give another"):
         shared.run_seeds(full, [0], tmp_path / "run")
 
 
@@ -139,6 +145,15 @@ def test_a_member_that_diverges_is_not_said_to_be_continued(
         shared.run_seeds(changed(full, learning_rate=1e30, schedule="constant"), [0], tmp_path)
     assert "the same command continues" not in str(ended.value)
     assert "give a lower rate, and another --out" in str(ended.value)
+
+
+def test_statistics_are_those_of_paired_seeds(shared: ModuleType) -> None:
+    scores, reference = ([{"accuracy": x} for x in row] for row in ([0.5, 0.7, 0.6], [0.4, 0.5, 0.6]))
+    assert shared.mean_sd(scores, "accuracy") == "60.0 ± 10.0"  # of a sample: n - 1
+    # differences of 10, 20 and 0: their deviation is 10, and 10 / sqrt(3) = 5.77
+    assert shared.paired(scores, reference, "accuracy") == "+10.0 ± 5.8"
+    found = shared.differences(scores, reference, "accuracy")
+    assert (found.mean, found.error) == pytest.approx((10.0, 10 / 3**0.5))
 
 
 def test_one_seed_has_no_spread(shared: ModuleType) -> None:

@@ -133,6 +133,20 @@ def test_projections_of_an_original_tinybert_make_the_round_trip(
     assert {name: t.tobytes() for name, t in before.items()} == {name: t.tobytes() for name, t in after.items()}
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_classifier_of_the_authors_code_is_left_out(
+    directory: Path, capsys: pytest.CaptureFixture, version: int
+) -> None:
+    """`TinyBertForSequenceClassification` puts a ReLU before it, which no config tells."""
+    edit_tensors(directory, lambda tensors: add_projections(tensors, version))
+    assert "classifier" in tb.load_hf(directory)[1], "one of ours, which goes on with its projections"
+    edit_config(directory, architectures=None)
+    assert "classifier" not in tb.load_hf(directory)[1]
+    assert f"note: {directory}: its classifier is left out: that of TinyBERT's authors" in capsys.readouterr().err
+    with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
+        tb.load_predictor(directory)
+
+
 def test_a_tinybert_as_pretrained_is_read_with_all_its_heads(tmp_path: Path) -> None:
     """`TinyBertForPreTraining`: both heads of pretraining, a pooler, TensorFlow names, a projection per state."""
     directory = Path(shutil.copytree(TINY.parent / "tiny-bert-mlm", tmp_path / "bert"))
@@ -335,13 +349,16 @@ def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached, asked = tmp_path / "cached", []
+    (directory / "added_tokens.json").write_text("{}")
     cached.mkdir()
     shutil.copy(directory / "config.json", cached)
 
     def snapshot_download(name: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
         asked.append(local_files_only)
         if not local_files_only:
-            shutil.copytree(directory, cached, dirs_exist_ok=True)
+            for pattern in allow_patterns:
+                for file in directory.glob(pattern):
+                    shutil.copy(file, cached)
         return str(cached)
 
     listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors")])
@@ -350,6 +367,7 @@ def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(
     for _ in range(2):
         tb.load_hf("owner/name")
     assert asked == [True, False, True]
+    assert (cached / "added_tokens.json").is_file(), "without it, added tokens are cut into pieces"
 
 
 def test_a_token_classifier_that_was_saved_with_a_pooler_is_a_token_classifier(

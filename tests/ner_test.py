@@ -236,6 +236,7 @@ def test_many_chunks_give_the_same_pieces_as_one(tmp_path, tokenizer, monkeypatc
         ("B-PER E-LOC", [("PER", 0, 0), ("LOC", 1, 1)]),
         ("B-PER O I-PER", [("PER", 0, 0), ("PER", 2, 2)]),
         ("B-PER L-PER U-LOC", [("PER", 0, 1), ("LOC", 2, 2)]),  # BILOU
+        ("B-PER M-PER E-PER S-LOC B-LOC M-LOC", [("PER", 0, 2), ("LOC", 3, 3), ("LOC", 4, 5)]),  # BMES
         ("B-a-b I-a-b I-a-c", [("a-b", 0, 1), ("a-c", 2, 2)]),  # a hyphen in the type
         ("NOUN NOUN O -LRB- B-", [("NOUN", 0, 0), ("NOUN", 1, 1), ("-LRB-", 3, 3), ("B-", 4, 4)]),
         ("", []),
@@ -243,6 +244,16 @@ def test_many_chunks_give_the_same_pieces_as_one(tmp_path, tokenizer, monkeypatc
 )
 def test_spans_are_those_of_conlleval(sentence, expected):
     assert spans(sentence.split()) == set(expected)
+
+
+def test_tags_without_a_type_are_prefixes_where_there_are_no_others():
+    """As in the corpora of BLURB; the numbers are seqeval's."""
+    sentences = sentences_with("B I I O B I O")
+    assert score(sentences, [tuple("BIIOBIO")])["f1"] == 1
+    found = score(sentences, [tuple("BIOOBIO")])
+    assert (found["precision"], found["recall"]) == (0.5, 0.5)
+    parts_of_speech = sentences_with("N V I I")
+    assert score(parts_of_speech, [("N", "V", "I", "N")])["recall"] == 0.75
 
 
 def sentences_with(*gold):

@@ -189,6 +189,6 @@ def _file(directory: Path, start: int) -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
     temporary.write_bytes(content)
     os.replace(temporary, path)

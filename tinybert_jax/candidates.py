@@ -72,13 +72,13 @@ def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
 def is_replaceable(word: str, preset: Preset) -> bool:
     """Whether a word, as the tokenizer has normalised it, gets candidates.
 
-    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is no stop-word; `default`: what
-    consists of letters, of any script.
+    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is no stop-word, by a list of ours;
+    `default`: what consists of letters, of any script.
     """
     if preset == "paper":
         return True
     if preset == "official":
-        return all("a" <= c <= "z" for c in word) and word not in STOP_WORDS
+        return all("a" <= c <= "z" for c in word.lower()) and word.lower() not in STOP_WORDS
     return _has_only_letters(word)
 
 

@@ -177,8 +177,7 @@ def distill(
         "--temperature": stage in ("transformer", "supervised") and temperature != 1,
         "--evaluate-every": no_second and evaluate_every is not None,
     }
-    if given := [option for option, is_given in unread.items() if is_given]:
-        raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
+    _refuse_unread(stage, unread)
     first = Stage(
         "transformer",
         epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
@@ -264,6 +263,11 @@ def pretrain(
         processes: that tokenise the text.
         teacher_cache_gb: as in `tinybert distill`.
     """
+    unread = {
+        "--masking-probability": stage == "transformer" and masking_probability != Stage.masking_probability,
+        "--layer-map": stage == "masked_lm" and layer_map != "uniform" and start == "random",
+    }
+    _refuse_unread(stage, unread)
     described = Stage(
         stage,
         epochs=epochs,
@@ -286,6 +290,11 @@ def pretrain(
         start=start,
         teacher_cache_gb=teacher_cache_gb,
     )
+
+
+def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
+    if given := [option for option, is_given in unread.items() if is_given]:
+        raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
 
 
 def _train(task: str, run: Run, devices: Devices, **described: Any) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ from tinybert_jax.weights import TORCH_FILE, first_line, read_json, read_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt", "special_tokens*"]
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+HUB_FILES += ["tokenizer*", "vocab.txt", "special_tokens*", "added_tokens.json"]
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
 FITS = ("fit_denses",)  # of a TinyBERT as its authors publish it: a projection per hidden state
+AUTHORS_FITS = ("fit_dense", *FITS)
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
 OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
 SHORTEST = 8  # tokens, of the longest text that a tokenizer may allow
@@ -110,8 +113,8 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
 
     Returns:
         The config, and the parameters as `{"bert": ...}` plus heads; leaves of `encoder/layer` are stacked [l, ...].
-        A TinyBERT as its authors publish it also has `fit_dense`, or, stacked [l + 1, ...], `fit_denses`: projections
-        of its hidden states to its teacher's width.
+        A TinyBERT as its authors' code saves it also has `fit_dense`, or, stacked [l + 1, ...], `fit_denses`:
+        projections of its hidden states to its teacher's width; its classifier is left out, with a note.
 
     Raises:
         InputError: a file is missing or damaged; a tensor is missing, surplus, not of the config's shape, or holds
@@ -120,8 +123,16 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     path = resolve(str(directory))
     config = load_config(path)
     params = from_hf_tensors(config, read_tensors(path), str(path))
-    if "BertForTokenClassification" in str(read_json(path / "config.json").get("architectures")):
+    architectures = str(read_json(path / "config.json").get("architectures"))
+    if "BertForTokenClassification" in architectures:
         params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
+    if "classifier" in params and any(name in params for name in AUTHORS_FITS) and "BertFor" not in architectures:
+        del params["classifier"]
+        print(
+            f"note: {path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"
+            " has not",
+            file=sys.stderr,
+        )
     return config, params
 
 

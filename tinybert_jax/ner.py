@@ -20,6 +20,7 @@ from tinybert_jax.rows import cached_arrays
 
 FORMAT_VERSION = 1  # of the cached pieces; count it up when the same sentences would give others
 OUTSIDE = "O"
+UNTYPED = set("BIMESLUO")  # all the tags there are where spans are of one type, which is not written
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,8 +224,9 @@ def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str,
     if sentences.tags is None:
         raise ValueError("sentences without tags cannot be scored")
     right = given = wanted = equal = 0
+    untyped = {tag for tags in (*sentences.tags, *predicted) for tag in tags} <= UNTYPED
     for gold, guess in zip(sentences.tags, predicted, strict=True):
-        gold_spans, guessed_spans = spans(gold), spans(guess)
+        gold_spans, guessed_spans = spans(gold, untyped), spans(guess, untyped)
         right += len(gold_spans & guessed_spans)
         given += len(guessed_spans)
         wanted += len(gold_spans)
@@ -237,11 +239,12 @@ def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str,
     }
 
 
-def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Type, first and last word of each span that the tags of a sentence mark, in IOB1, IOB2, IOBES or BILOU.
+def spans(tags: Sequence[str], untyped: bool = False) -> set[tuple[str, int, int]]:
+    """Type, first and last word of each span that the tags of a sentence mark, in IOB1, IOB2, IOBES, BMES or BILOU.
 
     As in conlleval (Tjong Kim Sang and De Meulder 2003), a span begins at B or S, after O, E or S, and wherever the
-    type changes: an I needs no B before it. A tag without a prefix, as of a part of speech, is a span of one word.
+    type changes: an I needs no B before it. A tag without a prefix, as of a part of speech, is a span of one word; of
+    `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
 
     >>> sorted(spans(["B-PER", "I-PER", "O", "I-LOC", "NOUN"]))
     [('LOC', 3, 3), ('NOUN', 4, 4), ('PER', 0, 1)]
@@ -252,12 +255,12 @@ def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         if tag == OUTSIDE:
             is_open = False
             continue
-        prefix, kind = tag.split("-", 1) if re.match("[BIESLU]-.", tag) else ("S", tag)
+        prefix, kind = tag.split("-", 1) if re.match("[BIMESLU]-.", tag) else (tag, "") if untyped else ("S", tag)
         if is_open and prefix not in "BSU" and found[-1][0] == kind:
             found[-1] = (kind, found[-1][1], i)
         else:
             found.append((kind, i, i))
-        is_open = prefix in "BI"
+        is_open = prefix in "BIM"
     return set(found)
 
 

@@ -150,7 +150,7 @@ def load_predictor(
 
 
 def check_head(name: str, config: BertConfig, params: Params, head: Head, max_length: int) -> None:
-    """Refuse a model that has not the head that is asked for, or fewer positions than `max_length`.
+    """Refuse a model that has not the head that is asked for, several labels a row, or too few positions.
 
     Raises:
         InputError: says what is missing.
@@ -159,6 +159,10 @@ def check_head(name: str, config: BertConfig, params: Params, head: Head, max_le
     if key not in params or (head != "span" and ("pooler" in params["bert"]) != pooler):
         what = {"sequence": "sequence classifier", "tokens": "token classifier", "span": "question answering head"}
         raise InputError(f"{name}: holds no {what[head]}; fine-tune it first: tinybert finetune --model {name}")
+    if head == "sequence" and config.problem_type == "multi_label_classification":
+        raise InputError(
+            f"{name}: each of its labels is a question of its own (problem_type); one of all is supported"
+        )
     check_positions(name, config, max_length)
 
 

@@ -9,6 +9,7 @@ nothing. Nothing else should run meanwhile. Without --data the epochs are of foo
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ Found = dict[str, Any]
 
 
 def commands(data: Path | None) -> list[str]:
-    texts = "" if data is None else f" --data {data}"
+    texts = "" if data is None else f" --data {shlex.quote(str(data))}"
     of_size = [
         "step.py",
         "step.py --dtype bfloat16",
@@ -48,7 +49,7 @@ def commands(data: Path | None) -> list[str]:
 def measure(command: str, commit: str, out: Path) -> None:
     """Run one benchmark and append its line to `out`."""
     print(f"\n{command}", flush=True)
-    name, *options = command.split()
+    name, *options = shlex.split(command)
     with tempfile.TemporaryDirectory() as directory:
         line = Path(directory) / "line"
         subprocess.run([sys.executable, str(HERE / name), *options, "--json", str(line)], check=True)
@@ -131,7 +132,7 @@ ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
 def matching(lines: list[Found], start: str, size: str) -> Found | None:
     """The line of a command with these options, apart from where its texts are."""
     for line in lines:
-        name, *options = line["command"].split()
+        name, *options = shlex.split(line["command"])
         if "--data" in options:
             del options[options.index("--data") : options.index("--data") + 2]
         wanted = start.split()
