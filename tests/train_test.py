@@ -82,6 +82,10 @@ def test_distillation_learns_from_the_teacher_and_logs_every_term(
     terms = first[-1]
     names = ("embedding", "attention/1", "attention/2", "hidden/1", "hidden/2")
     assert terms["loss"] == pytest.approx(sum(terms[name] for name in names), rel=1e-5)
+    for stage, has_best in (("1-transformer", False), ("2-prediction", True)):
+        saved = [path.read_text() for path in (tmp_path / "run/checkpoints" / stage).glob("*/checksums/metadata")]
+        assert saved
+        assert {".best_params" in names for names in saved} == {has_best}, "where nothing is evaluated, none is best"
 
 
 def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: train.Result) -> None:

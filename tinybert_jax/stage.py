@@ -180,8 +180,9 @@ def _initial_state(run: Run, index: int, objective: distill.Objective, params: l
         init_key, dropout_key = (jax.random.fold_in(jax.random.key(own.seed), 2 * index + i) for i in (1, 2))
         initial.append(objective.init(init_key, before))
         keys.append(dropout_key)
-    optimizer = _optimizer(run.experiments[0], run.experiments[0].stages[index])
-    return create_state(population.stack(initial), optimizer, population.stack(keys), run.mesh)
+    stage = run.experiments[0].stages[index]
+    optimizer, scored = _optimizer(run.experiments[0], stage), stage.objective in SCORED
+    return create_state(population.stack(initial), optimizer, population.stack(keys), run.mesh, scored)
 
 
 def _asks_again(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:

@@ -41,16 +41,22 @@ class TrainState(NamedTuple):
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, "*members"], mesh: Mesh
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, "*members"],
+    mesh: Mesh,
+    keeps_best: bool = True,
 ) -> TrainState:
     """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied.
 
-    Of a population, `params` and `key` have the members on axis 0.
+    Of a population, `params` and `key` have the members on axis 0. Where nothing is evaluated, no best is kept:
+    `best_params` are empty.
     """
 
     def create(params: Params, key: PRNGKeyArray) -> TrainState:
         step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
-        return TrainState(step, params, optimizer.init(params), key, best, jax.tree.map(jnp.copy, params))
+        best_params = jax.tree.map(jnp.copy, params) if keeps_best else {}
+        return TrainState(step, params, optimizer.init(params), key, best, best_params)
 
     members = key.ndim > 0
     build = jax.vmap(create) if members else create
