@@ -8,12 +8,12 @@ as many fake CPU devices, whose compiler joins and places collectives in its own
 step for CUDA. libtpu 0.0.42, 32 rows of 128 tokens per chip, bfloat16:
 
     mesh                      MB in  MB temp  MB sent   GB/s
-    1                           681      733      0.0    0.0
-    fsdp=8                       87      794    236.2   21.4
-    data=2,fsdp=2,model=2       178     1099    515.1   46.6
-    data=8,fsdp=8                87      738    194.7   17.6
-    data=32,fsdp=8               87      738    195.4   17.7
-    data=64,fsdp=2,model=2      178     1099    522.4   47.2
+    1                           620      756      0.0    0.0
+    fsdp=8                       79      796    234.7   21.2
+    data=2,fsdp=2,model=2       161     1091    535.7   48.4
+    data=8,fsdp=8                79      725    197.4   17.8
+    data=32,fsdp=8               79      725    198.5   17.9
+    data=64,fsdp=2,model=2      161     1091    547.5   49.5
     lowered for CUDA: a serialised module of 0.10 MB
 
 All of a chip, per step: arguments (state and teacher), temporaries, what collectives send, and the rate at which
@@ -236,8 +236,8 @@ def make_step(
             return tb.init_params(tb.BertForSequenceClassification(config), key)
 
         # where a state lies is no part of its shapes, and the devices of `mesh` hold no arrays
-        state = train_step.create_state(objective.init(key, params(student)), optimizer, key, sharding.make_mesh())
-        return state, params(teacher)
+        trainable, one = objective.init(key, params(student)), sharding.make_mesh()
+        return train_step.create_state(trainable, optimizer, key, one, keeps_best=False), params(teacher)
 
     state, teacher_params = jax.eval_shape(create, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)

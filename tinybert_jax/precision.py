@@ -1,4 +1,4 @@
-"""Products and dense layers in the compute dtype, whose sums are float32: those of the gradients too."""
+"""Products and dense layers in the compute dtype, and sums in float32: those of the gradients too."""
 
 from __future__ import annotations
 
@@ -52,5 +52,6 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        y = product("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
-        return (y + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(self.dtype)
+        # no `product`: where devices share i, they send each other parts of the sum, and halves are enough
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(self.dtype)

@@ -78,7 +78,7 @@ def our_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "offici
     student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))
     trainable = population.stack([objective.init(jax.random.key(2), student_params)] * members)
     keys = population.stack([jax.random.key(3 + i) for i in range(members)])
-    state = create_state(trainable, optimizer, keys, mesh)
+    state = create_state(trainable, optimizer, keys, mesh, keeps_best=False)
     compiled = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
     hyper = population.stack([Hyper()] * members)
 
