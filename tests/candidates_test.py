@@ -242,7 +242,7 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tokenizer, model, tmp_path
         build(tmp_path / "killed", rows, tokenizer, model)
     with pytest.raises(InputError, match=r"rows-00000008\.npz: no such file: the table is unfinished"):
         load_table(tmp_path / "killed", rows, tokenizer)
-    (tmp_path / "killed" / "rows-00000008.npz.7.tmp").write_bytes(b"half")  # what a kill in the middle of a file leaves
+    (tmp_path / "killed" / "rows-00000008.npz.7.tmp").write_bytes(b"half")  # of a kill in the middle of a file
     monkeypatch.setattr(candidates, "save_part", lambda *args: (saved.append(args[1]), save(*args)))
     build(tmp_path / "killed", rows, tokenizer, model)
     assert saved == [0, 4, 8, 12, 16]
