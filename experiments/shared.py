@@ -130,9 +130,8 @@ def _check_same(members: list[tb.Experiment], directory: Path) -> None:
     except tb.InputError as error:
         sys.exit(f"error: {error}")
     before = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
-    changed = sorted(
-        {name for own, other in zip(before, now, strict=True) for name in own if own[name] != other[name]}
-    )
+    pairs = zip(before, now, strict=True)
+    changed = sorted({name for own, new in pairs for name in own | new if own.get(name) != new.get(name)})
     if changed:
         what = ", ".join(changed)
         sys.exit(f"error: {directory} holds scores from before a change: {what}; give another --out")

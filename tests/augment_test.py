@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_mlm import VOCABULARY, build, compiled, make_mlm, make_rows, make_tokenizer
 
-from tinybert_jax import candidate_table
+from tinybert_jax import augmentation, candidate_table
 from tinybert_jax.augment import (
     PROBABILITY,
     cut_longest_first,
@@ -20,7 +20,7 @@ from tinybert_jax.augment import (
 )
 from tinybert_jax.candidate_table import load_table
 from tinybert_jax.candidates import ASKED, build_table
-from tinybert_jax.config import DataSource, InputError
+from tinybert_jax.config import BertConfig, DataSource, InputError
 from tinybert_jax.data import bucket_lengths, train_batches
 from tinybert_jax.neighbours import Neighbours
 from tinybert_jax.rows import read_rows
@@ -324,6 +324,21 @@ def test_a_variants_file_appears_whole_or_not_at_all(tokenizer, model, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"out", "train.tsv"}
     write_variants(tmp_path / "variants.tsv", augmented, rows, tokenizer, train, ("sentence",))
     assert {path.name for path in tmp_path.iterdir()} == {"out", "train.tsv", "variants.tsv"}
+
+
+def test_a_tokenizer_that_cuts_on_the_left_is_refused_before_anything_is_computed(
+    made, tokenizer, monkeypatch, tmp_path
+):
+    rows, directory = made
+    monkeypatch.setattr(tokenizer, "truncation_side", "left")
+    with pytest.raises(InputError, match="the tokenizer's truncation_side is 'left': set it to 'right'"):
+        load_augmented(directory, rows, tokenizer, 32, 0)
+    monkeypatch.setattr(augmentation.hf, "load_hf", lambda _: (BertConfig(), {"cls": {}}))
+    monkeypatch.setattr(augmentation.hf, "fingerprint", lambda _: "")
+    monkeypatch.setattr(augmentation.hf, "load_tokenizer", lambda *_: tokenizer)
+    with pytest.raises(InputError, match="the tokenizer's truncation_side is 'left'"):
+        augmentation.build("model", "sst2", DataSource(data=str(tmp_path)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_variants_are_written_only_beside_a_tsv(made, tokenizer, tmp_path):

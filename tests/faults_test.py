@@ -20,7 +20,7 @@ from pathlib import Path
 import checkpoint_test
 import numpy as np
 import pytest
-from conftest import SHORT, run_here
+from conftest import SHORT, run_here, write_reviews
 
 import tinybert_jax as tb
 from tinybert_jax import data
@@ -249,16 +249,20 @@ def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World,
 
 
 @slow
-def test_a_process_that_was_given_something_else_ends_both(world: World, tmp_path: Path) -> None:
+def test_a_process_that_was_given_something_else_ends_both(
+    world: World, teacher: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    worlds = world, World(teacher, blank_student, write_reviews(tmp_path / "other", train=160))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     joined = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--mesh", "data=2"]
-    both = [world.start(tmp_path / "run", *joined, "--process-id", str(i), "--seed", str(i)) for i in (0, 1)]
+    both = [own.start(tmp_path / "run", *joined, "--process-id", str(i)) for i, own in enumerate(worlds)]
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [1, 2]
-    message = "tinybert: error: experiment.seed is 1 in process 1, and 0 in process 0: give all processes the same"
-    assert errors[1].splitlines()[-1].startswith(message)
+    assert f"tinybert: error: experiment.source.data is '{tmp_path / 'other'}' in process 1, and '" in errors[1]
+    assert "give all processes the same command, models and rows" in errors[0].splitlines()[-1]
+    assert not (tmp_path / "run").exists(), "or the same command, put right, would be refused"
 
 
 @slow

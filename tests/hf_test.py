@@ -133,14 +133,15 @@ def test_projections_of_an_original_tinybert_make_the_round_trip(
     assert {name: t.tobytes() for name, t in before.items()} == {name: t.tobytes() for name, t in after.items()}
 
 
+@pytest.mark.parametrize("architectures", [None, ["TinyBertForSequenceClassification"], ["BertForMaskedLM"]])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_classifier_of_the_authors_code_is_left_out(
-    directory: Path, capsys: pytest.CaptureFixture, version: int
+    directory: Path, capsys: pytest.CaptureFixture, version: int, architectures: list[str] | None
 ) -> None:
     """`TinyBertForSequenceClassification` puts a ReLU before it, which no config tells."""
     edit_tensors(directory, lambda tensors: add_projections(tensors, version))
     assert "classifier" in tb.load_hf(directory)[1], "one of ours, which goes on with its projections"
-    edit_config(directory, architectures=None)
+    edit_config(directory, architectures=architectures)
     assert "classifier" not in tb.load_hf(directory)[1]
     assert f"note: {directory}: its classifier is left out: that of TinyBERT's authors" in capsys.readouterr().err
     with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):

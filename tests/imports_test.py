@@ -59,7 +59,7 @@ TABLE: dict[str, set[str]] = {
         *("config", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
         *("corpus", "augment", "init", "population", "predict"),
     },
-    "run_dir": {"config", "inputs", "model", "precision"},
+    "run_dir": {"config", "inputs", "model", "precision", "processes"},
 }
 TABLE["stage"] = set(TABLE)
 TABLE["train"] = set(TABLE)

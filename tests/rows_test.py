@@ -366,6 +366,10 @@ def test_an_entry_that_another_run_removed_to_make_room_is_built_again(tmp_path)
 
     assert cached(entry, build, load) == "x"
     assert len(built) == 2
+    built.clear()
+    with pytest.raises(FileNotFoundError):
+        cached(entry, build, lambda folder: (folder / "no such file").read_text())
+    assert len(built) == 2, "an answer that costs hours is not computed again and again"
 
 
 def test_of_two_builders_that_race_the_first_wins(tmp_path):

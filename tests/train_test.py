@@ -21,7 +21,7 @@ from conftest import SHORT, run_here
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
-from tinybert_jax import run_dir, train
+from tinybert_jax import processes, run_dir, train
 from tinybert_jax.stage import Diverged
 
 
@@ -106,6 +106,16 @@ def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
     projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, train.initial_params
     monkeypatch.setattr(train, "initial_params", lambda *args: [params | projections for params in given(*args)])
     with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_whose_run_is_not_process_0s_is_refused_before_anything_is_computed(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "from_primary", lambda text: text.replace('y": 500', 'y": 7'))
+    monkeypatch.setattr(train, "make_predict_step", None)
+    with pytest.raises(tb.InputError, match="checkpoint_every is 500 in process 0, and 7 in process 0: give all"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

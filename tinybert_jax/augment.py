@@ -115,6 +115,19 @@ class Augmented:
         return input_ids, mask.astype(np.int32), token_type_ids
 
 
+def check_truncation(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cuts long texts on the left, which variants are not.
+
+    Raises:
+        InputError: says so.
+    """
+    if tokenizer.truncation_side != "right":
+        raise InputError(
+            "variants are cut on the right, but the tokenizer's truncation_side is 'left': set it to 'right' in"
+            " tokenizer_config.json"
+        )
+
+
 def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length: int, seed: int) -> Augmented:
     """The variants of the training rows, from the candidates in a directory that `tinybert augment` wrote.
 
@@ -129,8 +142,7 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
         InputError: the candidates are missing, unfinished or damaged, or they are those of other rows or another
             vocabulary; the tokenizer cuts texts on the left.
     """
-    if tokenizer.truncation_side != "right":
-        raise InputError(f"{directory}: variants are cut on the right, but the tokenizer's truncation_side is 'left'")
+    check_truncation(tokenizer)
     table, described = load_table(Path(directory), rows, tokenizer)
     texts, variants = len(rows.texts[0]), described["variants"]
     labels = rows.labels

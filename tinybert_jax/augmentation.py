@@ -74,6 +74,7 @@ def build(
     if preset == "official" and config.type_vocab_size < 2:
         raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
     tokenizer = hf.load_tokenizer(model, config)
+    augment.check_truncation(tokenizer)
     rows = read_rows(row, source, "train")
     table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
     near = neighbours.load_neighbours(None if glove is None else Path(glove), table, tokenizer, preset)

@@ -123,10 +123,11 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     path = resolve(str(directory))
     config = load_config(path)
     params = from_hf_tensors(config, read_tensors(path), str(path))
-    architectures = str(read_json(path / "config.json").get("architectures"))
+    architectures = re.findall(r"\w+", str(read_json(path / "config.json").get("architectures")))
     if "BertForTokenClassification" in architectures:
         params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
-    if "classifier" in params and any(name in params for name in AUTHORS_FITS) and "BertFor" not in architectures:
+    ours = {"BertForSequenceClassification", "BertForTokenClassification"} & set(architectures)
+    if "classifier" in params and any(name in params for name in AUTHORS_FITS) and not ours:
         del params["classifier"]
         print(
             f"note: {path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"

@@ -1,4 +1,4 @@
-"""Products and dense layers in the compute dtype, and sums in float32: those of the gradients too."""
+"""Products in the compute dtype, in the backward pass too; what is summed over tokens in float32."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        # no `product`: where devices share i, they send each other parts of the sum, and halves are enough
+        # no `product`: where devices share i, they send each other parts of the sum, and bfloat16 is enough
         y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(self.dtype)

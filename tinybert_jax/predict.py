@@ -160,9 +160,7 @@ def check_head(name: str, config: BertConfig, params: Params, head: Head, max_le
         what = {"sequence": "sequence classifier", "tokens": "token classifier", "span": "question answering head"}
         raise InputError(f"{name}: holds no {what[head]}; fine-tune it first: tinybert finetune --model {name}")
     if head == "sequence" and config.problem_type == "multi_label_classification":
-        raise InputError(
-            f"{name}: each of its labels is a question of its own (problem_type); one of all is supported"
-        )
+        raise InputError(f"{name}: is a multi-label classifier (problem_type); only one label a row is supported")
     check_positions(name, config, max_length)
 
 

@@ -5,6 +5,7 @@ the others along. In a run of one process, each of these is nothing or what it a
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import signal
 import sys
@@ -24,11 +25,13 @@ from tinybert_jax.config import InputError
 from tinybert_jax.sharding import replicated
 
 FAILURE = "tinybert_jax/failure"
+SHARED, SHARED_SECONDS = "tinybert_jax/shared", 600
 HEARTBEAT_SECONDS = 30  # after which a process that says nothing counts as dead
 POLL_SECONDS = 0.5
 # what tells that a launcher has started several of us: a number of tasks, or a list of hosts
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_shared = itertools.count()  # of the texts that were shared: a key is written once
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -94,6 +97,18 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def from_primary(text: str) -> str:
+    """The primary process's text, in every process; no device takes part."""
+    if jax.process_count() == 1:
+        return text
+    client, key = global_state.client, f"{SHARED}/{next(_shared)}"
+    assert client is not None, "several processes have joined"
+    if is_primary():
+        client.key_value_set(key, text)
+        return text
+    return str(client.blocking_key_value_get(key, 1000 * SHARED_SECONDS))
+
+
 @contextmanager
 def primary_first(name: str) -> Iterator[None]:
     """The primary process does what is inside, then the others do: they find its caches filled, or its error."""
@@ -110,10 +125,16 @@ def tell_others(message: str) -> bool:
         return False
     try:
         global_state.client.key_value_set(FAILURE, f"process {jax.process_index()}: {message}")
-        time.sleep(4 * POLL_SECONDS)  # process 0 takes the store with it
+        _let_the_others_read()
     except RuntimeError:  # of two that fail the first one counts; or the store is gone
         pass
     return True
+
+
+def _let_the_others_read() -> None:
+    """Process 0 takes the store with it, and jax aborts whoever is without it."""
+    if is_primary():
+        time.sleep(4 * POLL_SECONDS)
 
 
 def _end_with_the_others(ended: threading.Event) -> None:
@@ -132,6 +153,7 @@ def _end_with_the_others(ended: threading.Event) -> None:
             message = "process 0 is gone, and the coordination with it"
         if not message.startswith(f"process {jax.process_index()}:"):
             print(f"tinybert: error: {message}; this process ends too", file=sys.stderr, flush=True)
+            _let_the_others_read()
             os._exit(1)
 
 

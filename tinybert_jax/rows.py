@@ -101,6 +101,14 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 
 def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
+    """As `_cached`; once more, should another process meanwhile have removed the entry, to make room for its own."""
+    try:
+        return _cached(entry, build, load)
+    except FileNotFoundError:
+        return _cached(entry, build, load)
+
+
+def _cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
     """What `load` makes of the folder `entry`, which `build` fills first where it is missing or does not load.
 
     The folder appears by one rename, so a killed process leaves nothing half done, and of two that race one wins.
@@ -132,10 +140,7 @@ def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]
                 # Another process was first. The key is the content's, so its entry is as good as ours.
     except OSError as error:
         raise InputError(f"{entry.parent}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
-    try:
-        return load(entry)
-    except FileNotFoundError:  # another process has already removed it, to make room for its own
-        return cached(entry, build, load)
+    return load(entry)
 
 
 def cached_arrays(
@@ -338,7 +343,7 @@ def _read_tfds(task: Task, source: DataSource, split: Split) -> tuple[RawRows, s
         names = getattr(features[label_column], "names", None)
         labels = [_written(record[label_column], names) for record in records]
         unlabelled = labels.count("")  # as of pairs of SNLI on which its annotators did not agree
-        if split != "test" and 0 < unlabelled < len(labels):
+        if 0 < unlabelled < len(labels):  # where none has one, it is a benchmark's test set
             print(f"note: {where}: {unlabelled} of {len(labels)} rows have no label and are left out", file=sys.stderr)
             lines = [i for i in lines if labels[i]]
             texts, labels = [texts[i] for i in lines], [labels[i] for i in lines]

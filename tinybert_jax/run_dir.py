@@ -19,12 +19,14 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from tinybert_jax import processes
 from tinybert_jax.config import Experiment, Head, InputError, Params
 from tinybert_jax.inputs import Inputs
 from tinybert_jax.model import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
+FORMAT_VERSION = 2  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
 
 PIPELINES: dict[Head, tuple[str, str]] = {
     "encoder": ("feature-extraction", "AutoModel"),
@@ -71,10 +73,25 @@ def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs
         os.replace(written, out / "experiment.json")  # from now on there is a run, which can be resumed
 
 
-def check_same(
-    out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh, resume: bool
-) -> None:
-    """Compare a run that is to be resumed with the one that was started; or one process's new run with process 0's.
+def check_processes(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
+    """Compare this process's run with process 0's: what differs would hang the first collective, or mix in silence.
+
+    Raises:
+        InputError: names the field that differs.
+    """
+    described = json.dumps(describe(experiments, inputs, mesh))
+    now, theirs = _flat(json.loads(described)), _flat(json.loads(processes.from_primary(described)))
+    for field in sorted(theirs.keys() | now.keys()):
+        here, there = now.get(field), theirs.get(field)
+        if here != there and not field.endswith(".source.processes"):
+            raise InputError(
+                f"{field} is {here!r} in process {jax.process_index()}, and {there!r} in process 0: give all"
+                " processes the same command, models and rows"
+            )
+
+
+def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
+    """Compare a run that is to be resumed with the one that was started.
 
     Raises:
         InputError: names the field that differs; what differs by rounding only (package versions, devices, whether the
@@ -96,14 +113,9 @@ def check_same(
                 " rounding",
                 file=sys.stderr,
             )
-        elif resume:
-            raise InputError(
-                f"{out}: cannot resume: {field} was {before!r} and is {after!r}; start a new --out instead"
-            )
         else:
             raise InputError(
-                f"{field} is {after!r} in process {jax.process_index()}, and {before!r} in process 0: give all"
-                " processes the same command, models and rows"
+                f"{out}: cannot resume: {field} was {before!r} and is {after!r}; start a new --out instead"
             )
 
 
@@ -114,6 +126,7 @@ def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: 
     """
     fingerprints = [own.fingerprints for own in inputs]
     return {
+        "format": FORMAT_VERSION,
         "experiment": settings(experiments),
         "fingerprints": fingerprints if len(experiments) > 1 else fingerprints[0],
         "devices": {

@@ -246,8 +246,9 @@ class _Log:
         self._members = [run_dir.MetricsLog(directory, name, done) for directory in members]
         self._speed = run_dir.SpeedLog(run.out, name, done) if processes.is_primary() else None
         self._bar = progress(name, done, total)
+        self._first = done + 1
         if done < total:
-            self._bar.set_postfix_str("compiling")  # for as long as it says so, the estimate is of no use
+            self._bar.set_postfix_str("compiling")  # which its first estimates count
 
     def step(self, step: int, positions: int, numbers: dict[str, jax.Array]) -> None:
         """Fetch the numbers of a step whose batch has that many positions, show and log them.
@@ -269,8 +270,10 @@ class _Log:
         self._bar.update()
         if self._speed is not None:
             self._speed.add(positions, members[0]["real_tokens"])
-        if step % LOG_EVERY == 0 or step == self._bar.total:
+        log_now = step % LOG_EVERY == 0 or step == self._bar.total
+        if log_now or step == self._first:
             self._bar.set_postfix(loss=_range(fetched["loss"]), refresh=False)
+        if log_now:
             for log, values in zip(self._members, members, strict=False):  # no logs but the primary's
                 log.write(step, values)
             if self._speed is not None:

@@ -38,8 +38,7 @@ class Task:
     metrics: tuple[str, ...]
     intermediate_epochs: int
     max_length: int = 128
-    # of a row, itself among them, where the training rows are augmented; the original code's N, which counts it apart
-    variants: int = 20
+    variants: int = 20  # of a row, itself among them, where the training rows are augmented; the original code's N
     head: Head = "sequence"
     written: tuple[str, ...] = ()
     headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header

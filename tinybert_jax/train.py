@@ -100,8 +100,9 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
     parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
     mesh = choose_mesh(axes, parts, configs, len(members))
+    run_dir.check_processes(experiments, members, mesh)
     if resume:
-        run_dir.check_same(out, experiments, members, mesh, resume)
+        run_dir.check_same(out, experiments, members, mesh)
     if axes is None and mesh.size < jax.device_count() and processes.is_primary():
         rows = " and ".join(map(str, sorted(set(parts))))
         print(
@@ -123,8 +124,6 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         for directory in run_dir.member_dirs(out, len(experiments)):
             directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
     processes.barrier("run directory")
-    if not (resume or processes.is_primary()):
-        run_dir.check_same(out, experiments, members, mesh, resume)
     bare = without_projections(params[0])
     predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
 

@@ -51,7 +51,7 @@ def first_rows(data: Path | None, task: str, rows: int) -> Rows:
         texts = epoch.food_reviews()[:rows]
         return Rows([(text,) for text in texts], None, (), "food reviews", range(1, len(texts) + 1))
     read = read_rows(get_task(task), DataSource(data=str(data)), "train")
-    return dataclasses.replace(read, texts=list(read.texts[:rows]), labels=None)
+    return dataclasses.replace(read, texts=list(read.texts[:rows]), labels=None, lines=read.lines[:rows])
 
 
 def ours(rows: Rows, tokenizer: Any, config: BertConfig, preset: Preset, max_length: int) -> Callable[[], float]:
