@@ -193,13 +193,15 @@ def main() -> None:
         print("\ntinybert: interrupted; a run that had begun goes on with --resume", file=sys.stderr)
         _end(130, "interrupted", at_once=True)
     except Exception as error:
+        if "tinybert_jax.processes" in sys.modules:  # not imported: nothing has been joined
+            sys.modules["tinybert_jax.processes"].wait_if_ending()
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
 
 
 def _end(code: int, message: str, at_once: bool = False) -> None:
     """Exit, and of several processes have the others end too."""
-    processes = sys.modules.get("tinybert_jax.processes")  # not imported: nothing has been joined
+    processes = sys.modules.get("tinybert_jax.processes")
     told = processes is not None and processes.tell_others(message)
     # the ordinary way out waits for the others, and takes the interpreter down while a device may still compute
     if told or at_once:

@@ -32,6 +32,7 @@ POLL_SECONDS = 0.5
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 _shared = itertools.count()  # of the texts that were shared: a key is written once
+_ending = threading.Event()  # another process failed, and this one ends
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -125,16 +126,17 @@ def tell_others(message: str) -> bool:
         return False
     try:
         global_state.client.key_value_set(FAILURE, f"process {jax.process_index()}: {message}")
-        _let_the_others_read()
+        # process 0 goes last: it takes the store with it, and jax aborts whoever is without it
+        time.sleep((4 if is_primary() else 2) * POLL_SECONDS)
     except RuntimeError:  # of two that fail the first one counts; or the store is gone
         pass
     return True
 
 
-def _let_the_others_read() -> None:
-    """Process 0 takes the store with it, and jax aborts whoever is without it."""
-    if is_primary():
-        time.sleep(4 * POLL_SECONDS)
+def wait_if_ending() -> None:
+    """To be called where something failed: it may be that another process failed, and this one ends with it."""
+    if _ending.is_set():
+        threading.Event().wait()
 
 
 def _end_with_the_others(ended: threading.Event) -> None:
@@ -153,7 +155,9 @@ def _end_with_the_others(ended: threading.Event) -> None:
             message = "process 0 is gone, and the coordination with it"
         if not message.startswith(f"process {jax.process_index()}:"):
             print(f"tinybert: error: {message}; this process ends too", file=sys.stderr, flush=True)
-            _let_the_others_read()
+            _ending.set()
+            if is_primary():
+                time.sleep(4 * POLL_SECONDS)
             os._exit(1)
 
 
