@@ -77,11 +77,15 @@ def main() -> None:
     parser.add_argument("--general", required=True, help="a student from `tinybert pretrain`")
     parser.add_argument("--augmented", required=True, help="directory that `tinybert augment` wrote")
     parser.add_argument("--preset", default="tinybert-4l-312d", help="of the student without GD")
+    parser.add_argument(
+        "--settings", nargs="+", choices=list(PAPER), default=list(PAPER), metavar="SETTING", help="rows; default: all"
+    )
     parser.add_argument("--estimate", action="store_true", help="print what all of it costs, and stop")
     parser.add_argument("--gflops", type=float, default=150, help="per second, here; `tinybert pretrain` measures it")
     args = parser.parse_args()
 
-    named = settings(distillation(args, args.general, augmented=args.augmented), args.preset)
+    every = settings(distillation(args, args.general, augmented=args.augmented), args.preset)
+    named = {name: setting for name, setting in every.items() if name == "full" or name in args.settings}
     if args.estimate:
         print(estimate(named, len(args.seeds), args.gflops))
         return

@@ -163,6 +163,28 @@ def test_one_seed_has_no_spread(shared: ModuleType) -> None:
     assert shared.paired(one * 2, other * 2, "accuracy") == "+10.0 ± 0.0"
 
 
+def test_the_ablations_can_be_of_some_settings(
+    full: tb.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws the differences")
+    ablations = importlib.import_module("ablations")
+    trained = {}
+
+    def run_together(named: dict[str, tb.Experiment], seeds: list[int], out: Path) -> dict[str, Any]:
+        trained.update(named)
+        return {name: [{"accuracy": 0.5 + 0.1 * i}] * len(seeds) for i, name in enumerate(named)}
+
+    monkeypatch.setattr(ablations, "run_together", run_together)
+    options = ["--task", "classification", "--data", "d", "--teacher", "t", "--general", "g", "--augmented", "a"]
+    monkeypatch.setattr("sys.argv", ["ablations.py", *options, "--out", str(tmp_path), "--settings", "without DA"])
+    ablations.main()
+    assert list(trained) == ["full", "without DA"]
+    assert trained["without DA"].augmented is None
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "| without DA | 60.0 ± 0.0 | +10.0 ± 0.0 | -7.2 |"
+    assert (tmp_path / "ablations.svg").is_file()
+
+
 def test_the_ablations_cost_is_that_of_the_variants_there_are(full: tb.Experiment, tmp_path: Path) -> None:
     ablations = importlib.import_module("ablations")
     (tmp_path / "augmentation.json").write_text('{"variants": 3}')
