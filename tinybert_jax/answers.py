@@ -201,8 +201,7 @@ class Asked:
     def _fingerprint(self, examples: Examples, forms: Sequence[Form]) -> str:
         described = [(form.shape, form.dtype.name) for form in forms]
         device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
-        versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", "")]
-        versions.append(str(float32_precision()))
+        versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", ""), float32_precision()]
         computed = [self.batch_size, self.buckets, self.padding, device, mesh, versions]
         content = [*self.identity, examples.fingerprint, described, computed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -93,10 +93,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         members = load_population(experiments)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # refuses what does not fit, before anything is computed
-    for own in experiments[1:]:
-        for stage in own.stages:
-            make_objective(own, stage, inputs)
-    objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
+    objectives, *_ = [[make_objective(own, stage, inputs) for stage in own.stages] for own in experiments]
     configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
     parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
     mesh = choose_mesh(axes, parts, configs, len(members))
