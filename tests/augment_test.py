@@ -20,8 +20,9 @@ from tinybert_jax.augment import (
 )
 from tinybert_jax.candidate_table import load_table
 from tinybert_jax.candidates import ASKED, build_table
-from tinybert_jax.config import BertConfig, DataSource, InputError
+from tinybert_jax.config import BertConfig, InputError
 from tinybert_jax.data import bucket_lengths, train_batches
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.neighbours import Neighbours
 from tinybert_jax.rows import read_rows
 from tinybert_jax.tasks import get_task

@@ -8,8 +8,9 @@ from sequences_test import DOCUMENTS, join, make_tokenizer
 
 import tinybert_jax as tb
 from tinybert_jax import text
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
 from tinybert_jax.corpus import build, load
+from tinybert_jax.experiment import CorpusSource
 from tinybert_jax.shards import JOURNAL
 
 beam = pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")

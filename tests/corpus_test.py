@@ -8,9 +8,10 @@ import pytest
 from sequences_test import DOCUMENTS, join, make_tokenizer, read_back
 
 from tinybert_jax import corpus, shards, text
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
 from tinybert_jax.corpus import Corpus, build, load, mask_tokens, prepare
 from tinybert_jax.data import Examples, bucket_lengths, train_batches
+from tinybert_jax.experiment import CorpusSource
 
 MAX_LENGTH = 24
 

@@ -15,7 +15,7 @@ from fuzzing import damaged, law, put, read_or_refused
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybert_jax.config import DataSource
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.neighbours import read_vectors
 from tinybert_jax.reader import read_checked
 from tinybert_jax.rows import read_rows

@@ -17,6 +17,7 @@ MAX_LINES = 400
 # What each module may import of ours.
 TABLE: dict[str, set[str]] = {
     "config": set(),
+    "experiment": {"config"},
     "precision": set(),
     "losses": {"precision"},
     "metrics": set(),
@@ -29,23 +30,23 @@ TABLE: dict[str, set[str]] = {
     "projections": {"config", "precision"},
     "distill": {"config", "heads", "losses", "mlm", "model", "projections"},
     "optim": {"config"},
-    "population": {"config", "sharding"},
+    "population": {"config", "experiment", "sharding"},
     "train_step": {"config", "optim", "population", "sharding"},
     "checkpoint": {"config"},
     "processes": {"config", "sharding"},
     "tasks": {"config", "metrics"},
     "reader": {"config"},
-    "rows": {"config", "tasks", "reader"},
+    "rows": {"config", "experiment", "tasks", "reader"},
     "data": {"config", "rows"},
     "squad": {"config", "reader", "rows"},
     "spans": {"config", "rows", "data", "squad"},
     "ner": {"config", "reader", "rows", "data"},
-    "splits": {"config", "tasks", "metrics", "rows", "data", "squad", "spans", "ner"},
-    "text": {"config"},
-    "sequences": {"config", "data"},
-    "shards": {"config", "sequences", "text"},
-    "corpus": {"config", "rows", "sequences", "shards", "text"},
-    "corpus_beam": {"config", "hf", "sequences", "shards", "text"},
+    "splits": {"config", "experiment", "tasks", "metrics", "rows", "data", "squad", "spans", "ner"},
+    "text": {"config", "experiment"},
+    "sequences": {"config", "experiment", "data"},
+    "shards": {"config", "experiment", "sequences", "text"},
+    "corpus": {"config", "experiment", "rows", "sequences", "shards", "text"},
+    "corpus_beam": {"config", "experiment", "hf", "sequences", "shards", "text"},
     "neighbours": {"config", "rows"},
     "candidate_table": {"config", "rows", "data"},
     "candidates": {"config", "rows", "data", "neighbours", "candidate_table"},
@@ -56,19 +57,31 @@ TABLE: dict[str, set[str]] = {
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
     "answers": {"config", "data", "precision", "predict", "rows", "train_step"},
     "inputs": {
-        *("config", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
+        *("config", "experiment", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
         *("corpus", "augment", "init", "population", "predict"),
     },
-    "run_dir": {"config", "inputs", "model", "precision", "processes"},
+    "run_dir": {"config", "experiment", "inputs", "model", "precision", "processes"},
 }
 TABLE["stage"] = set(TABLE)
 TABLE["train"] = set(TABLE)
 TABLE["augmentation"] = {
-    *("config", "hf", "tasks", "rows", "predict", "augment", "candidates", "candidate_table", "mlm", "neighbours")
+    *(
+        "config",
+        "experiment",
+        "hf",
+        "tasks",
+        "rows",
+        "predict",
+        "augment",
+        "candidates",
+        "candidate_table",
+        "mlm",
+        "neighbours",
+    )
 }
-TABLE["evaluation"] = {"config", "inputs", "predict", "splits", "tasks"}
+TABLE["evaluation"] = {"config", "experiment", "inputs", "predict", "splits", "tasks"}
 TABLE["tables"] = {"train"}
-TABLE["cli_train"] = {"config", "processes", "stage", "tables", "tasks", "train"}
+TABLE["cli_train"] = {"config", "experiment", "processes", "stage", "tables", "tasks", "train"}
 TABLE["cli"] = set(TABLE)
 TABLE["__init__"] = set(TABLE)
 
@@ -135,8 +148,9 @@ def test_nothing_imports_experiments(module: str) -> None:
     assert "experiments" not in others(read(module))
 
 
-def test_config_imports_no_array_library() -> None:
-    assert not others(read("config")) & ARRAY_LIBRARIES
+@pytest.mark.parametrize("module", ["config", "experiment"])
+def test_descriptions_import_no_array_library(module: str) -> None:
+    assert not others(read(module)) & ARRAY_LIBRARIES
 
 
 @pytest.mark.parametrize("module", MODULES)

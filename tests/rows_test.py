@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tinybert_jax import rows as rows_module
-from tinybert_jax.config import DataSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.rows import cache_folder, cached, read_rows
 from tinybert_jax.tasks import get_task
 

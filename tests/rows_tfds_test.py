@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinybert_jax.config import DataSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.rows import read_rows
 from tinybert_jax.tasks import get_task
 

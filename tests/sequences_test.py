@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import CorpusSource
 from tinybert_jax.sequences import make_recipe, sequences, split_documents
 
 WORDS = "the a film plot is was good bad dull fine very not and so".split()

@@ -12,8 +12,9 @@ import pytest
 from sequences_test import DOCUMENTS, join, make_tokenizer, read_back
 
 from tinybert_jax import shards, text
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
 from tinybert_jax.corpus import build, load
+from tinybert_jax.experiment import CorpusSource
 
 ROOT = Path(__file__).parent.parent
 UNIT_BYTES, MAX_LENGTH = 2000, 24
@@ -22,7 +23,7 @@ BUILD = f"""
 import sys, time
 from transformers import BertTokenizer
 from tinybert_jax import corpus, shards, text
-from tinybert_jax.config import CorpusSource
+from tinybert_jax.experiment import CorpusSource
 text.UNIT_BYTES = {UNIT_BYTES}
 processes, file, vocabulary, out, wait = sys.argv[1:]
 def slowly(*args):

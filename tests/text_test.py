@@ -5,7 +5,8 @@ import gzip
 import pytest
 
 from tinybert_jax import text
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import CorpusSource
 from tinybert_jax.sequences import split_documents
 from tinybert_jax.text import survey, units
 

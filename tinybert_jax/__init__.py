@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "config": (
-        "Batch",
-        "BertConfig",
-        "CorpusSource",
-        "DataSource",
-        "Experiment",
-        "Hyper",
-        "InputError",
-        "Stage",
-        "student_config",
-    ),
+    "config": ("Batch", "BertConfig", "Hyper", "InputError", "student_config"),
+    "experiment": ("CorpusSource", "DataSource", "Experiment", "Stage"),
     "model": ("BertModel", "BertOutput", "init_params"),
     "heads": (
         "BertForMaskedLM",
@@ -37,17 +28,8 @@ __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from tinybert_jax import distill, losses, metrics, optim, sharding, tasks, train_step
-    from tinybert_jax.config import (
-        Batch,
-        BertConfig,
-        CorpusSource,
-        DataSource,
-        Experiment,
-        Hyper,
-        InputError,
-        Stage,
-        student_config,
-    )
+    from tinybert_jax.config import Batch, BertConfig, Hyper, InputError, student_config
+    from tinybert_jax.experiment import CorpusSource, DataSource, Experiment, Stage
     from tinybert_jax.heads import (
         BertForMaskedLM,
         BertForQuestionAnswering,

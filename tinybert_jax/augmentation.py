@@ -8,7 +8,8 @@ import numpy as np
 
 from tinybert_jax import augment, candidates, hf, mlm, neighbours
 from tinybert_jax.candidate_table import Settings
-from tinybert_jax.config import DataSource, InputError, Preset
+from tinybert_jax.config import InputError, Preset
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.predict import check_positions
 from tinybert_jax.rows import read_rows, split_path
 from tinybert_jax.tasks import get_task

@@ -27,7 +27,8 @@ from tinybert_jax.cli_train import (
     finetune,
     pretrain,
 )
-from tinybert_jax.config import Experiment, InputError, Preset
+from tinybert_jax.config import InputError, Preset
+from tinybert_jax.experiment import Experiment
 from tinybert_jax.tables import print_table
 
 TRAINED_ON_THEIR_OWN_ROWS = ("squad", "squad2", "ner")  # augmentation is for texts and pairs of texts

@@ -14,18 +14,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinybert_jax.config import (
-    AXES,
-    ComputeDtype,
-    CorpusSource,
-    DataSource,
-    Experiment,
-    InputError,
-    LayerMap,
-    Preset,
-    Stage,
-    Start,
-)
+from tinybert_jax.config import AXES, ComputeDtype, InputError, LayerMap, Preset, Start
+from tinybert_jax.experiment import CorpusSource, DataSource, Experiment, Stage
 from tinybert_jax.tables import print_table, scores_table
 
 TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_jax.config import Batch, CorpusSource, InputError
+from tinybert_jax.config import Batch, InputError
+from tinybert_jax.experiment import CorpusSource
 from tinybert_jax.rows import cache_folder
 from tinybert_jax.sequences import Recipe, make_recipe
 from tinybert_jax.shards import build_shards, key, read_manifest, shard_files

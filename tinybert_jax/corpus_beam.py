@@ -18,7 +18,8 @@ from typing import Annotated
 
 import tyro
 
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import CorpusSource
 from tinybert_jax.sequences import Recipe, make_recipe
 from tinybert_jax.shards import MANIFEST, Shard, manifest, shard_files, write_shard
 from tinybert_jax.text import units

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tinybert_jax.config import DataSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.inputs import check_outputs, second_task
 from tinybert_jax.predict import load_predictor
 from tinybert_jax.splits import load_split

@@ -13,21 +13,10 @@ import jax
 import numpy as np
 
 from tinybert_jax import augment, corpus, data, hf, init
-from tinybert_jax.config import (
-    STUDENTS,
-    BertConfig,
-    CorpusSource,
-    DataSource,
-    Experiment,
-    Head,
-    InputError,
-    Params,
-    Stage,
-    Start,
-    student_config,
-)
+from tinybert_jax.config import STUDENTS, BertConfig, Head, InputError, Params, Start, student_config
 from tinybert_jax.corpus import Corpus
 from tinybert_jax.data import Examples
+from tinybert_jax.experiment import CorpusSource, DataSource, Experiment, Stage
 from tinybert_jax.heads import HEAD_KEYS, HEADS
 from tinybert_jax.model import init_params, resize_vocabulary
 from tinybert_jax.population import check_members

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax.config import Experiment, Hyper, InputError
+from tinybert_jax.config import Hyper, InputError
+from tinybert_jax.experiment import Experiment
 from tinybert_jax.sharding import of_member
 
 # Where members may differ: in what they start from, and in the numbers that a step takes as arrays.

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tinybert_jax.config import DataSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.reader import RawRows, read_checked
 from tinybert_jax.tasks import Split, Task, discover_labels, label_ids
 

@@ -20,7 +20,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from tinybert_jax import processes
-from tinybert_jax.config import Experiment, Head, InputError, Params
+from tinybert_jax.config import Head, InputError, Params
+from tinybert_jax.experiment import Experiment
 from tinybert_jax.inputs import Inputs
 from tinybert_jax.model import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
 from tinybert_jax.data import tokenizer_fingerprint
+from tinybert_jax.experiment import CorpusSource
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 TOKENIZE_AT_ONCE = 1000  # sentences

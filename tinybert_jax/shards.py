@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import CorpusSource
 from tinybert_jax.sequences import Recipe, sequences
 from tinybert_jax.text import READ_BYTES, Text, units
 

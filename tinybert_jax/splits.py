@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax import data, metrics, ner, spans, squad, tasks
-from tinybert_jax.config import DataSource, InputError
+from tinybert_jax.config import InputError
 from tinybert_jax.data import Tokens
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.rows import Rows, read_rows, split_path
 from tinybert_jax.tasks import Task
 

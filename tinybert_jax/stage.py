@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from tinybert_jax import answers, data, distill, optim, population, processes, run_dir
 from tinybert_jax.checkpoint import Checkpoints
-from tinybert_jax.config import CorpusSource, Experiment, InputError, Params, Stage
+from tinybert_jax.config import InputError, Params
 from tinybert_jax.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.data import Examples
+from tinybert_jax.experiment import CorpusSource, Experiment, Stage
 from tinybert_jax.inputs import Inputs
 from tinybert_jax.sharding import batch_sharding, fetch, global_batch, local_rows, place
 from tinybert_jax.splits import Split

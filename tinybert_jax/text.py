@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import CorpusSource
 
 UNIT_BYTES = 32 << 20  # of text, at most: 20 GB are 600 shards, which are open at a time
 READ_BYTES = 1 << 20

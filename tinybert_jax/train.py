@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax import hf, processes, run_dir
-from tinybert_jax.config import BertConfig, Experiment, InputError, Params
+from tinybert_jax.config import BertConfig, InputError, Params
+from tinybert_jax.experiment import Experiment
 from tinybert_jax.heads import HEADS
 from tinybert_jax.inputs import Inputs, initial_params, load_population
 from tinybert_jax.predict import predict_logits

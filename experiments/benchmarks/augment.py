@@ -32,7 +32,8 @@ import tyro
 from tinybert_jax import hf
 from tinybert_jax.candidate_table import Settings
 from tinybert_jax.candidates import ASKED, build_table, is_replaceable, split_words
-from tinybert_jax.config import BertConfig, DataSource, Preset
+from tinybert_jax.config import BertConfig, Preset
+from tinybert_jax.experiment import DataSource
 from tinybert_jax.heads import BertForMaskedLM
 from tinybert_jax.mlm import masked_lm_function
 from tinybert_jax.model import init_params

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tinybert_jax.config import CorpusSource, InputError
+from tinybert_jax.config import InputError
+from tinybert_jax.experiment import CorpusSource
 
 PROCESSES = (1, 2, 3)
 ONE_BUILD = "one-build"  # marks the interpreter that builds
