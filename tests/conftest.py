@@ -97,6 +97,14 @@ def write_reviews(directory: Path, train: int = 192, dev: int = 64) -> Path:
     return directory
 
 
+def write_scored_reviews(directory: Path, reviews: Path) -> None:
+    """`reviews` for the task `regression`, into an existing directory: 1.0 for the good ones, 0.0 for the bad."""
+    for name in ("train", "dev"):
+        rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
+        scored = [f"{text}\t{float(label == 'good')}" for text, label in rows]
+        (directory / f"{name}.tsv").write_text("\n".join(["text\tlabel", *scored]) + "\n")
+
+
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in the GLUE layout, for the task `classification`."""

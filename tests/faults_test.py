@@ -20,7 +20,7 @@ from pathlib import Path
 import checkpoint_test
 import numpy as np
 import pytest
-from conftest import SHORT, run_here, write_reviews
+from conftest import SHORT, run_here, write_reviews, write_scored_reviews
 
 import tinybert_jax as tb
 from tinybert_jax import data
@@ -118,10 +118,7 @@ def test_a_number_that_is_not_finite_in_a_batch_ends_the_run_and_spares_the_chec
     pretrained: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a fault of memory would: no file can hold one, since the reader refuses it."""
-    rows = [line.split("\t") for line in (reviews / "train.tsv").read_text().splitlines()[1:]]
-    scored = "\n".join(["text\tlabel", *(f"{text}\t{float(label == 'good')}" for text, label in rows)])
-    for name in ("train", "dev"):
-        (tmp_path / f"{name}.tsv").write_text(scored + "\n")
+    write_scored_reviews(tmp_path, reviews)
     experiment = tb.Experiment(
         task="regression",
         source=tb.DataSource(data=str(tmp_path)),

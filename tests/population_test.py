@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import write_scored_reviews
 from train_step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
@@ -203,10 +204,7 @@ def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: 
 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_what_is_wrong_with_any_member_is_refused(wrong: int, pretrained: Path, reviews: Path, tmp_path: Path) -> None:
-    for name in ("train", "dev"):
-        rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
-        scored = [f"{text}\t{float(label == 'good')}" for text, label in rows]
-        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *scored]) + "\n")
+    write_scored_reviews(tmp_path, reviews)
     members = [
         tb.Experiment(
             task="regression",

@@ -40,6 +40,14 @@ def test_rows_that_would_be_misread_are_refused(teacher: Path, texts) -> None:
         tb.load_predictor(teacher)(texts)
 
 
+@pytest.mark.parametrize("texts", [["a", float("nan")], [("a", None)]])
+def test_what_is_no_text_is_refused(teacher: Path, texts: list) -> None:
+    predictor = tb.load_predictor(teacher)
+    unchecked = type(predictor).__call__.__wrapped__  # the type checker of the tests would refuse it first
+    with pytest.raises(ValueError, match=r"give texts, or pairs of texts; (nan|None) is none"):
+        unchecked(predictor, texts)
+
+
 def test_texts_are_cut_where_training_cut_them(teacher: Path) -> None:
     assert tb.load_predictor(teacher).max_length == 16
 

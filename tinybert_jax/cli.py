@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -194,15 +195,20 @@ def main() -> None:
         print("\ntinybert: interrupted; a run that had begun goes on with --resume", file=sys.stderr)
         _end(130, "interrupted", at_once=True)
     except Exception as error:
-        if "tinybert_jax.processes" in sys.modules:  # not imported: nothing has been joined
-            sys.modules["tinybert_jax.processes"].wait_if_ending()
+        if processes := _processes():
+            processes.wait_if_ending()
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
 
 
+def _processes() -> ModuleType | None:
+    """`tinybert_jax.processes`; None where nothing has imported it, so nothing has joined others."""
+    return sys.modules.get("tinybert_jax.processes")
+
+
 def _end(code: int, message: str, at_once: bool = False) -> None:
     """Exit, and of several processes have the others end too."""
-    processes = sys.modules.get("tinybert_jax.processes")
+    processes = _processes()
     told = processes is not None and processes.tell_others(message)
     # the ordinary way out waits for the others, and takes the interpreter down while a device may still compute
     if told or at_once:

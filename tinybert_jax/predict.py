@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,14 +94,16 @@ class Predictor:
         """One prediction per text, or per pair of texts.
 
         Raises:
-            ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two; or the head is
-                not that of a sequence.
+            ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two or what is no text
+                (the NaN of an empty cell); or the head is not that of a sequence.
         """
         if self.head != "sequence":
             raise ValueError(f"a {self.head} head gives one output per token: see `logits`, and `tinybert evaluate`")
         if isinstance(texts, str):
             raise ValueError("give a list of texts, even of one")
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        rows = [tuple(row) if isinstance(row, Iterable) and not isinstance(row, str) else (row,) for row in texts]
+        if no_texts := [part for row in rows for part in row if not isinstance(part, str)]:
+            raise ValueError(f"give texts, or pairs of texts; {no_texts[0]!r} is none")
         widths = {len(row) for row in rows}
         if not widths:
             return []
