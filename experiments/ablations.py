@@ -45,7 +45,7 @@ PAPER = {
 }
 
 
-def settings(full: tb.Experiment, preset: str) -> dict[str, tb.Experiment]:
+def settings(full: tb.Experiment, student: str) -> dict[str, tb.Experiment]:
     """Every row of the three tables; `full` has all parts."""
     first, second = full.stages
     labels = dataclasses.replace(second, objective="supervised")
@@ -58,7 +58,7 @@ def settings(full: tb.Experiment, preset: str) -> dict[str, tb.Experiment]:
 
     return {
         "full": full,
-        "without GD": but(model=preset),
+        "without GD": but(model=student),
         "without TD": but(stages=(labels,), augmented=None),
         "without DA": but(augmented=None),
         "without embedding loss": weighing(embedding_weight=0.0),
@@ -76,7 +76,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--general", required=True, help="a student from `tinybert pretrain`")
     parser.add_argument("--augmented", required=True, help="directory that `tinybert augment` wrote")
-    parser.add_argument("--preset", default="tinybert-4l-312d", help="of the student without GD")
+    parser.add_argument("--student", default="tinybert-4l-312d", help="preset, of the student without GD")
     parser.add_argument(
         "--settings", nargs="+", choices=list(PAPER), default=list(PAPER), metavar="SETTING", help="rows; default: all"
     )
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--gflops", type=float, default=150, help="per second, here; `tinybert pretrain` measures it")
     args = parser.parse_args()
 
-    every = settings(distillation(args, args.general, augmented=args.augmented), args.preset)
+    every = settings(distillation(args, args.general, augmented=args.augmented), args.student)
     named = {name: setting for name, setting in every.items() if name == "full" or name in args.settings}
     if args.estimate:
         print(estimate(named, len(args.seeds), args.gflops))

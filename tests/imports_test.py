@@ -32,7 +32,7 @@ TABLE: dict[str, set[str]] = {
     "optim": {"config"},
     "population": {"config", "experiment", "sharding"},
     "train_step": {"config", "optim", "population", "sharding"},
-    "checkpoint": {"config"},
+    "checkpoint": {"config", "processes"},
     "processes": {"config", "sharding"},
     "tasks": {"config", "metrics"},
     "reader": {"config"},
@@ -55,7 +55,7 @@ TABLE: dict[str, set[str]] = {
     "init": {"config", "distill", "spectral"},
     "cost": {"config"},
     "predict": {"config", "heads", "hf", "data", "sharding", "train_step"},
-    "answers": {"config", "data", "precision", "predict", "rows", "train_step"},
+    "teacher_cache": {"config", "data", "precision", "predict", "rows", "train_step"},
     "inputs": {
         *("config", "experiment", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
         *("corpus", "augment", "init", "population", "predict"),
@@ -64,7 +64,7 @@ TABLE: dict[str, set[str]] = {
 }
 TABLE["stage"] = set(TABLE)
 TABLE["train"] = set(TABLE)
-TABLE["augmentation"] = {
+TABLE["cli_augment"] = {
     *(
         "config",
         "experiment",
@@ -79,7 +79,7 @@ TABLE["augmentation"] = {
         "neighbours",
     )
 }
-TABLE["evaluation"] = {"config", "experiment", "inputs", "predict", "splits", "tasks"}
+TABLE["cli_evaluate"] = {"config", "experiment", "inputs", "predict", "splits", "tasks"}
 TABLE["tables"] = {"train"}
 TABLE["cli_train"] = {"config", "experiment", "processes", "stage", "tables", "tasks", "train"}
 TABLE["cli"] = set(TABLE)

@@ -93,8 +93,8 @@ def test_a_score_holds_each_metric_and_their_mean():
 def test_f1_counts_the_same_class_whatever_the_order_of_a_models_labels():
     task, logits = get_task("mrpc"), np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [5.0, 1.0]], np.float32)
     labels = np.array([0, 1, 0, 0], np.int32)
-    reversed_names = ("equivalent", "not_equivalent")
-    assert score(task, logits[:, ::-1], 1 - labels, reversed_names) == score(task, logits, labels, task.labels)
+    for reversed_names in (("equivalent", "not_equivalent"), ("1", "0")):  # by name, or as the files write them
+        assert score(task, logits[:, ::-1], 1 - labels, reversed_names) == score(task, logits, labels, task.labels)
 
 
 def test_labels_as_many_as_rows_are_taken_for_numbers():

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import SHORT, run_here
+from conftest import SHORT, run_here, write_reviews
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
@@ -422,16 +422,34 @@ def test_resuming_another_experiment_is_refused_by_the_fields_name(
         tb.run(experiment, out, resume=True)
 
 
-def test_a_teacher_at_chance_is_refused_before_the_run_begins(
-    pretrained: Path, blank_student: Path, reviews: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def ignorant(pretrained: Path, tmp_path: Path) -> Path:
+    """A teacher with a random head."""
     import jax
 
     config, params = tb.load_hf(pretrained)
     config = dataclasses.replace(config, id2label=("bad", "good"))
     random = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
     random["bert"] |= params["bert"]
-    tb.save_hf(tmp_path / "teacher", config, random, tb.load_tokenizer(pretrained, config))
+    tb.save_hf(tmp_path / "ignorant", config, random, tb.load_tokenizer(pretrained, config))
+    return tmp_path / "ignorant"
+
+
+def test_a_teacher_at_chance_is_refused_before_the_run_begins(
+    ignorant: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    data = write_reviews(tmp_path / "data", dev=100)
     with pytest.raises(tb.InputError, match="no better than chance"):
-        tb.run(distillation(tmp_path / "teacher", blank_student, reviews), tmp_path / "run")
+        tb.run(distillation(ignorant, blank_student, data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_few_rows_a_teacher_at_chance_gives_a_warning(
+    ignorant: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on WNLI, where BERT's best guess is the larger class."""
+    experiment = distillation(ignorant, blank_student, reviews, stages=(tb.Stage("prediction", epochs=1),))
+    result = tb.run(experiment, tmp_path / "run")
+    warning = rf"^warning: {ignorant}: its predictions on the dev set are no better than chance"
+    assert re.search(warning, capsys.readouterr().err, re.MULTILINE)
+    assert result.directory.is_dir()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_jax.candidate_table import Table, load_table
+from tinybert_jax.candidate_table import CandidateTable, load_table
 from tinybert_jax.candidates import split_words
 from tinybert_jax.config import Batch, InputError
 from tinybert_jax.rows import Rows
@@ -30,7 +30,7 @@ class Augmented:
     The texts of a pair are drawn independently of each other.
     """
 
-    table: Table
+    table: CandidateTable
     pool: np.ndarray  # int32: every id, then the pieces of the words, then those of the phrases
     labels: np.ndarray  # [n], class ids or numbers
     lengths: np.ndarray  # int64 [n * variants], of the longest that the variant can be
@@ -145,9 +145,6 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
     check_truncation(tokenizer)
     table, described = load_table(Path(directory), rows, tokenizer)
     texts, variants = len(rows.texts[0]), described["variants"]
-    labels = rows.labels
-    if labels is None:
-        labels = np.zeros(len(rows.texts), np.int32 if rows.label_names else np.float32)
     digest = hashlib.sha256(json.dumps([described, max_length, seed], sort_keys=True).encode())
     for array in vars(table).values():  # the same settings give other candidates on another device
         digest.update(array.tobytes())
@@ -162,7 +159,7 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
     return Augmented(
         table=table,
         pool=np.concatenate([np.arange(ids, dtype=np.int32), table.pieces, table.phrases]),
-        labels=labels,
+        labels=rows.labels_or_zeros,
         lengths=lengths.ravel(),
         variants=variants,
         texts=texts,
@@ -175,7 +172,7 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
     )
 
 
-def draw(table: Table, texts: int, seed: int, row: int, variant: int) -> np.ndarray:
+def draw(table: CandidateTable, texts: int, seed: int, row: int, variant: int) -> np.ndarray:
     """What replaces each word of a row, of all its texts, in one variant.
 
     Args:
@@ -275,7 +272,7 @@ def cut_longest_first(sizes: np.ndarray, room: int) -> np.ndarray:
     return np.stack([np.where(first_is_longer, longer, shorter), np.where(first_is_longer, shorter, longer)], axis=1)
 
 
-def _text_sizes(table: Table) -> tuple[np.ndarray, np.ndarray]:
+def _text_sizes(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each text itself, and of the longest that a draw can make of it, int64 [texts]."""
     own = np.diff(table.word_pieces)
     sizes = np.ones(len(table.candidates), np.int64)
@@ -290,7 +287,7 @@ def _text_sizes(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return np.diff(own), np.diff(longest)
 
 
-def _written(table: Table, chosen: int, tokenizer: Any) -> str:
+def _written(table: CandidateTable, chosen: int, tokenizer: Any) -> str:
     """The candidate with this index as text."""
     candidate = int(table.candidates[chosen])
     if candidate >= 0:

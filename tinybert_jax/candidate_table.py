@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_jax.config import InputError, Preset
+from tinybert_jax.config import MIN_LENGTH, InputError, Preset
 from tinybert_jax.data import tokenizer_fingerprint
 from tinybert_jax.rows import Rows
 
@@ -35,9 +35,10 @@ class Settings:
     model: str  # fingerprint of the masked LM
 
     def __post_init__(self) -> None:
-        if self.variants < 1 or self.max_length < 8:
+        if self.variants < 1 or self.max_length < MIN_LENGTH:
             raise InputError(
-                f"variants is {self.variants} and max_length {self.max_length}; they must be at least 1 and 8"
+                f"variants is {self.variants} and max_length {self.max_length}; they must be at least 1 and"
+                f" {MIN_LENGTH}"
             )
 
     @property
@@ -47,7 +48,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class CandidateTable:
     """Words and candidates of all texts, one after the other; a row of a pair task has two texts.
 
     The words of text i are `text_words[i]` to `text_words[i + 1]`; pieces and candidates of word j are those from
@@ -103,7 +104,7 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
         raise InputError(f"{directory}: cannot be written ({error.strerror}): give another --out") from None
 
 
-def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[Table, dict[str, Any]]:
+def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTable, dict[str, Any]]:
     """The candidates that `build_table` wrote, and the content of `augmentation.json`.
 
     Raises:
@@ -126,7 +127,7 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[Table, dict
         path = _file(directory, start)
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                parts.append(Table(**file))
+                parts.append(CandidateTable(**file))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file: the table is unfinished; {again}, and it goes on") from None
         except Exception as error:  # a damaged file can fail in any way
@@ -139,14 +140,14 @@ def has_part(directory: Path, start: int) -> bool:
     return _file(directory, start).exists()
 
 
-def save_part(directory: Path, start: int, part: Table) -> None:
+def save_part(directory: Path, start: int, part: CandidateTable) -> None:
     """Write the file of the rows from `start` on; it appears by one rename."""
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **vars(part))
     _replace(_file(directory, start), content.getvalue())
 
 
-def _join(parts: list[Table]) -> Table:
+def _join(parts: list[CandidateTable]) -> CandidateTable:
     """One table of tables, whose offsets and phrase numbers count on."""
 
     def offsets(name: str) -> np.ndarray:
@@ -160,7 +161,7 @@ def _join(parts: list[Table]) -> Table:
         np.where(part.candidates < 0, part.candidates - before, part.candidates).astype(np.int32)
         for part, before in zip(parts, phrases_before, strict=False)
     ]
-    return Table(
+    return CandidateTable(
         pieces=np.concatenate([part.pieces for part in parts]),
         word_pieces=offsets("word_pieces"),
         text_words=offsets("text_words"),

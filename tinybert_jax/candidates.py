@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tinybert_jax.candidate_table import ROWS_PER_FILE, Settings, Table, claim, has_part, save_part
+from tinybert_jax.candidate_table import ROWS_PER_FILE, CandidateTable, Settings, claim, has_part, save_part
 from tinybert_jax.config import InputError, Preset
 from tinybert_jax.data import Tokens, eval_batches
 from tinybert_jax.neighbours import CANDIDATES, Neighbours, all_tokens, whole_words
@@ -203,7 +203,7 @@ def _part(
     phrases: dict[str, list[tuple[int, ...]]],
     settings: Settings,
     batch_size: int,
-) -> Table:
+) -> CandidateTable:
     """The table of some rows."""
     split = split_words(_texts(rows), vocabulary.tokenizer)
     forms = [_forms(words, vocabulary, settings) for words in split]
@@ -226,7 +226,7 @@ def _part(
     pieces, word_pieces = _flat([ids for words in split for ids in words.pieces])
     ids, word_candidates = _flat([candidates(i, j) for i, words in enumerate(split) for j in range(len(words.pieces))])
     text_words = np.cumsum([0, *(len(words.pieces) for words in split)], dtype=np.int64)
-    return Table(pieces, word_pieces, text_words, ids, word_candidates, *_flat(list(numbers)))
+    return CandidateTable(pieces, word_pieces, text_words, ids, word_candidates, *_flat(list(numbers)))
 
 
 def _predict(
@@ -250,6 +250,7 @@ def _predict(
         pair_starts.append(len(ids))
         inputs.append(ids + sentences[i] + sep if settings.preset == "official" else ids)
     pairs = np.array(pair_starts, np.int32)
+    # as its label, each takes the position of its mask through batching
     queries = Tokens(*_flat(inputs), pairs, labels=positions, fingerprint="", pad_token_id=tokenizer.pad_token_id)
     lengths = (*(length for length in LENGTHS if length < settings.input_length), settings.input_length)
     calls = [

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from tinybert_jax import processes
 from tinybert_jax.config import InputError
 
 METRIC = "selection"
@@ -108,15 +109,14 @@ class Checkpoints:
             ) from error
 
     def _set_aside(self, step: int, damage: str) -> None:
-        if jax.process_index() == 0:
+        if processes.is_primary():
             names = (f"{step}.damaged{number}" for number in ("", *range(2, 1000)))  # a step can be damaged again
             aside = next(path for name in names if not (path := self._directory / name).exists())
             print(
                 f"warning: {self._directory / str(step)} is damaged ({damage}); kept as {aside.name}", file=sys.stderr
             )
             (self._directory / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        processes.barrier(f"set aside {step}")
         self._manager.reload()
 
 

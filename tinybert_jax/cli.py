@@ -105,9 +105,21 @@ def augment(
         tsv: also write every variant here, in the layout of the training file.
         seed: of the variants that are printed or written; training draws by its own.
     """
-    from tinybert_jax import augmentation
+    from tinybert_jax import cli_augment
 
-    samples = augmentation.build(model, task, source, out, glove, preset, variants, max_length, batch_size, tsv, seed)
+    samples = cli_augment.build(
+        model,
+        task,
+        source,
+        out,
+        glove=glove,
+        preset=preset,
+        variants=variants,
+        max_length=max_length,
+        batch_size=batch_size,
+        tsv=tsv,
+        seed=seed,
+    )
     for variants_of_row in samples:
         print("\n".join(" | ".join(texts) for texts in variants_of_row), end="\n\n")
     print(f"written to {out}; train on it with: tinybert distill --augmented {out} ...")
@@ -141,10 +153,10 @@ def evaluate(
             raise InputError(f"{path}: not in an existing directory")
     if json_file is not None and json_file.is_dir():
         raise InputError(f"{json_file}: a directory; --json takes a file")
-    from tinybert_jax import evaluation
+    from tinybert_jax import cli_evaluate
 
     needs_scores = predictions is None or json_file is not None
-    scores = evaluation.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores)
+    scores = cli_evaluate.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores)
     if scores:
         print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
         if json_file is not None:
@@ -164,7 +176,9 @@ def prepare_process() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM, in training on two."""
+    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM; in
+    training the first of them saves and ends with 0, and the second with 130.
+    """
     if sys.argv[1:] == ["--version"]:
         print(importlib.metadata.version("tinybert_jax"))
         return

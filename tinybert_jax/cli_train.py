@@ -33,7 +33,7 @@ TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"a row of the task
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFlags:
     """What every run takes."""
 
     out: Path  # directory of the run; the model is written to OUT/student
@@ -64,7 +64,7 @@ class Devices:
     deterministic: bool = False  # on GPUs: the same bits in every run, more slowly; elsewhere it is always so
 
 
-RunOptions = Annotated[Run, tyro.conf.OmitArgPrefixes]
+RunOptions = Annotated[RunFlags, tyro.conf.OmitArgPrefixes]
 DeviceOptions = Annotated[Devices, tyro.conf.OmitArgPrefixes]
 
 
@@ -156,7 +156,7 @@ def distill(
     """
     from tinybert_jax.tasks import get_task
 
-    recipe = get_task(task)
+    row = get_task(task)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     no_first, no_second = stage in ("prediction", "supervised"), stage == "transformer"
@@ -170,21 +170,19 @@ def distill(
     _refuse_unread(stage, unread)
     first = Stage(
         "transformer",
-        epochs=recipe.intermediate_epochs if transformer_epochs is None else transformer_epochs,
+        epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
         max_steps=transformer_steps,
         learning_rate=(
-            recipe.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
+            row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
         ),
         schedule="constant",
         **run.stage,
     )
     second = Stage(
         "supervised" if stage == "supervised" else "prediction",
-        epochs=recipe.prediction_epochs if prediction_epochs is None else prediction_epochs,
+        epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
         max_steps=prediction_steps,
-        learning_rate=recipe.prediction_learning_rate
-        if prediction_learning_rate is None
-        else prediction_learning_rate,
+        learning_rate=row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate,
         temperature=temperature,
         evaluate_every=evaluate_every,
         **run.stage,
@@ -287,16 +285,16 @@ def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
         raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
 
 
-def _train(task: str, run: Run, devices: Devices, **described: Any) -> None:
+def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
     """Run the experiment that a command described."""
     from tinybert_jax.tasks import get_task
 
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
-    recipe = 128 if task == "corpus" else get_task(task).max_length
+    default_length = 128 if task == "corpus" else get_task(task).max_length
     experiment = Experiment(
         task=task,
-        max_length=recipe if run.max_length is None else run.max_length,
+        max_length=default_length if run.max_length is None else run.max_length,
         compute_dtype=run.compute_dtype,
         remat=run.remat,
         checkpoint_every=run.checkpoint_every,

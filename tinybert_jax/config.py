@@ -14,14 +14,16 @@ Params = dict[str, Any]  # a nested dict of arrays
 Preset = Literal["default", "paper", "official"]
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
 Head = Literal["encoder", "sequence", "tokens", "span", "masked_lm"]
-StageName = Literal["supervised", "masked_lm", "transformer", "prediction"]
+ObjectiveName = Literal["supervised", "masked_lm", "transformer", "prediction"]
 Start = Literal["random", "copy", "spectral"]
 ScheduleName = Literal["constant", "linear"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
-RUN_FIELDS = ("compute_dtype", "remat", "vocab_multiple")  # of a BertConfig, and of no file
+RUN_FIELDS = ("compute_dtype", "remat", "vocab_multiple")  # of a BertConfig: a run's, never written to config.json
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+MIN_LENGTH = 8  # tokens of the longest text that a run or a tokenizer may allow
+MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 MAX_SIZE = 2**31 - 1  # ids are int32
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
@@ -42,6 +44,12 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     """Experiment files pass no command-line parser, so a misspelt choice must be caught here."""
     if value not in get_args(choices):
         raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
+
+
+def check_seed(seed: int) -> None:
+    """A larger seed gives the keys of a smaller one."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; it must be in [0, 2**32)")
 
 
 class Batch(NamedTuple):
@@ -153,6 +161,11 @@ class BertConfig:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def all_head_size(self) -> int:
+        """Width of all attention heads together."""
+        return self.num_attention_heads * self.attention_head_dim
+
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
         """The config of a Hugging Face `config.json`.
@@ -227,7 +240,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def student_config(preset: str, teacher: BertConfig) -> BertConfig:
+def student_config(name: str, teacher: BertConfig) -> BertConfig:
     """The config of a preset student; vocabulary, labels and all else are the teacher's.
 
     The first two are the paper's TinyBERT4 and TinyBERT6 (arXiv 1909.10351, section 4.2); the 3-layer one is the
@@ -237,8 +250,8 @@ def student_config(preset: str, teacher: BertConfig) -> BertConfig:
     Raises:
         InputError: the preset is unknown.
     """
-    if preset not in STUDENTS:
-        raise InputError(f"unknown student preset {preset!r}; known are {', '.join(STUDENTS)}")
-    shape = STUDENTS[preset]
+    if name not in STUDENTS:
+        raise InputError(f"unknown student preset {name!r}; known are {', '.join(STUDENTS)}")
+    shape = STUDENTS[name]
     heads = teacher.num_attention_heads if shape["hidden_size"] % teacher.num_attention_heads == 0 else 12
     return dataclasses.replace(teacher, head_dim=None, num_attention_heads=heads, **shape)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tinybert_jax.config import Batch, BertConfig, StageName
+from tinybert_jax.config import MASKED_SHARE, Batch, BertConfig, ObjectiveName
 
 TIMED_STEPS = 3
 BACKWARD = 2  # a backward pass computes two products for every one of the forward pass
@@ -39,23 +39,23 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
     >>> round(forward_flops(BertConfig(), 128) / 1e9, 1)  # BERT_BASE: the paper's 22.5B
     22.3
     """
-    width = config.num_attention_heads * config.attention_head_dim
+    width = config.all_head_size
     projections = 4 * config.hidden_size * width + 2 * config.hidden_size * config.intermediate_size
     attention = 2 * tokens * width
     return 2.0 * config.num_hidden_layers * tokens * (projections + attention)
 
 
 def step_flops(
-    objective: StageName,
+    objective: ObjectiveName,
     student: BertConfig,
     teacher: BertConfig | None,
     rows: int,
     tokens: int,
     students: int = 1,
-    answered: bool = False,
+    targets_known: bool = False,
 ) -> float:
     """Floating-point operations of one training step: the students forward and backward, the teacher forward unless
-    its answers are known. What the backward pass computes again, to save memory, does not count.
+    its targets are known. What the backward pass computes again, to save memory, does not count.
 
     >>> teacher = BertConfig()  # BERT_BASE; eight TinyBERT4 behind it, against eight runs
     >>> student = BertConfig(num_hidden_layers=4, hidden_size=312, intermediate_size=1200)
@@ -66,17 +66,17 @@ def step_flops(
     own = (1 + BACKWARD) * forward_flops(student, tokens)
     if objective == "masked_lm":
         decoder = student.hidden_size * (student.vocab_size + student.hidden_size)
-        own += (1 + BACKWARD) * 2.0 * decoder * tokens / 4
+        own += (1 + BACKWARD) * 2.0 * decoder * tokens / MASKED_SHARE
     if objective == "transformer":
         assert teacher is not None
         states = student.num_hidden_layers + 1
         own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
         # the loss computes both sides' scores, or three relations, and their gradient for the student
-        widths = [config.num_attention_heads * config.attention_head_dim for config in (student, teacher)]
+        widths = [config.all_head_size for config in (student, teacher)]
         products = 1 if student.num_attention_heads == teacher.num_attention_heads else 3
         own += 2.0 * products * student.num_hidden_layers * tokens**2 * ((1 + BACKWARD) * widths[0] + widths[1])
     own *= students
-    if objective in ("transformer", "prediction") and not answered:
+    if objective in ("transformer", "prediction") and not targets_known:
         assert teacher is not None
         own += forward_flops(teacher, tokens)
     return rows * own

@@ -135,10 +135,7 @@ def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None
     form = [FORMAT_VERSION, rows.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
     arrays = cached_arrays(cache_dir, "tokens", fingerprint, lambda: _encode(rows.texts, tokenizer, max_length))
-    labels = rows.labels
-    if labels is None:
-        labels = np.zeros(len(rows.texts), np.int32 if rows.label_names else np.float32)
-    return Tokens(**arrays, labels=labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
+    return Tokens(**arrays, labels=rows.labels_or_zeros, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax import losses, mlm
-from tinybert_jax.config import Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
+from tinybert_jax.config import MASKED_SHARE, Batch, BertConfig, Head, Hyper, InputError, LayerMap, Params, Preset
 from tinybert_jax.heads import HEADS
 from tinybert_jax.model import BertModel, BertOutput, attention_scores
 from tinybert_jax.projections import init_projections, project, without_projections
 
 Metrics = dict[str, Float[Array, ""]]
 Attention = Literal["scores", "relations"]
-MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 
 
 def _examples(batch: Batch) -> Float[Array, ""]:
@@ -35,7 +34,7 @@ class Objective(NamedTuple):
     loss(trainable, targets, batch, hyper, key) -> (scalar, metrics): a mean over the batch.
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
-    weight(batch) -> scalar: of how many that mean is, real examples or masked tokens; parts of a batch weigh so much.
+    weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
     """
 
     targets: Callable[[Params, Batch], Any]
@@ -194,7 +193,7 @@ def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int
     >>> relation_split(BertConfig(hidden_size=312), BertConfig(hidden_size=1024, num_attention_heads=16))
     8
     """
-    widths = [config.num_attention_heads * config.attention_head_dim for config in (student, teacher)]
+    widths = [config.all_head_size for config in (student, teacher)]
     if relation_heads is None:
         fitting = (r for r in range(teacher.num_attention_heads, 0, -1) if not any(width % r for width in widths))
         return next(fitting)

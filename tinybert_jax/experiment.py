@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import get_args
 
 from tinybert_jax.config import (
+    MIN_LENGTH,
     STUDENTS,
     ComputeDtype,
     Hyper,
     InputError,
     LayerMap,
+    ObjectiveName,
     Preset,
     ScheduleName,
-    StageName,
     Start,
     check_choice,
+    check_seed,
 )
 
 
@@ -35,6 +37,11 @@ class DataSource:
     text_columns: tuple[str, ...] = ()  # one or two; default: the task's
     label_column: str | None = None  # default: the task's
 
+    @property
+    def names_columns(self) -> bool:
+        """Whether a column is named, so that files have a header."""
+        return bool(self.text_columns) or self.label_column is not None
+
     def __post_init__(self) -> None:
         files = any(file is not None for file in (self.train, self.dev, self.test))
         if sum([self.data is not None, files, self.tfds is not None]) != 1:
@@ -48,7 +55,7 @@ class CorpusSource:
     """Raw text for general distillation and masked-LM training, and how it is cut into sequences.
 
     Raises:
-        InputError: no file is given, or a probability lies outside [0, 1].
+        InputError: no file is given, a probability lies outside [0, 1], or `processes` is below 1.
     """
 
     files: tuple[str, ...]  # UTF-8 text, .gz too; or one directory of shards that were built before
@@ -70,7 +77,7 @@ class CorpusSource:
 class Stage:
     """One call of the training loop: what it minimises, for how long, how fast."""
 
-    objective: StageName
+    objective: ObjectiveName
     epochs: int = 3
     max_steps: int | None = None  # end the stage after this many steps, should that come before `epochs`
     batch_size: int = 32
@@ -87,7 +94,7 @@ class Stage:
     evaluate_every: int | None = None  # steps; None: after every epoch
 
     def __post_init__(self) -> None:
-        check_choice("objective", self.objective, StageName)
+        check_choice("objective", self.objective, ObjectiveName)
         check_choice("schedule", self.schedule, ScheduleName)
         optional = [name for name in ("max_steps", "evaluate_every") if getattr(self, name) is not None]
         for name in ("epochs", "batch_size", "accumulation_steps", *optional):
@@ -104,14 +111,21 @@ class Stage:
             raise InputError(
                 f"accumulation_steps {self.accumulation_steps} does not divide the batch size {self.batch_size}"
             )
-        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on a quarter of the positions
+        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on 1 / MASKED_SHARE of the positions
             raise InputError(f"masking_probability is {self.masking_probability}; it must be above 0, and at most 0.2")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
 
     @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher."""
+        return self.objective in ("transformer", "prediction")
+
+    @property
     def hyper(self) -> Hyper:
-        return Hyper(*(getattr(self, name) for name in Hyper._fields))
+        return Hyper(
+            self.learning_rate, self.temperature, self.embedding_weight, self.attention_weight, self.hidden_weight
+        )
 
 
 @dataclass(frozen=True)
@@ -156,18 +170,18 @@ class Experiment:
                 raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
         if self.start != "random" and self.model not in STUDENTS:
             raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
-        if any(stage.objective in ("transformer", "prediction") for stage in self.stages) and self.teacher is None:
+        if any(stage.distils for stage in self.stages) and self.teacher is None:
             raise InputError("what is distilled needs a teacher: give --teacher DIR")
         if self.model in STUDENTS and self.teacher is None:
             raise InputError(
                 f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
                 " directory as --student"
             )
-        if self.max_length < 8:
-            raise InputError(f"max_length is {self.max_length}; it must be at least 8")
+        if self.max_length < MIN_LENGTH:
+            raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
         if not self.teacher_cache_gb >= 0:
             raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")
-        if min(self.seed, self.order_seed) < 0:
-            raise InputError(f"seed is {min(self.seed, self.order_seed)}; it must not be negative")
+        for seed in (self.seed, self.order_seed):
+            check_seed(seed)

@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from tinybert_jax.config import BertConfig, InputError, Params
+from tinybert_jax.config import MIN_LENGTH, BertConfig, InputError, Params
 from tinybert_jax.heads import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
 from tinybert_jax.model import BertModel, resize_vocabulary
 from tinybert_jax.weights import TORCH_FILE, first_line, read_json, read_tensors
@@ -30,11 +30,10 @@ HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
 HUB_FILES += ["tokenizer*", "vocab.txt", "special_tokens*", "added_tokens.json"]
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("bert", "encoder", "layer")
-FITS = ("fit_denses",)  # of a TinyBERT as its authors publish it: a projection per hidden state
-AUTHORS_FITS = ("fit_dense", *FITS)
+STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
+FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
 OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
-SHORTEST = 8  # tokens, of the longest text that a tokenizer may allow
 
 
 def resolve(name: str) -> Path:
@@ -127,7 +126,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     if "BertForTokenClassification" in architectures:
         params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
     ours = {"BertForSequenceClassification", "BertForTokenClassification"} & set(architectures)
-    if "classifier" in params and any(name in params for name in AUTHORS_FITS) and not ours:
+    if "classifier" in params and any(name in params for name in FIT_NAMES) and not ours:
         del params["classifier"]
         print(
             f"note: {path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"
@@ -198,8 +197,8 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
             " copy the files of the model's own tokenizer (to one without [MASK], a [MASK] is appended)"
         )
     length = tokenizer.model_max_length
-    if isinstance(length, bool) or not isinstance(length, int | float) or not SHORTEST <= length < float("inf"):
-        raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {SHORTEST}")
+    if isinstance(length, bool) or not isinstance(length, int | float) or not MIN_LENGTH <= length < float("inf"):
+        raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {MIN_LENGTH}")
     tokenizer.model_max_length = int(length)
     return tokenizer
 
@@ -286,7 +285,7 @@ def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
 
 def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
     """The beginning of a path that in their names a number follows, and in ours none, since we stack; else ()."""
-    return next((group for group in (LAYER, FITS) if path[: len(group)] == group and len(path) > len(group)), ())
+    return next((group for group in STACKED if path[: len(group)] == group and len(path) > len(group)), ())
 
 
 def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarray], where: str) -> np.ndarray:

@@ -311,7 +311,7 @@ class BertModel(nn.Module):
 
 
 def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
-    """Random parameters of one of the models above, in float32."""
+    """Random parameters, in float32, of a `BertModel` or of one of the models of `heads`."""
     return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 

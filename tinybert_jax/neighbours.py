@@ -35,9 +35,7 @@ class Neighbours:
     fingerprint: str  # of all that determines them
 
 
-def load_neighbours(
-    path: Path | None, table: np.ndarray, tokenizer: Any, preset: Preset, cache_dir: Path | None = None
-) -> Neighbours:
+def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset: Preset) -> Neighbours:
     """Neighbours in the file of vectors, or, where there is none, in the word embeddings; a note says so.
 
     Args:
@@ -45,13 +43,12 @@ def load_neighbours(
         table: the model's word embeddings, float32 [v, d].
         tokenizer: whose ids the table has.
         preset: `official` reads the first 100,000 vectors of the file, as the original code does.
-        cache_dir: as in `rows.read_rows`.
 
     Raises:
         InputError: the file is missing or holds no vectors.
     """
     if path is not None:
-        return vector_neighbours(path, OFFICIAL_ROWS if preset == "official" else None, cache_dir)
+        return vector_neighbours(path, OFFICIAL_ROWS if preset == "official" else None)
     print("note: no --glove FILE: words of several pieces take the model's own embeddings instead", file=sys.stderr)
     return embedding_neighbours(table, tokenizer)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tinybert_jax import hf
-from tinybert_jax.config import BertConfig, Head, InputError, Params
+from tinybert_jax.config import MIN_LENGTH, BertConfig, Head, InputError, Params
 from tinybert_jax.data import PROGRESS_FROM, Examples, Tokens, bucket_lengths, encode, eval_batches
 from tinybert_jax.heads import HEADS
 from tinybert_jax.sharding import make_mesh, tree_shardings
@@ -59,15 +59,14 @@ def predict_logits(
     examples: Examples,
     batch_size: int,
     buckets: tuple[int, ...],
-    named: str = "predict",
 ) -> np.ndarray:
     """Logits float32 [n, c] in the order of the rows, from a compiled `train_step.make_predict_step`.
 
     Of heads that label tokens, [n, q, c] with q the longest bucket; what lies behind a row's bucket is 0. Of many rows
-    a progress bar, `named`, is shown.
+    a progress bar is shown.
     """
     result = np.zeros(0, np.float32)
-    for rows, output in outputs(step, params, examples, batch_size, buckets, named):
+    for rows, output in outputs(step, params, examples, batch_size, buckets, "predict"):
         logits, real = np.asarray(output), rows >= 0
         per_token = logits.ndim == 3
         if not result.size:
@@ -139,11 +138,13 @@ def load_predictor(
     """
     if head not in NEEDS:
         raise InputError(f"head is {head!r}; it must be one of {', '.join(NEEDS)}")
-    if batch_size < 1 or (max_length is not None and max_length < 8):
-        raise InputError(f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and 8")
+    if batch_size < 1 or (max_length is not None and max_length < MIN_LENGTH):
+        raise InputError(
+            f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and {MIN_LENGTH}"
+        )
     config, params = hf.load_hf(directory)
     tokenizer = hf.load_tokenizer(directory, config)
-    length = max_length or max(8, min(tokenizer.model_max_length, config.max_position_embeddings))
+    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_position_embeddings))
     check_head(str(directory), config, params, head, length)
     mesh = make_mesh()
     params = jax.device_put(params, tree_shardings(mesh, params))

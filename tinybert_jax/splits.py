@@ -38,7 +38,7 @@ class Split:
 def load_split(
     task: Task,
     source: DataSource,
-    split: tasks.Split,
+    split: tasks.SplitName,
     tokenizer: Any,
     max_length: int,
     labels: tuple[str, ...] | None = None,
@@ -69,7 +69,7 @@ def load_split(
 def _sequences(
     task: Task,
     source: DataSource,
-    split: tasks.Split,
+    split: tasks.SplitName,
     tokenizer: Any,
     max_length: int,
     labels: tuple[str, ...] | None,
@@ -101,7 +101,7 @@ def _sequences(
     )
 
 
-def _answers(task: Task, source: DataSource, split: tasks.Split, tokenizer: Any, max_length: int) -> Split:
+def _answers(task: Task, source: DataSource, split: tasks.SplitName, tokenizer: Any, max_length: int) -> Split:
     if source.tfds is not None:
         questions = squad.from_tfds(source.tfds, split)
     else:
@@ -128,7 +128,7 @@ def _answers(task: Task, source: DataSource, split: tasks.Split, tokenizer: Any,
 def _tags(
     task: Task,
     source: DataSource,
-    split: tasks.Split,
+    split: tasks.SplitName,
     tokenizer: Any,
     max_length: int,
     labels: tuple[str, ...] | None,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax import answers, data, distill, optim, population, processes, run_dir
+from tinybert_jax import data, distill, optim, population, processes, run_dir, teacher_cache
 from tinybert_jax.checkpoint import Checkpoints
 from tinybert_jax.config import InputError, Params
 from tinybert_jax.cost import Cost, seconds_per_step, step_flops
@@ -123,8 +123,8 @@ def _train(
     stage = experiment.stages[index]
     examples, teacher_params = inputs.examples(stage), run.teacher_params
     done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
-    if done < total and _asks_again(experiment, stage, inputs, total):
-        examples, teacher_params = _answered(run, stage, objective, examples)
+    if done < total and _reads_rows_again(experiment, stage, inputs, total):
+        examples, teacher_params = _with_cached_targets(run, stage, objective, examples)
     hyper = population.stack([own.stages[index].hyper for own in run.experiments])
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective in SCORED
@@ -135,8 +135,8 @@ def _train(
     keep_best, own_params = make_keep_best(mesh, state), make_own_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
         print(f"{name}: {_cost(run, stage, train_step, state, examples, teacher_params, hyper)}", flush=True)
-    rows, order = local_rows(mesh, stage.batch_size), (stage.batch_size, inputs.buckets, experiment.order_seed)
-    batches = data.train_batches(examples, *order, done, total, rows)
+    part = local_rows(mesh, stage.batch_size)
+    batches = data.train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     with contextlib.closing(_Log(run, name, done, total)) as log, processes.stop_requests(mesh) as stop:
         running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
         for step, local in enumerate(batches, done + 1):
@@ -186,20 +186,21 @@ def _initial_state(run: Run, index: int, objective: distill.Objective, params: l
     return create_state(population.stack(initial), optimizer, population.stack(keys), run.mesh, scored)
 
 
-def _asks_again(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:
+def _reads_rows_again(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:
     """Whether a stage of `total` steps would ask the teacher about a row again."""
     # a regression of the authors' code learns its predictions from the labels
     labels = stage.objective == "prediction" and experiment.preset == "official" and inputs.config.num_labels == 1
-    distils = stage.objective in ("transformer", "prediction") and not labels
-    return distils and total > data.steps_per_epoch(len(inputs.train), stage.batch_size)
+    return stage.distils and not labels and total > data.steps_per_epoch(len(inputs.train), stage.batch_size)
 
 
-def _answered(run: Run, stage: Stage, objective: distill.Objective, examples: Examples) -> tuple[Examples, Params]:
+def _with_cached_targets(
+    run: Run, stage: Stage, objective: distill.Objective, examples: Examples
+) -> tuple[Examples, Params]:
     """The rows with the teacher's answers, and no teacher; where they are too many to be kept, both as they are."""
     experiment, inputs = run.experiments[0], run.inputs
     layers = stage.objective == "transformer"
     identity = [inputs.fingerprints["teacher"], experiment.compute_dtype, stage.objective, experiment.preset]
-    asked = answers.Asked(
+    cache = teacher_cache.TeacherCache(
         objective,
         run.teacher_params,
         identity + ([experiment.layer_map] if layers else []),
@@ -210,8 +211,8 @@ def _answered(run: Run, stage: Stage, objective: distill.Objective, examples: Ex
         compact=layers,
     )
     try:
-        return asked.answered(examples, 1e9 * experiment.teacher_cache_gb), {}
-    except answers.TooMany as needed:
+        return cache.with_targets(examples, 1e9 * experiment.teacher_cache_gb), {}
+    except teacher_cache.OverLimit as needed:
         if experiment.teacher_cache_gb and processes.is_primary():
             limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
             print(f"{stage.objective}: the teacher's answers {needed}, and {limit}: it runs in every step", flush=True)
@@ -234,8 +235,15 @@ def _cost(
     batch = place(batch, jax.tree.map(lambda _: batch_sharding(run.mesh), batch))
     seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
     teacher = None if run.inputs.teacher is None else run.inputs.teacher.config
-    sizes = stage.batch_size, length, len(run.experiments)
-    flops = step_flops(stage.objective, run.inputs.config, teacher, *sizes, answered=batch.targets is not None)
+    flops = step_flops(
+        stage.objective,
+        run.inputs.config,
+        teacher,
+        rows=stage.batch_size,
+        tokens=length,
+        students=len(run.experiments),
+        targets_known=batch.targets is not None,
+    )
     return Cost(total, total * flops, seconds)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tinybert_jax import metrics
 from tinybert_jax.config import Head, InputError
 
-Split = Literal["train", "dev", "test"]
+SplitName = Literal["train", "dev", "test"]
 
 METRICS = {
     "accuracy": metrics.accuracy,
@@ -68,7 +68,7 @@ class Task:
             return self.metrics[0]
         return "mean_" + "_".join(self.metrics)
 
-    def file(self, split: Split) -> str:
+    def file(self, split: SplitName) -> str:
         """The name of the split's file in the GLUE layout."""
         return {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}[split]
 
@@ -259,9 +259,8 @@ def discover_labels(written: list[str]) -> tuple[str, ...]:
 
 def positive_class(task: Task, label_names: tuple[str, ...]) -> int:
     """The id that F1 counts: that of the task's second label in the model's order; 1 where the names do not tell."""
-    folded = [name.casefold() for name in label_names]
-    names = task.labels or ()
-    return folded.index(names[1]) if len(names) > 1 and names[1] in folded else 1
+    known = label_ids(task, label_names)
+    return next((known[name] for name in ((task.labels or ())[1:2] + task.written[1:2]) if name in known), 1)
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray, label_names: tuple[str, ...] = ()) -> dict[str, float]:

@@ -22,16 +22,17 @@ from typing import Literal
 import jax
 import measure
 import numpy as np
+import our_side
 import torch_baseline
 import tyro
 
 from tinybert_jax import distill, hf
-from tinybert_jax.answers import Asked
 from tinybert_jax.config import InputError
 from tinybert_jax.data import bucket_lengths, encode, epoch_plan
 from tinybert_jax.heads import BertForSequenceClassification
 from tinybert_jax.model import init_params
 from tinybert_jax.sharding import make_mesh
+from tinybert_jax.teacher_cache import TeacherCache
 
 MAX_LENGTH, BATCH_SIZE, ASKED_AT_ONCE = 64, 32, 64
 
@@ -81,16 +82,16 @@ def main(
     tokens = encode([(text,) for text in texts[:rows]], hf.load_tokenizer(directory, config), MAX_LENGTH)
     pair = measure.Pair(*(dataclasses.replace(own, vocab_size=config.vocab_size) for own in measure.SIZES[size]))
     if stage == "intermediate":
-        our_step = measure.our_intermediate_step(pair, preset="default")
+        our_step = our_side.make_intermediate_step(pair, preset="default")
         objective = distill.transformer_objective(pair.student, pair.teacher)
         torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
     else:
-        our_step = measure.our_prediction_step(pair.student)
+        our_step = our_side.make_prediction_step(pair.student)
         objective = distill.prediction_objective(pair.student, pair.teacher)
         torch_step = torch_baseline.make_prediction_step(pair.teacher, pair.student)
     params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
     buckets = bucket_lengths(MAX_LENGTH)
-    asked = Asked(
+    teacher_cache = TeacherCache(
         objective, params, [size, stage], make_mesh(), ASKED_AT_ONCE, buckets, compact=stage == "intermediate"
     )
     plan = list(zip(*epoch_plan(tokens.lengths, BATCH_SIZE, buckets, 0, 0), strict=True))
@@ -104,9 +105,9 @@ def main(
         torch_step(torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids))
 
     with tempfile.TemporaryDirectory() as cache:
-        first = measure.seconds(lambda: asked.answered(tokens, 1e12, Path(cache, "compiles")), warmup=0)
-        answering = measure.seconds(lambda: asked.answered(tokens, 1e12, Path(cache, "again")), warmup=0)
-        known = asked.answered(tokens, 1e12, Path(cache, "again"))
+        first = measure.seconds(lambda: teacher_cache.with_targets(tokens, 1e12, Path(cache, "compiles")), warmup=0)
+        answering = measure.seconds(lambda: teacher_cache.with_targets(tokens, 1e12, Path(cache, "again")), warmup=0)
+        known = teacher_cache.with_targets(tokens, 1e12, Path(cache, "again"))
 
         def ours(rows: np.ndarray, length: int) -> None:
             our_step(known.batch(rows, int(length), 0))

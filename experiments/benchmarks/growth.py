@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import measure
+import our_side
 import tyro
 
 LENGTH, BATCH = 32, 8
@@ -30,7 +31,7 @@ def main(size: measure.Size = "bert-base", repeats: int = 3, json: Path | None =
     pair = measure.SIZES[size]
 
     def milliseconds(pair: measure.Pair, length: int = LENGTH, rows: int = BATCH, members: int = 1) -> float:
-        step = measure.our_intermediate_step(pair, members)
+        step = our_side.make_intermediate_step(pair, members)
         batch = measure.random_batch(rows, length, pair.teacher.vocab_size, shortest=8)
         return measure.alternate({"step": partial(step, batch)}, repeats)["step"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+import our_side
 import torch_baseline
 import tyro
 
@@ -30,7 +31,7 @@ def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 5, 
         repeats: turns of each side.
         json: file to append the result to, as one line.
     """
-    peak = measure.matmul_flops_per_second(15)
+    peak = our_side.matmul_flops_per_second(15)
     numbers: dict[str, Any] = {"size": size, "length": length, "matmul_gflops_per_s": peak / 1e9}
     pair = measure.SIZES[size]
     for batch_size in (1, 32):
@@ -38,10 +39,10 @@ def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 5, 
         inputs = torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         student, teacher = (torch_baseline.make_inference(config) for config in (pair.student, pair.teacher))
         sides = {
-            "student_ours": partial(measure.our_inference(pair.student), batch),
+            "student_ours": partial(our_side.make_inference(pair.student), batch),
             "student_torch": partial(student, inputs),
             "student_onnx": torch_baseline.make_onnx_inference(pair.student, inputs),
-            "teacher_ours": partial(measure.our_inference(pair.teacher), batch),
+            "teacher_ours": partial(our_side.make_inference(pair.teacher), batch),
             "teacher_torch": partial(teacher, inputs),
         }
         ms = measure.alternate(sides, repeats, turn=2.0, statistic=min)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the two sizes, our side of the distillation step, timing in turn, output."""
+"""What the benchmarks share: the two sizes, timing in turn, output. Imports no jax: its memory is not PyTorch's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tinybert_jax import distill, optim, population
 from tinybert_jax.cli import prepare_process
-from tinybert_jax.config import Batch, BertConfig, ComputeDtype, Hyper, Preset, student_config
-from tinybert_jax.heads import BertForSequenceClassification
-from tinybert_jax.model import init_params
-from tinybert_jax.sharding import make_mesh
-from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
+from tinybert_jax.config import Batch, BertConfig, ComputeDtype, student_config
 
 prepare_process()  # as the command does
 
@@ -65,81 +58,6 @@ def busy_share() -> float:
 
 
 BUSY = busy_share()  # before our own work: a busy machine slows PyTorch's threads by far more than ours
-
-
-def our_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "official") -> Callable[[Batch], None]:
-    """One update of the Transformer stage with AdamW, of one student or of a population; waits for its result. The
-    teacher is computed unless the batch brings its targets.
-    """
-    teacher, student = pair
-    objective = distill.transformer_objective(student, teacher, preset=preset)
-    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
-    teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
-    student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))
-    trainable = population.stack([objective.init(jax.random.key(2), student_params)] * members)
-    keys = population.stack([jax.random.key(3 + i) for i in range(members)])
-    state = create_state(trainable, optimizer, keys, mesh, keeps_best=False)
-    compiled = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
-    hyper = population.stack([Hyper()] * members)
-
-    def step(batch: Batch) -> None:
-        nonlocal state
-        state, metrics = compiled(state, teacher_params, batch, hyper)
-        jax.block_until_ready(metrics)
-
-    return step
-
-
-def targets_of(pair: Pair, batch: Batch) -> Batch:
-    """The batch with the targets of `our_intermediate_step`."""
-    objective = distill.transformer_objective(pair.student, pair.teacher, preset="official")
-    params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
-    return batch._replace(targets=jax.tree.map(np.asarray, jax.jit(objective.targets)(params, batch)))
-
-
-def our_gradient(pair: Pair, batch: Batch) -> dict[str, Callable[[], Any]]:
-    """The student's part of the step on known targets: the loss, and the loss with its gradient; without dropout."""
-    objective = distill.transformer_objective(pair.student, pair.teacher, preset="official")
-    params = init_params(BertForSequenceClassification(pair.student), jax.random.key(1))
-    trainable = objective.init(jax.random.key(2), params)
-    loss = jax.jit(lambda trainable, batch: objective.loss(trainable, batch.targets, batch, Hyper(), None)[0])
-    gradient = jax.jit(jax.grad(lambda trainable, batch: loss(trainable, batch)))
-    return {
-        "forward": lambda: jax.block_until_ready(loss(trainable, batch)),
-        "gradient": lambda: jax.block_until_ready(gradient(trainable, batch)),
-    }
-
-
-def matmul_flops_per_second(repeats: int) -> float:
-    """Of one large float32 product, 2048 x 768 x 3072, by JAX: what this machine reaches."""
-    product = jax.jit(jnp.matmul)
-    a, b = jnp.ones((2048, 768)), jnp.ones((768, 3072))
-    ms = alternate({"matmul": lambda: product(a, b).block_until_ready()}, repeats)["matmul"]
-    return 2 * 2048 * 768 * 3072 / ms * 1000
-
-
-def our_prediction_step(student: BertConfig) -> Callable[[Batch], None]:
-    """One update of the prediction stage on batches that bring the teacher's logits; waits for its result."""
-    objective = distill.prediction_objective(student, student)
-    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
-    params = init_params(BertForSequenceClassification(student), jax.random.key(1))
-    state = create_state(params, optimizer, jax.random.key(3), mesh)
-    compiled = make_train_step(objective, optimizer, schedule, mesh, state, {})
-
-    def step(batch: Batch) -> None:
-        nonlocal state
-        state, metrics = compiled(state, {}, batch, Hyper())
-        jax.block_until_ready(metrics)
-
-    return step
-
-
-def our_inference(config: BertConfig) -> Callable[[Batch], jax.Array]:
-    """Class logits of a random classifier, waited for."""
-    model = BertForSequenceClassification(config)
-    params = init_params(model, jax.random.key(0))
-    compiled = make_predict_step(model, make_mesh(), params)
-    return lambda batch: compiled(params, batch).block_until_ready()
 
 
 def random_batch(batch_size: int, length: int, vocab_size: int, shortest: int | None = None) -> Batch:
@@ -186,6 +104,8 @@ def report(benchmark: str, numbers: Mapping[str, Any], file: Path | None) -> Non
     """Prints the numbers and appends them to `file` as one JSON line, with what they were measured on."""
     for name, value in numbers.items():
         print(f"{name:40} {value:.3g}" if isinstance(value, float) else f"{name:40} {value}")
+    import jax
+
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "transformers")}
     machine = {"cpus": os.cpu_count(), "device": jax.devices()[0].device_kind, "busy_before": BUSY}
     if BUSY > 0.1:

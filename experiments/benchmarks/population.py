@@ -2,15 +2,18 @@
 
     python experiments/benchmarks/population.py [--size bert-base] [--members 8] [--batch-size 32] [--length 64]
 
-One step of the Transformer stage, ours on both sides: the population's step against `members` steps of one,
-which each compute the teacher. FLOPs are those of the matrix products, by count.
+One step of the Transformer stage, ours on both sides: the population's step against `members` steps of one, which
+each compute the teacher; and both where the teacher's answers are kept. FLOPs are those of the matrix products, by
+count.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import measure
+import our_side
 import tyro
 
 from tinybert_jax import cost
@@ -36,8 +39,15 @@ def main(
     """
     pair = measure.SIZES[size]
     batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
-    together, alone = measure.our_intermediate_step(pair, members), measure.our_intermediate_step(pair)
-    ms = measure.alternate({"population": lambda: together(batch), "one": lambda: alone(batch)}, repeats)
+    together, alone = our_side.make_intermediate_step(pair, members), our_side.make_intermediate_step(pair)
+    known = our_side.targets_of(pair, batch)
+    sides = {
+        "population": partial(together, batch),
+        "one": partial(alone, batch),
+        "population_known": partial(together, known),
+        "one_known": partial(alone, known),
+    }
+    ms = measure.alternate(sides, repeats)
     flops = {
         students: cost.step_flops("transformer", pair.student, pair.teacher, batch_size, length, students)
         for students in (1, members)
@@ -47,9 +57,9 @@ def main(
         "members": members,
         "batch_size": batch_size,
         "length": length,
-        "population_ms": ms["population"],
-        "one_ms": ms["one"],
+        **{f"{name}_ms": value for name, value in ms.items()},
         "time of the population / of the runs": ms["population"] / (members * ms["one"]),
+        "the same, answers kept": ms["population_known"] / (members * ms["one_known"]),
         "FLOPs of the population / of the runs": flops[members] / (members * flops[1]),
     }
     measure.report("population", numbers, json)

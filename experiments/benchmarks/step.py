@@ -5,9 +5,10 @@
 Same work on both sides: teacher forward, student forward with dropout and backward, loss of the original code, norm
 clipping, AdamW; `known` is our step where the teacher's answers are kept, which PyTorch's has no part for. Times are
 medians of steps taken in turn in one process; peak memory is that of a process of its own for each side, with
-parameters, optimizer and everything imported. Compiling is what our first step takes longer than others, without and
-with a cache of compiled programs (JAX_COMPILATION_CACHE_DIR). Shares are FLOPs of the matrix products by count, per
-second, over those of one large product (2048 x 768 x 3072 in float32). bfloat16 is autocast in PyTorch.
+parameters, optimizer and everything imported that this side needs. Compiling is what our first step takes longer than
+others, without and with a cache of compiled programs (JAX_COMPILATION_CACHE_DIR). Shares are FLOPs of the matrix
+products by count, per second, over those of one large product (2048 x 768 x 3072 in float32). bfloat16 is autocast in
+PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Any, Literal
 import measure
 import tyro
 
-from tinybert_jax import cost
 from tinybert_jax.config import ComputeDtype
 
 Side = Literal["ours", "torch"]
@@ -34,9 +34,11 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 def make_side(side: Side, pair: measure.Pair, batch: Any) -> Callable[[], Any]:
     if side == "ours":
-        step = measure.our_intermediate_step(pair)
+        import our_side
+
+        step = our_side.make_intermediate_step(pair)
         return lambda: step(batch)
-    import torch_baseline  # not at the top: its memory is not ours
+    import torch_baseline  # neither is imported at the top: its memory is not the other's
 
     torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
     inputs = torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
@@ -97,19 +99,23 @@ def alone(side: Side, options: dict[str, Any], **environment: str) -> dict[str, 
 
 def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
     """Milliseconds of each side, ratios, and shares of the rate of one large product."""
-    known = measure.targets_of(pair, batch)
-    gradient = measure.our_gradient(pair, known)
+    import our_side
+
+    from tinybert_jax import cost
+
+    known = our_side.targets_of(pair, batch)
+    gradient = our_side.make_gradient(pair, known)
     sides = {
         "ours": make_side("ours", pair, batch),
         "torch": make_side("torch", pair, batch),
         "known": make_side("ours", pair, known),
     }
     ms = measure.alternate(sides | gradient, repeats)
-    peak = measure.matmul_flops_per_second(2 * repeats)
+    peak = our_side.matmul_flops_per_second(2 * repeats)
     rows, length = batch.input_ids.shape
     whole = cost.step_flops("transformer", pair.student, pair.teacher, rows, length)
-    student = cost.step_flops("transformer", pair.student, pair.teacher, rows, length, answered=True)
-    teacher_width = pair.teacher.num_attention_heads * pair.teacher.attention_head_dim
+    student = cost.step_flops("transformer", pair.student, pair.teacher, rows, length, targets_known=True)
+    teacher_width = pair.teacher.all_head_size
     teacher_scores = 2.0 * rows * pair.student.num_hidden_layers * length**2 * teacher_width  # no gradient of these
 
     def share(flops: float, milliseconds: float) -> float:

@@ -1,12 +1,13 @@
-"""The opponents of the benchmarks: distillation step and inference with transformers on PyTorch, on 2 threads.
+"""The opponents of the benchmarks: distillation step and inference with transformers on eager PyTorch.
 
 Written to be fast: attention scores are taken where the attention computes them, the teacher runs without gradient
-and only what the loss reads survives its forward, AdamW is the fused one, inference uses SDPA.
+and keeps only the scores that the loss reads, AdamW is the fused one, inference uses SDPA.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.masking_utils import eager_mask
 from tinybert_jax.config import BertConfig
 
 Inputs = Mapping[str, Tensor]
+THREADS = len(os.sched_getaffinity(0))  # as JAX takes, which nothing limits
 
 
 def attention_with_scores(
@@ -34,13 +36,14 @@ def attention_with_scores(
     scaling: float,
     dropout: float = 0.0,
     **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Eager attention that gives the masked scores before softmax as its weights."""
+) -> tuple[Tensor, Tensor | None]:
+    """Eager attention that gives the masked scores before softmax as its weights; none of those with `drops_scores`."""
     scores = (query @ key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = dropout_(softmax(scores, dim=-1), dropout, module.training)
-    return (probabilities @ value).transpose(1, 2).contiguous(), scores
+    kept = None if getattr(module, "drops_scores", False) else scores
+    return (probabilities @ value).transpose(1, 2).contiguous(), kept
 
 
 AttentionInterface.register("eager_with_scores", attention_with_scores)
@@ -49,7 +52,7 @@ AttentionMaskInterface.register("eager_with_scores", eager_mask)
 
 def bert(config: BertConfig, kind: type[Any], attention: str, **kwargs: Any) -> Any:
     """A random BERT of transformers with our config."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     return kind(transformers.BertConfig(**config.to_hf() | {"attn_implementation": attention}), **kwargs)
 
 
@@ -99,6 +102,8 @@ def make_intermediate_step(teacher_config: BertConfig, student_config: BertConfi
     student = bert(student_config, transformers.BertModel, "eager_with_scores", add_pooling_layer=False).train()
     project = nn.Linear(student_config.hidden_size, teacher_config.hidden_size)
     every = teacher_config.num_hidden_layers // student_config.num_hidden_layers
+    for number, layer in enumerate(teacher.encoder.layer, 1):
+        layer.attention.self.drops_scores = number % every != 0
     update = _adamw([*student.named_parameters(), *project.named_parameters(prefix="project")])
 
     def forward(model: Any, inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -108,7 +113,7 @@ def make_intermediate_step(teacher_config: BertConfig, student_config: BertConfi
     @torch.no_grad()
     def targets(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         scores, states = forward(teacher, inputs)
-        return tuple(threshold(s, -1e2, 0.0) for s in scores[every - 1 :: every]), states[::every]
+        return tuple(threshold(s, -1e2, 0.0) for s in scores), states[::every]
 
     def step(inputs: Inputs) -> float:
         with autocast(student_config):
@@ -149,7 +154,7 @@ def make_inference(config: BertConfig, attention: str = "sdpa") -> Callable[[Inp
 
 
 def make_onnx_inference(config: BertConfig, inputs: Inputs) -> Callable[[], Any]:
-    """Class logits of these inputs from ONNX Runtime, on 2 threads, of the model that `make_inference` runs."""
+    """Class logits of these inputs from ONNX Runtime, of the model that `make_inference` runs."""
     import onnxruntime
 
     model = bert(config, transformers.BertForSequenceClassification, "sdpa").eval()
@@ -157,7 +162,7 @@ def make_onnx_inference(config: BertConfig, inputs: Inputs) -> Callable[[], Any]
         file = Path(directory) / "model.onnx"
         torch.onnx.export(model, kwargs=dict(inputs), f=file, dynamo=True, verbose=False)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
+        options.intra_op_num_threads = THREADS
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feed = {name: tensor.numpy() for name, tensor in inputs.items()}
     return lambda: session.run(None, feed)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinybert_jax import augment, candidates, hf, mlm, neighbours
 from tinybert_jax.candidate_table import Settings
-from tinybert_jax.config import InputError, Preset
+from tinybert_jax.config import InputError, Preset, check_seed
 from tinybert_jax.experiment import DataSource
 from tinybert_jax.predict import check_positions
 from tinybert_jax.rows import read_rows, split_path
@@ -51,6 +51,7 @@ def build(
     Raises:
         InputError: the model has no masked-LM head, the rows cannot be read, `out` holds something else, ...
     """
+    check_seed(seed)
     row = get_task(task)
     if row.head != "sequence":
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
@@ -83,7 +84,7 @@ def build(
     candidates.build_table(out, rows, tokenizer, predict, near, settings, batch_size)
     augmented = augment.load_augmented(out, rows, tokenizer, settings.max_length, seed)
     if tsv is not None:
-        named = bool(source.text_columns) or source.label_column is not None
+        named = source.names_columns
         columns = source.text_columns or row.text_columns
         headerless = () if named else row.headerless_columns
         path = split_path(row, source, "train")

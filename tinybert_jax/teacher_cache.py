@@ -36,7 +36,7 @@ TOKENS = -1  # in a shape, of an axis as long as the row has tokens
 COMPACT = np.dtype(jnp.bfloat16)
 
 
-class Form(NamedTuple):
+class TargetSpec(NamedTuple):
     """One array of the targets, as a row has it."""
 
     shape: tuple[int, ...]
@@ -54,19 +54,19 @@ class Form(NamedTuple):
         return result
 
 
-class TooMany(Exception):
+class OverLimit(Exception):
     """The targets of all rows are larger than what may be kept; says how large."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class ExamplesWithTargets:
     """n rows with the targets of each, as `data.Examples`; what lies behind a row's tokens is 0."""
 
     examples: Examples
     tokens: np.ndarray  # int64 [n]: how many of a row's are kept
     offsets: Sequence[np.ndarray]  # int64 [n] of each array: where a row begins
     flat: Sequence[np.ndarray]  # of each array, the numbers of all rows
-    forms: Sequence[Form]
+    specs: Sequence[TargetSpec]
     tree: Any  # the targets' structure
 
     @property
@@ -84,16 +84,16 @@ class Answered:
 
     def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
         """The rows' batch with `targets`, in the place of the teacher's own tokens."""
-        leaves = [self._padded(number, rows, length) for number in range(len(self.forms))]
+        leaves = [self._padded(number, rows, length) for number in range(len(self.specs))]
         targets = jax.tree.unflatten(self.tree, leaves)
         return self.examples.batch(rows, length, epoch)._replace(teacher_inputs=None, targets=targets)
 
     def _padded(self, number: int, rows: np.ndarray, length: int) -> np.ndarray:
-        form, offsets, flat = self.forms[number], self.offsets[number], self.flat[number]
-        result = np.zeros((len(rows), *form.of(length)), form.dtype)
+        spec, offsets, flat = self.specs[number], self.offsets[number], self.flat[number]
+        result = np.zeros((len(rows), *spec.of(length)), spec.dtype)
         for i, row in enumerate(rows):
             if row >= 0:
-                shape = form.of(int(self.tokens[row]))
+                shape = spec.of(int(self.tokens[row]))
                 own = flat[offsets[row] : offsets[row] + int(np.prod(shape))]
                 at: tuple[Any, ...] = (i, *map(slice, shape))
                 result[at] = own.reshape(shape)
@@ -101,7 +101,7 @@ class Answered:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class TeacherCache:
     """A teacher, what is asked of it, and how.
 
     Args:
@@ -124,7 +124,7 @@ class Asked:
     padding: bool = False
     compact: bool = False
 
-    def answered(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> Answered:
+    def with_targets(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> ExamplesWithTargets:
         """The rows with their targets, read from the cache where an equal run on equal devices has left them there.
 
         Args:
@@ -133,38 +133,38 @@ class Asked:
             cache_dir: as in `rows.read_rows`. Of several processes each keeps all for itself, until it ends.
 
         Raises:
-            TooMany: the rows need more than `limit`.
+            OverLimit: the rows need more than `limit`.
             InputError: the disk has no room, or the cache cannot be written.
         """
-        forms, tree = self._forms(examples)
+        specs, tree = self._specs(examples)
         tokens = np.full(len(examples), self.buckets[-1]) if self.padding else np.asarray(examples.lengths)
-        sizes = [int(form.sizes(tokens).sum()) for form in forms]
-        needed = sum(size * form.dtype.itemsize for size, form in zip(sizes, forms, strict=True))
+        sizes = [int(spec.sizes(tokens).sum()) for spec in specs]
+        needed = sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True))
         if needed > limit:
-            raise TooMany(f"need {needed / 1e9:,.1f} GB")
+            raise OverLimit(f"need {needed / 1e9:,.1f} GB")
         order = np.argsort(examples.lengths, kind="stable")  # of `eval_batches`, which appends to the files
         offsets = []
-        for form in forms:
-            own = form.sizes(tokens)
+        for spec in specs:
+            own = spec.sizes(tokens)
             offset = np.empty_like(own)
             offset[order] = np.cumsum(own[order]) - own[order]
             offsets.append(offset)
 
         def build(folder: Path) -> None:
-            self._write(folder, examples, tokens, forms)
+            self._write(folder, examples, tokens, specs)
 
         def load(folder: Path) -> list[np.ndarray]:
             """The files, mapped; each is read once, for its checksum."""
             checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
             found: list[np.ndarray] = []
-            for number, (size, form) in enumerate(zip(sizes, forms, strict=True)):
+            for number, (size, spec) in enumerate(zip(sizes, specs, strict=True)):
                 file = folder / f"{number}.bin"
                 if _checksum(file) != checksums[number]:
                     raise ValueError(f"the checksum of {file.name} is another one")
-                found.append(np.memmap(file, form.dtype, "r", shape=(size,)))
+                found.append(np.memmap(file, spec.dtype, "r", shape=(size,)))
             return found
 
-        folder = cache_folder(cache_dir) / "answers"
+        folder = cache_folder(cache_dir) / "targets"
         if jax.process_count() > 1:  # one that finds them in its cache would leave the others waiting
             _make_room(folder, needed, limit)
             try:
@@ -174,16 +174,16 @@ class Asked:
                     flat = load(Path(temporary))  # what is mapped stays, without its name
             except OSError as error:
                 raise InputError(f"{folder}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
-            return Answered(examples, tokens, offsets, flat, forms, tree)
-        entry = folder / self._fingerprint(examples, forms)
+            return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
+        entry = folder / self._fingerprint(examples, specs)
         with contextlib.suppress(OSError):  # there is none yet, or the cache is somebody else's
             os.utime(entry)  # what was used longest ago makes room
         if not entry.is_dir():
             _make_room(folder, needed, limit)
         flat = cached(entry, build, load)
-        return Answered(examples, tokens, offsets, flat, forms, tree)
+        return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
 
-    def _forms(self, examples: Examples) -> tuple[list[Form], Any]:
+    def _specs(self, examples: Examples) -> tuple[list[TargetSpec], Any]:
         """The arrays of the targets: an axis that is longer in a longer batch runs over tokens."""
         longest = self.buckets[-1]
         shapes = [
@@ -191,15 +191,15 @@ class Asked:
             for length in (longest, longest - 1)
         ]
         leaves, tree = jax.tree.flatten(shapes[0])
-        forms = []
+        specs = []
         for leaf, shorter in zip(leaves, jax.tree.leaves(shapes[1]), strict=True):
             sizes = zip(leaf.shape[1:], shorter.shape[1:], strict=True)
             shape = tuple(size if size == other else TOKENS for size, other in sizes)
-            forms.append(Form(shape, COMPACT if self.compact else np.dtype(leaf.dtype)))
-        return forms, tree
+            specs.append(TargetSpec(shape, COMPACT if self.compact else np.dtype(leaf.dtype)))
+        return specs, tree
 
-    def _fingerprint(self, examples: Examples, forms: Sequence[Form]) -> str:
-        described = [(form.shape, form.dtype.name) for form in forms]
+    def _fingerprint(self, examples: Examples, specs: Sequence[TargetSpec]) -> str:
+        described = [(spec.shape, spec.dtype.name) for spec in specs]
         device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
         versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", ""), float32_precision()]
         computed = [self.batch_size, self.buckets, self.padding, device, mesh, versions]
@@ -210,19 +210,19 @@ class Asked:
     def _step(self) -> Any:
         return make_targets_step(self.objective, self.mesh, self.params)
 
-    def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, forms: Sequence[Form]) -> None:
+    def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, specs: Sequence[TargetSpec]) -> None:
         """A file for each array, the rows in the order of `eval_batches`, and the files' checksums."""
         # written, not mapped: of a full disk a write raises, where a map would kill the process
         with contextlib.ExitStack() as opened:
-            files = [opened.enter_context((folder / f"{number}.bin").open("wb")) for number in range(len(forms))]
+            files = [opened.enter_context((folder / f"{number}.bin").open("wb")) for number in range(len(specs))]
             checksums = [0] * len(files)
-            sizes = self.batch_size, self.buckets
-            for rows, targets in outputs(self._step, self.params, examples, *sizes, "teacher's answers"):
-                for number, (form, leaf) in enumerate(zip(forms, jax.tree.leaves(targets), strict=True)):
-                    host = np.asarray(leaf).astype(form.dtype)
+            computed = outputs(self._step, self.params, examples, self.batch_size, self.buckets, "teacher's answers")
+            for rows, targets in computed:
+                for number, (spec, leaf) in enumerate(zip(specs, jax.tree.leaves(targets), strict=True)):
+                    host = np.asarray(leaf).astype(spec.dtype)
                     for row, own in zip(rows, host, strict=True):
                         if row >= 0:
-                            content = own[tuple(map(slice, form.of(int(tokens[row]))))].tobytes()
+                            content = own[tuple(map(slice, spec.of(int(tokens[row]))))].tobytes()
                             files[number].write(content)
                             checksums[number] = zlib.crc32(content, checksums[number])
             for file in files:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax import answers, data, distill, sharding, stage, train_step
+from tinybert_jax import data, distill, sharding, stage, teacher_cache, train_step
 from tinybert_jax.inputs import load_inputs
 
 SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
@@ -45,12 +45,12 @@ def make_tokens(seed: int, n: int = 21) -> data.Tokens:
     return data.Tokens(ids, offsets, np.diff(offsets).astype(np.int32), np.zeros(n, np.int32), f"tokens {seed}")
 
 
-def asked(what: str = "logits", teacher: str = "a", **changes: Any) -> answers.Asked:
+def asked(what: str = "logits", teacher: str = "a", **changes: Any) -> teacher_cache.TeacherCache:
     objective, model = OBJECTIVES[what]
     params = tb.init_params(model(NUMBER if what == "a number" else TEACHER), jax.random.key(0))
     buckets = BUCKETS[-1:] if "padding" in what else BUCKETS
     settings = {"padding": "padding" in what} | changes
-    return answers.Asked(objective, params, [teacher], sharding.make_mesh(), 4, buckets, **settings)
+    return teacher_cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets, **settings)
 
 
 @pytest.mark.parametrize(("what", "compact"), [(what, False) for what in OBJECTIVES] + [("layers", True)])
@@ -59,7 +59,7 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
 ) -> None:
     """In another batch, of another length: equal but for rounding. Filler, and padding that no loss reads, are 0."""
     asking, examples = asked(what, compact=compact), make_tokens(0)
-    known = asking.answered(examples, 1e9, tmp_path)
+    known = asking.with_targets(examples, 1e9, tmp_path)
     targets = jax.jit(asking.objective.targets)
     table, lengths = data.epoch_plan(known.lengths, 8, asking.buckets, seed=0, epoch=0)
     assert (table < 0).any()
@@ -85,7 +85,7 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
 
 def test_a_teacher_with_another_vocabulary_is_asked_in_its_own_tokens(tmp_path: Path) -> None:
     asking, examples = asked(), data.TwoVocabularies(make_tokens(0), make_tokens(1))
-    known = asking.answered(examples, 1e9, tmp_path)
+    known = asking.with_targets(examples, 1e9, tmp_path)
     rows = np.arange(8)
     batch = known.batch(rows, 16, 0)
     assert batch.teacher_inputs is None
@@ -96,18 +96,18 @@ def test_a_teacher_with_another_vocabulary_is_asked_in_its_own_tokens(tmp_path: 
 def test_the_same_teacher_and_rows_are_read_and_others_are_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = asked().answered(make_tokens(0), 1e9, tmp_path)
+    first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
     computed = []
     real = train_step.make_targets_step
-    monkeypatch.setattr(answers, "make_targets_step", lambda *args: computed.append(1) or real(*args))
-    again = asked().answered(make_tokens(0), 1e9, tmp_path)
+    monkeypatch.setattr(teacher_cache, "make_targets_step", lambda *args: computed.append(1) or real(*args))
+    again = asked().with_targets(make_tokens(0), 1e9, tmp_path)
     assert first is not None
     assert again is not None
     np.testing.assert_array_equal(again.flat[0], first.flat[0])
     assert not computed
-    asked(teacher="b").answered(make_tokens(0), 1e9, tmp_path)
-    asked().answered(make_tokens(1), 1e9, tmp_path)
-    asked(compact=True).answered(make_tokens(0), 1e9, tmp_path)
+    asked(teacher="b").with_targets(make_tokens(0), 1e9, tmp_path)
+    asked().with_targets(make_tokens(1), 1e9, tmp_path)
+    asked(compact=True).with_targets(make_tokens(0), 1e9, tmp_path)
     assert len(computed) == 3
 
 
@@ -126,11 +126,11 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     assert inputs.teacher is not None
     keys: list[str] = []
 
-    def answered(self: answers.Asked, examples: data.Examples, limit: float) -> data.Examples:
+    def with_targets(self: teacher_cache.TeacherCache, examples: data.Examples, limit: float) -> data.Examples:
         keys.append(self._fingerprint(examples, self._forms(examples)[0]))
         return examples
 
-    monkeypatch.setattr(answers.Asked, "answered", answered)
+    monkeypatch.setattr(teacher_cache.TeacherCache, "with_targets", with_targets)
 
     def ask(number: int = 0, rows: int = 64, buckets: tuple[int, ...] = (8, 16), **changes: Any) -> None:
         experiment = dataclasses.replace(first, **changes)
@@ -138,7 +138,7 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
         mesh = sharding.make_mesh()
         run = stage.Run([experiment], own, own.teacher.params, lambda *_: {}, rows, mesh, tmp_path)
         asked_stage = experiment.stages[number]
-        stage._answered(run, asked_stage, stage.make_objective(experiment, asked_stage, own), own.train)
+        stage._with_cached_targets(run, asked_stage, stage.make_objective(experiment, asked_stage, own), own.train)
 
     ask()
     ask()
@@ -163,15 +163,15 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
 
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
 def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
-    first = asked().answered(make_tokens(0), 1e9, tmp_path)
+    first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
     assert first is not None
     logits = np.array(first.flat[0])
-    (file,) = tmp_path.glob("answers/*/0.bin")
+    (file,) = tmp_path.glob("targets/*/0.bin")
     content = file.read_bytes()
     if damage == "no checksums":
         (file.parent / "checksums.json").unlink()
     file.write_bytes(content[:-4] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
-    again = asked().answered(make_tokens(0), 1e9, tmp_path)
+    again = asked().with_targets(make_tokens(0), 1e9, tmp_path)
     assert again is not None
     np.testing.assert_array_equal(again.flat[0], logits)
 
@@ -180,40 +180,40 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     """21 rows of 2 logits are 168 bytes: two sets fit into 500 with their checksums, and of three the one that was
     used longest ago goes. One of 168 into 100 does not: the steps are to compute it.
     """
-    with pytest.raises(answers.TooMany, match=r"^need 0\.0 GB$"):
-        asked().answered(make_tokens(0), 100.0, tmp_path)
-    assert not list(tmp_path.glob("answers/*"))
+    with pytest.raises(teacher_cache.OverLimit, match=r"^need 0\.0 GB$"):
+        asked().with_targets(make_tokens(0), 100.0, tmp_path)
+    assert not list(tmp_path.glob("targets/*"))
     folders = []
     for seed in (0, 1):
-        known = asked().answered(make_tokens(seed), 500.0, tmp_path)
+        known = asked().with_targets(make_tokens(seed), 500.0, tmp_path)
         assert known.flat[0].nbytes == 168
-        (new,) = set(tmp_path.glob("answers/*")) - set(folders)
+        (new,) = set(tmp_path.glob("targets/*")) - set(folders)
         folders.append(new)
     os.utime(folders[0], (1, 1))
     os.utime(folders[1], (2, 2))
-    asked().answered(make_tokens(0), 500.0, tmp_path)  # is read, so that the other one is the oldest
-    asked().answered(make_tokens(2), 500.0, tmp_path)
+    asked().with_targets(make_tokens(0), 500.0, tmp_path)  # is read, so that the other one is the oldest
+    asked().with_targets(make_tokens(2), 500.0, tmp_path)
     assert folders[0].is_dir()
     assert not folders[1].is_dir()
-    assert len(list(tmp_path.glob("answers/*"))) == 2
+    assert len(list(tmp_path.glob("targets/*"))) == 2
 
 
 def test_what_another_run_is_writing_is_left_alone_and_what_a_killed_one_left_is_not(tmp_path: Path) -> None:
-    for name, age in ((".tmp-new", 0), (".tmp-old", 2 * answers.STALE)):
-        (tmp_path / "answers" / name / "new").mkdir(parents=True)
-        (tmp_path / "answers" / name / "new" / "0.bin").write_bytes(bytes(400))
-        os.utime(tmp_path / "answers" / name, (time.time() - age,) * 2)
-    asked().answered(make_tokens(0), 500.0, tmp_path)
-    assert (tmp_path / "answers" / ".tmp-new").is_dir()
-    assert not (tmp_path / "answers" / ".tmp-old").exists()
+    for name, age in ((".tmp-new", 0), (".tmp-old", 2 * teacher_cache.STALE)):
+        (tmp_path / "targets" / name / "new").mkdir(parents=True)
+        (tmp_path / "targets" / name / "new" / "0.bin").write_bytes(bytes(400))
+        os.utime(tmp_path / "targets" / name, (time.time() - age,) * 2)
+    asked().with_targets(make_tokens(0), 500.0, tmp_path)
+    assert (tmp_path / "targets" / ".tmp-new").is_dir()
+    assert not (tmp_path / "targets" / ".tmp-old").exists()
 
 
 def test_a_disk_without_room_is_named_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(tb.InputError, match=r"the teacher's answers need 0\.0 GB, and 0\.0 GB are free: set TINYB"):
-        asked().answered(make_tokens(0), 1e9, tmp_path)
+        asked().with_targets(make_tokens(0), 1e9, tmp_path)
 
 
 @pytest.mark.parametrize("objective", ["transformer", "prediction"])
