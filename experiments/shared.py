@@ -25,16 +25,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="directory in the GLUE layout")
     parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
     parser.add_argument("--max-length", type=int, help="tokens a row; default: the task's")
-    parser.add_argument("--transformer-steps", type=int, help="end the first stage early")
+    parser.add_argument("--transformer-steps", type=int, help="of the first stage; default: the task's epochs")
     parser.add_argument("--transformer-learning-rate", type=float, help="default: the task's")
-    parser.add_argument("--prediction-steps", type=int, help="end the second stage early")
+    parser.add_argument(
+        "--prediction-steps", type=int, help="likewise, of the second stage, which is then scored at its end only"
+    )
     parser.add_argument("--prediction-learning-rate", type=float, help="default: the task's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
 
 
 def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.Experiment:
-    """TinyBERT's two stages for a task; what the options leave open is the paper's."""
+    """TinyBERT's two stages for a task; what the options leave open is the paper's.
+
+    A number of steps is kept to whatever the number of rows, and no state is chosen by its dev score then: so settings
+    with and without augmentation compare.
+    """
     task = tasks.get_task(args.task)
     rates = args.transformer_learning_rate, args.prediction_learning_rate
     return tb.Experiment(
@@ -45,16 +51,17 @@ def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.
         stages=(
             tb.Stage(
                 "transformer",
-                epochs=task.intermediate_epochs,
+                epochs=args.transformer_steps or task.intermediate_epochs,  # an epoch has a step or more
                 max_steps=args.transformer_steps,
                 learning_rate=task.intermediate_learning_rate if rates[0] is None else rates[0],
                 schedule="constant",
             ),
             tb.Stage(
                 "prediction",
-                epochs=task.prediction_epochs,
+                epochs=args.prediction_steps or task.prediction_epochs,
                 max_steps=args.prediction_steps,
                 learning_rate=task.prediction_learning_rate if rates[1] is None else rates[1],
+                evaluate_every=args.prediction_steps,
             ),
         ),
         max_length=task.max_length if args.max_length is None else args.max_length,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import tinybert_jax as tb
+from tinybert_jax.stage import stage_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +54,7 @@ def test_a_quick_demo_says_that_its_figures_mean_nothing(quickstart: ModuleType)
         ("", [(10, None, 5e-5), (3, None, 3e-5)], 128),
         (
             "--transformer-steps 7 --prediction-learning-rate 0.01 --max-length 64",
-            [(10, 7, 5e-5), (3, None, 0.01)],
+            [(7, 7, 5e-5), (3, None, 0.01)],
             64,
         ),
     ],
@@ -183,6 +184,17 @@ def test_the_ablations_can_be_of_some_settings(
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "| without DA | 60.0 ± 0.0 | +10.0 ± 0.0 | -7.2 |"
     assert (tmp_path / "ablations.svg").is_file()
+
+
+def test_no_setting_of_the_ablations_trains_longer_or_is_scored_oftener_for_having_variants(
+    full: tb.Experiment,
+) -> None:
+    ablations = importlib.import_module("ablations")
+    for setting in ablations.settings(dataclasses.replace(full, augmented="a"), "tinybert-3l-192d").values():
+        wanted = {"transformer": (1, None), "prediction": (2, 2), "supervised": (2, 2)}
+        # 3 rows are a batch: an epoch of one step
+        taken = {own.objective: (stage_steps(own, 3), own.evaluate_every) for own in setting.stages}
+        assert taken == {name: wanted[name] for name in taken}
 
 
 def test_the_ablations_cost_is_that_of_the_variants_there_are(full: tb.Experiment, tmp_path: Path) -> None:

@@ -334,7 +334,9 @@ def _read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     part = {"train": "train", "dev": task.tfds_dev, "test": task.tfds_test}[split]
     where = f"{name}[{part}]"
     features, records = tfds_records(name, part)
-    if isinstance(records[0].get("idx"), np.integer):  # of GLUE, whose server counts on the order before the shuffling
+    if isinstance(
+        records[0].get("idx"), int | np.integer
+    ):  # of GLUE, whose server counts on the order before the shuffling
         records = sorted(records, key=lambda record: int(record["idx"]))
     text_columns = source.text_columns or task.tfds_text_columns or task.text_columns
     label_column = source.label_column or task.tfds_label_column

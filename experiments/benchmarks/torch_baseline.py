@@ -37,7 +37,7 @@ def attention_with_scores(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Eager attention that gives the masked scores before softmax as its weights; none of those with `drops_scores`."""
+    """Eager attention that gives the masked scores before softmax as its weights; none of those that drop them."""
     scores = (query @ key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
