@@ -16,7 +16,7 @@ from tinybert_jax.config import InputError
 
 JSON_SUFFIXES = (".jsonl", ".json")
 SUFFIXES = (".tsv", ".csv", *JSON_SUFFIXES)
-_NAME_YOURS = "name yours with --text-columns and --label-column"
+NAME_YOURS = "name yours with --text-columns and --label-column"
 
 
 class RawRows(NamedTuple):
@@ -132,7 +132,7 @@ def _table_records(
             raise InputError(f"{path}:1: the column {column!r} is there {header.count(column)} times: rename one")
         if column not in header and (column != label_column or needs_label):
             there = ", ".join(map(repr, header))
-            raise InputError(f"{path}:1: no column {column!r}; the columns are {there}: {_NAME_YOURS}")
+            raise InputError(f"{path}:1: no column {column!r}; the columns are {there}: {NAME_YOURS}")
     text_at = [header.index(column) for column in text_columns]
     label_at = header.index(label_column) if label_column in header else None
     for line, values in lines:
@@ -188,7 +188,7 @@ def _json_records(
         for column in (*text_columns, *([label_column] if labelled else [])):
             if column not in value:
                 there = ", ".join(map(repr, value)) or "none"
-                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {there}: {_NAME_YOURS}")
+                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {there}: {NAME_YOURS}")
         row = tuple(_json_text(path, line, column, value[column]) for column in text_columns)
         yield line, row, _json_label(path, line, label_column, value[label_column]) if labelled else None
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from tinybert_jax.config import InputError
 from tinybert_jax.experiment import DataSource
-from tinybert_jax.reader import RawRows, read_checked
+from tinybert_jax.reader import NAME_YOURS, RawRows, read_checked
 from tinybert_jax.tasks import SplitName, Task, discover_labels, label_ids
 
 FORMAT_VERSION = 1  # of the cached rows; count it up when the same file would give other rows
@@ -343,8 +343,7 @@ def _read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     for column in (*text_columns, *([label_column] if split != "test" else [])):
         if column not in records[0]:
             there = ", ".join(map(repr, records[0]))
-            how_to = "name yours with --text-columns and --label-column"
-            raise InputError(f"{where}: no feature {column!r}; there are {there}: {how_to}")
+            raise InputError(f"{where}: no feature {column!r}; there are {there}: {NAME_YOURS}")
     for column in text_columns:
         if not isinstance(records[0][column], bytes):
             raise InputError(f"{where}: feature {column!r} is not text: name another with --text-columns")
