@@ -179,7 +179,8 @@ def main() -> None:
     except Diverged as diverged:
         sys.exit(f"quickstart: {diverged}")
     except Stopped as stopped:
-        sys.exit(f"{stopped}\ncontinue with the same command and --resume, or: {again(args)}")
+        print(f"{stopped}\ncontinue with: {again(args)}")
+        return
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -305,6 +306,27 @@ def test_an_index_that_names_no_shards_is_refused(directory: Path, content: str,
     (directory / "model.safetensors.index.json").write_text(content)
     with pytest.raises(tb.InputError, match=message):
         tb.load_hf(directory)
+
+
+@pytest.mark.parametrize(
+    ("original", "copy"),
+    [
+        ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+        ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    ],
+)
+def test_what_a_masked_lm_shares_may_have_either_name(original: str, copy: str, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY.parent / "tiny-bert-mlm", tmp_path / "bert"))
+    _, expected = tb.load_hf(directory)
+    edit_tensors(directory, lambda tensors: tensors.update({copy: tensors.pop(original)}))
+    _, params = tb.load_hf(directory)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_a_run_is_told_from_its_model(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "run" / "student")
+    with pytest.raises(tb.InputError, match=r"model directory\? no, a run's: its model is in its student/$"):
+        tb.load_hf(tmp_path / "run")
 
 
 def test_truncated_safetensors_are_refused(directory: Path) -> None:

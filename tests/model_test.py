@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.model import count_parameters, dropout
+from tinybert_jax.model import attention_scores, count_parameters, dropout
 
 CONFIG = tb.BertConfig(
     vocab_size=50,
@@ -40,6 +40,20 @@ def test_score_layers_choose_among_the_scores_of_all_layers(layers: tuple[int, .
     every, some = apply(), apply(score_layers=layers)
     np.testing.assert_array_equal(some.attention_scores, every.attention_scores[np.array(layers, int)])
     np.testing.assert_array_equal(some.hidden_states, every.hidden_states)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (4,), (2, 0), (1, 1)])
+def test_layers_that_are_no_increasing_selection_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="they must increase, from 0 up to 3"):
+        apply(score_layers=layers)
+    with pytest.raises(ValueError, match="they must increase, from 0 up to 3"):
+        apply(qkv_layers=layers)
+
+
+def test_scores_are_of_float32_where_jax_has_float64() -> None:
+    query = jnp.ones((2, 3, 4), jnp.float32)
+    with jax.enable_x64(True):
+        assert attention_scores(query, query).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("layers", [(), (0,), (1, 3), (0, 1, 2, 3)])

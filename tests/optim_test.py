@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from tinybert_jax import optim
+from tinybert_jax.config import InputError
 
 PARAMS = {
     "bert": {
@@ -25,6 +30,21 @@ def test_linear_schedule_starts_at_0_peaks_after_warm_up_and_ends_at_0() -> None
 
 def test_linear_schedule_without_warm_up_starts_at_its_peak() -> None:
     assert float(optim.make_schedule("linear", 100, 0.0)(0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: optim.make_schedule.__wrapped__("cosine", 3),
+            "schedule is 'cosine'; it must be one of constant, linear",
+        ),
+        (lambda: optim.make_optimizer.__wrapped__("adam"), "optimizer is 'adam'; it must be one of adamw, bert_adam"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 def test_constant_schedule_is_1() -> None:

@@ -91,6 +91,8 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
     for asked, message in (
         ({"data": 4, "fsdp": 2}, "--mesh data=4,fsdp=2 needs 8 devices, and there are 6"),
         ({"data": 3}, "--mesh data=3 cannot share 32 rows"),
+        ({"tensor": 2}, r"mesh {'tensor': 2}: give sizes, at least 1, of data, fsdp, model, member"),
+        ({"data": 0}, r"mesh {'data': 0}: give sizes, at least 1"),
         ({"member": 2}, "--mesh member=2: member=2 does not divide the population of 3: choose one that does"),
         ({"model": 2}, "model=2 does not divide the 3 attention heads of the teacher"),
     ):

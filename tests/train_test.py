@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -63,6 +65,7 @@ def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: trai
     }
     card = (teacher_result.directory / "README.md").read_text()
     assert f"| accuracy | {teacher_result.scores['accuracy']:.4f} |" in card
+    assert "parameters, trained on labels, with tinybert_jax." in card
     config, _ = tb.load_hf(teacher_result.directory)
     assert config.id2label == ("bad", "good")
     assert config.problem_type == "single_label_classification"
@@ -425,14 +428,24 @@ def test_resuming_another_experiment_is_refused_by_the_fields_name(
 @pytest.fixture
 def ignorant(pretrained: Path, tmp_path: Path) -> Path:
     """A teacher with a random head."""
-    import jax
-
     config, params = tb.load_hf(pretrained)
     config = dataclasses.replace(config, id2label=("bad", "good"))
     random = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
     random["bert"] |= params["bert"]
     tb.save_hf(tmp_path / "ignorant", config, random, tb.load_tokenizer(pretrained, config))
     return tmp_path / "ignorant"
+
+
+def test_a_directory_that_cannot_be_made_holds_no_checkpoints(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(tb.InputError, match=r"File name too long$"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / ("x" * 300))
+
+
+def test_64_bits_are_refused(teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    with jax.enable_x64(True), pytest.raises(tb.InputError, match="JAX_ENABLE_X64 is set"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
 
 
 def test_a_teacher_at_chance_is_refused_before_the_run_begins(
@@ -442,6 +455,20 @@ def test_a_teacher_at_chance_is_refused_before_the_run_begins(
     with pytest.raises(tb.InputError, match="no better than chance"):
         tb.run(distillation(ignorant, blank_student, data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("head", "refused"), [("sequence", True), ("tokens", False), ("span", False)])
+def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
+    head: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correlation of 0.1 on 200 rows can be luck; an F1 of 0.1 in tagging them is not."""
+    dev = SimpleNamespace(tokens=range(200), skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
+    monkeypatch.setattr(train, "make_predict_step", lambda *given: None)
+    monkeypatch.setattr(train, "predict_logits", lambda *given: np.zeros((200, 2), np.float32))
+    inputs = SimpleNamespace(head=head, teacher_dev={"dev": dev}, buckets=(16,))
+    given = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
+    with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
+        assert train._score_teacher.__wrapped__(*given) == {"f1": 0.1}
 
 
 def test_of_few_rows_a_teacher_at_chance_gives_a_warning(

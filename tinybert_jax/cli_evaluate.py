@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from tinybert_jax.config import InputError
 from tinybert_jax.experiment import DataSource
 from tinybert_jax.inputs import check_outputs, second_task
@@ -54,6 +56,8 @@ def evaluate(
         if not loaded.labelled and needs_scores:
             raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
         logits = predictor.logits(loaded.tokens)
+        if not np.isfinite(logits).all():
+            raise InputError(f"{model}: its outputs on the {split} split are not finite")
         if predictions is not None and (is_directory or part is row):
             path = predictions / part.submission if is_directory else predictions
             path.write_text(loaded.predictions(logits), "utf-8")

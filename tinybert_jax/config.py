@@ -173,9 +173,9 @@ class BertConfig:
         Raises:
             InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
         """
-        if hf.get("model_type", "bert") != "bert":
+        if (hf.get("model_type") or "bert") != "bert":
             raise InputError(f"model_type {hf['model_type']!r} is not supported; only 'bert' is")
-        if hf.get("position_embedding_type", "absolute") != "absolute":
+        if (hf.get("position_embedding_type") or "absolute") != "absolute":
             raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
             if hf.get(name):

@@ -58,6 +58,11 @@ class Tokens:
         """Tokens per row, int64 [n]."""
         return np.diff(self.offsets)
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a row is a pair of texts, and has tokens of the second type."""
+        return bool((self.pair_starts < self.lengths).any())
+
     def __len__(self) -> int:
         return len(self.pair_starts)
 

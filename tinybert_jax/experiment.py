@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -31,8 +32,8 @@ class DataSource:
 
     data: str | None = None  # directory with the task's files: train.tsv, dev.tsv (and test.tsv)
     train: str | None = None  # .tsv, .csv or .jsonl; of squad .json, of ner any
-    dev: str | None = None
-    test: str | None = None
+    dev: str | None = None  # likewise: what selects and scores
+    test: str | None = None  # likewise: what `evaluate --split test` predicts
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
     text_columns: tuple[str, ...] = ()  # one or two; default: the task's
     label_column: str | None = None  # default: the task's
@@ -102,11 +103,11 @@ class Stage:
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value}; it must be a whole number, at least 1")
         for name in ("learning_rate", "temperature"):
-            if not getattr(self, name) > 0:  # NaN is not either
-                raise InputError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:  # NaN is not either
+                raise InputError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0")
         for name in ("weight_decay", "embedding_weight", "attention_weight", "hidden_weight"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
         if self.batch_size % self.accumulation_steps:
             raise InputError(
                 f"accumulation_steps {self.accumulation_steps} does not divide the batch size {self.batch_size}"

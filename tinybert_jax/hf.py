@@ -93,7 +93,12 @@ def load_config(directory: str | Path) -> BertConfig:
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?")
+        of_run = (
+            " no, a run's: its model is in its student/"
+            if (Path(directory) / "student" / "config.json").is_file()
+            else ""
+        )
+        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?{of_run}")
     hf = read_json(path)
     if not isinstance(hf, dict):
         raise InputError(f"{path}:1: no JSON object: copy the model's own file anew")
@@ -166,6 +171,7 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         InputError: there are no tokenizer files, a special token is missing from the vocabulary, an id lies outside
             the embedding, the length of a text is limited to what is no length, or there is no Rust backend.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     from transformers import AutoTokenizer
 
     path = resolve(str(directory))
@@ -315,7 +321,7 @@ def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
         if copy in flat:
             value = flat.pop(copy)
             value = value.T if copy[-1] == "kernel" else value
-            if original in flat and not np.array_equal(value, flat[original]):
+            if not np.array_equal(value, flat.setdefault(original, value)):
                 raise InputError(
                     f"{where}: {'.'.join(copy)} differs from {'.'.join(original)}: untied is not supported"
                 )

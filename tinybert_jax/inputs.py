@@ -20,7 +20,7 @@ from tinybert_jax.experiment import CorpusSource, DataSource, Experiment, Stage
 from tinybert_jax.heads import HEAD_KEYS, HEADS
 from tinybert_jax.model import init_params, resize_vocabulary
 from tinybert_jax.population import check_members
-from tinybert_jax.predict import check_head, check_positions
+from tinybert_jax.predict import check_head, check_positions, check_token_types
 from tinybert_jax.projections import PROJECTIONS
 from tinybert_jax.splits import Split, load_split
 from tinybert_jax.tasks import Task, get_task
@@ -79,15 +79,19 @@ def load_inputs(experiment: Experiment) -> Inputs:
         init.check_start(experiment.start, config, teacher.config)
     else:
         if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
-            raise InputError(f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}")
+            raise InputError(
+                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a directory"
+            )
         config, loaded = hf.load_hf(experiment.model)
         tokenizer = hf.load_tokenizer(experiment.model, config)
     check_positions(experiment.model, config, experiment.max_length)
     if isinstance(source, CorpusSource):
         head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
-        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
+        text = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
+        train: Examples = text
         dev: dict[str, Split] = {}
         teacher_dev, selection = dev, ""
+        pairs = text.recipe["pairs"]
         if not _same_tokenizer(tokenizer, teacher):
             raise InputError(_different_vocabularies(experiment))
         keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
@@ -96,8 +100,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         head, selection = task.head, task.selection
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, teacher_dev = split.tokens, dev
-        if (split.tokens.pair_starts < split.tokens.lengths).any() and config.type_vocab_size < 2:
-            raise InputError(f"{experiment.model}: has 1 token type, but the rows are pairs of texts")
+        pairs = any(own.tokens.has_pairs for own in (split, *dev.values()))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
         if teacher is not None and not _same_tokenizer(tokenizer, teacher):
@@ -106,6 +109,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
             theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
             train = data.TwoVocabularies(split.tokens, theirs.tokens)
         config, keep_head = _fit_head(config, loaded, task, split.label_names)
+    check_token_types(experiment.model, config, pairs)
+    if teacher is not None:
+        check_token_types(str(experiment.teacher), teacher.config, pairs)
     config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype, remat=experiment.remat)
     config = dataclasses.replace(config, vocab_multiple=VOCAB_MULTIPLE)
     if teacher is not None:
@@ -293,7 +299,7 @@ def _fit_head(
     key = HEAD_KEYS[task.head]
     if task.head == "span":
         return config, loaded is not None and key in loaded
-    labels = label_names or ("LABEL_0",)
+    labels = label_names or (config.id2label if config.num_labels == 1 else ("LABEL_0",))
     of_kind = loaded is not None and key in loaded and ("pooler" in loaded["bert"]) == (task.head == "sequence")
     keep = of_kind and config.id2label == labels
     if of_kind and not keep:

@@ -5,7 +5,7 @@ Source: TinyBERT, arXiv 1909.10351, equations 7 to 10; for unlike heads, MiniLMv
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,9 @@ def attention_mse(
     Returns:
         A scalar, in squared score units.
 
+    Raises:
+        ValueError: another padding.
+
     >>> student, teacher = jnp.zeros((1, 2, 2)), jnp.array([[[1.0, 5.0], [5.0, 5.0]]])
     >>> float(attention_mse(student, teacher, jnp.array([1, 0])))
     1.0
@@ -52,7 +55,7 @@ def attention_mse(
         return _mean(jnp.square(student - teacher), pairs)
 
     if padding != "zero":
-        assert_never(padding)
+        raise ValueError(f"padding is {padding!r}; it must be exclude or zero")
 
     def zeroed(scores: Float[Array, "h q k"]) -> Float[Array, "h q k"]:
         return jnp.where((real[None, None, :] > 0) & (scores > -1e2), scores, 0.0)

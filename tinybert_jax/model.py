@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -99,7 +100,7 @@ class Embeddings(nn.Module):
 
 def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"]) -> Float[Array, "*b h q k"]:
     """q.k / sqrt(head_dim), before mask and softmax, in float32."""
-    return product("...hqd,...hkd->...hqk", query, key) / np.sqrt(query.shape[-1])
+    return product("...hqd,...hkd->...hqk", query, key) / math.sqrt(query.shape[-1])
 
 
 class SelfAttention(nn.Module):
@@ -255,7 +256,12 @@ def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
 
     A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the last
     wanted layer a spare slot takes what comes. So the buffer needs no branch in the scan.
+
+    Raises:
+        ValueError: what is wanted is no increasing selection of 0, ..., depth - 1.
     """
+    if list(wanted) != [layer for layer in range(depth) if layer in wanted]:
+        raise ValueError(f"layers {wanted}: they must increase, from 0 up to {depth - 1}")
     slots = np.searchsorted(wanted, np.arange(depth))
     return jnp.asarray(slots), int(slots[-1]) + 1 if wanted else 0
 

@@ -6,7 +6,7 @@ Transforms are learning-rate-free: the training step multiplies by `hyper.learni
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,11 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from tinybert_jax.config import Params, ScheduleName
+from tinybert_jax.config import Params, ScheduleName, check_choice
 
 Schedule = Callable[[ArrayLike], Array]
 STACKED = ("encoder", "layer")
+OptimizerName = Literal["adamw", "bert_adam"]
 
 
 def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.1) -> Schedule:
@@ -26,13 +27,15 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.
     "constant" is 1. "linear" rises from 0 over `warmup_ratio * total_steps` steps and falls to 0 at `total_steps`; as
     in the original code, with a warm-up the first update is zero.
 
+    Raises:
+        InputError: another name.
+
     >>> [round(float(make_schedule("linear", 10, 0.2)(step)), 3) for step in (0, 1, 2, 10)]
     [0.0, 0.5, 1.0, 0.0]
     """
+    check_choice("schedule", name, ScheduleName)
     if name == "constant":
         return lambda step: jnp.ones(())
-    if name != "linear":
-        assert_never(name)
 
     def linear(step: ArrayLike) -> Array:
         progress = jnp.asarray(step) / total_steps
@@ -42,19 +45,21 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.
     return linear
 
 
-def make_optimizer(name: Literal["adamw", "bert_adam"], weight_decay: float = 0.01) -> optax.GradientTransformation:
+def make_optimizer(name: OptimizerName, weight_decay: float = 0.01) -> optax.GradientTransformation:
     """The descent direction without learning rate: `params - learning_rate * update`.
 
     "adamw": global gradient norm clipped to 1, Adam with bias correction, decoupled weight decay.
     "bert_adam": every tensor's gradient norm clipped to 1 (a layer's slice of a stacked leaf is a tensor of its own),
     Adam without bias correction, eps 1e-6, decoupled weight decay.
     Biases and LayerNorm are not decayed.
+
+    Raises:
+        InputError: another name.
     """
+    check_choice("optimizer", name, OptimizerName)
     decay = optax.add_decayed_weights(weight_decay, decay_mask)
     if name == "adamw":
         return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), decay)
-    if name != "bert_adam":
-        assert_never(name)
     return optax.chain(_clip_by_tensor_norm(1.0), _scale_by_uncorrected_adam(), decay)
 
 

@@ -81,6 +81,7 @@ def predict_logits(
 class Predictor:
     """A sequence classifier or regressor, ready to be called: `predictor(["a text"])`."""
 
+    name: str  # the directory or hub id
     config: BertConfig
     params: Params
     tokenizer: Any
@@ -95,6 +96,7 @@ class Predictor:
         Raises:
             ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two or what is no text
                 (the NaN of an empty cell); or the head is not that of a sequence.
+            InputError: as `logits`.
         """
         if self.head != "sequence":
             raise ValueError(f"a {self.head} head gives one output per token: see `logits`, and `tinybert evaluate`")
@@ -117,7 +119,12 @@ class Predictor:
         return [Prediction(self.config.id2label[i], float(row[i])) for i, row in zip(best, probabilities, strict=True)]
 
     def logits(self, tokens: Tokens) -> np.ndarray:
-        """Logits float32 [n, c] of tokenised rows."""
+        """Logits float32 [n, c] of tokenised rows.
+
+        Raises:
+            InputError: the rows are pairs of texts, and the model has one token type.
+        """
+        check_token_types(self.name, self.config, tokens.has_pairs)
         buckets = bucket_lengths(self.max_length)
         return predict_logits(self.step, self.params, tokens, self.batch_size, buckets)
 
@@ -149,7 +156,7 @@ def load_predictor(
     mesh = make_mesh()
     params = jax.device_put(params, tree_shardings(mesh, params))
     step = make_predict_step(HEADS[head](config), mesh, params)
-    return Predictor(config, params, tokenizer, length, batch_size, head, step)
+    return Predictor(str(directory), config, params, tokenizer, length, batch_size, head, step)
 
 
 def check_head(name: str, config: BertConfig, params: Params, head: Head, max_length: int) -> None:
@@ -165,6 +172,16 @@ def check_head(name: str, config: BertConfig, params: Params, head: Head, max_le
     if head == "sequence" and config.problem_type == "multi_label_classification":
         raise InputError(f"{name}: is a multi-label classifier (problem_type); only one label a row is supported")
     check_positions(name, config, max_length)
+
+
+def check_token_types(name: str, config: BertConfig, pairs: bool) -> None:
+    """Refuse a model of one token type where there are pairs of texts.
+
+    Raises:
+        InputError: it has one.
+    """
+    if pairs and config.type_vocab_size < 2:
+        raise InputError(f"{name}: has 1 token type, but the rows are pairs of texts")
 
 
 def check_positions(name: str, config: BertConfig, max_length: int) -> None:

@@ -41,13 +41,18 @@ print(predict(["a text", "another text"]))  # or pairs of texts, if the task has
 LOAD = """config, params = tb.load_hf("this directory")"""
 
 
+def is_begun(out: Path | str) -> bool:
+    """Whether the directory holds a run, which can be resumed."""
+    return os.path.isfile(os.path.join(out, "experiment.json"))  # of a name that is too long, Path.is_file raises
+
+
 def check_out(out: Path, resume: bool) -> None:
     """Refuse an output directory that would be overwritten, cannot be written, or holds nothing to resume.
 
     Raises:
         InputError: says which of these, and what to do.
     """
-    if resume and not (out / "experiment.json").is_file():
+    if resume and not is_begun(out):
         raise InputError(f"{out}: holds no run to resume (no experiment.json); leave --resume out to start one")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out takes a directory")
@@ -251,16 +256,18 @@ def write_model_card(
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
     use = PREDICT if inputs.head == "sequence" else LOAD
-    taught = f", distilled from `{experiment.teacher}`" if experiment.teacher else ""
+    if distilled := any(stage.distils for stage in experiment.stages):
+        how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
+    else:
+        how = "trained on masked words" if inputs.head == "masked_lm" else "trained on labels"
     text = f"""---
 library_name: transformers
 pipeline_tag: {pipeline}
-tags: [tinybert, distillation]
+tags: [{"tinybert, distillation" if distilled else "bert"}]
 ---
 # {experiment.model} on {experiment.task}
 A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
-{count_parameters(resize_vocabulary(params, config.vocab_size)):,} parameters{taught}, trained with [TinyBERT](https://arxiv.org/abs/1909.10351)'s
-method in JAX.
+{count_parameters(resize_vocabulary(params, config.vocab_size)):,} parameters, {how}, with tinybert_jax.
 
 | dev set | this model | teacher |
 |---|---|---|

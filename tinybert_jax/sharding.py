@@ -89,13 +89,15 @@ def choose_mesh(
         members: of the population.
 
     Raises:
-        InputError: an axis does not divide what it is to share out, or there are not that many devices; of several
-            processes, some would have no part.
+        InputError: an axis is unknown, below 1, or does not divide what it is to share out; there are not that many
+            devices; of several processes, some would have no part.
     """
     devices = jax.devices()
     if asked is None:
         share = math.gcd(*batch_parts)
         asked = {"data": max(n for n in range(1, len(devices) + 1) if share % n == 0)}
+    if not asked.keys() <= set(AXES) or any(size < 1 for size in asked.values()):
+        raise InputError(f"mesh {dict(asked)}: give sizes, at least 1, of {', '.join(AXES)}")
     sizes = {axis: asked.get(axis, 1) for axis in AXES}
     described = ",".join(f"{axis}={size}" for axis, size in sizes.items() if axis in asked)
     wanted = math.prod(sizes.values())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,6 +26,7 @@ from tinybert_jax.stage import SCORED, Diverged, Run, check_params, make_objecti
 from tinybert_jax.train_step import make_predict_step
 
 EVAL_BATCH_SIZE = 64
+LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
 FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
 
 
@@ -84,13 +86,17 @@ def run_population(
     try:
         return _run(experiments, Path(out), resume, mesh)
     except OSError as error:
-        raise InputError(
-            f"{error.filename or out}: {error.strerror or error}; the checkpoints in {out} are sound: make room or"
-            " mend the directory, then continue with --resume"
-        ) from error
+        found = f"{error.filename or out}: {error.strerror or error}"
+        if run_dir.is_begun(out):
+            found += (
+                f"; the checkpoints in {out} are sound: make room or mend the directory, then continue with --resume"
+            )
+        raise InputError(found) from error
 
 
 def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None) -> list[Result]:
+    if jnp.result_type(float) != jnp.float32:
+        raise InputError("JAX_ENABLE_X64 is set, and training is in float32: unset it")
     with processes.primary_first("inputs"):
         run_dir.check_out(out, resume)
         members = load_population(experiments)
@@ -110,6 +116,11 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
             " accumulation its part) evenly",
             flush=True,
+        )
+    largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
+    if largest > rows_there and processes.is_primary():
+        print(
+            f"note: a batch of {largest} rows is larger than the {rows_there} training rows, and filled up", flush=True
         )
     teacher_params: Params = {}
     teacher_scores = None
@@ -166,7 +177,10 @@ def _score_teacher(
     step, scores = make_predict_step(HEADS[inputs.head](config), mesh, params), {}
     for name, dev in inputs.teacher_dev.items():
         logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
-        skill, chance = dev.skill(logits), min(0.5, 2 / math.sqrt(len(dev.tokens)))
+        if not np.isfinite(logits).all():
+            raise InputError(f"{experiment.teacher}: its outputs on the dev set are not finite")
+        skill = dev.skill(logits)
+        chance = min(0.5, 2 / math.sqrt(len(dev.tokens))) if inputs.head == "sequence" else LOW_F1
         if skill < chance:
             found = (
                 f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
