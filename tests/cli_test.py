@@ -284,7 +284,11 @@ def test_a_learning_rate_of_0_is_refused_and_not_taken_for_the_default(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
-    assert_refused(capsys, tinybert(monkeypatch, *arguments, option, "0"), "learning_rate is 0.0; it must be greater")
+    assert_refused(
+        capsys,
+        tinybert(monkeypatch, *arguments, option, "0"),
+        "learning_rate is 0.0; it must be finite and greater than 0",
+    )
 
 
 @pytest.mark.usefixtures("nothing_compiles")

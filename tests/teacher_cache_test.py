@@ -127,7 +127,7 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     keys: list[str] = []
 
     def with_targets(self: teacher_cache.TeacherCache, examples: data.Examples, limit: float) -> data.Examples:
-        keys.append(self._fingerprint(examples, self._forms(examples)[0]))
+        keys.append(self._fingerprint(examples, self._specs(examples)[0]))
         return examples
 
     monkeypatch.setattr(teacher_cache.TeacherCache, "with_targets", with_targets)
