@@ -117,7 +117,8 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
         except tb.InputError as error:
             sys.exit(f"error: {error}")
         except Stopped as stopped:
-            sys.exit(f"{stopped}\nthe same command continues")
+            print(f"{stopped}\nthe same command continues")
+            sys.exit()
         except Diverged as diverged:
             sys.exit(f"{diverged}\nthe other members of {directory} end with it: give a lower rate, and another --out")
         written = finished.with_suffix(".tmp")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_mlm import VOCABULARY, build, compiled, make_mlm, make_rows, make_tokenizer
 
-from tinybert_jax import augmentation, candidate_table
+from tinybert_jax import candidate_table, cli_augment
 from tinybert_jax.augment import (
     PROBABILITY,
     cut_longest_first,
@@ -334,11 +334,11 @@ def test_a_tokenizer_that_cuts_on_the_left_is_refused_before_anything_is_compute
     monkeypatch.setattr(tokenizer, "truncation_side", "left")
     with pytest.raises(InputError, match="the tokenizer's truncation_side is 'left': set it to 'right'"):
         load_augmented(directory, rows, tokenizer, 32, 0)
-    monkeypatch.setattr(augmentation.hf, "load_hf", lambda _: (BertConfig(), {"cls": {}}))
-    monkeypatch.setattr(augmentation.hf, "fingerprint", lambda _: "")
-    monkeypatch.setattr(augmentation.hf, "load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr(cli_augment.hf, "load_hf", lambda _: (BertConfig(), {"cls": {}}))
+    monkeypatch.setattr(cli_augment.hf, "fingerprint", lambda _: "")
+    monkeypatch.setattr(cli_augment.hf, "load_tokenizer", lambda *_: tokenizer)
     with pytest.raises(InputError, match="the tokenizer's truncation_side is 'left'"):
-        augmentation.build("model", "sst2", DataSource(data=str(tmp_path)), tmp_path / "out")
+        cli_augment.build("model", "sst2", DataSource(data=str(tmp_path)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -102,6 +102,7 @@ def test_masked_lm_training_prints_its_cost_and_gives_a_checkpoint_its_head(
     losses = [line["loss"] for line in logged(tmp_path / "run")]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert "cls" in tb.load_hf(directory)[1]
+    assert "parameters, trained on masked words, with tinybert_jax." in (directory / "README.md").read_text()
     assert json.loads((directory / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
 

@@ -187,13 +187,17 @@ def test_the_ablations_can_be_of_some_settings(
 
 
 def test_no_setting_of_the_ablations_trains_longer_or_is_scored_oftener_for_having_variants(
-    full: tb.Experiment,
+    shared: ModuleType,
 ) -> None:
     ablations = importlib.import_module("ablations")
-    for setting in ablations.settings(dataclasses.replace(full, augmented="a"), "tinybert-3l-192d").values():
-        wanted = {"transformer": (1, None), "prediction": (2, 2), "supervised": (2, 2)}
-        # 3 rows are a batch: an epoch of one step
-        taken = {own.objective: (stage_steps(own, 3), own.evaluate_every) for own in setting.stages}
+    parser = argparse.ArgumentParser()
+    shared.add_options(parser)
+    options = "--task classification --data d --teacher t --out o --transformer-steps 40 --prediction-steps 50"
+    full = shared.distillation(parser.parse_args(options.split()), "s", augmented="a")
+    wanted = {"transformer": (40, None), "prediction": (50, 50), "supervised": (50, 50)}
+    for setting in ablations.settings(full, "tinybert-3l-192d").values():
+        rows = 64 * (20 if setting.augmented else 1)
+        taken = {own.objective: (stage_steps(own, rows), own.evaluate_every) for own in setting.stages}
         assert taken == {name: wanted[name] for name in taken}
 
 

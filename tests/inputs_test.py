@@ -12,7 +12,7 @@ import pytest
 from conftest import write_model, write_scored_reviews
 
 import tinybert_jax as tb
-from tinybert_jax import cli_evaluate, inputs
+from tinybert_jax import cli_augment, cli_evaluate, inputs
 
 REFUSED = r"has 1 token type, but the rows are pairs of texts$"
 
@@ -86,6 +86,23 @@ def test_a_regression_head_is_kept_whatever_its_output_is_called(
     assert loaded.config.id2label == ("score",)
 
 
+def test_members_of_a_regression_may_call_their_output_differently(
+    of_one_type: Path, reviews: Path, tmp_path: Path
+) -> None:
+    config, params = tb.load_hf(of_one_type)
+    params["classifier"] = jax.tree.map(lambda leaf: leaf[..., :1], params["classifier"])
+    write_scored_reviews(tmp_path, reviews)
+    members = []
+    for seed, name in enumerate(("score", "rating")):
+        one = dataclasses.replace(config, id2label=(name,), problem_type="regression")
+        tb.save_hf(tmp_path / name, one, params, tb.load_tokenizer(of_one_type, config))
+        source, stages = tb.DataSource(data=str(tmp_path)), (tb.Stage("supervised"),)
+        members.append(
+            tb.Experiment("regression", source, str(tmp_path / name), stages, max_length=16, seed=seed, data_seed=0)
+        )
+    assert [own.config.id2label for own in inputs.load_population(members)] == [("score",)] * 2
+
+
 def test_a_model_whose_outputs_are_not_finite_is_not_scored(of_one_type: Path, reviews: Path) -> None:
     config, params = tb.load_hf(of_one_type)
     params["classifier"]["kernel"] = jnp.full_like(params["classifier"]["kernel"], 3e38)  # two of them overflow
@@ -94,8 +111,6 @@ def test_a_model_whose_outputs_are_not_finite_is_not_scored(of_one_type: Path, r
         cli_evaluate.evaluate(str(of_one_type), "classification", tb.DataSource(data=str(reviews)), max_length=16)
 
 
-def test_a_seed_of_the_augmentation_is_checked_before_it_begins(of_one_type: Path, tmp_path: Path) -> None:
-    from tinybert_jax import cli_augment
-
-    with pytest.raises(tb.InputError, match=r"seed is -1; it must be in \[0, 2\*\*32\)"):
+def test_a_seed_of_the_augmentation_is_checked_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(tb.InputError, match=r"seed is -1; it must be a whole number in \[0, 2\*\*32\)"):
         cli_augment.build("no model", "sst2", tb.DataSource(data="d"), tmp_path / "out", seed=-1)

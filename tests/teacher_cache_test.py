@@ -101,8 +101,6 @@ def test_the_same_teacher_and_rows_are_read_and_others_are_computed(
     real = train_step.make_targets_step
     monkeypatch.setattr(teacher_cache, "make_targets_step", lambda *args: computed.append(1) or real(*args))
     again = asked().with_targets(make_tokens(0), 1e9, tmp_path)
-    assert first is not None
-    assert again is not None
     np.testing.assert_array_equal(again.flat[0], first.flat[0])
     assert not computed
     asked(teacher="b").with_targets(make_tokens(0), 1e9, tmp_path)
@@ -164,7 +162,6 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
 def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
-    assert first is not None
     logits = np.array(first.flat[0])
     (file,) = tmp_path.glob("targets/*/0.bin")
     content = file.read_bytes()
@@ -172,7 +169,6 @@ def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
         (file.parent / "checksums.json").unlink()
     file.write_bytes(content[:-4] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
     again = asked().with_targets(make_tokens(0), 1e9, tmp_path)
-    assert again is not None
     np.testing.assert_array_equal(again.flat[0], logits)
 
 

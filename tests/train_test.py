@@ -365,7 +365,9 @@ def test_a_transformer_stage_alone_has_no_score_and_its_student_goes_on_to_the_p
     first, second = distillation(teacher, blank_student, reviews).stages
     alone = tb.run(distillation(teacher, blank_student, reviews, stages=(first,)), tmp_path / "first")
     assert alone.scores == {}
-    assert "head is not trained yet" in (alone.directory / "README.md").read_text()
+    card = (alone.directory / "README.md").read_text()
+    assert "head is not trained yet" in card
+    assert f"distilled from `{teacher}` by the method of [TinyBERT]" in card
     more = dataclasses.replace(second, epochs=16)
     result = tb.run(distillation(teacher, alone.directory, reviews, stages=(more,)), tmp_path / "second")
     assert result.scores["accuracy"] > 0.8

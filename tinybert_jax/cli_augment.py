@@ -51,7 +51,7 @@ def build(
     Raises:
         InputError: the model has no masked-LM head, the rows cannot be read, `out` holds something else, ...
     """
-    check_seed(seed)
+    check_seed("seed", seed)
     row = get_task(task)
     if row.head != "sequence":
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")

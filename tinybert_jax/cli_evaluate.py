@@ -38,7 +38,8 @@ def evaluate(
         needs_scores: refuse a split without labels; otherwise it gives no scores.
 
     Raises:
-        InputError: the model or the rows cannot be read, do not fit, or have no labels to score.
+        InputError: the model or the rows cannot be read, do not fit, or have no labels to score; or its outputs are
+            not finite.
     """
     row = get_task(task)
     is_directory = predictions is not None and predictions.is_dir()

@@ -41,15 +41,23 @@ class InputError(Exception):
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Experiment files pass no command-line parser, so a misspelt choice must be caught here."""
+    """Experiment files pass no command-line parser, so a misspelt choice must be caught here.
+
+    Raises:
+        InputError: the value is none of the Literal `choices`.
+    """
     if value not in get_args(choices):
         raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
 
 
-def check_seed(seed: int) -> None:
-    """A larger seed gives the keys of a smaller one."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; it must be in [0, 2**32)")
+def check_seed(name: str, seed: int) -> None:
+    """A larger seed would give the keys of a smaller one.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"{name} is {seed}; it must be a whole number in [0, 2**32)")
 
 
 class Batch(NamedTuple):

@@ -184,5 +184,5 @@ class Experiment:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
         if not self.teacher_cache_gb >= 0:
             raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")
-        for seed in (self.seed, self.order_seed):
-            check_seed(seed)
+        check_seed("seed", self.seed)
+        check_seed("data_seed", self.order_seed)

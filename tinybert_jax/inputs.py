@@ -85,13 +85,18 @@ def load_inputs(experiment: Experiment) -> Inputs:
         config, loaded = hf.load_hf(experiment.model)
         tokenizer = hf.load_tokenizer(experiment.model, config)
     check_positions(experiment.model, config, experiment.max_length)
+
+    def check_pairs(pairs: bool) -> None:
+        check_token_types(experiment.model, config, pairs)
+        if teacher is not None and any(stage.distils for stage in experiment.stages):
+            check_token_types(str(experiment.teacher), teacher.config, pairs)
+
     if isinstance(source, CorpusSource):
         head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
-        text = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
-        train: Examples = text
+        check_pairs(source.pairs)
+        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
         teacher_dev, selection = dev, ""
-        pairs = text.recipe["pairs"]
         if not _same_tokenizer(tokenizer, teacher):
             raise InputError(_different_vocabularies(experiment))
         keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
@@ -100,7 +105,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         head, selection = task.head, task.selection
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, teacher_dev = split.tokens, dev
-        pairs = any(own.tokens.has_pairs for own in (split, *dev.values()))
+        check_pairs(any(own.tokens.has_pairs for own in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
         if teacher is not None and not _same_tokenizer(tokenizer, teacher):
@@ -109,9 +114,6 @@ def load_inputs(experiment: Experiment) -> Inputs:
             theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
             train = data.TwoVocabularies(split.tokens, theirs.tokens)
         config, keep_head = _fit_head(config, loaded, task, split.label_names)
-    check_token_types(experiment.model, config, pairs)
-    if teacher is not None:
-        check_token_types(str(experiment.teacher), teacher.config, pairs)
     config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype, remat=experiment.remat)
     config = dataclasses.replace(config, vocab_multiple=VOCAB_MULTIPLE)
     if teacher is not None:
@@ -154,7 +156,10 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
     for experiment in experiments[1:]:
         if experiment.model not in by_model:
             own = load_inputs(experiment)
-            if own.config != first.config or own.fingerprints["train"] != first.fingerprints["train"]:
+            theirs = own.config
+            if theirs.num_labels == first.config.num_labels == 1:  # a number's name is no shape
+                theirs = dataclasses.replace(theirs, id2label=first.config.id2label)
+            if theirs != first.config or own.fingerprints["train"] != first.fingerprints["train"]:
                 raise InputError(
                     f"{experiment.model}: is of another shape or vocabulary than {experiments[0].model}; the members"
                     " of a population differ in parameters only"

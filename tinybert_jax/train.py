@@ -57,8 +57,9 @@ def run(
     Of several processes (`jax.distributed`), all call it alike.
 
     Raises:
-        InputError: something the experiment names is missing, damaged or does not fit; the teacher is at chance; `out`
-            exists, cannot be written, or, with `resume`, holds another run.
+        InputError: something the experiment names is missing, damaged or does not fit; on a hundred dev rows or more,
+            the teacher is at chance; `out` exists, cannot be written, or, with `resume`, holds another run; JAX has
+            64 bits.
         stage.Stopped: SIGINT or SIGTERM came; the state is saved.
         stage.Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
@@ -169,10 +170,11 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
 def _score_teacher(
     experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
 ) -> dict[str, float]:
-    """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, the teacher knows nothing.
+    """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, and of answers and tags below
+    LOW_F1, the teacher knows nothing.
 
     Raises:
-        InputError: it does not; of fewer rows than FEW_ROWS, a warning says so.
+        InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
     """
     step, scores = make_predict_step(HEADS[inputs.head](config), mesh, params), {}
     for name, dev in inputs.teacher_dev.items():

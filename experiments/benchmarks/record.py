@@ -149,7 +149,7 @@ def matching(lines: list[Found], start: str, size: str) -> Found | None:
 
 def table(lines: list[Found]) -> str:
     """README's lines."""
-    rows = [["ours / the other: times faster or smaller", *SIZES.values()], ["---"] * 3]
+    rows = [["ours / the other; Nx: times faster or smaller", *SIZES.values()], ["---"] * 3]
     for label, (start, cell) in ROWS.items():
         found = [matching(lines, start, size) for size in SIZES]
         if any(found):

@@ -24,7 +24,8 @@ from transformers.masking_utils import eager_mask
 from tinybert_jax.config import BertConfig
 
 Inputs = Mapping[str, Tensor]
-THREADS = len(os.sched_getaffinity(0))  # as JAX takes, which nothing limits
+# as JAX takes, which nothing limits
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def attention_with_scores(
