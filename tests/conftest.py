@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,12 +97,16 @@ def write_reviews(directory: Path, train: int = 192, dev: int = 64) -> Path:
     return directory
 
 
-def write_scored_reviews(directory: Path, reviews: Path) -> None:
-    """`reviews` for the task `regression`, into an existing directory: 1.0 for the good ones, 0.0 for the bad."""
+def rewrite_reviews(directory: Path, reviews: Path, header: str, row: Callable[[str, str], str]) -> None:
+    """`reviews` into an existing directory, each text and label as `row` writes them."""
     for name in ("train", "dev"):
         rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
-        scored = [f"{text}\t{float(label == 'good')}" for text, label in rows]
-        (directory / f"{name}.tsv").write_text("\n".join(["text\tlabel", *scored]) + "\n")
+        (directory / f"{name}.tsv").write_text("\n".join([header, *(row(*own) for own in rows)]) + "\n")
+
+
+def write_scored_reviews(directory: Path, reviews: Path) -> None:
+    """`reviews` for the task `regression`: 1.0 for the good ones, 0.0 for the bad."""
+    rewrite_reviews(directory, reviews, "text\tlabel", lambda text, label: f"{text}\t{float(label == 'good')}")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import write_model, write_scored_reviews
+from conftest import rewrite_reviews, write_model, write_scored_reviews
 
 import tinybert_jax as tb
 from tinybert_jax import cli_augment, cli_evaluate, inputs
@@ -33,10 +33,7 @@ def of_one_type(tmp_path: Path) -> Path:
 @pytest.fixture
 def pairs(reviews: Path, tmp_path: Path) -> tb.DataSource:
     """The reviews, each with a second text."""
-    for name in ("train", "dev"):
-        rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
-        lines = ["first\tsecond\tlabel", *(f"{text}\tthe bag\t{label}" for text, label in rows)]
-        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    rewrite_reviews(tmp_path, reviews, "first\tsecond\tlabel", lambda text, label: f"{text}\tthe bag\t{label}")
     files = {name: str(tmp_path / f"{name}.tsv") for name in ("train", "dev")}
     return tb.DataSource(**files, text_columns=("first", "second"), label_column="label")
 

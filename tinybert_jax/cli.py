@@ -175,8 +175,8 @@ def prepare_process() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM; in
-    training the first of them saves and ends with 0, and the second with 130.
+    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM. In training the first
+    of them saves and ends with 0, the second with 130.
     """
     if sys.argv[1:] == ["--version"]:
         print(importlib.metadata.version("tinybert_jax"))

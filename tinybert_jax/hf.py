@@ -93,12 +93,9 @@ def load_config(directory: str | Path) -> BertConfig:
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        of_run = (
-            " no, a run's: its model is in its student/"
-            if (Path(directory) / "student" / "config.json").is_file()
-            else ""
-        )
-        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?{of_run}")
+        of_run = (path.parent / "student" / path.name).is_file()
+        answer = " no, a run's: its model is in its student/" if of_run else ""
+        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?{answer}")
     hf = read_json(path)
     if not isinstance(hf, dict):
         raise InputError(f"{path}:1: no JSON object: copy the model's own file anew")

@@ -334,9 +334,8 @@ def _read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     part = {"train": "train", "dev": task.tfds_dev, "test": task.tfds_test}[split]
     where = f"{name}[{part}]"
     features, records = tfds_records(name, part)
-    if isinstance(
-        records[0].get("idx"), int | np.integer
-    ):  # of GLUE, whose server counts on the order before the shuffling
+    # TFDS shuffles GLUE's rows and keeps their numbers: its server takes predictions in their order
+    if isinstance(records[0].get("idx"), int | np.integer):
         records = sorted(records, key=lambda record: int(record["idx"]))
     text_columns = source.text_columns or task.tfds_text_columns or task.text_columns
     label_column = source.label_column or task.tfds_label_column
