@@ -1,15 +1,21 @@
-"""`official` does the original code's arithmetic: TinyBERT4 and BERT_BASE (small vocabulary) against torch."""
+"""`official` does the original code's arithmetic: torch's stored numbers always; where torch is installed, TinyBERT4
+and BERT_BASE (small vocabulary) against torch itself.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import tinybert_jax as tb
 from tinybert_jax.hf import from_hf_tensors, to_hf_tensors
@@ -17,11 +23,7 @@ from tinybert_jax.optim import make_optimizer, make_schedule
 from tinybert_jax.sharding import make_mesh
 from tinybert_jax.train_step import create_state, make_train_step
 
-torch = pytest.importorskip("torch")
-
-import torch_reference as reference  # noqa: E402
-import transformers  # noqa: E402
-
+STORED = Path(__file__).parent / "fixtures" / "expected-official.safetensors"
 TOLERANCE = 1e-5  # of a loss; of the norm of a gradient or parameter, tensor by tensor
 TEACHER = tb.BertConfig(
     vocab_size=1000,
@@ -31,41 +33,194 @@ TEACHER = tb.BertConfig(
     id2label=("a", "b", "c"),
 )
 STUDENT = tb.student_config("tinybert-4l-312d", TEACHER)
-STEPS, TOTAL_STEPS, WARMUP, LEARNING_RATE = 10, 12, 0.25, 1e-3
-
-
-class Pair(NamedTuple):
-    """The same teacher and student twice, and one batch for them."""
-
-    teacher: Any
-    student: Any
-    fit_dense: Any
-    teacher_params: Any
-    student_params: Any
-    batch: tb.Batch
-
-
 # Large weights: some scores of real tokens fall below -100, which the original takes for padding.
 WIDE_TEACHER = dataclasses.replace(
     TEACHER, hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, initializer_range=1.5
 )
 WIDE_STUDENT = dataclasses.replace(WIDE_TEACHER, hidden_size=32, num_hidden_layers=2)
+# The rate is high enough for a step without weight decay, clipping or warm-up to show.
+TRAINING = {"steps": 10, "total_steps": 12, "warmup": 0.25, "learning_rate": 1e-3}
+
+Tensors = dict[str, np.ndarray]  # under the names of torch's parameters
 
 
-def torch_model(config: tb.BertConfig, seed: int) -> Any:
-    torch.manual_seed(seed)
-    hf = transformers.BertConfig(**config.to_hf(), attn_implementation="eager")
-    model = transformers.BertForSequenceClassification(hf).eval()
-    reference.perturb(model, seed)
-    return model
+class Ours(NamedTuple):
+    """A teacher, a student with its projection, and one batch for them."""
+
+    teacher: tb.BertConfig
+    student: tb.BertConfig
+    teacher_params: Any
+    student_params: Any
+    fit_dense: Any
+    batch: tb.Batch
 
 
-def our_params(config: tb.BertConfig, model: Any) -> Any:
-    return from_hf_tensors(config, {name: p.detach().numpy().copy() for name, p in model.named_parameters()}, "torch")
+def with_projection(trainable: Any, fit_dense: Any) -> Any:
+    assert list(trainable["projections"]) == ["fit_dense"]
+    return trainable | {"projections": {"fit_dense": fit_dense}}
 
 
-def make_pair(teacher_config: tb.BertConfig, student_config: tb.BertConfig) -> Pair:
-    teacher, student = torch_model(teacher_config, 0), torch_model(student_config, 1)
+def transformer_stage(ours: Ours) -> tuple[tb.Objective, Any]:
+    objective = tb.distill.transformer_objective(ours.student, ours.teacher, preset="official")
+    return objective, with_projection(objective.init(jax.random.key(0), ours.student_params), ours.fit_dense)
+
+
+def transformer_loss(ours: Ours) -> tuple[dict[str, float], Tensors]:
+    """Losses, in the two groups of the original, and gradients."""
+    objective, trainable = transformer_stage(ours)
+    targets = jax.jit(objective.targets)(ours.teacher_params, ours.batch)
+    gradient = jax.jit(jax.grad(objective.loss, has_aux=True))
+    grads, metrics = gradient(trainable, targets, ours.batch, tb.Hyper(), None)
+    attention = sum(float(value) for name, value in metrics.items() if name.startswith("attention/"))
+    hidden = sum(float(value) for name, value in metrics.items() if name.startswith(("embedding", "hidden/")))
+    assert float(metrics["loss"]) == pytest.approx(attention + hidden, rel=TOLERANCE)
+    return {"attention": attention, "hidden": hidden}, named_tensors(grads)
+
+
+def prediction_loss(ours: Ours, temperature: float) -> tuple[float, Tensors]:
+    objective = tb.distill.prediction_objective(ours.student, ours.teacher, preset="official")
+    targets = jax.jit(objective.targets)(ours.teacher_params, ours.batch)
+    loss = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+    (total, _), grads = loss(ours.student_params, targets, ours.batch, tb.Hyper(temperature=temperature), None)
+    return float(total), named_tensors(grads)
+
+
+def after_steps(ours: Ours, steps: int, total_steps: int, warmup: float, learning_rate: float) -> Tensors:
+    """The parameters of the Transformer stage after some steps on the same batch."""
+    objective, trainable = transformer_stage(ours)
+    optimizer, schedule = make_optimizer("bert_adam", weight_decay=0.01), make_schedule("linear", total_steps, warmup)
+    mesh = make_mesh()
+    state = create_state(trainable, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(objective, optimizer, schedule, mesh, state, ours.teacher_params)
+    for _ in range(steps):
+        state, _ = step(state, ours.teacher_params, ours.batch, tb.Hyper(learning_rate=learning_rate))
+    return named_tensors(state.params)
+
+
+def named_tensors(trainable: Any) -> Tensors:
+    """A tree of parameters or gradients; projections are `fit_dense`."""
+    tree = dict(trainable)
+    projections = tree.pop("projections", {})
+    prefix = "bert." if set(tree) == {"bert"} else ""
+    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree).items()}
+    for name, layer in projections.items():
+        tensors |= {f"{name}.weight": np.asarray(layer["kernel"]).T, f"{name}.bias": np.asarray(layer["bias"])}
+    return tensors
+
+
+def assert_close(ours: Tensors, theirs: Tensors, what: str) -> None:
+    assert ours.keys() == theirs.keys()
+    errors = {name: np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]) for name in theirs}
+    wrong = {name: f"{error:.1e}" for name, error in errors.items() if not error <= TOLERANCE}
+    assert not wrong, f"{what} of {len(wrong)} of {len(errors)} tensors differ from torch: {wrong}"
+
+
+def assert_close_gradients(ours: Tensors, theirs: Tensors) -> None:
+    """A bias of all keys shifts all scores of a query alike: before a softmax its gradient is 0, and ours rounding."""
+    ours, theirs = dict(ours), dict(theirs)
+    for name in [name for name in theirs if name.endswith("key.bias")]:
+        scale = np.linalg.norm(theirs[name.replace("key", "query")])
+        assert np.linalg.norm(ours.pop(name)) < TOLERANCE * scale
+        assert np.linalg.norm(theirs.pop(name)) < TOLERANCE * scale
+    assert_close(ours, theirs, "gradients")
+
+
+class Stored(NamedTuple):
+    """What `fixtures/make_fixtures.py` had torch compute."""
+
+    ours: Any
+    training: dict[str, Any]
+    tensors: Tensors
+
+    def part(self, name: str) -> Tensors:
+        return {
+            key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
+        }
+
+
+@pytest.fixture(scope="module")
+def stored() -> Stored:
+    with safe_open(STORED, "np") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = Stored(None, json.loads(metadata["training"]), tensors)
+    teacher, student = (tb.BertConfig.from_hf(json.loads(metadata[role])) for role in ("teacher", "student"))
+    inputs, projection = found.part("inputs"), found.part("fit_dense")
+    rows = len(inputs["input_ids"])
+    batch = tb.Batch(**inputs, labels=np.zeros(rows, np.int32), example_mask=np.ones(rows, np.float32))
+    ours = Ours(
+        teacher,
+        student,
+        from_hf_tensors(teacher, found.part("teacher"), "stored"),
+        from_hf_tensors(student, found.part("student"), "stored"),
+        {"kernel": projection["weight"].T, "bias": projection["bias"]},
+        jax.tree.map(jnp.asarray, batch),
+    )
+    return found._replace(ours=ours)
+
+
+def test_the_stored_transformer_loss_and_gradients(stored: Stored) -> None:
+    losses, grads = transformer_loss(stored.ours)
+    expected = stored.part("loss")
+    assert losses == pytest.approx({name: float(expected[name]) for name in losses}, rel=TOLERANCE)
+    assert_close(grads, stored.part("transformer"), "gradients")
+
+
+def test_the_stored_prediction_loss_and_gradients(stored: Stored) -> None:
+    loss, grads = prediction_loss(stored.ours, stored.training["temperature"])
+    assert loss == pytest.approx(float(stored.part("loss")["prediction"]), rel=TOLERANCE)
+    assert_close_gradients(grads, stored.part("prediction"))
+
+
+def test_the_stored_parameters_after_steps_of_bert_adam(stored: Stored) -> None:
+    training = {name: value for name, value in stored.training.items() if name != "temperature"}
+    assert_close(after_steps(stored.ours, **training), stored.part("after"), "parameters")
+
+
+class Pair(NamedTuple):
+    """The same models and batch twice."""
+
+    reference: ModuleType
+    teacher: Any
+    student: Any
+    fit_dense: Any
+    ours: Ours
+
+    def transformer_loss(self, student: Any, fit_dense: Any) -> dict[str, Any]:
+        import torch
+
+        with torch.no_grad():
+            teacher = self.outputs(self.teacher)
+        mask = torch.as_tensor(np.array(self.ours.batch.attention_mask))
+        return self.reference.official_transformer_loss(self.outputs(student), teacher, mask, fit_dense)
+
+    def outputs(self, model: Any) -> Any:
+        return self.reference.run(model, *(np.array(leaf) for leaf in self.ours.batch[:3]))
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    pytest.importorskip("torch")
+    import torch_reference
+
+    return torch_reference
+
+
+def make_pair(reference: ModuleType, teacher_config: tb.BertConfig, student_config: tb.BertConfig) -> Pair:
+    import torch
+    import transformers
+
+    def model(config: tb.BertConfig, seed: int) -> Any:
+        torch.manual_seed(seed)
+        hf = transformers.BertConfig(**config.to_hf(), attn_implementation="eager")
+        model = transformers.BertForSequenceClassification(hf).eval()
+        reference.perturb(model, seed)
+        return model
+
+    def params(config: tb.BertConfig, model: Any) -> Any:
+        return from_hf_tensors(config, tensors_of(model.named_parameters()), "torch")
+
+    teacher, student = model(teacher_config, 0), model(student_config, 1)
+    fit_dense = torch.nn.Linear(student_config.hidden_size, teacher_config.hidden_size)
     rng = np.random.default_rng(0)
     lengths = np.array([32, 19, 7])
     positions = np.arange(32)
@@ -77,144 +232,73 @@ def make_pair(teacher_config: tb.BertConfig, student_config: tb.BertConfig) -> P
         labels=np.zeros(3, np.int32),
         example_mask=np.ones(3, np.float32),
     )
-    batch = jax.tree.map(jnp.asarray, batch)
-    return Pair(
-        teacher,
-        student,
-        torch.nn.Linear(student_config.hidden_size, teacher_config.hidden_size),
-        our_params(teacher_config, teacher),
-        our_params(student_config, student),
-        batch,
+    projection = tensors_of(fit_dense.named_parameters())
+    ours = Ours(
+        teacher_config,
+        student_config,
+        params(teacher_config, teacher),
+        params(student_config, student),
+        {"kernel": projection["weight"].T, "bias": projection["bias"]},
+        jax.tree.map(jnp.asarray, batch),
     )
+    return Pair(reference, teacher, student, fit_dense, ours)
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
-    return make_pair(TEACHER, STUDENT)
+def pair(reference: ModuleType) -> Pair:
+    return make_pair(reference, TEACHER, STUDENT)
 
 
-def outputs(model: Any, batch: tb.Batch) -> reference.Outputs:
-    return reference.run(model, *(np.array(x) for x in (batch.input_ids, batch.attention_mask, batch.token_type_ids)))
+def tensors_of(named: Any) -> Tensors:
+    return {name: parameter.detach().numpy().copy() for name, parameter in named}
 
 
-def transformer_loss(pair: Pair, student: Any, fit_dense: Any) -> dict[str, Any]:
-    with torch.no_grad():
-        teacher = outputs(pair.teacher, pair.batch)
-    mask = torch.as_tensor(np.array(pair.batch.attention_mask))
-    return reference.official_transformer_loss(outputs(student, pair.batch), teacher, mask, fit_dense)
-
-
-def prediction_loss(pair: Pair, student: Any, temperature: float) -> Any:
-    with torch.no_grad():
-        teacher = outputs(pair.teacher, pair.batch)
-    return reference.official_prediction_loss(outputs(student, pair.batch).logits, teacher.logits, temperature)
-
-
-def named_parameters(student: Any, fit_dense: Any) -> list[tuple[str, Any]]:
-    """All that the stage trains: with `fit_dense`, neither pooler nor head; without it, the whole student."""
-    if fit_dense is None:
-        return list(student.named_parameters())
+def trained(student: Any, fit_dense: Any) -> list[tuple[str, Any]]:
+    """What the Transformer stage trains: neither pooler nor head."""
     encoder = [(n, p) for n, p in student.named_parameters() if not n.startswith(("bert.pooler", "classifier"))]
     return [*encoder, *fit_dense.named_parameters(prefix="fit_dense")]
 
 
-def our_tensors(trainable: Any) -> dict[str, np.ndarray]:
-    """A tree of parameters or gradients under the names of `named_parameters`."""
-    tree = dict(trainable)
-    projections = tree.pop("projections", {})
-    prefix = "bert." if set(tree) == {"bert"} else ""
-    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree).items()}
-    for name, layer in projections.items():
-        tensors |= {f"{name}.weight": np.asarray(layer["kernel"]).T, f"{name}.bias": np.asarray(layer["bias"])}
-    return tensors
+def gradients(loss: Any, named: list[tuple[str, Any]]) -> Tensors:
+    import torch
 
-
-def with_torch_projection(trainable: Any, fit_dense: Any) -> Any:
-    assert list(trainable["projections"]) == ["fit_dense"]
-    weight, bias = (p.detach().numpy().copy() for p in (fit_dense.weight, fit_dense.bias))
-    return trainable | {"projections": {"fit_dense": {"kernel": weight.T, "bias": bias}}}
-
-
-def gradients(loss: Any, named: list[tuple[str, Any]]) -> dict[str, np.ndarray]:
     grads = torch.autograd.grad(loss, [parameter for _, parameter in named])
     return {name: grad.numpy() for (name, _), grad in zip(named, grads, strict=True)}
 
 
-def assert_close(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], what: str) -> None:
-    assert ours.keys() == theirs.keys()
-    errors = {name: np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]) for name in theirs}
-    wrong = {name: f"{error:.1e}" for name, error in errors.items() if not error <= TOLERANCE}
-    assert not wrong, f"{what} of {len(wrong)} of {len(errors)} tensors differ from torch: {wrong}"
-
-
-def our_transformer_loss(
-    pair: Pair, teacher_config: tb.BertConfig, student_config: tb.BertConfig
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Losses, in the two groups of the original, and gradients."""
-    objective = tb.distill.transformer_objective(student_config, teacher_config, preset="official")
-    trainable = with_torch_projection(objective.init(jax.random.key(0), pair.student_params), pair.fit_dense)
-    targets = jax.jit(objective.targets)(pair.teacher_params, pair.batch)
-    gradient = jax.jit(jax.grad(objective.loss, has_aux=True))
-    grads, metrics = gradient(trainable, targets, pair.batch, tb.Hyper(), None)
-    attention = sum(float(value) for name, value in metrics.items() if name.startswith("attention/"))
-    hidden = sum(float(value) for name, value in metrics.items() if name.startswith(("embedding", "hidden/")))
-    assert float(metrics["loss"]) == pytest.approx(attention + hidden, rel=TOLERANCE)
-    return {"attention": attention, "hidden": hidden}, our_tensors(grads)
-
-
 def test_transformer_loss_and_gradients(pair: Pair) -> None:
-    ours, grads = our_transformer_loss(pair, TEACHER, STUDENT)
-    theirs = transformer_loss(pair, pair.student, pair.fit_dense)
+    ours, grads = transformer_loss(pair.ours)
+    theirs = pair.transformer_loss(pair.student, pair.fit_dense)
     assert ours == pytest.approx({name: loss.item() for name, loss in theirs.items()}, rel=TOLERANCE)
-    named = named_parameters(pair.student, pair.fit_dense)
+    named = trained(pair.student, pair.fit_dense)
     assert_close(grads, gradients(theirs["attention"] + theirs["hidden"], named), "gradients")
 
 
-def test_scores_below_minus_100_count_as_padding() -> None:
+def test_scores_below_minus_100_count_as_padding(reference: ModuleType) -> None:
     """Losses alone: torch's own gradients in float32 are 2e-5 away from float64 with weights so large."""
-    pair = make_pair(WIDE_TEACHER, WIDE_STUDENT)
-    assert min(scores.min() for scores in outputs(pair.student, pair.batch).scores) < -100
-    ours, _ = our_transformer_loss(pair, WIDE_TEACHER, WIDE_STUDENT)
-    theirs = transformer_loss(pair, pair.student, pair.fit_dense)
+    pair = make_pair(reference, WIDE_TEACHER, WIDE_STUDENT)
+    assert min(scores.min() for scores in pair.outputs(pair.student).scores) < -100
+    ours, _ = transformer_loss(pair.ours)
+    theirs = pair.transformer_loss(pair.student, pair.fit_dense)
     assert ours == pytest.approx({name: loss.item() for name, loss in theirs.items()}, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_prediction_loss_and_gradients(pair: Pair, temperature: float) -> None:
-    objective = tb.distill.prediction_objective(STUDENT, TEACHER, preset="official")
-    targets = jax.jit(objective.targets)(pair.teacher_params, pair.batch)
-    loss = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
-    hyper = tb.Hyper(temperature=temperature)
-    (total, _), grads = loss(pair.student_params, targets, pair.batch, hyper, None)
-
-    theirs = prediction_loss(pair, pair.student, temperature)
-    assert float(total) == pytest.approx(theirs.item(), rel=TOLERANCE)
-    ours, expected = our_tensors(grads), gradients(theirs, named_parameters(pair.student, None))
-    # A bias of all keys shifts all scores of a query alike: its gradient is 0, and what is computed is rounding.
-    for name in [name for name in expected if name.endswith("key.bias")]:
-        scale = np.linalg.norm(expected[name.replace("key", "query")])
-        assert np.linalg.norm(ours.pop(name)) < TOLERANCE * scale
-        assert np.linalg.norm(expected.pop(name)) < TOLERANCE * scale
-    assert_close(ours, expected, "gradients")
+    ours, grads = prediction_loss(pair.ours, temperature)
+    logits = [pair.outputs(model).logits for model in (pair.student, pair.teacher)]
+    theirs = pair.reference.official_prediction_loss(logits[0], logits[1].detach(), temperature)
+    assert ours == pytest.approx(theirs.item(), rel=TOLERANCE)
+    assert_close_gradients(grads, gradients(theirs, list(pair.student.named_parameters())))
 
 
 def test_parameters_after_steps_of_bert_adam(pair: Pair) -> None:
-    """The rate is high enough for a step without weight decay, clipping or warm-up to show."""
     student, fit_dense = copy.deepcopy(pair.student), copy.deepcopy(pair.fit_dense)
-    named = named_parameters(student, fit_dense)
-    optimizer = reference.BertAdam(named, LEARNING_RATE, TOTAL_STEPS, WARMUP)
-    for _ in range(STEPS):
+    named = trained(student, fit_dense)
+    rates = TRAINING["learning_rate"], TRAINING["total_steps"], TRAINING["warmup"]
+    optimizer = pair.reference.BertAdam(named, *rates)
+    for _ in range(int(TRAINING["steps"])):
         optimizer.zero_grad()
-        sum(transformer_loss(pair, student, fit_dense).values()).backward()
+        sum(pair.transformer_loss(student, fit_dense).values()).backward()
         optimizer.step()
-
-    objective = tb.distill.transformer_objective(STUDENT, TEACHER, preset="official")
-    trainable = with_torch_projection(objective.init(jax.random.key(0), pair.student_params), pair.fit_dense)
-    ours = make_optimizer("bert_adam", weight_decay=0.01)
-    schedule = make_schedule("linear", TOTAL_STEPS, WARMUP)
-    mesh = make_mesh()
-    state = create_state(trainable, ours, jax.random.key(0), mesh)
-    step = make_train_step(objective, ours, schedule, mesh, state, pair.teacher_params)
-    for _ in range(STEPS):
-        state, _ = step(state, pair.teacher_params, pair.batch, tb.Hyper(learning_rate=LEARNING_RATE))
-    assert_close(our_tensors(state.params), {name: p.detach().numpy() for name, p in named}, "parameters")
+    assert_close(after_steps(pair.ours, **TRAINING), tensors_of(named), "parameters")
