@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import checkpoint_test
 import numpy as np
@@ -36,11 +37,13 @@ class World:
     def __init__(self, teacher: Path, student: Path, reviews: Path) -> None:
         self._models = ["--teacher", str(teacher), "--student", str(student), "--data", str(reviews)]
 
-    def command(self, out: Path, *more: str, save_every: int = 5) -> list[str]:
-        program = [sys.executable, "-m", "tinybert_jax.cli", "distill", *self._models, *ARGUMENTS]
-        return [*program, "--out", str(out), "--checkpoint-every", str(save_every), *more]
+    def command(
+        self, out: Path, *more: str, save_every: int = 5, program: Sequence[str] = ("-m", "tinybert_jax.cli")
+    ) -> list[str]:
+        distill = [sys.executable, *program, "distill", *self._models, *ARGUMENTS]
+        return [*distill, "--out", str(out), "--checkpoint-every", str(save_every), *more]
 
-    def start(self, out: Path, *more: str, devices: int = 1, **kwargs: int) -> subprocess.Popen:
+    def start(self, out: Path, *more: str, devices: int = 1, **kwargs: Any) -> subprocess.Popen:
         # little optimised: these runs are compiled for longer than they compute
         flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         return subprocess.Popen(
@@ -51,18 +54,18 @@ class World:
             env=os.environ | {"XLA_FLAGS": flags},
         )
 
-    def run(self, out: Path, *more: str, **kwargs: int) -> subprocess.CompletedProcess:
+    def run(self, out: Path, *more: str, **kwargs: Any) -> subprocess.CompletedProcess:
         process = self.start(out, *more, **kwargs)
         printed, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
-    def start_two(self, out: Path, *more: str) -> list[subprocess.Popen]:
+    def start_two(self, out: Path, *more: str, **kwargs: Any) -> list[subprocess.Popen]:
         """Two processes of one run, two devices each."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         joined = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--mesh", "data=2,model=2", *more]
-        return [self.start(out, *joined, "--process-id", str(i), devices=2) for i in (0, 1)]
+        return [self.start(out, *joined, "--process-id", str(i), devices=2, **kwargs) for i in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +246,24 @@ def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World,
     message = f"tinybert: error: {tmp_path / 'run'}: exists already; choose another --out"
     assert errors[0].splitlines()[-1].startswith(message)
     assert "tinybert: error: process 0: " in errors[1].splitlines()[-1]
+
+
+@slow
+def test_the_others_wait_while_process_0_prepares_for_longer_than_a_collective_does(
+    world: World, unbroken_on_four: bytes, tmp_path: Path
+) -> None:
+    """As a corpus of gigabytes has it."""
+    slowly = (
+        "import sys, time; from tinybert_jax import cli, inputs, processes, train\n"
+        "def prepare(*args):\n"
+        "    time.sleep(100 if processes.is_primary() else 0)\n"
+        "    return inputs.load_population(*args)\n"
+        "train.load_population = prepare; sys.argv[0] = 'tinybert'; cli.main()"
+    )
+    both = world.start_two(tmp_path / "run", program=["-c", slowly])
+    ended = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    assert weights(tmp_path / "run") == unbroken_on_four
 
 
 @slow

@@ -25,7 +25,9 @@ from tinybert_jax.config import InputError
 from tinybert_jax.sharding import replicated
 
 FAILURE = "tinybert_jax/failure"
-SHARED, SHARED_SECONDS = "tinybert_jax/shared", 600
+SHARED = "tinybert_jax/shared"
+# for process 0, which may prepare a corpus for days: that a process lives is its heartbeat's to say
+PATIENCE_SECONDS = 30 * 24 * 3600
 HEARTBEAT_SECONDS = 30  # after which a process that says nothing counts as dead
 POLL_SECONDS = 0.5
 # what tells that a launcher has started several of us: a number of tasks, or a list of hosts
@@ -107,17 +109,25 @@ def from_primary(text: str) -> str:
     if is_primary():
         client.key_value_set(key, text)
         return text
-    return str(client.blocking_key_value_get(key, 1000 * SHARED_SECONDS))
+    return str(client.blocking_key_value_get(key, 1000 * PATIENCE_SECONDS))
+
+
+def tree_from_primary(tree: Any) -> Any:
+    """The primary process's arrays, in every process: of what unlike devices computed, bits can differ."""
+    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 
 @contextmanager
-def primary_first(name: str) -> Iterator[None]:
-    """The primary process does what is inside, then the others do: they find its caches filled, or its error."""
+def primary_first() -> Iterator[None]:
+    """The primary process does what is inside, then the others do: they find its caches filled, or its error.
+
+    Not behind a `barrier`, as a device's first collective waits for a minute (CPU) or a few (GPU) at most.
+    """
     if not is_primary():
-        barrier(name)
+        from_primary("")
     yield
     if is_primary():
-        barrier(name)
+        from_primary("done")
 
 
 def tell_others(message: str) -> bool:
