@@ -45,7 +45,9 @@ def made(request, tokenizer, model, tmp_path_factory):
     """Rows and the directory of their candidates."""
     rows = make_rows(N, request.param)
     directory = tmp_path_factory.mktemp("table") / "out"
-    build(directory, rows, tokenizer, model, variants=VARIANTS)
+    near = Neighbours(lambda words: [["softest", "talked", "film"]] * len(words), "near")
+    settings = candidate_table.Settings("default", VARIANTS, 32, "model")
+    build_table(directory, rows, tokenizer, compiled(model, ASKED["default"]), near, settings)
     return rows, directory
 
 
@@ -83,6 +85,7 @@ def test_some_words_are_replaced_by_several_pieces_and_some_of_several_are_repla
     table, _ = load_table(directory, rows, tokenizer)
     several = np.diff(table.word_pieces) > 1
     assert (np.diff(table.word_candidates)[several] > 0).any()
+    assert (np.diff(table.phrase_pieces) > 1).any()
 
 
 def test_candidates_of_several_pieces_are_written_as_they_are_tokenised(tokenizer, model, tmp_path):

@@ -283,6 +283,11 @@ def test_another_number_of_variants_needs_no_new_table_and_anything_else_another
         build(tmp_path / "out", rows, tokenizer, model, "paper")
     with pytest.raises(InputError, match="holds an augmentation whose rows is"):
         build(tmp_path / "out", dataclasses.replace(rows, fingerprint="other"), tokenizer, model)
+    (tmp_path / "out" / "rows-00000000.npz").unlink()
+    build(tmp_path / "out", rows, tokenizer, model, "paper")
+    assert json.loads((tmp_path / "out" / "augmentation.json").read_text())["preset"] == "paper", (
+        "nothing was computed"
+    )
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and holds no augmentation"):

@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import write_model, write_reviews
 
 import tinybert_jax as tb
-from tinybert_jax import cli, stage, tasks, train
+from tinybert_jax import cli, predict, stage, tasks, train
 
 
 def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -370,6 +371,7 @@ def test_an_output_directory_that_cannot_be_made_is_refused_first(
         (["--task", "classification", "--json", "."], "a directory; --json takes a file"),
         (["--task", "classification", "--json", "no/such/file.json"], "not in an existing directory"),
         (["--task", "classification", "--predictions", "."], "has no file of its own: name one"),
+        (["--task", "sst2", "--predictions", "."], "a directory takes the test split's file: add --split test"),
         (["--task", "classification", "--batch-size", "0"], "batch_size is 0"),
         (["--task", "classification", "--split", "test"], "test.tsv: no such file"),
     ],
@@ -396,6 +398,23 @@ def test_predictions_that_cannot_be_written_are_told_in_a_line(
     arguments = ["evaluate", "--model", teacher, "--data", reviews, "--task", "classification"]
     code = tinybert(monkeypatch, *arguments, "--predictions", tmp_path / "p.tsv")
     assert_refused(capsys, code, "writing failed: No space left on device")
+
+
+def test_a_device_that_is_full_is_told_in_a_line_that_says_what_saves_memory(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.\nBuffers:"
+        )
+
+    monkeypatch.setattr(predict, "predict_logits", full)
+    arguments = ["evaluate", "--model", teacher, "--data", reviews, "--task", "classification"]
+    assert tinybert(monkeypatch, *arguments) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("tinybert: error: a device's memory is full: take a smaller --batch-size")
+    assert errors[0].endswith("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")
 
 
 def test_a_test_file_without_labels_gets_predictions_and_nothing_else(

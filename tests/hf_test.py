@@ -121,6 +121,17 @@ def add_projections(tensors, version: int, width: int = 24, states: int = 4) -> 
         tensors[f"{name}.bias"] = random.normal(size=40).astype(np.float32)
 
 
+@pytest.mark.parametrize("taken", ["model.safetensors.tmp", "tokenizer.json"])
+def test_what_cannot_be_written_is_an_os_error_whichever_library_writes_it(
+    directory: Path, tmp_path: Path, taken: str
+) -> None:
+    config, params = tb.load_hf(directory)
+    tokenizer = tb.load_tokenizer(directory, config)
+    (tmp_path / "copy" / taken).mkdir(parents=True)
+    with pytest.raises(OSError, match=str(tmp_path / "copy")):
+        tb.save_hf(tmp_path / "copy", config, params, tokenizer)
+
+
 @pytest.mark.parametrize(("version", "leaf", "stack"), [(1, "fit_dense", ()), (2, "fit_denses", (4,))])
 def test_projections_of_an_original_tinybert_make_the_round_trip(
     directory: Path, tmp_path: Path, version: int, leaf: str, stack: tuple[int, ...]

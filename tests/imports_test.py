@@ -58,7 +58,7 @@ TABLE: dict[str, set[str]] = {
     "teacher_cache": {"config", "data", "precision", "predict", "rows", "train_step"},
     "inputs": {
         *("config", "experiment", "heads", "model", "hf", "projections", "tasks", "rows", "data", "splits"),
-        *("corpus", "augment", "init", "population", "predict"),
+        *("corpus", "augment", "distill", "init", "population", "predict", "processes"),
     },
     "run_dir": {"config", "experiment", "inputs", "model", "precision", "processes"},
 }

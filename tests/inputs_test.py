@@ -8,13 +8,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import rewrite_reviews, write_model, write_scored_reviews
 
 import tinybert_jax as tb
 from tinybert_jax import cli_augment, cli_evaluate, inputs
 
-REFUSED = r"has 1 token type, but the rows are pairs of texts$"
+REFUSED = r"has 1 token type, but the rows are pairs of texts: take a model with two$"
 
 
 @pytest.fixture
@@ -111,3 +112,44 @@ def test_a_model_whose_outputs_are_not_finite_is_not_scored(of_one_type: Path, r
 def test_a_seed_of_the_augmentation_is_checked_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(tb.InputError, match=r"seed is -1; it must be a whole number in \[0, 2\*\*32\)"):
         cli_augment.build("no model", "sst2", tb.DataSource(data="d"), tmp_path / "out", seed=-1)
+
+
+@pytest.mark.parametrize("wrong", ["vocabulary", "layer map"])
+def test_a_corpus_is_built_when_all_else_fits(
+    wrong: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of gigabytes of text that takes hours."""
+    monkeypatch.setattr("tinybert_jax.corpus.prepare", None)
+    (tmp_path / "text.txt").write_text("we bought a bag of chips .\n")
+    words = ("tea",) if wrong == "vocabulary" else ()
+    other = write_model(tmp_path / "other", words=words, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
+    experiment = tb.Experiment(
+        "corpus",
+        tb.CorpusSource(files=(str(tmp_path / "text.txt"),)),
+        str(other),
+        (tb.Stage("transformer"),),
+        teacher=str(pretrained),
+        layer_map="uniform" if wrong == "vocabulary" else (3, 5),
+        max_length=16,
+    )
+    with pytest.raises(tb.InputError, match="different vocabularies" if wrong == "vocabulary" else "layer"):
+        inputs.load_inputs(experiment)
+
+
+@pytest.mark.parametrize("model", [None, "tinybert-3l-192d"], ids=["directory", "preset"])
+def test_parameters_wait_on_the_host(
+    model: str | None, pretrained: Path, teacher_result: tb.Result, reviews: Path
+) -> None:
+    source, stages, teacher = (
+        tb.DataSource(data=str(reviews)),
+        (tb.Stage("prediction"),),
+        str(teacher_result.directory),
+    )
+    described = tb.Experiment(
+        "classification", source, model or str(pretrained), stages, teacher=teacher, max_length=16
+    )
+    (loaded,) = inputs.load_population([described])
+    assert loaded.teacher is not None
+    assert (loaded.loaded is None) == (model is not None)
+    for params in (loaded.teacher.params, loaded.loaded, inputs.initial_params([described], [loaded])):
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)), "a second copy on a device"

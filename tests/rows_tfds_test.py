@@ -9,7 +9,9 @@ import pytest
 
 from tinybert_jax.config import InputError
 from tinybert_jax.experiment import DataSource
+from tinybert_jax.hf import load_config, load_tokenizer
 from tinybert_jax.rows import read_rows, tfds_records
+from tinybert_jax.splits import load_split
 from tinybert_jax.tasks import get_task
 
 
@@ -102,6 +104,13 @@ def test_a_tfds_set_that_cannot_serve_is_refused_in_one_line(prepared, source, t
         read_rows(get_task(task), DataSource(**source), "train")
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_predictions_are_numbered_as_the_sets_rows_though_some_are_left_out(prepared, pretrained):
+    task = dataclasses.replace(get_task("sst2"), tfds_dev="partly")
+    tokenizer = load_tokenizer(pretrained, load_config(pretrained))
+    split = load_split(task, DataSource(tfds="tiny_reviews"), "dev", tokenizer, 16)
+    assert split.predictions(np.eye(2)) == "index\tprediction\n0\t0\n2\t1\n"
 
 
 def test_a_split_that_the_tfds_set_lacks_is_named(prepared):

@@ -131,6 +131,7 @@ def test_predictions_are_written_as_the_task_writes_labels_in_the_order_of_the_m
     hub = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
     assert written_labels(get_task("mnli"), hub) == ("contradiction", "neutral", "entailment")
     assert written_labels(get_task("classification"), ("great", "other")) == ("great", "other")
+    assert written_labels(get_task("classification"), ("LABEL_0", "LABEL_1")) == ("0", "1"), "as the file was read"
 
 
 def test_the_table_cannot_be_changed():

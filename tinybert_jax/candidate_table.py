@@ -68,7 +68,8 @@ class CandidateTable:
 def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings: Settings) -> None:
     """Write the settings into the directory, for a table that is begun or continued.
 
-    Another number of variants is taken, and said: what was computed does not depend on it.
+    Another number of variants is taken, and said: what was computed does not depend on it. Where nothing was computed
+    yet, all settings are taken.
 
     Raises:
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
@@ -85,6 +86,8 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
     )
     if there is None and not free:
         raise InputError(f"{directory}: exists and holds no augmentation: give another --out")
+    if there is not None and not any(directory.glob("rows-*.npz")):
+        there = None
     for name, value in described.items():
         if there is not None and there.get(name) != value and name != "variants":
             raise InputError(

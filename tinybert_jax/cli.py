@@ -210,6 +210,14 @@ def main() -> None:
     except Exception as error:
         if processes := _processes():
             processes.wait_if_ending()
+        if "RESOURCE_EXHAUSTED" in str(error):  # of XLA, whose traceback is pages
+            line = (
+                "a device's memory is full: take a smaller --batch-size or --max-length; in training,"
+                " --accumulation-steps computes the same batch in parts and --remat keeps fewer activations (in a new"
+                f" --out). {str(error).partition(chr(10))[0]}"
+            )
+            print(f"tinybert: error: {line}", file=sys.stderr)
+            _end(1, line)
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
 

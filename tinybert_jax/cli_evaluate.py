@@ -45,6 +45,8 @@ def evaluate(
     is_directory = predictions is not None and predictions.is_dir()
     if is_directory and not row.submission:
         raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")
+    if is_directory and split != "test":
+        raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
     predictor = load_predictor(model, max_length, batch_size, row.head)
     check_outputs(model, predictor.config, row)
     labels = None if row.is_regression or row.head == "span" else predictor.config.id2label

@@ -57,7 +57,7 @@ class RunFlags:
 class Devices:
     """What a run computes on."""
 
-    mesh: str | None = None  # for example data=4,fsdp=2,model=1,member=1; default: data= what divides a batch
+    mesh: str | None = None  # say data=4,fsdp=2,model=1,member=1; default: as many along data as share every batch
     coordinator: str | None = None  # HOST:PORT of process 0 of several; auto: as the cluster says
     num_processes: int | None = None  # of the run; SLURM, Open MPI and TPU pods say it themselves
     process_id: int | None = None  # of this one, from 0; likewise

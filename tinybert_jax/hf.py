@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -148,6 +149,9 @@ def save_hf(
         config: of the model.
         params: as `load_hf` gives them; which heads they hold decides `architectures`.
         tokenizer: saved beside the weights where given.
+
+    Raises:
+        OSError: something could not be written.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -155,10 +159,15 @@ def save_hf(
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
     # renamed into place: a directory that has weights has whole ones
     tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size))
-    save_file(tensors, path / "model.safetensors.tmp", metadata={"format": "pt"})
-    os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(path)
+    try:
+        save_file(tensors, path / "model.safetensors.tmp", metadata={"format": "pt"})
+        os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+    except OSError:
+        raise
+    except Exception as error:  # of both libraries' Rust, for which a full disk is no OSError
+        raise OSError(errno.EIO, first_line(error), str(path)) from error
 
 
 def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from tinybert_jax import augment, corpus, data, hf, init
+from tinybert_jax import augment, corpus, data, distill, hf, init, processes
 from tinybert_jax.config import STUDENTS, BertConfig, Head, InputError, Params, Start, student_config
 from tinybert_jax.corpus import Corpus
 from tinybert_jax.data import Examples
@@ -35,13 +35,13 @@ class Teacher(NamedTuple):
     """What is learnt from: fine-tuned on the task, or, for a corpus, as pretrained."""
 
     config: BertConfig
-    params: Params
+    params: Params  # on the host
     tokenizer: Any
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a run trains, what it learns from, and on which rows."""
+    """What a run trains, what it learns from, and on which rows. Parameters wait on the host until they are placed."""
 
     head: Head
     config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
@@ -72,6 +72,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     """
     source = experiment.source
     teacher = None if experiment.teacher is None else _load_teacher(experiment)
+    distils = any(stage.distils for stage in experiment.stages)
     loaded: Params | None = None
     if experiment.model in STUDENTS:
         assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
@@ -88,17 +89,20 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
     def check_pairs(pairs: bool) -> None:
         check_token_types(experiment.model, config, pairs)
-        if teacher is not None and any(stage.distils for stage in experiment.stages):
+        if distils and teacher is not None:
             check_token_types(str(experiment.teacher), teacher.config, pairs)
 
     if isinstance(source, CorpusSource):
         head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
         check_pairs(source.pairs)
+        if not _same_tokenizer(tokenizer, teacher):
+            raise InputError(_different_vocabularies(experiment))
+        if distils and teacher is not None:
+            distill.transformer_objective(config, teacher.config, experiment.layer_map, experiment.preset)
+        # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
         teacher_dev, selection = dev, ""
-        if not _same_tokenizer(tokenizer, teacher):
-            raise InputError(_different_vocabularies(experiment))
         keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
     else:
         task = get_task(experiment.task)
@@ -121,12 +125,12 @@ def load_inputs(experiment: Experiment) -> Inputs:
             teacher.config, compute_dtype=experiment.compute_dtype, vocab_multiple=VOCAB_MULTIPLE
         )
         padded = resize_vocabulary(teacher.params, own.padded_vocab_size)
-        teacher = teacher._replace(config=own, params=padded)
+        teacher = teacher._replace(config=own, params=jax.device_get(padded))
     models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
     return Inputs(
         head=head,
         config=config,
-        loaded=loaded,
+        loaded=jax.device_get(loaded),
         keep_head=keep_head,
         tokenizer=tokenizer,
         train=train,
@@ -169,13 +173,13 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
 
 
 def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
-    """Where each member's training starts; what several take from the teacher is computed once."""
+    """Where each member's training starts, on the host; what several take from the teacher is computed once."""
     given: dict[Start, Params] = {}
     params = []
     for experiment, inputs in zip(experiments, members, strict=True):
         if inputs.loaded is None and experiment.start not in given:
-            given[experiment.start] = _from_teacher(experiment, inputs)
-        params.append(_initial_params(experiment, inputs, given))
+            given[experiment.start] = processes.tree_from_primary(_from_teacher(experiment, inputs))
+        params.append(jax.device_get(_initial_params(experiment, inputs, given)))
     return params
 
 
@@ -218,9 +222,15 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
         return
     if task.is_regression != (config.num_labels == 1):
         wanted = "one number" if task.is_regression else "classes"
-        raise InputError(f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {wanted}")
+        raise InputError(
+            f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {wanted}: take a model that was"
+            " fine-tuned on it"
+        )
     if task.labels and len(task.labels) != config.num_labels:
-        raise InputError(f"{name}: has the labels {config.id2label}, but task {task.name!r} has {task.labels}")
+        raise InputError(
+            f"{name}: has the labels {config.id2label}, but task {task.name!r} has {task.labels}: take a model that"
+            " was fine-tuned on it"
+        )
 
 
 def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:

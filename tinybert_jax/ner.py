@@ -149,7 +149,8 @@ def _tag_ids(sentences: Sentences, labels: tuple[str, ...]) -> np.ndarray:
             if tag not in ids:
                 known = ", ".join(map(repr, labels))
                 raise InputError(
-                    f"{sentences.path}:{line + i}: unknown tag {tag!r}; known are {known}: correct it in the file"
+                    f"{sentences.path}:{line + i}: unknown tag {tag!r}; known are {known}: correct it in the file,"
+                    " or give a model of these tags"
                 )
     return np.array([ids[tag] for tags in sentences.tags for tag in tags], np.int32)
 

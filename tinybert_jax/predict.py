@@ -181,7 +181,7 @@ def check_token_types(name: str, config: BertConfig, pairs: bool) -> None:
         InputError: it has one.
     """
     if pairs and config.type_vocab_size < 2:
-        raise InputError(f"{name}: has 1 token type, but the rows are pairs of texts")
+        raise InputError(f"{name}: has 1 token type, but the rows are pairs of texts: take a model with two")
 
 
 def check_positions(name: str, config: BertConfig, max_length: int) -> None:
@@ -191,4 +191,7 @@ def check_positions(name: str, config: BertConfig, max_length: int) -> None:
         InputError: it has fewer.
     """
     if config.max_position_embeddings < max_length:
-        raise InputError(f"{name}: has {config.max_position_embeddings} positions, fewer than max_length {max_length}")
+        raise InputError(
+            f"{name}: has {config.max_position_embeddings} positions, fewer than max_length {max_length}: give a"
+            " smaller --max-length"
+        )

@@ -78,7 +78,7 @@ def spectral_start(
     sample = _Sample.take(batches)
     if sum(mask.sum() for mask in sample.masks) < 2 * student.hidden_size:
         raise InputError("start 'spectral' needs more text: the sample has fewer tokens than twice the hidden_size")
-    bert = {name: teacher_params["bert"][name] for name in ("embeddings", "encoder")}
+    bert = jax.device_put({name: teacher_params["bert"][name] for name in ("embeddings", "encoder")})
     states = _teacher_states(teacher, bert, sorted({0, *mapped, *(g - 1 for g in mapped)}), sample)
     targets = [sample.tokens(states[g]) for g in (0, *mapped)]
     basis = _basis(targets, student.hidden_size)

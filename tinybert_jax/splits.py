@@ -84,11 +84,14 @@ def _sequences(
 
     def predictions(logits: np.ndarray) -> str:
         if task.is_regression:
-            values = [f"{x:.3f}" for x in logits[:, 0]]
+            values = [str(x) for x in logits[:, 0]]
         else:
             written = tasks.written_labels(task, rows.label_names)
             values = [written[i] for i in logits.argmax(axis=1)]
-        return "\n".join(["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]) + "\n"
+        # of a set whose rows are numbered, those numbers: some rows may have been left out
+        numbers = range(len(values)) if source.tfds is None else rows.lines
+        lines = (f"{i}\t{value}" for i, value in zip(numbers, values, strict=True))
+        return "\n".join(["index\tprediction", *lines]) + "\n"
 
     return Split(
         tokens,

@@ -235,9 +235,12 @@ def label_ids(task: Task, labels: tuple[str, ...]) -> dict[str, int]:
 
 
 def written_labels(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """How the task's files write each of `labels` (say, those of a teacher), by id; names they do not know stay."""
+    """How the task's files write each of `labels` (say, those of a teacher), by id; names they do not know stay.
+
+    Of a task without names, labels that were never named are written as their ids.
+    """
     known = label_ids(task, labels)
-    names = [*task.written, *(task.labels or ())] if task.written else list(task.labels or ())
+    names = [*task.written, *(task.labels or map(str, range(len(labels))))]
     by_id = {known[name]: name for name in reversed(names) if name in known}
     return tuple(by_id.get(i, label) for i, label in enumerate(labels))
 

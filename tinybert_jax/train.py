@@ -98,7 +98,7 @@ def run_population(
 def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None) -> list[Result]:
     if jnp.result_type(float) != jnp.float32:
         raise InputError("JAX_ENABLE_X64 is set, and training is in float32: unset it")
-    with processes.primary_first("inputs"):
+    with processes.primary_first():
         run_dir.check_out(out, resume)
         members = load_population(experiments)
     experiment, inputs = experiments[0], members[0]  # for all that they share
@@ -153,7 +153,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     results = []
     for i, directory in enumerate(run_dir.member_dirs(out, len(experiments))):
         scores = {}
-        if trained_head or members[i].keep_head:
+        if trained_head:
             placed = place(params[i], tree_shardings(mesh, params[i]))
             scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
         student = directory / "student"
