@@ -21,12 +21,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shared import Scores, add_options, differences, distillation, mean_sd, paired, populations, run_together, table
+from shared import (
+    Scores,
+    add_options,
+    differences,
+    distillation,
+    mean_sd,
+    paired,
+    populations,
+    run_main,
+    run_together,
+    table,
+)
 
 import tinybert_jax as tb
 from tinybert_jax import cost, hf, splits, tasks
 from tinybert_jax.candidate_table import SETTINGS_FILE
-from tinybert_jax.cli import prepare_process
 from tinybert_jax.stage import stage_steps
 
 # TinyBERT4's averages over MNLI-m, MNLI-mm, MRPC and CoLA, dev sets (Tables 2 to 4)
@@ -128,7 +138,10 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
     task = tasks.get_task(full.task)
     tokenizer = hf.load_tokenizer(full.model, student)
     assert isinstance(full.source, tb.DataSource)
-    variants = json.loads((Path(str(full.augmented)) / SETTINGS_FILE).read_text())["variants"]
+    augmented = Path(str(full.augmented)) / SETTINGS_FILE
+    if not augmented.is_file():
+        raise tb.InputError(f"{augmented}: no such file; --augmented takes a directory that `tinybert augment` wrote")
+    variants = json.loads(augmented.read_text())["variants"]
     rows = len(splits.load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
 
     def setting_cost(setting: tb.Experiment, students: int) -> tuple[int, float]:
@@ -154,5 +167,4 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
 
 
 if __name__ == "__main__":
-    prepare_process()
-    main()
+    run_main(main)

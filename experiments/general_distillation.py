@@ -22,11 +22,10 @@ import json
 from pathlib import Path
 
 import matplotlib
-from shared import add_options, distillation, mean_sd, paired, run_seeds, table
+from shared import add_options, distillation, mean_sd, paired, run_main, run_seeds, table
 
 import tinybert_jax as tb
 from tinybert_jax import tasks
-from tinybert_jax.cli import prepare_process
 
 
 def draw(path: Path, metrics: Path) -> None:
@@ -88,5 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    prepare_process()
-    main()
+    run_main(main)

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared import add_options, distillation, mean_sd, run_seeds, table
-
-from tinybert_jax.cli import prepare_process
+from shared import add_options, distillation, mean_sd, run_main, run_seeds, table
 
 
 def main() -> None:
@@ -40,5 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    prepare_process()
-    main()
+    run_main(main)

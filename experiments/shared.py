@@ -8,15 +8,25 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinybert_jax as tb
 from tinybert_jax import inputs, population, run_dir, tasks
+from tinybert_jax.cli import prepare_process
 from tinybert_jax.stage import Diverged, Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an experiment's `main`. What is wrong with its input ends it with a line."""
+    prepare_process()
+    try:
+        main()
+    except tb.InputError as error:
+        sys.exit(f"error: {error}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +124,6 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
         print(f"\n{directory}: {len(members)} member{'s' * (len(members) > 1)}", flush=True)
         try:
             results = tb.run_population(members, directory, (directory / "experiment.json").is_file())
-        except tb.InputError as error:
-            sys.exit(f"error: {error}")
         except Stopped as stopped:
             print(f"{stopped}\nthe same command continues")
             sys.exit()
@@ -133,10 +141,7 @@ def _check_same(members: list[tb.Experiment], directory: Path) -> None:
     started = json.loads((directory / "experiment.json").read_text())
     if started["experiment"] != run_dir.settings(members):
         sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
-    try:
-        now = [own.fingerprints for own in inputs.load_population(members)]
-    except tb.InputError as error:
-        sys.exit(f"error: {error}")
+    now = [own.fingerprints for own in inputs.load_population(members)]
     before = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
     pairs = zip(before, now, strict=True)
     changed = sorted({name for own, new in pairs for name in own | new if own.get(name) != new.get(name)})

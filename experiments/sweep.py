@@ -16,11 +16,10 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from shared import Scores, add_options, distillation, mean_sd, paired, run_together, table
+from shared import Scores, add_options, distillation, mean_sd, paired, run_main, run_together, table
 
 import tinybert_jax as tb
 from tinybert_jax import run_dir, tasks
-from tinybert_jax.cli import prepare_process
 
 
 def main() -> None:
@@ -45,21 +44,26 @@ def main() -> None:
 def sweep(
     full: tb.Experiment, rates: list[float], temperatures: list[float], seeds: list[int], out: Path
 ) -> dict[str, Scores]:
-    """The dev scores of every pair of the two numbers in the last of two stages, under each seed."""
+    """The dev scores of every pair of the two numbers in the last of two stages, under each seed.
+
+    Raises:
+        InputError: a number is none that a stage takes; then nothing was trained.
+    """
     first, last = full.stages
-    first_stage = out / "first-stage"
-    run_together({"first stage": dataclasses.replace(full, stages=(first,))}, seeds, first_stage)
-    members = run_dir.member_dirs(first_stage / "population0", len(seeds))
-    students = {seed: str(member / "student") for seed, member in zip(seeds, members, strict=True)}
+    if tasks.get_task(full.task).is_regression and set(temperatures) != {1.0}:
+        raise tb.InputError(f"--temperatures are for classes, and task {full.task!r} has none: leave them out")
     named = {
         f"learning rate {rate:g}, temperature {temperature:g}": dataclasses.replace(
             full, start="random", stages=(dataclasses.replace(last, learning_rate=rate, temperature=temperature),)
         )
         for rate, temperature in itertools.product(rates, temperatures)
     }
+    first_stage = out / "first-stage"
+    run_together({"first stage": dataclasses.replace(full, stages=(first,))}, seeds, first_stage)
+    members = run_dir.member_dirs(first_stage / "population0", len(seeds))
+    students = {seed: str(member / "student") for seed, member in zip(seeds, members, strict=True)}
     return run_together(named, seeds, out, students)
 
 
 if __name__ == "__main__":
-    prepare_process()
-    main()
+    run_main(main)

