@@ -159,7 +159,7 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
     hours = together / gflops / 1e9 / 3600
     lines = [[name, f"{steps:,}", f"{flops:.1e}"] for name, (steps, flops) in alone.items()]
     all_of_it = (
-        "With the teacher in every step (answers that the cache can hold cost it once):\n"
+        "With the teacher in every step (outputs that the cache can hold cost it once):\n"
         f"{seeds} seeds of all: {together:.1e} FLOPs, {hours:,.1f} hours at {gflops:g} GFLOP/s, as populations; apart,"
         f" {seeds * sum(flops for _, flops in alone.values()):.1e} FLOPs"
     )

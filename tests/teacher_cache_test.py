@@ -1,4 +1,4 @@
-"""The teacher's answers: what the step would have computed, once, and kept."""
+"""The teacher's outputs: what the step would have computed, once, and kept."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
-    with pytest.raises(tb.InputError, match=r"the teacher's answers need 0\.0 GB, and 0\.0 GB are free: set TINYB"):
+    with pytest.raises(tb.InputError, match=r"the teacher's outputs need 0\.0 GB, and 0\.0 GB are free: set TINYB"):
         asked().with_targets(make_tokens(0), 1e9, tmp_path)
 
 

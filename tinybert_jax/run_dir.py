@@ -101,7 +101,7 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
 
     Raises:
         InputError: names the field that differs; what differs by rounding only (package versions, devices, whether the
-            teacher's answers are kept) gives a warning.
+            teacher's outputs are kept) gives a warning.
     """
     path = out / "experiment.json"
     try:

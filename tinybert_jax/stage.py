@@ -91,7 +91,7 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
     """Run a stage, or what is left of it, and return the members' parameters after it.
 
     Raises:
-        InputError: the teacher's answers cannot be kept.
+        InputError: the teacher's outputs cannot be kept.
         Stopped: a signal came.
         Diverged: a member's loss, gradient or parameters are not finite.
     """
@@ -196,7 +196,7 @@ def _reads_rows_again(experiment: Experiment, stage: Stage, inputs: Inputs, tota
 def _with_cached_targets(
     run: Run, stage: Stage, objective: distill.Objective, examples: Examples
 ) -> tuple[Examples, Params]:
-    """The rows with the teacher's answers, and no teacher; where they are too many to be kept, both as they are."""
+    """The rows with the teacher's outputs, and no teacher; where they are too many to be kept, both as they are."""
     experiment, inputs = run.experiments[0], run.inputs
     layers = stage.objective == "transformer"
     identity = [inputs.fingerprints["teacher"], experiment.compute_dtype, stage.objective, experiment.preset]
@@ -215,7 +215,7 @@ def _with_cached_targets(
     except teacher_cache.OverLimit as needed:
         if experiment.teacher_cache_gb and processes.is_primary():
             limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
-            print(f"{stage.objective}: the teacher's answers {needed}, and {limit}: it runs in every step", flush=True)
+            print(f"{stage.objective}: the teacher's outputs {needed}, and {limit}: it runs in every step", flush=True)
         return examples, run.teacher_params
 
 

@@ -216,7 +216,7 @@ class TeacherCache:
         with contextlib.ExitStack() as opened:
             files = [opened.enter_context((folder / f"{number}.bin").open("wb")) for number in range(len(specs))]
             checksums = [0] * len(files)
-            computed = outputs(self._step, self.params, examples, self.batch_size, self.buckets, "teacher's answers")
+            computed = outputs(self._step, self.params, examples, self.batch_size, self.buckets, "teacher's outputs")
             for rows, targets in computed:
                 for number, (spec, leaf) in enumerate(zip(specs, jax.tree.leaves(targets), strict=True)):
                     host = np.asarray(leaf).astype(spec.dtype)
@@ -260,6 +260,6 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if needed > free:
         raise InputError(
-            f"{folder}: the teacher's answers need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: set"
+            f"{folder}: the teacher's outputs need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: set"
             " TINYBERT_JAX_CACHE to a larger disk, or --teacher-cache-gb 0, which runs the teacher in every step"
         )

@@ -69,7 +69,7 @@ def run(
 def run_population(
     experiments: Sequence[Experiment], out: str | Path, resume: bool = False, mesh: Mapping[str, int] | None = None
 ) -> list[Result]:
-    """Train students together, each behind the same teacher: its answers are computed once for all of them.
+    """Train students together, each behind the same teacher, whose outputs are computed once for all of them.
 
     Args:
         experiments: one per member. They may differ in `model` (of one shape), `start` and `seed`, and in learning

@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/epoch.py [--stage prediction] [--size bert-base] [--data SST-2-DIR] [--rows 2000]
 
-Ours pads each batch to its length bucket, and reads the teacher's answers, which are computed once before the first
+Ours pads each batch to its length bucket, and reads the teacher's outputs, which are computed once before the first
 epoch: what that took is reported beside the epochs. PyTorch's runs the teacher in every step and pads every row to
 64, as the original code does, or with `--padding longest` each batch to its longest row. Weights are random, which
 costs the same time; texts and tokenizer are real, and tokenised before. The two sides take their batches in turn. Our

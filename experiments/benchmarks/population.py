@@ -3,7 +3,7 @@
     python experiments/benchmarks/population.py [--size bert-base] [--members 8] [--batch-size 32] [--length 64]
 
 One step of the Transformer stage, ours on both sides: the population's step against `members` steps of one, which
-each compute the teacher; and both where the teacher's answers are kept. FLOPs are those of the matrix products, by
+each compute the teacher; and both where the teacher's outputs are kept. FLOPs are those of the matrix products, by
 count.
 """
 

@@ -3,7 +3,7 @@
     python experiments/benchmarks/step.py [--size bert-base] [--batch-size 32] [--length 64] [--dtype float32]
 
 Same work on both sides: teacher forward, student forward with dropout and backward, loss of the original code, norm
-clipping, AdamW; `known` is our step where the teacher's answers are kept, which PyTorch's has no part for. Times are
+clipping, AdamW; `known` is our step where the teacher's outputs are kept, which PyTorch's has no part for. Times are
 medians of steps taken in turn in one process; peak memory is that of a process of its own for each side, with
 parameters, optimizer and everything imported that this side needs. Compiling is what our first step takes longer than
 others, without and with a cache of compiled programs (JAX_COMPILATION_CACHE_DIR). Shares are FLOPs of the matrix
