@@ -121,6 +121,26 @@ def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, 
     assert {member["start"] for member in members} == {"random"}
 
 
+@pytest.mark.parametrize(("task", "temperature"), [("classification", 0.0), ("regression", 2.0)])
+def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(
+    task: str, temperature: float, full: tb.Experiment, tmp_path: Path
+) -> None:
+    sweep = importlib.import_module("sweep")
+    with pytest.raises(tb.InputError, match="temperature"):
+        sweep.sweep(dataclasses.replace(full, task=task), [1e-3], [1.0, temperature], [0], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_an_experiments_input_ends_it_with_a_line(
+    shared: ModuleType, full: tb.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "prepare_process", lambda: None)
+    ablations = importlib.import_module("ablations")
+    named = {"full": dataclasses.replace(full, augmented=str(tmp_path))}
+    with pytest.raises(SystemExit, match=r"^error: .*augmentation\.json: no such file; --augmented takes a directory"):
+        shared.run_main(lambda: ablations.estimate(named, 1, 100.0))
+
+
 def test_scores_from_before_a_change_of_what_they_depend_on_are_not_taken(
     shared: ModuleType, full: tb.Experiment, tmp_path: Path
 ) -> None:

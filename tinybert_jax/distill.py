@@ -90,8 +90,8 @@ def transformer_objective(
     """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
 
     The trainable tree is `{"bert": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
-    Projections are as in `init_projections`.
-    Padding is left out of the means only in `default`.
+    Projections are as in `init_projections`, and not exported: another Transformer stage draws new ones, where the
+    authors' code goes on with those of general distillation. Padding is left out of the means only in `default`.
 
     Args:
         student: any depth and width.
