@@ -25,7 +25,7 @@ from tinybert_jax.config import InputError
 from tinybert_jax.sharding import replicated
 
 FAILURE = "tinybert_jax/failure"
-SHARED = "tinybert_jax/shared"
+SHARED, BARRIER = "tinybert_jax/shared", "tinybert_jax/barrier"
 # for process 0, which may prepare a corpus for days: that a process lives is its heartbeat's to say
 PATIENCE_SECONDS = 30 * 24 * 3600
 HEARTBEAT_SECONDS = 30  # after which a process that says nothing counts as dead
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.5
 # what tells that a launcher has started several of us: a number of tasks, or a list of hosts
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-_shared = itertools.count()  # of the texts that were shared: a key is written once
+_shared, _barriers = itertools.count(), itertools.count()  # a key is written once, a barrier passed once
 _ending = threading.Event()  # another process failed, and this one ends
 
 
@@ -119,15 +119,22 @@ def tree_from_primary(tree: Any) -> Any:
 
 @contextmanager
 def primary_first() -> Iterator[None]:
-    """The primary process does what is inside, then the others do: they find its caches filled, or its error.
-
-    Not behind a `barrier`, as a device's first collective waits for a minute (CPU) or a few (GPU) at most.
+    """The primary process does what is inside, then the others do: they find its caches filled, or its error. Then all
+    go on.
     """
     if not is_primary():
-        from_primary("")
+        _wait_for_all()
     yield
     if is_primary():
-        from_primary("done")
+        _wait_for_all()
+    _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    """As `barrier`, but at the coordinator: the first collective of devices waits for a minute (CPU) or ten (GPU)."""
+    if jax.process_count() > 1:
+        assert global_state.client is not None, "several processes have joined"
+        global_state.client.wait_at_barrier(f"{BARRIER}/{next(_barriers)}", 1000 * PATIENCE_SECONDS)
 
 
 def tell_others(message: str) -> bool:
