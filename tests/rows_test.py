@@ -180,8 +180,8 @@ def test_given_labels_are_authoritative(tmp_path):
     with pytest.raises(InputError) as error:
         read_rows(CLASSES, source, "dev", ("a", "c"), tmp_path / "c")
     assert str(error.value) == (
-        f"{tmp_path}/dev.tsv:2: unknown label 'b'; known are 'a', 'c': correct it in the file, or give a model of"
-        " these labels"
+        f"{tmp_path}/dev.tsv:2: unknown label 'b'; model or training file have 'a', 'c': correct it in the"
+        " file, or take a model that was fine-tuned on it"
     )
 
 
@@ -190,7 +190,7 @@ def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):
     rows = read_rows(CLASSES, DataSource(train=train, dev=write(tmp_path, "dev.csv", "text,label\nq,b\n")), "dev")
     assert (rows.label_names, rows.labels.tolist()) == (("a", "b"), [1])
     source = DataSource(train=train, dev=write(tmp_path, "dev2.csv", "text,label\nq,z\n"))
-    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; known are 'a', 'b'"):
+    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; model or training file have 'a', 'b'"):
         read_rows(CLASSES, source, "dev")
 
 
@@ -253,7 +253,9 @@ def test_no_other_damage_is_passed_over(tmp_path, task, name, content, message):
 
 def test_a_row_of_a_headerless_file_is_counted_from_its_first_line(tmp_path):
     write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t2\t\tTwo.\n")
-    with pytest.raises(InputError, match=r"train.tsv:2: unknown label '2'; known are 'unacceptable', 'acceptable'"):
+    with pytest.raises(
+        InputError, match=r"train.tsv:2: unknown label '2'; model or training file have 'unacceptable', 'acceptable'"
+    ):
         read_rows(get_task("cola"), DataSource(data=str(tmp_path)), "train")
 
 

@@ -90,10 +90,9 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
         there = None
     for name, value in described.items():
         if there is not None and there.get(name) != value and name != "variants":
-            raise InputError(
-                f"{directory}: holds an augmentation whose {name} is {there.get(name)!r}, not {value!r}: "
-                "give another --out"
-            )
+            what = {"rows": "of other rows", "tokenizer": "by another vocabulary", "neighbours": "by another --glove"}
+            found = what.get(name) or f"whose {name} is {there.get(name)!r}, not {value!r}"
+            raise InputError(f"{directory}: holds an augmentation {found}: give another --out, or remove it")
     if there is not None and (before := there.get("variants")) != settings.variants:
         print(
             f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 import runpy
 import signal
 import sys
@@ -190,6 +191,8 @@ def main() -> None:
         "distill": distill,
         "evaluate": evaluate,
     }
+    for command in commands.values():  # --help keeps the line breaks of an option's text, and breaks it at its own
+        command.__doc__ = re.sub(r"\n {12}", " ", command.__doc__ or "")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -29,7 +29,7 @@ NEXT = {
 }
 
 Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
-TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"a row of the task table: {TASKS.replace(' ', ', ')}")]
+TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {TASKS.replace(' ', ', ')}")]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class RunFlags:
     batch_size: int = 32  # rows a step, of all devices together
     accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
     remat: bool = False  # compute activations again in the backward pass: less memory, more work
-    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's, 128 of a corpus
+    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's; 128 in pretrain
     checkpoint_every: int = 500  # steps between checkpoints
     compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
-    seed: int = 0  # of everything random
+    seed: int = 0  # of initial values, dropout, the order of the rows and variants
     population: int = 1  # models of seeds SEED, SEED + 1, ..., trained together; the teacher is computed once for all
     resume: bool = False  # continue the run in --out
 
@@ -57,7 +57,7 @@ class RunFlags:
 class Devices:
     """What a run computes on."""
 
-    mesh: str | None = None  # say data=4,fsdp=2,model=1,member=1; default: as many along data as share every batch
+    mesh: str | None = None  # e.g. data=4,fsdp=2,model=1,member=1; default: as many along data as share every batch
     coordinator: str | None = None  # HOST:PORT of process 0 of several; auto: as the cluster says
     num_processes: int | None = None  # of the run; SLURM, Open MPI and TPU pods say it themselves
     process_id: int | None = None  # of this one, from 0; likewise

@@ -201,7 +201,7 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     if not usable.any():
         raise InputError(f"{path}:1: no line holds a word and its vector: give a GloVe or word2vec text file")
     if bad:
-        print(f"note: {path}:{min(bad)}: no word with a vector; {len(bad)} such lines are left out", file=sys.stderr)
+        print(f"note: {path}:{min(bad)}: no word with a vector; lines left out: {len(bad)}", file=sys.stderr)
     return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
 
 

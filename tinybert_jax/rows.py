@@ -182,8 +182,8 @@ def _class_ids(raw: RawRows, where: str, split: SplitName, ids: dict[str, int]) 
         if label not in ids:
             known = ", ".join(map(repr, ids))
             raise InputError(
-                f"{where}:{line}: unknown label {label!r}; known are {known}: correct it in the file, or"
-                " give a model of these labels"
+                f"{where}:{line}: unknown label {label!r}; model or training file have {known}: correct it in the"
+                " file, or take a model that was fine-tuned on it"
             )
     return np.array([ids[label] for label in raw.labels], np.int32)
 

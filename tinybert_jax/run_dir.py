@@ -121,7 +121,8 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
             )
         else:
             raise InputError(
-                f"{out}: cannot resume: {field} was {before!r} and is {after!r}; start a new --out instead"
+                f"{out}: cannot resume: {field} was {before!r} and is {after!r}: give {before!r} again, or another"
+                " --out"
             )
 
 

@@ -310,9 +310,9 @@ class _Log:
 
 
 def _range(values: Sequence[float]) -> str:
-    """The value of a single run; of a population, the least and the largest."""
-    low, high = min(values), max(values)
-    return f"{low:.4f}" if len(values) == 1 else f"{low:.4f} to {high:.4f}"
+    """The value of a single run; of a population, the least and the largest where they differ."""
+    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def progress(name: str, done: int, total: int) -> Any:

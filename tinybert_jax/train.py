@@ -184,10 +184,11 @@ def _score_teacher(
         skill = dev.skill(logits)
         chance = min(0.5, 2 / math.sqrt(len(dev.tokens))) if inputs.head == "sequence" else LOW_F1
         if skill < chance:
+            measure = "correlation with the labels" if inputs.head == "sequence" else "F1"
             found = (
-                f"{experiment.teacher}: its predictions on the dev set are no better than chance (correlation with the"
-                f" labels, or F1, {skill:.3f}, under {chance:.3f}); fine-tune it on this task, or for longer, or check"
-                f" its label order {config.id2label}"
+                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({measure}"
+                f" {skill:.3f}, and guesses reach {chance:.3f}); fine-tune it on this task, or for longer, or check its"
+                f" label order {config.id2label}"
             )
             if len(dev.tokens) >= FEW_ROWS:
                 raise InputError(found)
