@@ -187,8 +187,8 @@ def _score_teacher(
             measure = "correlation with the labels" if inputs.head == "sequence" else "F1"
             found = (
                 f"{experiment.teacher}: its predictions on the dev set are no better than chance ({measure}"
-                f" {skill:.3f}, and guesses reach {chance:.3f}); fine-tune it on this task, or for longer, or check its"
-                f" label order {config.id2label}"
+                f" {skill:.3f}, and guesses reach {chance:.3f}); fine-tune it on this task, or for longer, or check"
+                f" its label order {config.id2label}"
             )
             if len(dev.tokens) >= FEW_ROWS:
                 raise InputError(found)
