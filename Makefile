@@ -24,7 +24,7 @@ help:
 	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
 	@echo "             RESUME=1  continue a run that was stopped"
 	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
-	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): some half an hour"
+	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): twenty minutes, and the fuzzing"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make bench   speed and memory beside torch, into README; installs torch (PIP_FLAGS goes to pip, e.g. an index of"
 	@echo "             CPU wheels); ARGS='--data SST-2' takes the epochs' texts from there"

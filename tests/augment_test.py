@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from tiny_mlm import VOCABULARY, build, compiled, make_mlm, make_rows, make_tokenizer
+from tiny_mlm import VOCABULARY, build, make_mlm, make_rows, make_tokenizer
 
 from tinybert_jax import candidate_table, cli_augment
 from tinybert_jax.augment import (
@@ -19,7 +19,6 @@ from tinybert_jax.augment import (
     write_variants,
 )
 from tinybert_jax.candidate_table import load_table
-from tinybert_jax.candidates import ASKED, build_table
 from tinybert_jax.config import BertConfig, InputError
 from tinybert_jax.data import bucket_lengths, train_batches
 from tinybert_jax.experiment import DataSource
@@ -46,8 +45,7 @@ def made(request, tokenizer, model, tmp_path_factory):
     rows = make_rows(N, request.param)
     directory = tmp_path_factory.mktemp("table") / "out"
     near = Neighbours(lambda words: [["softest", "talked", "film"]] * len(words), "near")
-    settings = candidate_table.Settings("default", VARIANTS, 32, "model")
-    build_table(directory, rows, tokenizer, compiled(model, ASKED["default"]), near, settings)
+    build(directory, rows, tokenizer, model, variants=VARIANTS, near=near)
     return rows, directory
 
 
@@ -91,8 +89,7 @@ def test_some_words_are_replaced_by_several_pieces_and_some_of_several_are_repla
 def test_candidates_of_several_pieces_are_written_as_they_are_tokenised(tokenizer, model, tmp_path):
     rows = dataclasses.replace(make_rows(4), texts=[("walking slowly",)] * 4)
     near = Neighbours(lambda words: [["talked", "un-play", "softest", "?"]] * len(words), "near")
-    settings = candidate_table.Settings("default", 30, 32, "model")
-    build_table(tmp_path / "out", rows, tokenizer, compiled(model, ASKED["default"]), near, settings)
+    build(tmp_path / "out", rows, tokenizer, model, variants=30, near=near)
     augmented = load_augmented(tmp_path / "out", rows, tokenizer, 16, 0)
     texts = [text for i in range(4) for (text,) in variant_texts(augmented, rows, tokenizer, i)]
     words = {word for text in texts for word in text.split(" ")}

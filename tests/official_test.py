@@ -141,9 +141,10 @@ class Stored(NamedTuple):
 @pytest.fixture(scope="module")
 def stored() -> Stored:
     with safe_open(STORED, "np") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = Stored(None, json.loads(metadata["training"]), tensors)
-    teacher, student = (tb.BertConfig.from_hf(json.loads(metadata[role])) for role in ("teacher", "student"))
+        described = json.loads(file.metadata()["official"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = Stored(None, described["training"], tensors)
+    teacher, student = (tb.BertConfig.from_hf(described[role]) for role in ("teacher", "student"))
     inputs, projection = found.part("inputs"), found.part("fit_dense")
     rows = len(inputs["input_ids"])
     batch = tb.Batch(**inputs, labels=np.zeros(rows, np.int32), example_mask=np.ones(rows, np.float32))
@@ -253,25 +254,13 @@ def tensors_of(named: Any) -> Tensors:
     return {name: parameter.detach().numpy().copy() for name, parameter in named}
 
 
-def trained(student: Any, fit_dense: Any) -> list[tuple[str, Any]]:
-    """What the Transformer stage trains: neither pooler nor head."""
-    encoder = [(n, p) for n, p in student.named_parameters() if not n.startswith(("bert.pooler", "classifier"))]
-    return [*encoder, *fit_dense.named_parameters(prefix="fit_dense")]
-
-
-def gradients(loss: Any, named: list[tuple[str, Any]]) -> Tensors:
-    import torch
-
-    grads = torch.autograd.grad(loss, [parameter for _, parameter in named])
-    return {name: grad.numpy() for (name, _), grad in zip(named, grads, strict=True)}
-
-
 def test_transformer_loss_and_gradients(pair: Pair) -> None:
     ours, grads = transformer_loss(pair.ours)
     theirs = pair.transformer_loss(pair.student, pair.fit_dense)
     assert ours == pytest.approx({name: loss.item() for name, loss in theirs.items()}, rel=TOLERANCE)
-    named = trained(pair.student, pair.fit_dense)
-    assert_close(grads, gradients(theirs["attention"] + theirs["hidden"], named), "gradients")
+    named = pair.reference.trained(pair.student, pair.fit_dense)
+    expected = pair.reference.gradients(theirs["attention"] + theirs["hidden"], named)
+    assert_close(grads, tensors_of(expected.items()), "gradients")
 
 
 def test_scores_below_minus_100_count_as_padding(reference: ModuleType) -> None:
@@ -289,16 +278,12 @@ def test_prediction_loss_and_gradients(pair: Pair, temperature: float) -> None:
     logits = [pair.outputs(model).logits for model in (pair.student, pair.teacher)]
     theirs = pair.reference.official_prediction_loss(logits[0], logits[1].detach(), temperature)
     assert ours == pytest.approx(theirs.item(), rel=TOLERANCE)
-    assert_close_gradients(grads, gradients(theirs, list(pair.student.named_parameters())))
+    expected = pair.reference.gradients(theirs, list(pair.student.named_parameters()))
+    assert_close_gradients(grads, tensors_of(expected.items()))
 
 
 def test_parameters_after_steps_of_bert_adam(pair: Pair) -> None:
     student, fit_dense = copy.deepcopy(pair.student), copy.deepcopy(pair.fit_dense)
-    named = trained(student, fit_dense)
-    rates = TRAINING["learning_rate"], TRAINING["total_steps"], TRAINING["warmup"]
-    optimizer = pair.reference.BertAdam(named, *rates)
-    for _ in range(int(TRAINING["steps"])):
-        optimizer.zero_grad()
-        sum(pair.transformer_loss(student, fit_dense).values()).backward()
-        optimizer.step()
+    named = pair.reference.trained(student, fit_dense)
+    pair.reference.train(lambda: sum(pair.transformer_loss(student, fit_dense).values()), named, **TRAINING)
     assert_close(after_steps(pair.ours, **TRAINING), tensors_of(named), "parameters")

@@ -72,10 +72,11 @@ def compiled(model, k):
     return _COMPILED[id(params), k][1]
 
 
-def build(directory, rows, tokenizer, model, preset="default", variants=5, max_length=32, **kwargs):
-    """The real thing, with the neighbours of the model's own embeddings."""
+def build(directory, rows, tokenizer, model, preset="default", variants=5, max_length=32, near=None, **kwargs):
+    """The real thing; the neighbours are by default those of the model's own embeddings."""
     _, params = model
     table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
     function = compiled(model, ASKED[preset])
     settings = Settings(preset, variants, max_length, "model")
-    build_table(directory, rows, tokenizer, function, embedding_neighbours(table, tokenizer), settings, **kwargs)
+    near = embedding_neighbours(table, tokenizer) if near is None else near
+    build_table(directory, rows, tokenizer, function, near, settings, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +93,34 @@ def official_transformer_loss(
 def official_prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """-p_T log p_S, mean over batch and classes; both logits divided by the temperature, no temperature^2 factor."""
     return (-softmax(teacher_logits / temperature, -1) * log_softmax(student_logits / temperature, -1)).mean()
+
+
+def trained(student: PreTrainedModel, fit_dense: nn.Linear) -> list[tuple[str, nn.Parameter]]:
+    """What the Transformer stage trains: neither pooler nor head."""
+    encoder = [(n, p) for n, p in student.named_parameters() if not n.startswith(("bert.pooler", "classifier"))]
+    return [*encoder, *fit_dense.named_parameters(prefix="fit_dense")]
+
+
+def gradients(loss: Tensor, named: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Of each parameter, under its name."""
+    grads = torch.autograd.grad(loss, [parameter for _, parameter in named])
+    return {name: grad for (name, _), grad in zip(named, grads, strict=True)}
+
+
+def train(
+    loss: Callable[[], Tensor],
+    named: list[tuple[str, nn.Parameter]],
+    steps: int,
+    total_steps: int,
+    warmup: float,
+    learning_rate: float,
+) -> None:
+    """The first `steps` of `total_steps` of BertAdam, in place."""
+    optimizer = BertAdam(named, learning_rate, total_steps, warmup)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
 
 
 def warmup_linear(progress: float, warmup: float) -> float:
