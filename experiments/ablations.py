@@ -35,9 +35,13 @@ from shared import (
 )
 
 import tinybert_jax as tb
-from tinybert_jax import cost, hf, splits, tasks
-from tinybert_jax.candidate_table import SETTINGS_FILE
-from tinybert_jax.stage import stage_steps
+from tinybert_jax.data.augmentation.candidate_table import SETTINGS_FILE
+from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.tasks.kinds import load_split
+from tinybert_jax.training.cost import step_flops
+from tinybert_jax.training.loop import stage_steps
 
 # TinyBERT4's averages over MNLI-m, MNLI-mm, MRPC and CoLA, dev sets (Tables 2 to 4)
 PAPER = {
@@ -101,7 +105,7 @@ def main() -> None:
         return
     scores = run_together(named, args.seeds, args.out)
     (args.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    metric = tasks.get_task(args.task).selection
+    metric = get_task(args.task).selection
     rows = [
         [name, mean_sd(own, metric), paired(own, scores["full"], metric), f"{PAPER[name] - PAPER['full']:+.1f}"]
         for name, own in scores.items()
@@ -134,22 +138,22 @@ def draw(path: Path, scores: dict[str, Scores], metric: str) -> None:
 def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
     """FLOPs of every setting, were every row of full length, and the hours of all at a machine's rate."""
     full = named["full"]
-    teacher, student = hf.load_hf(str(full.teacher))[0], hf.load_hf(full.model)[0]
-    task = tasks.get_task(full.task)
-    tokenizer = hf.load_tokenizer(full.model, student)
+    teacher, student = load_hf(str(full.teacher))[0], load_hf(full.model)[0]
+    task = get_task(full.task)
+    tokenizer = load_tokenizer(full.model, student)
     assert isinstance(full.source, tb.DataSource)
     augmented = Path(str(full.augmented)) / SETTINGS_FILE
     if not augmented.is_file():
         raise tb.InputError(f"{augmented}: no such file; --augmented takes a directory that `tinybert augment` wrote")
     variants = json.loads(augmented.read_text())["variants"]
-    rows = len(splits.load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
+    rows = len(load_split(task, full.source, "train", tokenizer, full.max_length).tokens)
 
     def setting_cost(setting: tb.Experiment, students: int) -> tuple[int, float]:
         steps, flops = 0, 0.0
         for stage in setting.stages:
             own = stage_steps(stage, rows * (variants if setting.augmented else 1))
             sizes = stage.batch_size, setting.max_length, students
-            steps, flops = steps + own, flops + own * cost.step_flops(stage.objective, student, teacher, *sizes)
+            steps, flops = steps + own, flops + own * step_flops(stage.objective, student, teacher, *sizes)
         return steps, flops
 
     alone = {name: setting_cost(setting, 1) for name, setting in named.items()}

@@ -41,7 +41,12 @@ import tyro
 from jax.sharding import Mesh
 
 import tinybert_jax as tb
-from tinybert_jax import cost, distill, inputs, optim, sharding, train_step
+from tinybert_jax.devices import sharding
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.training import optim
+from tinybert_jax.training.cost import step_flops
+from tinybert_jax.training.inputs import VOCAB_MULTIPLE
+from tinybert_jax.training.step import create_state, make_train_step
 
 # v5e slices by their number of chips; a host of one chip has to be asked for
 TOPOLOGIES = {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 32: "v5e:4x8", 64: "v5e:8x8"}
@@ -228,7 +233,7 @@ def make_step(
     mesh: Mesh, student: tb.BertConfig, teacher: tb.BertConfig, rows: int, length: int, optimizer: Any = None
 ) -> Step:
     """The step of the Transformer stage on a global batch of `rows`, with AdamW unless told otherwise."""
-    objective = distill.transformer_objective(student, teacher)
+    objective = transformer_objective(student, teacher)
     optimizer = optim.make_optimizer("adamw") if optimizer is None else optimizer
 
     def create(key: Any) -> tuple[Any, Any]:
@@ -237,14 +242,14 @@ def make_step(
 
         # where a state lies is no part of its shapes, and the devices of `mesh` hold no arrays
         trainable, one = objective.init(key, params(student)), sharding.make_mesh()
-        return train_step.create_state(trainable, optimizer, key, one, keeps_best=False), params(teacher)
+        return create_state(trainable, optimizer, key, one, keeps_best=False), params(teacher)
 
     state, teacher_params = jax.eval_shape(create, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     labels, counted = (jax.ShapeDtypeStruct((rows,), dtype) for dtype in (jnp.int32, jnp.float32))
     batch = tb.Batch(tokens, tokens, tokens, labels, counted)
     schedule = optim.make_schedule("constant", 1)
-    call = train_step.make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
+    call = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
     return Step(call, state, teacher_params, batch)
 
 
@@ -295,7 +300,7 @@ def measure(mesh: str, rows: int, length: int) -> dict[str, Any]:
     for collective in program.collectives:
         by_kind[collective.kind][0] += collective.times
         by_kind[collective.kind][1] += collective.traffic
-    flops = cost.step_flops("transformer", student, teacher, rows, length)
+    flops = step_flops("transformer", student, teacher, rows, length)
     traffic = sum(sent for _, sent in by_kind.values())
     return {
         "mesh": mesh,
@@ -312,9 +317,9 @@ def measure(mesh: str, rows: int, length: int) -> dict[str, Any]:
 
 def base_configs() -> tuple[tb.BertConfig, tb.BertConfig]:
     """TinyBERT4 and BERT_BASE as a run has them."""
-    teacher = tb.BertConfig(compute_dtype="bfloat16", vocab_multiple=inputs.VOCAB_MULTIPLE)
+    teacher = tb.BertConfig(compute_dtype="bfloat16", vocab_multiple=VOCAB_MULTIPLE)
     student = tb.student_config("tinybert-4l-312d", teacher)
-    return dataclasses.replace(student, compute_dtype="bfloat16", vocab_multiple=inputs.VOCAB_MULTIPLE), teacher
+    return dataclasses.replace(student, compute_dtype="bfloat16", vocab_multiple=VOCAB_MULTIPLE), teacher
 
 
 def main(

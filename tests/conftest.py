@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from tinybert_jax.train import Result
+    from tinybert_jax.training.run import Result
 
 collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not tests; they import torch
 
@@ -52,12 +52,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def run_here(command: list[str]) -> None:
     """Run `python -m tinybert_jax.cli ...` in this process, which imports and compiles no second time."""
-    from tinybert_jax import cli
+    from tinybert_jax.cli import main
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command[2:])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets one of its own
-        cli.main()
+        main.main()
 
 
 GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter burnt".split()

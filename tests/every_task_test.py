@@ -24,9 +24,10 @@ from conftest import (
 )
 
 import tinybert_jax as tb
-from tinybert_jax import cli_augment, cli_evaluate
-from tinybert_jax.config import STUDENTS
-from tinybert_jax.train import Result
+from tinybert_jax.data.augmentation import build
+from tinybert_jax.inference import evaluate
+from tinybert_jax.settings.choices import STUDENTS
+from tinybert_jax.training.run import Result
 
 LENGTH = 16  # one bucket, so one compilation
 MIDDLE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -149,8 +150,8 @@ def test_mnli_selects_on_the_matched_set_scores_both_and_writes_both_submissions
     assert result.scores["accuracy"] > 0.9
     assert result.scores["accuracy_mismatched"] < 0.1
     assert result.scores["accuracy"] == max(line.get("dev/accuracy", 0) for line in logged(out))
-    assert cli_evaluate.evaluate(str(result.directory), "mnli", source) == result.scores
-    assert not cli_evaluate.evaluate(
+    assert evaluate.evaluate(str(result.directory), "mnli", source) == result.scores
+    assert not evaluate.evaluate(
         str(result.directory), "mnli", source, "test", predictions=tmp_path, needs_scores=False
     )
     for name in ("MNLI-m.tsv", "MNLI-mm.tsv"):
@@ -159,7 +160,7 @@ def test_mnli_selects_on_the_matched_set_scores_both_and_writes_both_submissions
     (Path(str(source.data)) / "dev_mismatched.tsv").rename(tmp_path / "away.tsv")
     again = tmp_path / "again"
     again.mkdir()
-    cli_evaluate.evaluate(str(result.directory), "mnli", source, "test", predictions=again, needs_scores=False)
+    evaluate.evaluate(str(result.directory), "mnli", source, "test", predictions=again, needs_scores=False)
     assert (again / "MNLI-mm.tsv").is_file(), "whether there is a second test set does not depend on the dev sets"
     (tmp_path / "away.tsv").rename(Path(str(source.data)) / "dev_mismatched.tsv")
 
@@ -175,7 +176,7 @@ def test_a_checkpoint_with_labels_in_another_order_is_matched_by_name(
     params["classifier"] = {"kernel": head["kernel"][:, order], "bias": head["bias"][order]}
     config = dataclasses.replace(config, id2label=tuple(MNLI[i].upper() for i in order))
     tb.save_hf(tmp_path / "hub", config, params, tb.load_tokenizer(result.directory, config))
-    assert cli_evaluate.evaluate(str(tmp_path / "hub"), "mnli", source) == result.scores
+    assert evaluate.evaluate(str(tmp_path / "hub"), "mnli", source) == result.scores
 
 
 def distilled(teacher: Path, student: str, reviews: Path, out: Path, **changes: object) -> Result:
@@ -237,7 +238,7 @@ def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path:
     student = tb.run(tb.Experiment(stages=stages, teacher=str(teacher.directory), **common), tmp_path / "student")
     assert student.scores["f1"] > 0.7
     predictions = tmp_path / "predictions"
-    scores = cli_evaluate.evaluate(str(student.directory), kind.task, source, predictions=predictions)
+    scores = evaluate.evaluate(str(student.directory), kind.task, source, predictions=predictions)
     assert scores == student.scores
     assert kind.predictions(predictions) == 48
 
@@ -251,7 +252,7 @@ def test_answers_may_be_missing_in_squad_2(tmp_path: Path) -> None:
     )
     result = tb.run(experiment, tmp_path / "run")
     assert result.scores["exact_match"] > 0.7
-    cli_evaluate.evaluate(str(result.directory), "squad2", source, predictions=tmp_path / "p.json")
+    evaluate.evaluate(str(result.directory), "squad2", source, predictions=tmp_path / "p.json")
     assert "" in json.loads((tmp_path / "p.json").read_text()).values()
 
 
@@ -263,9 +264,7 @@ def augmented(pretrained: Path, reviews: Path, tmp_path_factory: pytest.TempPath
     head = tb.init_params(tb.BertForMaskedLM(config), jax.random.key(0))["cls"]
     tb.save_hf(path / "mlm", config, params | {"cls": head}, tb.load_tokenizer(pretrained, config))
     source = tb.DataSource(data=str(reviews))
-    samples = cli_augment.build(
-        str(path / "mlm"), "classification", source, path / "table", variants=3, max_length=LENGTH
-    )
+    samples = build.build(str(path / "mlm"), "classification", source, path / "table", variants=3, max_length=LENGTH)
     assert [len(variants) for variants in samples] == [3, 3, 3]
     return path / "table"
 
@@ -305,7 +304,7 @@ def test_candidates_of_other_rows_are_refused(
 
 def test_a_model_without_a_masked_lm_head_cannot_augment(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     with pytest.raises(tb.InputError, match=r"has no masked-LM head, .* train one: tinybert"):
-        cli_augment.build(str(pretrained), "classification", tb.DataSource(data=str(reviews)), tmp_path / "table")
+        build.build(str(pretrained), "classification", tb.DataSource(data=str(reviews)), tmp_path / "table")
     assert not (tmp_path / "table").exists()
 
 

@@ -24,8 +24,8 @@ import pytest
 from conftest import SHORT, run_here, write_reviews, write_scored_reviews
 
 import tinybert_jax as tb
-from tinybert_jax import data
-from tinybert_jax.stage import Diverged
+from tinybert_jax.data import tokens
+from tinybert_jax.training.logs import Diverged
 
 ARGUMENTS = ["--task", "classification", "--max-length", "16", *SHORT]
 slow = pytest.mark.faults
@@ -131,14 +131,14 @@ def test_a_number_that_is_not_finite_in_a_batch_ends_the_run_and_spares_the_chec
         checkpoint_every=2,
     )
     sound = tb.run(experiment, tmp_path / "sound")
-    batch, made = data.Tokens.batch, itertools.count(1)
+    batch, made = tokens.Tokens.batch, itertools.count(1)
 
-    def faulty(self: data.Tokens, rows: np.ndarray, length: int, epoch: int = 0) -> tb.Batch:
+    def faulty(self: tokens.Tokens, rows: np.ndarray, length: int, epoch: int = 0) -> tb.Batch:
         number, result = next(made), batch(self, rows, length, epoch)
         return result._replace(labels=result.labels * np.float32("nan")) if number == 4 else result
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.Tokens, "batch", faulty)
+        patch.setattr(tokens.Tokens, "batch", faulty)
         with pytest.raises(Diverged, match=r"step \d+: loss is nan.* the checkpoints before it are sound"):
             tb.run(experiment, tmp_path / "run")
     result = tb.run(experiment, tmp_path / "run", resume=True)

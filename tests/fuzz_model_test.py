@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import tinybert_jax as tb
-from tinybert_jax import hf
-from tinybert_jax.config import ACTIVATIONS, InputError
-from tinybert_jax.neighbours import vector_neighbours
+from tinybert_jax.data.augmentation.neighbours import vector_neighbours
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import ACTIVATIONS
+from tinybert_jax.models.files.directory import load_config
+from tinybert_jax.models.files.tensors import to_hf_tensors
 
 TINY = Path(__file__).parent / "fixtures" / "tiny-bert"
 CONFIG, TENSORS = json.loads((TINY / "config.json").read_text()), load_file(TINY / "model.safetensors")
@@ -57,7 +59,7 @@ configs = st.fixed_dictionaries(
 def test_a_config_is_read_as_it_is_written(folder, fields):
     config = tb.BertConfig(**fields)
     put(folder / "config.json", json.dumps(config.to_hf()))
-    assert hf.load_config(folder) == config
+    assert load_config(folder) == config
 
 
 @law(300)
@@ -66,7 +68,7 @@ def test_a_config_is_read_as_it_is_written(folder, fields):
 @example(CONFIG | {"id2label": {"0": "a", "00": "b", "1": "c"}})
 def test_an_edited_config_means_what_it_says_or_is_refused(folder, content):
     path = put(folder / "config.json", json.dumps(content))
-    config = read_or_refused(lambda: hf.load_config(folder), path)
+    config = read_or_refused(lambda: load_config(folder), path)
     if config is not None:
         for field in dataclasses.fields(config):
             if field.name != "id2label" and content.get(field.name) is not None:
@@ -83,7 +85,7 @@ def test_an_edited_config_means_what_it_says_or_is_refused(folder, content):
 @example("[" * 100_000)
 def test_a_damaged_config_is_read_or_refused(folder, content):
     path = put(folder / "config.json", content)
-    read_or_refused(lambda: hf.load_config(folder), path)
+    read_or_refused(lambda: load_config(folder), path)
 
 
 @law(8)
@@ -94,7 +96,7 @@ def test_weights_that_the_config_does_not_describe_are_refused(folder, content):
     put(folder / "model.safetensors", (TINY / "model.safetensors").read_bytes())
     loaded = read_or_refused(lambda: tb.load_hf(folder), folder)
     if loaded is not None:
-        assert hf.to_hf_tensors(loaded[1]).keys() == TENSORS.keys()
+        assert to_hf_tensors(loaded[1]).keys() == TENSORS.keys()
 
 
 # ---- weights
@@ -128,7 +130,7 @@ def check_weights(folder: Path, content: bytes) -> None:
     put(folder / "model.safetensors", content)
     loaded = read_or_refused(lambda: tb.load_hf(folder), folder)
     if loaded is not None:
-        ours, theirs = hf.to_hf_tensors(loaded[1]), read_plainly(content)
+        ours, theirs = to_hf_tensors(loaded[1]), read_plainly(content)
         assert {name: (t.shape, t.tobytes()) for name, t in ours.items()} == {
             name: (t.shape, t.tobytes()) for name, t in theirs.items()
         }

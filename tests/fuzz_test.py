@@ -15,11 +15,11 @@ from fuzzing import damaged, law, put, read_or_refused
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybert_jax.experiment import DataSource
-from tinybert_jax.neighbours import read_vectors
-from tinybert_jax.reader import read_checked
-from tinybert_jax.rows import read_rows
-from tinybert_jax.tasks import get_task
+from tinybert_jax.data.augmentation.neighbours import read_vectors
+from tinybert_jax.data.reader import read_checked
+from tinybert_jax.data.rows import read_rows
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import get_task
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\t\r\n"), min_size=1).filter(str.strip)
 labels = cells.map(str.strip)

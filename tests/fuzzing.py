@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from tinybert_jax.config import InputError
+from tinybert_jax.errors import InputError
 
 T = TypeVar("T")
 _NOTES = tempfile.TemporaryDirectory(prefix="tinybert-jax-hypothesis-")  # else it keeps them where pytest is started

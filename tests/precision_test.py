@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax import distill
+from tinybert_jax.objectives.masked_lm import masked_lm_objective
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.precision import product
 
 TEACHER = tb.BertConfig(
@@ -27,10 +29,10 @@ TEACHER = tb.BertConfig(
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
 TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
 OBJECTIVES = {
-    "transformer": lambda s, t: distill.transformer_objective(s, t),
-    "official": lambda s, t: distill.transformer_objective(s, t, preset="official"),
-    "prediction": lambda s, t: distill.prediction_objective(s, t),
-    "masked_lm": lambda s, t: distill.masked_lm_objective(s),
+    "transformer": lambda s, t: transformer_objective(s, t),
+    "official": lambda s, t: transformer_objective(s, t, preset="official"),
+    "prediction": lambda s, t: prediction_objective(s, t),
+    "masked_lm": lambda s, t: masked_lm_objective(s),
 }
 
 

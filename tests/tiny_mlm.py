@@ -6,14 +6,13 @@ import jax
 import numpy as np
 from transformers import BertTokenizer
 
-from tinybert_jax import mlm
-from tinybert_jax.candidate_table import Settings
-from tinybert_jax.candidates import ASKED, build_table
-from tinybert_jax.config import BertConfig
-from tinybert_jax.heads import BertForMaskedLM
-from tinybert_jax.model import init_params
-from tinybert_jax.neighbours import embedding_neighbours
-from tinybert_jax.rows import Rows
+from tinybert_jax.data.augmentation.candidate_table import Settings
+from tinybert_jax.data.augmentation.candidates import ASKED, build_table
+from tinybert_jax.data.augmentation.neighbours import embedding_neighbours
+from tinybert_jax.data.rows import Rows
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.heads import BertForMaskedLM, masked_lm_function
+from tinybert_jax.models.parameters import init_params
 
 WORDS = (
     "the a film plot actor scene story music is was seems felt good bad dull fine warm cold great slow not "
@@ -68,7 +67,7 @@ def compiled(model, k):
     """The model as a function; that of one model is compiled once."""
     config, params = model
     if (id(params), k) not in _COMPILED:
-        _COMPILED[id(params), k] = params, mlm.masked_lm_function(config, params, k)  # params, so that the id stays
+        _COMPILED[id(params), k] = params, masked_lm_function(config, params, k)  # params, so that the id stays
     return _COMPILED[id(params), k][1]
 
 

@@ -8,43 +8,70 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "config": ("Batch", "BertConfig", "Hyper", "InputError", "student_config"),
-    "experiment": ("CorpusSource", "DataSource", "Experiment", "Stage"),
-    "model": ("BertModel", "BertOutput", "init_params"),
-    "heads": (
+    "errors": ("InputError",),
+    "batch": ("Batch",),
+    "settings.stages": ("Hyper", "Stage"),
+    "settings.sources": ("CorpusSource", "DataSource"),
+    "settings.experiment": ("Experiment",),
+    "models.config": ("BertConfig",),
+    "models.encoder": ("BertModel", "BertOutput"),
+    "models.parameters": ("init_params",),
+    "models.heads": (
         "BertForMaskedLM",
         "BertForQuestionAnswering",
         "BertForSequenceClassification",
         "BertForTokenClassification",
     ),
-    "hf": ("load_hf", "load_tokenizer", "save_hf"),
-    "train": ("run", "run_population"),
-    "predict": ("load_predictor",),
+    "models.files.directory": ("load_hf", "save_hf"),
+    "models.files.tokenizer": ("load_tokenizer",),
+    "students.presets": ("student_config",),
+    "training.run": ("run", "run_population"),
+    "inference.predictor": ("load_predictor",),
 }
-_MODULES = ("distill", "losses", "metrics", "optim", "sharding", "tasks", "train_step")
+_MODULES = {
+    "distill": "objectives",
+    "losses": "losses",
+    "metrics": "tasks.metrics",
+    "optim": "training.optim",
+    "sharding": "devices.sharding",
+    "tasks": "tasks",
+    "train_step": "training.step",
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from tinybert_jax import distill, losses, metrics, optim, sharding, tasks, train_step
-    from tinybert_jax.config import Batch, BertConfig, Hyper, InputError, student_config
-    from tinybert_jax.experiment import CorpusSource, DataSource, Experiment, Stage
-    from tinybert_jax.heads import (
+    from tinybert_jax import losses, tasks
+    from tinybert_jax import objectives as distill
+    from tinybert_jax.batch import Batch
+    from tinybert_jax.devices import sharding
+    from tinybert_jax.errors import InputError
+    from tinybert_jax.inference.predictor import load_predictor
+    from tinybert_jax.models.config import BertConfig
+    from tinybert_jax.models.encoder import BertModel, BertOutput
+    from tinybert_jax.models.files.directory import load_hf, save_hf
+    from tinybert_jax.models.files.tokenizer import load_tokenizer
+    from tinybert_jax.models.heads import (
         BertForMaskedLM,
         BertForQuestionAnswering,
         BertForSequenceClassification,
         BertForTokenClassification,
     )
-    from tinybert_jax.hf import load_hf, load_tokenizer, save_hf
-    from tinybert_jax.model import BertModel, BertOutput, init_params
-    from tinybert_jax.predict import load_predictor
-    from tinybert_jax.train import run, run_population
+    from tinybert_jax.models.parameters import init_params
+    from tinybert_jax.settings.experiment import Experiment
+    from tinybert_jax.settings.sources import CorpusSource, DataSource
+    from tinybert_jax.settings.stages import Hyper, Stage
+    from tinybert_jax.students.presets import student_config
+    from tinybert_jax.tasks import metrics
+    from tinybert_jax.training import optim
+    from tinybert_jax.training import step as train_step
+    from tinybert_jax.training.run import run, run_population
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"tinybert_jax.{name}")
+        return importlib.import_module(f"tinybert_jax.{_MODULES[name]}")
     if name in _HOME:
         return getattr(importlib.import_module(f"tinybert_jax.{_HOME[name]}"), name)
     raise AttributeError(f"module 'tinybert_jax' has no attribute {name!r}")

@@ -29,17 +29,18 @@ import torch_baseline
 import transformers
 import tyro
 
-from tinybert_jax import hf
-from tinybert_jax.candidate_table import Settings
-from tinybert_jax.candidates import ASKED, build_table, is_replaceable, split_words
-from tinybert_jax.config import BertConfig, Preset
-from tinybert_jax.experiment import DataSource
-from tinybert_jax.heads import BertForMaskedLM
-from tinybert_jax.mlm import masked_lm_function
-from tinybert_jax.model import init_params
-from tinybert_jax.neighbours import Neighbours
-from tinybert_jax.rows import Rows, read_rows
-from tinybert_jax.tasks import get_task
+from tinybert_jax.data.augmentation.candidate_table import Settings
+from tinybert_jax.data.augmentation.candidates import ASKED, build_table, is_replaceable, split_words
+from tinybert_jax.data.augmentation.neighbours import Neighbours
+from tinybert_jax.data.rows import Rows, read_rows
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import load_config
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.heads import BertForMaskedLM, masked_lm_function
+from tinybert_jax.models.parameters import init_params
+from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import get_task
 
 SHAPES: dict[str, dict[str, Any]] = {
     "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072},
@@ -124,8 +125,8 @@ def main(
     """
     max_length = get_task(task).max_length
     directory = measure.default_teacher()
-    config = dataclasses.replace(hf.load_config(directory), **SHAPES[shape])
-    tokenizer = hf.load_tokenizer(str(directory), config)
+    config = dataclasses.replace(load_config(directory), **SHAPES[shape])
+    tokenizer = load_tokenizer(str(directory), config)
     read = first_rows(data, task, rows)
     build = ours(read, tokenizer, config, preset, max_length)
     real_tokens = build()

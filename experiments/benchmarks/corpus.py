@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tinybert_jax.experiment import CorpusSource
+from tinybert_jax.settings.sources import CorpusSource
 
 PROCESSES = (1, 2, 3)
 ONE_BUILD = "one-build"  # marks the interpreter that builds
@@ -69,15 +69,15 @@ def one_build(model: str, text: str, out: str, processes: str) -> None:
     """Prints seconds, sequences, and the peak memory in MB of this process and of the largest of its workers."""
     from transformers import AutoTokenizer
 
-    from tinybert_jax import corpus
+    from tinybert_jax.data.corpus.corpus import build, load
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     workers = [0.0]
     threading.Thread(target=watch_workers, args=[workers], daemon=True).start()
     start = time.perf_counter()
-    corpus.build(CorpusSource((text,), processes=int(processes)), tokenizer, 128, 0, Path(out))
+    build(CorpusSource((text,), processes=int(processes)), tokenizer, 128, 0, Path(out))
     seconds = time.perf_counter() - start
-    print(json_module.dumps([seconds, len(corpus.load(Path(out))), peak(Path("/proc/self/status")), max(workers)]))
+    print(json_module.dumps([seconds, len(load(Path(out))), peak(Path("/proc/self/status")), max(workers)]))
 
 
 def main(

@@ -25,12 +25,16 @@ import our_side
 import torch_baseline
 import tyro
 
-from tinybert_jax import distill, hf
-from tinybert_jax.data import bucket_lengths, encode, epoch_plan
-from tinybert_jax.heads import BertForSequenceClassification
-from tinybert_jax.model import init_params
-from tinybert_jax.sharding import make_mesh
-from tinybert_jax.teacher_cache import TeacherCache
+from tinybert_jax.data.batches import bucket_lengths, epoch_plan
+from tinybert_jax.data.tokens import encode
+from tinybert_jax.devices.sharding import make_mesh
+from tinybert_jax.models.files.directory import load_config
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.heads import BertForSequenceClassification
+from tinybert_jax.models.parameters import init_params
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.teachers.cache import TeacherCache
 
 MAX_LENGTH, BATCH_SIZE, ASKED_AT_ONCE = 64, 32, 64
 
@@ -67,17 +71,17 @@ def main(
         json: file to append the result to, as one line.
     """
     directory = teacher or measure.default_teacher()
-    config = hf.load_config(directory)
+    config = load_config(directory)
     texts = food_reviews() if data is None else sst2(data)
-    tokens = encode([(text,) for text in texts[:rows]], hf.load_tokenizer(directory, config), MAX_LENGTH)
+    tokens = encode([(text,) for text in texts[:rows]], load_tokenizer(directory, config), MAX_LENGTH)
     pair = measure.Pair(*(dataclasses.replace(own, vocab_size=config.vocab_size) for own in measure.SIZES[size]))
     if stage == "intermediate":
         our_step = our_side.make_intermediate_step(pair, preset="default")
-        objective = distill.transformer_objective(pair.student, pair.teacher)
+        objective = transformer_objective(pair.student, pair.teacher)
         torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
     else:
         our_step = our_side.make_prediction_step(pair.student)
-        objective = distill.prediction_objective(pair.student, pair.teacher)
+        objective = prediction_objective(pair.student, pair.teacher)
         torch_step = torch_baseline.make_prediction_step(pair.teacher, pair.student)
     params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
     buckets = bucket_lengths(MAX_LENGTH)

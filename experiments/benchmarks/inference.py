@@ -19,7 +19,7 @@ import our_side
 import torch_baseline
 import tyro
 
-from tinybert_jax.cost import forward_flops
+from tinybert_jax.models.parameters import forward_flops
 
 
 def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 5, json: Path | None = None) -> None:

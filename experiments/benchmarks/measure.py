@@ -15,8 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tinybert_jax.cli import prepare_process
-from tinybert_jax.config import Batch, BertConfig, ComputeDtype, InputError, student_config
+from tinybert_jax.batch import Batch
+from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.settings.choices import ComputeDtype
+from tinybert_jax.students.presets import student_config
 
 prepare_process()  # as the command does
 

@@ -10,12 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from measure import Pair, alternate
 
-from tinybert_jax import distill, optim, population
-from tinybert_jax.config import Batch, BertConfig, Hyper, Preset
-from tinybert_jax.heads import BertForSequenceClassification
-from tinybert_jax.model import init_params
-from tinybert_jax.sharding import make_mesh
-from tinybert_jax.train_step import create_state, make_predict_step, make_train_step
+from tinybert_jax.batch import Batch
+from tinybert_jax.devices.sharding import make_mesh
+from tinybert_jax.inference.step import make_predict_step
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.heads import BertForSequenceClassification
+from tinybert_jax.models.parameters import init_params
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.stages import Hyper
+from tinybert_jax.training import optim, population
+from tinybert_jax.training.step import create_state, make_train_step
 
 
 def matmul_flops_per_second(repeats: int) -> float:
@@ -31,7 +37,7 @@ def make_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "offic
     teacher is computed unless the batch brings its targets.
     """
     teacher, student = pair
-    objective = distill.transformer_objective(student, teacher, preset=preset)
+    objective = transformer_objective(student, teacher, preset=preset)
     optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
     teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
     student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))
@@ -51,14 +57,14 @@ def make_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "offic
 
 def targets_of(pair: Pair, batch: Batch) -> Batch:
     """The batch with the targets of `make_intermediate_step`."""
-    objective = distill.transformer_objective(pair.student, pair.teacher, preset="official")
+    objective = transformer_objective(pair.student, pair.teacher, preset="official")
     params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
     return batch._replace(targets=jax.tree.map(np.asarray, jax.jit(objective.targets)(params, batch)))
 
 
 def make_gradient(pair: Pair, batch: Batch) -> dict[str, Callable[[], Any]]:
     """The student's part of the step on known targets: the loss, and the loss with its gradient; without dropout."""
-    objective = distill.transformer_objective(pair.student, pair.teacher, preset="official")
+    objective = transformer_objective(pair.student, pair.teacher, preset="official")
     params = init_params(BertForSequenceClassification(pair.student), jax.random.key(1))
     trainable = objective.init(jax.random.key(2), params)
     loss = jax.jit(lambda trainable, batch: objective.loss(trainable, batch.targets, batch, Hyper(), None)[0])
@@ -71,7 +77,7 @@ def make_gradient(pair: Pair, batch: Batch) -> dict[str, Callable[[], Any]]:
 
 def make_prediction_step(student: BertConfig) -> Callable[[Batch], None]:
     """One update of the prediction stage on batches that bring the teacher's logits; waits for its result."""
-    objective = distill.prediction_objective(student, student)
+    objective = prediction_objective(student, student)
     optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
     params = init_params(BertForSequenceClassification(student), jax.random.key(1))
     state = create_state(params, optimizer, jax.random.key(3), mesh)

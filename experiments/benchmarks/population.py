@@ -16,7 +16,7 @@ import measure
 import our_side
 import tyro
 
-from tinybert_jax import cost
+from tinybert_jax.training.cost import step_flops
 
 
 def main(
@@ -49,7 +49,7 @@ def main(
     }
     ms = measure.alternate(sides, repeats)
     flops = {
-        students: cost.step_flops("transformer", pair.student, pair.teacher, batch_size, length, students)
+        students: step_flops("transformer", pair.student, pair.teacher, batch_size, length, students)
         for students in (1, members)
     }
     numbers = {

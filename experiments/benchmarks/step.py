@@ -26,7 +26,7 @@ from typing import Any, Literal
 import measure
 import tyro
 
-from tinybert_jax.config import ComputeDtype
+from tinybert_jax.settings.choices import ComputeDtype
 
 Side = Literal["ours", "torch"]
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -101,7 +101,7 @@ def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
     """Milliseconds of each side, ratios, and shares of the rate of one large product."""
     import our_side
 
-    from tinybert_jax import cost
+    from tinybert_jax.training.cost import step_flops
 
     known = our_side.targets_of(pair, batch)
     gradient = our_side.make_gradient(pair, known)
@@ -113,8 +113,8 @@ def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
     ms = measure.alternate(sides | gradient, repeats)
     peak = our_side.matmul_flops_per_second(2 * repeats)
     rows, length = batch.input_ids.shape
-    whole = cost.step_flops("transformer", pair.student, pair.teacher, rows, length)
-    student = cost.step_flops("transformer", pair.student, pair.teacher, rows, length, targets_known=True)
+    whole = step_flops("transformer", pair.student, pair.teacher, rows, length)
+    student = step_flops("transformer", pair.student, pair.teacher, rows, length, targets_known=True)
     teacher_width = pair.teacher.all_head_size
     teacher_scores = 2.0 * rows * pair.student.num_hidden_layers * length**2 * teacher_width  # no gradient of these
 

@@ -21,7 +21,7 @@ from torch.nn.functional import dropout as dropout_
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tinybert_jax.config import BertConfig
+from tinybert_jax.models.config import BertConfig
 
 Inputs = Mapping[str, Tensor]
 # as JAX takes, which nothing limits

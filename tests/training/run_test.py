@@ -1,0 +1,489 @@
+"""Whole runs on real files: they learn, stop, resume and repeat bit for bit, and refuse what would not work."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import SHORT, run_here, write_reviews
+from safetensors.numpy import load_file
+
+import tinybert_jax as tb
+from tinybert_jax.devices import processes
+from tinybert_jax.training import record, run
+from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.run import Result, _score_teacher
+
+
+def distillation(teacher: Path, student: Path, reviews: Path, **changes) -> tb.Experiment:
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(student),
+        teacher=str(teacher),
+        stages=(
+            tb.Stage("transformer", epochs=8, learning_rate=3e-3, schedule="constant"),
+            tb.Stage("prediction", epochs=8, learning_rate=3e-3, evaluate_every=16),
+        ),
+        max_length=16,
+    )
+    return dataclasses.replace(experiment, **changes)
+
+
+def logged(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: Result) -> None:
+    assert teacher_result.scores["accuracy"] > 0.9
+    out = teacher_result.directory.parent
+    assert {path.name for path in out.iterdir()} == {
+        "experiment.json",
+        "metrics.jsonl",
+        "speed.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "student",
+    }
+    assert {path.name for path in teacher_result.directory.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+    }
+    card = (teacher_result.directory / "README.md").read_text()
+    assert f"| accuracy | {teacher_result.scores['accuracy']:.4f} |" in card
+    assert "parameters, trained on labels, with tinybert_jax." in card
+    config, _ = tb.load_hf(teacher_result.directory)
+    assert config.id2label == ("bad", "good")
+    assert config.problem_type == "single_label_classification"
+    scores = [line["dev/accuracy"] for line in logged(out) if "dev/accuracy" in line]
+    assert max(scores) == teacher_result.scores["accuracy"], "the best state is kept"
+
+
+def test_distillation_learns_from_the_teacher_and_logs_every_term(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    result = tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+    assert result.teacher_scores is not None
+    assert result.scores["accuracy"] > 0.8
+    first = [line for line in logged(tmp_path / "run") if line["stage"] == "1-transformer"]
+    assert {"loss", "embedding", "attention/1", "attention/2", "hidden/1", "hidden/2"} <= first[0].keys()
+    assert first[-1]["loss"] < 0.7 * first[0]["loss"]
+    terms = first[-1]
+    names = ("embedding", "attention/1", "attention/2", "hidden/1", "hidden/2")
+    assert terms["loss"] == pytest.approx(sum(terms[name] for name in names), rel=1e-5)
+    for stage, has_best in (("1-transformer", False), ("2-prediction", True)):
+        saved = [path.read_text() for path in (tmp_path / "run/checkpoints" / stage).glob("*/checksums/metadata")]
+        assert saved
+        assert {".best_params" in names for names in saved} == {has_best}, "where nothing is evaluated, none is best"
+
+
+def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: Result) -> None:
+    """The words of the reviews, [CLS] and [SEP] fill part of the 16 positions; each epoch has all of them once."""
+    out = teacher_result.directory.parent
+    speeds = [json.loads(line) for line in (out / "speed.jsonl").read_text().splitlines()]
+    steps = [line for line in logged(out) if "loss" in line]
+    assert [line["step"] for line in speeds] == [line["step"] for line in steps]
+    for line in speeds:
+        assert 0.3 < line["real_tokens"] < 1
+        assert line["tokens"] / line["seconds"] == pytest.approx(line["tokens_per_second"], rel=0.01)
+    assert all(0.3 < line["real_tokens"] <= 1 for line in steps)
+
+
+def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, train.initial_params
+    monkeypatch.setattr(run, "initial_params", lambda *args: [params | projections for params in given(*args)])
+    with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_whose_run_is_not_process_0s_is_refused_before_anything_is_computed(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "from_primary", lambda text: text.replace('y": 500', 'y": 7'))
+    monkeypatch.setattr(run, "make_predict_step", None)
+    with pytest.raises(tb.InputError, match="checkpoint_every is 500 in process 0, and 7 in process 0: give all"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_that_stay_idle_are_named(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def far_enough(*args: object) -> None:
+        raise tb.InputError("far enough")
+
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    monkeypatch.setattr(run, "predict_logits", far_enough)
+    stages = (tb.Stage("transformer", accumulation_steps=4), tb.Stage("prediction"))
+    with pytest.raises(tb.InputError, match="far enough"):
+        tb.run(distillation(teacher, blank_student, reviews, stages=stages), tmp_path / "run")
+    assert "1 of 3 devices take part: more do not share 8 and 32 rows (a batch" in capsys.readouterr().out
+
+
+def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "tinybert_jax.cli", "distill", "--teacher", str(teacher), "--student", str(student)),
+        *("--task", "classification", "--data", str(reviews), "--out", str(out), "--max-length", "16"),
+        *("--checkpoint-every", "7", *SHORT, *more),
+    ]
+
+
+def run_until(stage: str, step: int, number: int, arguments: list[str], out: Path) -> subprocess.Popen:
+    """Start the command, and send it a signal once its log holds the step of the stage."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not any(line["stage"] == stage and line["step"] >= step for line in logged_so_far(out)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process
+
+
+def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    """Without Python's own end, which XLA's threads may not survive: what is registered for it is not called."""
+    out = tmp_path / "run"
+    program = "import atexit, sys; atexit.register(print, 'an orderly end'); from tinybert_jax import cli; cli.main()"
+    arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]
+    arguments += ["--max-length", "16", "--epochs", "500", "--out", str(out)]
+    process = run_until("1-supervised", 10, signal.SIGTERM, [sys.executable, "-c", program, *arguments], out)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.endswith("tinybert: interrupted; a run that had begun goes on with --resume\n")
+    assert "an orderly end" not in printed
+
+
+def test_a_signal_before_the_first_step_ends_the_program_in_order(
+    teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """SIGTERM's own action would leave the others waiting and temporary files behind."""
+    program = """
+import os, signal, tempfile
+from tinybert_jax import cli, train
+def load(experiments):
+    with tempfile.TemporaryDirectory(dir="."):
+        os.kill(os.getpid(), signal.SIGTERM)
+train.load_population = load
+cli.main()
+"""
+    arguments = [
+        "finetune",
+        "--model",
+        str(teacher),
+        "--task",
+        "classification",
+        "--data",
+        str(reviews),
+        "--out",
+        "run",
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        130,
+        "tinybert: interrupted; a run that had begun goes on with --resume",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *args: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(teacher),
+        stages=(tb.Stage("supervised", max_steps=1),),
+        max_length=16,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(tb.InputError, match="No space left on device"):
+            tb.run(experiment, tmp_path / "run")
+    record.check_out(tmp_path / "run", resume=False)
+
+
+def logged_so_far(out: Path) -> list[dict]:
+    if not (out / "metrics.jsonl").is_file():
+        return []
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@pytest.mark.parametrize(
+    ("number", "stage", "step"),
+    [(signal.SIGINT, "1-transformer", 20), (signal.SIGTERM, "2-prediction", 10), (signal.SIGKILL, "2-prediction", 20)],
+    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    number: int,
+    stage: str,
+    step: int,
+    unbroken: bytes,
+    teacher: Path,
+    blank_student: Path,
+    reviews: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    process = run_until(stage, step, number, command(teacher, blank_student, reviews, out), out)
+    printed, errors = process.communicate(timeout=120)
+    assert not (out / "student").exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 0, errors
+        assert "continue with the same command and --resume" in printed
+    run_here(command(teacher, blank_student, reviews, out, "--resume"))
+    assert (out / "student" / "model.safetensors").read_bytes() == unbroken
+    steps = [line["step"] for line in logged(out) if line["stage"] == "1-transformer"]
+    assert steps == sorted(set(steps)), "no step is logged twice"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
+    pretrained: Path, reviews: Path, tmp_path: Path
+) -> None:
+    stage = tb.Stage("supervised", epochs=20, learning_rate=1e30, evaluate_every=1)
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        stages=(stage,),
+        max_length=16,
+    )
+    with pytest.raises(Diverged, match="are sound. Start a new --out with a lower learning rate"):  # noqa: RUF043
+        tb.run(experiment, tmp_path / "run")
+    assert not (tmp_path / "run" / "student").exists()
+    saved = [path for path in (tmp_path / "run" / "checkpoints" / "1-supervised").iterdir() if path.name.isdigit()]
+    for path in saved:
+        state = ocp.StandardCheckpointer().restore(path / "state")
+        assert all(np.isfinite(leaf).all() and np.abs(leaf).max() < 1e3 for leaf in jax.tree.leaves(state["params"]))
+    assert saved, "the first step's update is zero, so its state is sound and saved"
+
+
+PAIRS = ["a bag of chips", "it was stale", "the tasty bag", "we bought it", "very bitter", "quite fine and crisp"]
+
+
+@pytest.fixture(scope="module")
+def similarities(tmp_path_factory: pytest.TempPathFactory) -> tb.DataSource:
+    """Pairs of texts, scored 5 if they are equal and 0 if not, as CSV and JSON lines with columns of their own."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pairs = [(a, b, 5.0 if a == b else 0.0) for a in PAIRS for b in PAIRS if a == b or hash_free(a, b)] * 4
+    csv = ["left,right,score", *(f'"{a}","{b}",{score}' for a, b, score in pairs)]
+    (folder / "train.csv").write_text("\n".join(csv))
+    rows = [json.dumps({"left": a, "right": b, "score": score}) for a, b, score in pairs[:12]]
+    (folder / "dev.jsonl").write_text("\n".join(rows))
+    return tb.DataSource(
+        train=str(folder / "train.csv"),
+        dev=str(folder / "dev.jsonl"),
+        text_columns=("left", "right"),
+        label_column="score",
+    )
+
+
+def hash_free(a: str, b: str) -> bool:
+    """A fixed third of the unequal pairs."""
+    return (len(a) + 2 * len(b)) % 3 == 0
+
+
+def test_regression_on_pairs_learns_under_the_official_preset(
+    similarities: tb.DataSource, pretrained: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    common = {"task": "regression", "source": similarities, "max_length": 24}
+    finetuned = tb.run(
+        tb.Experiment(
+            **common,
+            model=str(pretrained),
+            stages=(tb.Stage("supervised", epochs=60, learning_rate=3e-3, evaluate_every=60),),
+        ),
+        tmp_path / "teacher",
+    )
+    assert finetuned.scores["pearson"] > 0.5
+    distilled = tb.run(
+        tb.Experiment(
+            **common,
+            model=str(blank_student),
+            teacher=str(finetuned.directory),
+            preset="official",
+            layer_map=(1, 4),
+            stages=(tb.Stage("transformer", epochs=2, schedule="constant"), tb.Stage("prediction", epochs=2)),
+        ),
+        tmp_path / "student",
+    )
+    config, _ = tb.load_hf(distilled.directory)
+    assert (config.problem_type, config.num_labels) == ("regression", 1)
+    assert set(distilled.scores) == {"pearson", "spearman", "mean_pearson_spearman"}
+
+
+def test_a_temperature_is_refused_where_there_are_no_classes(
+    similarities: tb.DataSource, pretrained: Path, tmp_path: Path
+) -> None:
+    config, _ = tb.load_hf(pretrained)
+    number = dataclasses.replace(config, id2label=("LABEL_0",))
+    head = tb.init_params(tb.BertForSequenceClassification(number), jax.random.key(0))
+    tokenizer = tb.load_tokenizer(pretrained, config)
+    tb.save_hf(tmp_path / "teacher", number, head, tokenizer)
+    experiment = tb.Experiment(
+        task="regression",
+        source=similarities,
+        model=str(pretrained),
+        teacher=str(tmp_path / "teacher"),
+        stages=(tb.Stage("prediction", temperature=2.0),),
+        max_length=24,
+    )
+    with pytest.raises(tb.InputError, match=r"temperature is 2\.0; it is for classes, and task 'regression' has none"):
+        tb.run(experiment, tmp_path / "run")
+
+
+def test_a_transformer_stage_alone_has_no_score_and_its_student_goes_on_to_the_prediction_stage(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    first, second = distillation(teacher, blank_student, reviews).stages
+    alone = tb.run(distillation(teacher, blank_student, reviews, stages=(first,)), tmp_path / "first")
+    assert alone.scores == {}
+    card = (alone.directory / "README.md").read_text()
+    assert "head is not trained yet" in card
+    assert f"distilled from `{teacher}` by the method of [TinyBERT]" in card
+    again = tb.run(distillation(teacher, alone.directory, reviews, stages=(first,)), tmp_path / "again")
+    assert again.scores == {}, "the head that it brings was not trained either"
+    more = dataclasses.replace(second, epochs=16)
+    result = tb.run(distillation(teacher, alone.directory, reviews, stages=(more,)), tmp_path / "second")
+    assert result.scores["accuracy"] > 0.8
+
+
+def test_bfloat16_distils_with_float32_parameters(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    stages = (tb.Stage("transformer", max_steps=3), tb.Stage("prediction", max_steps=3))
+    experiment = distillation(teacher, blank_student, reviews, stages=stages, compute_dtype="bfloat16")
+    result = tb.run(experiment, tmp_path / "run")
+    tensors = load_file(result.directory / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype("float32")}
+
+
+def test_a_dev_set_of_one_class_is_refused(pretrained: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("text\tlabel\na bag\tgood\nstale\tbad\n")
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na bag\tgood\nthe chips\tgood\n")
+    source = tb.DataSource(data=str(tmp_path))
+    stages = (tb.Stage("supervised"),)
+    with pytest.raises(tb.InputError, match="every row of the dev set has the same label"):
+        tb.run(tb.Experiment("classification", source, str(pretrained), stages, max_length=16), tmp_path / "run")
+
+
+def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_its_cache_is_warned_about(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    moved = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    stages = (tb.Stage("prediction", max_steps=2),)
+    tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run")
+    uncached = distillation(moved, blank_student, reviews, stages=stages, teacher_cache_gb=0.0)
+    tb.run(uncached, tmp_path / "run", resume=True)
+    assert "warning: experiment.teacher_cache_gb was 20.0 when the run started and is 0.0" in capsys.readouterr().err
+    sparser = distillation(moved, blank_student, reviews, stages=stages, checkpoint_every=7)
+    tb.run(sparser, tmp_path / "run", resume=True)
+    assert "checkpoint_every" not in capsys.readouterr().err, "the result does not depend on it"
+    config, params = tb.load_hf(moved)
+    tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
+    with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):
+        tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run", resume=True)
+
+
+def test_resuming_another_experiment_is_refused_by_the_fields_name(
+    teacher_result: Result, pretrained: Path, reviews: Path, tmp_path: Path
+) -> None:
+    out = teacher_result.directory.parent
+    described = json.loads((out / "experiment.json").read_text())
+    stages = (tb.Stage("supervised", epochs=12, learning_rate=1e-3, evaluate_every=24),)
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        stages=stages,
+        max_length=16,
+    )
+    assert described["experiment"]["stages"][0]["learning_rate"] == 3e-3
+    with pytest.raises(tb.InputError, match=r"experiment\.stages\.0\.learning_rate was 0\.003 and is 0\.001"):
+        tb.run(experiment, out, resume=True)
+
+
+@pytest.fixture
+def ignorant(pretrained: Path, tmp_path: Path) -> Path:
+    """A teacher with a random head."""
+    config, params = tb.load_hf(pretrained)
+    config = dataclasses.replace(config, id2label=("bad", "good"))
+    random = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
+    random["bert"] |= params["bert"]
+    tb.save_hf(tmp_path / "ignorant", config, random, tb.load_tokenizer(pretrained, config))
+    return tmp_path / "ignorant"
+
+
+def test_a_directory_that_cannot_be_made_holds_no_checkpoints(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(tb.InputError, match=r"File name too long$"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / ("x" * 300))
+
+
+def test_64_bits_are_refused(teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    with jax.enable_x64(True), pytest.raises(tb.InputError, match="JAX_ENABLE_X64 is set"):
+        tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
+
+
+def test_a_teacher_at_chance_is_refused_before_the_run_begins(
+    ignorant: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    data = write_reviews(tmp_path / "data", dev=100)
+    with pytest.raises(tb.InputError, match="no better than chance"):
+        tb.run(distillation(ignorant, blank_student, data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("head", "refused"), [("sequence", True), ("tokens", False), ("span", False)])
+def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
+    head: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correlation of 0.1 on 200 rows can be luck; an F1 of 0.1 in tagging them is not."""
+    dev = SimpleNamespace(tokens=range(200), skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
+    monkeypatch.setattr(run, "make_predict_step", lambda *given: None)
+    monkeypatch.setattr(run, "predict_logits", lambda *given: np.zeros((200, 2), np.float32))
+    inputs = SimpleNamespace(head=head, teacher_dev={"dev": dev}, buckets=(16,))
+    given = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
+    with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
+        assert _score_teacher.__wrapped__(*given) == {"f1": 0.1}
+
+
+def test_of_few_rows_a_teacher_at_chance_gives_a_warning(
+    ignorant: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on WNLI, where BERT's best guess is the larger class."""
+    experiment = distillation(ignorant, blank_student, reviews, stages=(tb.Stage("prediction", epochs=1),))
+    result = tb.run(experiment, tmp_path / "run")
+    warning = rf"^warning: {ignorant}: its predictions on the dev set are no better than chance"
+    assert re.search(warning, capsys.readouterr().err, re.MULTILINE)
+    assert result.directory.is_dir()

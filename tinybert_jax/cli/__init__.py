@@ -1,0 +1,1 @@
+"""The `tinybert` command: one module for each command."""

@@ -1,0 +1,71 @@
+"""The command `tinybert augment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tinybert_jax.cli.options import TASKS, Source
+from tinybert_jax.settings.choices import Preset
+
+TRAINED_ON_THEIR_OWN_ROWS = ("squad", "squad2", "ner")  # augmentation is for texts and pairs of texts
+AugmentableTask = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="TASK",
+        help=f"one of {', '.join(task for task in TASKS.split() if task not in TRAINED_ON_THEIR_OWN_ROWS)}",
+    ),
+]
+
+
+def augment(
+    model: str,
+    task: AugmentableTask,
+    source: Source,
+    out: Path,
+    glove: str | None = None,
+    preset: Preset = "default",
+    variants: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    tsv: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Find what can replace each word of a task's training rows; `distill --augmented OUT` trains on the variants.
+
+    A command that was stopped goes on where it ended.
+
+    Args:
+        model: a Hugging Face directory or hub id with a masked-LM head.
+        task: a row of the task table whose inputs are texts or pairs of texts.
+        source: where the rows are.
+        out: directory of the candidates.
+        glove: a GloVe or word2vec text file, for words of several pieces; default: the model's own word embeddings.
+        preset: default: words of any script; paper: every word; official: words of a to z but
+            stop-words, masked in a pair of texts, as in the authors' code.
+        variants: of a row in training, itself among them; default: the task's.
+        max_length: tokens of a text that the model reads; default: the task's.
+        batch_size: masked words a compiled call; default: 16 on a CPU, else 64.
+        tsv: also write every variant here, in the layout of the training file.
+        seed: of the variants that are printed or written; training draws by its own.
+    """
+    from tinybert_jax.data.augmentation import build
+
+    samples = build.build(
+        model,
+        task,
+        source,
+        out,
+        glove=glove,
+        preset=preset,
+        variants=variants,
+        max_length=max_length,
+        batch_size=batch_size,
+        tsv=tsv,
+        seed=seed,
+    )
+    for variants_of_row in samples:
+        print("\n".join(" | ".join(texts) for texts in variants_of_row), end="\n\n")
+    print(f"written to {out}; train on it with: tinybert distill --augmented {out} ...")

@@ -1,0 +1,51 @@
+"""The command `tinybert evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tinybert_jax.cli.options import Source, TaskName
+from tinybert_jax.errors import InputError
+from tinybert_jax.reports.tables import print_table
+
+
+def evaluate(
+    model: str,
+    task: TaskName,
+    source: Source,
+    split: Literal["dev", "test", "train"] = "dev",
+    max_length: int | None = None,
+    batch_size: int = 64,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    predictions: Path | None = None,
+) -> None:
+    """Score a fine-tuned or distilled model, and write its predictions.
+
+    Args:
+        model: a Hugging Face directory or hub id.
+        task: a row of the task table.
+        source: where the rows are.
+        split: which of the source's splits; a test split without labels needs --predictions.
+        max_length: tokens a row; longer ones are cut; default: what the model was trained with.
+        batch_size: rows a compiled call.
+        json_file: write the metrics here, as JSON.
+        predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
+            tokens and tags. Of a GLUE task, a directory gets the file that the benchmark's server takes.
+    """
+    for path in (json_file, predictions):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: not in an existing directory")
+    if json_file is not None and json_file.is_dir():
+        raise InputError(f"{json_file}: a directory; --json takes a file")
+    from tinybert_jax.inference import evaluate
+
+    needs_scores = predictions is None or json_file is not None
+    scores = evaluate.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores)
+    if scores:
+        print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
+        if json_file is not None:
+            json_file.write_text(json.dumps({"split": split} | scores, indent=2) + "\n")

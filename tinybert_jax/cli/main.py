@@ -1,0 +1,137 @@
+"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import re
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+
+from tinybert_jax.cli.augment import augment
+from tinybert_jax.cli.evaluate import evaluate
+from tinybert_jax.cli.options import DeviceOptions
+from tinybert_jax.cli.train import distill, execute, finetune, pretrain
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.experiment import Experiment
+
+
+def run(
+    experiment: Annotated[Path, tyro.conf.Positional],
+    /,
+    devices: DeviceOptions,
+    out: Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Run an experiment file: a Python file that defines `experiment = tinybert_jax.Experiment(...)`.
+
+    Args:
+        experiment: the file.
+        devices: as for every run.
+        out: directory of the run; default: runs/NAME-seedN.
+        seed: replaces the file's.
+        resume: continue the run in `out`.
+    """
+    if not experiment.is_file():
+        raise InputError(f"{experiment}: no such file")
+    try:
+        described = runpy.run_path(str(experiment)).get("experiment")
+    except SyntaxError as error:
+        raise InputError(f"{error.filename}:{error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise InputError(f"{experiment}: {type(error).__name__}: {error}") from None
+    if not isinstance(described, Experiment):
+        raise InputError(f"{experiment}: defines no `experiment = tinybert_jax.Experiment(...)`")
+    if seed is not None:
+        described = dataclasses.replace(described, seed=seed)
+    execute([described], out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume, devices)
+
+
+def prepare_process() -> None:
+    """Keep libraries' hints to themselves, and on Linux start the program anew with glibc's huge pages, which it reads
+    from the environment: XLA on CPU allocates its buffers anew in every step, a page fault per page.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main() -> None:
+    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM. In training the first
+    of them saves and ends with 0, the second with 130.
+    """
+    if sys.argv[1:] == ["--version"]:
+        print(importlib.metadata.version("tinybert_jax"))
+        return
+    prepare_process()
+    commands: dict[str, Callable[..., Any]] = {
+        "run": run,
+        "finetune": finetune,
+        "pretrain": pretrain,
+        "augment": augment,
+        "distill": distill,
+        "evaluate": evaluate,
+    }
+    for command in commands.values():  # --help keeps the line breaks of an option's text, and breaks it at its own
+        command.__doc__ = re.sub(r"\n {12}", " ", command.__doc__ or "")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="tinybert",
+            description="Make a BERT small and fast: TinyBERT distillation (arXiv 1909.10351) in JAX.",
+        )
+    except InputError as error:
+        print(f"tinybert: error: {error}", file=sys.stderr)
+        _end(2, str(error))
+    except OSError as error:  # a full disk, a file that may not be written
+        line = f"{error.filename or 'writing failed'}: {error.strerror or error}"
+        print(f"tinybert: error: {line}", file=sys.stderr)
+        _end(2, line)
+    except KeyboardInterrupt:
+        print("\ntinybert: interrupted; a run that had begun goes on with --resume", file=sys.stderr)
+        _end(130, "interrupted", at_once=True)
+    except Exception as error:
+        if processes := _processes():
+            processes.wait_if_ending()
+        if "RESOURCE_EXHAUSTED" in str(error):  # of XLA, whose traceback is pages
+            line = (
+                "a device's memory is full: take a smaller --batch-size or --max-length; in training,"
+                " --accumulation-steps computes the same batch in parts and --remat keeps fewer activations (in a new"
+                f" --out). {str(error).partition(chr(10))[0]}"
+            )
+            print(f"tinybert: error: {line}", file=sys.stderr)
+            _end(1, line)
+        traceback.print_exc()
+        _end(1, f"{type(error).__name__}: {error}")
+
+
+def _processes() -> ModuleType | None:
+    """`tinybert_jax.processes`; None where nothing has imported it, so nothing has joined others."""
+    return sys.modules.get("tinybert_jax.processes")
+
+
+def _end(code: int, message: str, at_once: bool = False) -> None:
+    """Exit, and of several processes have the others end too."""
+    processes = _processes()
+    told = processes is not None and processes.tell_others(message)
+    # the ordinary way out waits for the others, and takes the interpreter down while a device may still compute
+    if told or at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,71 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.choices import AXES, ComputeDtype
+from tinybert_jax.settings.sources import DataSource
+
+TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
+Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
+TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {TASKS.replace(' ', ', ')}")]
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """What every run takes."""
+
+    out: Path  # directory of the run; the model is written to OUT/student
+    batch_size: int = 32  # rows a step, of all devices together
+    accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
+    remat: bool = False  # compute activations again in the backward pass: less memory, more work
+    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's; 128 in pretrain
+    checkpoint_every: int = 500  # steps between checkpoints
+    compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
+    seed: int = 0  # of initial values, dropout, the order of the rows and variants
+    population: int = 1  # models of seeds SEED, SEED + 1, ..., trained together; the teacher is computed once for all
+    resume: bool = False  # continue the run in --out
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        """What of these is a stage's."""
+        return {"batch_size": self.batch_size, "accumulation_steps": self.accumulation_steps}
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run computes on."""
+
+    mesh: str | None = None  # e.g. data=4,fsdp=2,model=1,member=1; default: as many along data as share every batch
+    coordinator: str | None = None  # HOST:PORT of process 0 of several; auto: as the cluster says
+    num_processes: int | None = None  # of the run; SLURM, Open MPI and TPU pods say it themselves
+    process_id: int | None = None  # of this one, from 0; likewise
+    deterministic: bool = False  # on GPUs: the same bits in every run, more slowly; elsewhere it is always so
+
+
+RunOptions = Annotated[RunFlags, tyro.conf.OmitArgPrefixes]
+DeviceOptions = Annotated[Devices, tyro.conf.OmitArgPrefixes]
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes of a device mesh's axes, as a command line gives them.
+
+    Raises:
+        InputError: an axis is unknown or named twice, or a size is no positive integer.
+
+    >>> parse_mesh("data=4,model=2")
+    {'data': 4, 'model': 2}
+    """
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        axis, _, size = item.partition("=")
+        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise InputError(f"--mesh {text}: give sizes of {', '.join(AXES)}, for example data=4,model=2")
+        sizes[axis] = int(size)
+    return sizes

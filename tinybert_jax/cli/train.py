@@ -1,0 +1,306 @@
+"""The commands that train: finetune, pretrain, distill; and the options that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tinybert_jax.cli.options import DeviceOptions, Devices, RunFlags, RunOptions, Source, TaskName, parse_mesh
+from tinybert_jax.errors import InputError
+from tinybert_jax.reports.tables import print_table, scores_table
+from tinybert_jax.settings.choices import Preset, Start
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.objectives import LayerMap
+from tinybert_jax.settings.sources import CorpusSource
+from tinybert_jax.settings.stages import Stage
+
+# no operation that adds in any order, and no choice of kernels by how fast each happened to be
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
+NEXT = {
+    "transformer": "a general student: give this directory as --student to tinybert distill",
+    "masked_lm": "it has a masked-LM head: give this directory as --model to tinybert augment",
+}
+
+
+def finetune(
+    model: str,
+    task: TaskName,
+    source: Source,
+    run: RunOptions,
+    devices: DeviceOptions,
+    epochs: int = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 3e-5,
+    evaluate_every: int | None = None,
+) -> None:
+    """Train a BERT on a task's labels, for example to make a teacher.
+
+    Args:
+        model: a Hugging Face directory or hub id.
+        task: a row of the task table.
+        source: where the rows are.
+        run: as for every run.
+        devices: as for every run.
+        epochs: passes over the training rows.
+        max_steps: end after this many steps, should that come before `epochs`.
+        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
+        evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
+    """
+    stage = Stage(
+        "supervised",
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        evaluate_every=evaluate_every,
+        **run.stage,
+    )
+    _train(task, run, devices, source=source, model=model, stages=(stage,))
+
+
+def distill(
+    teacher: str,
+    student: str,
+    task: TaskName,
+    source: Source,
+    run: RunOptions,
+    devices: DeviceOptions,
+    stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
+    preset: Preset = "default",
+    layer_map: LayerMap = "uniform",
+    start: Start = "random",
+    augmented: str | None = None,
+    transformer_epochs: int | None = None,
+    transformer_steps: int | None = None,
+    transformer_learning_rate: float | None = None,
+    prediction_epochs: int | None = None,
+    prediction_steps: int | None = None,
+    prediction_learning_rate: float | None = None,
+    temperature: float = 1.0,
+    evaluate_every: int | None = None,
+    teacher_cache_gb: float = 20.0,
+) -> None:
+    """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
+
+    Args:
+        teacher: a BERT fine-tuned on the task: Hugging Face directory or hub id.
+        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d, or a directory to start from.
+        task: a row of the task table.
+        source: where the rows are.
+        run: as for every run.
+        devices: as for every run.
+        stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
+            learns from the labels alone, for as many steps as --prediction-epochs and --prediction-steps say.
+        preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
+            optimizer of the authors' code.
+        layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
+        start: of a preset student: random; copy: the mapped layers of a teacher that is as wide; spectral: the
+            teacher projected on the principal directions of its hidden states.
+        augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
+        transformer_epochs: of the first stage; default: the task's.
+        transformer_steps: end the first stage after this many steps, should that come before its epochs.
+        transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
+        prediction_epochs: of the second stage; default: the task's.
+        prediction_steps: end the second stage after this many steps, should that come before its epochs.
+        prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
+            default: the largest that the paper tries, 3e-5.
+        temperature: divides both sides' logits in the second stage.
+        evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
+        teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states, queries and keys, in
+            bfloat16), which a stage of several epochs computes once, where it fits; 0: it runs in every step.
+    """
+    from tinybert_jax.settings.tasks import get_task
+
+    row = get_task(task)
+    of_first = transformer_epochs, transformer_steps, transformer_learning_rate
+    of_second = prediction_epochs, prediction_steps, prediction_learning_rate
+    no_first, no_second = stage in ("prediction", "supervised"), stage == "transformer"
+    unread = {
+        "--transformer-...": no_first and any(value is not None for value in of_first),
+        "--prediction-...": no_second and any(value is not None for value in of_second),
+        "--layer-map": no_first and layer_map != "uniform" and start == "random",
+        "--temperature": stage in ("transformer", "supervised") and temperature != 1,
+        "--evaluate-every": no_second and evaluate_every is not None,
+    }
+    _refuse_unread(stage, unread)
+    first = Stage(
+        "transformer",
+        epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
+        max_steps=transformer_steps,
+        learning_rate=(
+            row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
+        ),
+        schedule="constant",
+        **run.stage,
+    )
+    second = Stage(
+        "supervised" if stage == "supervised" else "prediction",
+        epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
+        max_steps=prediction_steps,
+        learning_rate=row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate,
+        temperature=temperature,
+        evaluate_every=evaluate_every,
+        **run.stage,
+    )
+    stages = (first, second) if stage == "both" else (first,) if stage == "transformer" else (second,)
+    _train(
+        task,
+        run,
+        devices,
+        source=source,
+        model=student,
+        stages=stages,
+        teacher=teacher,
+        preset=preset,
+        layer_map=layer_map,
+        start=start,
+        augmented=augmented,
+        teacher_cache_gb=teacher_cache_gb,
+    )
+
+
+def pretrain(
+    corpus: tuple[str, ...],
+    run: RunOptions,
+    devices: DeviceOptions,
+    teacher: str | None = None,
+    student: str = "tinybert-4l-312d",
+    stage: Literal["transformer", "masked_lm"] = "transformer",
+    preset: Preset = "default",
+    layer_map: LayerMap = "uniform",
+    start: Start = "random",
+    epochs: int = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 5e-5,
+    masking_probability: float = 0.15,
+    one_document_per_line: bool = False,
+    pairs: bool = False,
+    short_sequence_probability: float = 0.1,
+    processes: int = 1,
+    teacher_cache_gb: float = 20.0,
+) -> None:
+    """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
+
+    The paper's recipe is --batch-size 256 and 3 epochs of Wikipedia at --max-length 128; --accumulation-steps computes
+    such a batch in parts. What the training will cost is printed before it starts.
+
+    Args:
+        corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
+        run: as for every run.
+        devices: as for every run.
+        teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
+        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from, as the
+            model that gets a masked-LM head.
+        stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
+            which gives a model the head that `tinybert augment` needs.
+        preset: as in `tinybert distill`.
+        layer_map: as in `tinybert distill`.
+        start: as in `tinybert distill`.
+        epochs: passes over the corpus.
+        max_steps: end after this many steps, should that come before `epochs`.
+        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
+        masking_probability: of a token, in masked_lm, at most 0.2; distillation masks nothing.
+        one_document_per_line: documents are lines; default: they are separated by blank lines.
+        pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
+        short_sequence_probability: of a sequence that is cut to a random shorter length.
+        processes: that tokenise the text.
+        teacher_cache_gb: as in `tinybert distill`.
+    """
+    unread = {
+        "--masking-probability": stage == "transformer" and masking_probability != Stage.masking_probability,
+        "--layer-map": stage == "masked_lm" and layer_map != "uniform" and start == "random",
+    }
+    _refuse_unread(stage, unread)
+    described = Stage(
+        stage,
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        masking_probability=masking_probability,
+        **run.stage,
+    )
+    text = CorpusSource(corpus, one_document_per_line, pairs, short_sequence_probability, processes)
+    _train(
+        "corpus",
+        run,
+        devices,
+        source=text,
+        model=student,
+        stages=(described,),
+        teacher=teacher,
+        preset=preset,
+        layer_map=layer_map,
+        start=start,
+        teacher_cache_gb=teacher_cache_gb,
+    )
+
+
+def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
+    if given := [option for option, is_given in unread.items() if is_given]:
+        raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
+
+
+def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
+    """Run the experiment that a command described."""
+    from tinybert_jax.settings.tasks import get_task
+
+    if run.population < 1:
+        raise InputError(f"--population {run.population}: a population has at least 1 member")
+    default_length = 128 if task == "corpus" else get_task(task).max_length
+    experiment = Experiment(
+        task=task,
+        max_length=default_length if run.max_length is None else run.max_length,
+        compute_dtype=run.compute_dtype,
+        remat=run.remat,
+        checkpoint_every=run.checkpoint_every,
+        seed=run.seed,
+        **described,
+    )
+    members = [experiment]
+    for seed in range(run.seed + 1, run.seed + run.population):
+        members.append(dataclasses.replace(experiment, seed=seed, data_seed=run.seed))
+    execute(members, run.out, run.resume, devices)
+
+
+def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices) -> None:
+    """Run an experiment, or a population of them, and print the scores, or how it was stopped."""
+    mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
+    if devices.deterministic:  # read when the first device is asked for, which is later
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+    from tinybert_jax.devices.processes import join
+    from tinybert_jax.training.logs import Diverged
+    from tinybert_jax.training.loop import Stopped
+    from tinybert_jax.training.run import run_population
+
+    # Of a read or write that failed, Orbax logs the traceback before it raises it, asyncio those of the writes beside
+    # it, and TensorStore ends the others when their event loop is closed, with a traceback each: our line, which says
+    # what to do, would be lost among them
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_late_io(sys.unraisablehook)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
+    join(devices.coordinator, devices.num_processes, devices.process_id)
+    try:
+        results = run_population(experiments, out, resume, mesh)
+    except Stopped as stopped:
+        print(f"{stopped}\ncontinue with the same command and --resume")
+        return
+    except Diverged as diverged:
+        raise InputError(str(diverged)) from None
+    if results[0].scores:
+        print_table(*scores_table(results))
+    else:
+        experiment = experiments[0]
+        print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
+    for result in results:
+        print(f"written to {result.directory}")
+
+
+def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)

@@ -1,0 +1,1 @@
+"""TinyBERT's data augmentation: candidates for each word, and the variants drawn from them."""

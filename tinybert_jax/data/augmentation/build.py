@@ -1,0 +1,97 @@
+"""A task's training rows and a masked LM -> a directory of candidates, which training draws its variants from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tinybert_jax.data.augmentation import candidates, neighbours
+from tinybert_jax.data.augmentation.candidate_table import Settings
+from tinybert_jax.data.augmentation.variants import check_truncation, load_augmented, variant_texts, write_variants
+from tinybert_jax.data.rows import read_rows, split_path
+from tinybert_jax.errors import InputError, check_seed
+from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.fit import check_positions
+from tinybert_jax.models.heads import masked_lm_function
+from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import get_task
+
+SAMPLES = 3  # rows of which variants are returned to be looked at
+
+
+def build(
+    model: str,
+    task: str,
+    source: DataSource,
+    out: Path,
+    glove: str | None = None,
+    preset: Preset = "default",
+    variants: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    tsv: Path | None = None,
+    seed: int = 0,
+) -> list[list[tuple[str, ...]]]:
+    """Compute the candidates of every word of the training rows into `out`, or what is left of them.
+
+    Args:
+        model: a Hugging Face directory or hub id with a masked-LM head.
+        task: a row of the task table, of a sequence task.
+        source: where the training rows are.
+        out: the directory, made; one that was begun with the same settings is continued.
+        glove: a GloVe or word2vec text file; None: neighbours come from the model's word embeddings.
+        preset: whose rules say which words are replaced, and by what.
+        variants: of a row in training, itself among them; default: the task's.
+        max_length: tokens of the longest text that the model reads; default: the task's.
+        batch_size: masked words a call of the model; default: 16 on a CPU, else 64.
+        tsv: write every variant here, in the layout of the training file.
+        seed: of the variants written or returned; training draws by its own.
+
+    Returns:
+        The first variants of a few rows, the row itself first.
+
+    Raises:
+        InputError: the model has no masked-LM head, the rows cannot be read, `out` holds something else, ...
+    """
+    check_seed("seed", seed)
+    row = get_task(task)
+    if row.head != "sequence":
+        raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
+    if tsv is not None:
+        if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
+            raise InputError("--tsv writes in the layout of the training file, which must be a .tsv")
+        if not tsv.parent.is_dir() or tsv.exists():
+            raise InputError(f"{tsv}: {'exists already' if tsv.exists() else 'not in an existing directory'}")
+    config, params = load_hf(model)
+    if "cls" not in params:
+        raise InputError(
+            f"{model}: has no masked-LM head, which proposes the words; train one:"
+            f" tinybert pretrain --stage masked_lm --student {model} --corpus FILE --out DIR"
+        )
+    settings = Settings(
+        preset,
+        row.variants if variants is None else variants,
+        row.max_length if max_length is None else max_length,
+        fingerprint(model),
+    )
+    check_positions(model, config, settings.input_length)
+    if preset == "official" and config.type_vocab_size < 2:
+        raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
+    tokenizer = load_tokenizer(model, config)
+    check_truncation(tokenizer)
+    rows = read_rows(row, source, "train")
+    table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    near = neighbours.load_neighbours(None if glove is None else Path(glove), table, tokenizer, preset)
+    predict = masked_lm_function(config, params, candidates.ASKED[preset])
+    candidates.build_table(out, rows, tokenizer, predict, near, settings, batch_size)
+    augmented = load_augmented(out, rows, tokenizer, settings.max_length, seed)
+    if tsv is not None:
+        named = source.names_columns
+        columns = source.text_columns or row.text_columns
+        headerless = () if named else row.headerless_columns
+        path = split_path(row, source, "train")
+        write_variants(tsv, augmented, rows, tokenizer, path, columns, headerless)
+    return [variant_texts(augmented, rows, tokenizer, i)[:3] for i in range(min(SAMPLES, len(rows.texts)))]

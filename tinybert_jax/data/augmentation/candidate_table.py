@@ -1,0 +1,198 @@
+"""The candidate table of the data augmentation on disk: its settings, its files, how it is read and continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.data.rows import Rows
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
+from tinybert_jax.settings.choices import MIN_LENGTH, Preset
+
+FORMAT_VERSION = 1  # of the table; count it up when the same settings would give another
+SETTINGS_FILE = "augmentation.json"
+ROWS_PER_FILE = 256  # what a build that is killed loses at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a table was made with, beside its rows and its tokenizer.
+
+    `variants` are those of a row in training, itself among them; the table does not depend on it.
+    """
+
+    preset: Preset
+    variants: int
+    max_length: int  # tokens of the longest text that the masked LM reads; words behind are left alone
+    model: str  # fingerprint of the masked LM
+
+    def __post_init__(self) -> None:
+        if self.variants < 1 or self.max_length < MIN_LENGTH:
+            raise InputError(
+                f"variants is {self.variants} and max_length {self.max_length}; they must be at least 1 and"
+                f" {MIN_LENGTH}"
+            )
+
+    @property
+    def input_length(self) -> int:
+        """Tokens of the masked LM's longest input; `official` has the sentence twice."""
+        return 2 * self.max_length - 1 if self.preset == "official" else self.max_length
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateTable:
+    """Words and candidates of all texts, one after the other; a row of a pair task has two texts.
+
+    The words of text i are `text_words[i]` to `text_words[i + 1]`; pieces and candidates of word j are those from
+    `word_pieces[j]` and `word_candidates[j]` on. A candidate of one piece is that id; one of several is -1 - p, and
+    its pieces are those of phrase p.
+    """
+
+    pieces: np.ndarray  # int32
+    word_pieces: np.ndarray  # int64 [words + 1]
+    text_words: np.ndarray  # int64 [texts + 1]
+    candidates: np.ndarray  # int32
+    word_candidates: np.ndarray  # int64 [words + 1]
+    phrases: np.ndarray  # int32
+    phrase_pieces: np.ndarray  # int64 [phrases + 1]
+
+
+def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings: Settings) -> None:
+    """Write the settings into the directory, for a table that is begun or continued.
+
+    Another number of variants is taken, and said: what was computed does not depend on it. Where nothing was computed
+    yet, all settings are taken.
+
+    Raises:
+        InputError: the directory holds anything but a table of the same settings, or cannot be written.
+    """
+    described = dataclasses.asdict(settings) | {
+        "format_version": FORMAT_VERSION,
+        "rows": rows.fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "neighbours": neighbours,
+    }
+    there = _described(directory)
+    free = not directory.exists() or (
+        directory.is_dir() and all(path.suffix == ".tmp" for path in directory.iterdir())
+    )
+    if there is None and not free:
+        raise InputError(f"{directory}: exists and holds no augmentation: give another --out")
+    if there is not None and not any(directory.glob("rows-*.npz")):
+        there = None
+    for name, value in described.items():
+        if there is not None and there.get(name) != value and name != "variants":
+            what = {"rows": "of other rows", "tokenizer": "by another vocabulary", "neighbours": "by another --glove"}
+            found = what.get(name) or f"whose {name} is {there.get(name)!r}, not {value!r}"
+            raise InputError(f"{directory}: holds an augmentation {found}: give another --out, or remove it")
+    if there is not None and (before := there.get("variants")) != settings.variants:
+        print(
+            f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"
+            f" distillation that was begun on these candidates, give --variants {before} again",
+            file=sys.stderr,
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / SETTINGS_FILE, (json.dumps(described, indent=2) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}): give another --out") from None
+
+
+def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTable, dict[str, Any]]:
+    """The candidates that `build_table` wrote, and the content of `augmentation.json`.
+
+    Raises:
+        InputError: there are none, they are unfinished or damaged, or they are those of other rows or another
+            tokenizer.
+    """
+    described = _described(directory)
+    again = "run `tinybert augment` again"
+    if described is None:
+        raise InputError(f"{directory}: no {SETTINGS_FILE} in it: give a directory that `tinybert augment` wrote")
+    where = directory / SETTINGS_FILE
+    if described.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{where}: written by another version of this program: {again} with another --out")
+    if described.get("rows") != rows.fingerprint:
+        raise InputError(f"{where}: made from other rows than the training rows given: {again} on these")
+    if described.get("tokenizer") != tokenizer_fingerprint(tokenizer):
+        raise InputError(f"{where}: made with another vocabulary than the model's: {again} with a --model of the same")
+    parts = []
+    for start in range(0, len(rows.texts), ROWS_PER_FILE):
+        path = _file(directory, start)
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                parts.append(CandidateTable(**file))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file: the table is unfinished; {again}, and it goes on") from None
+        except Exception as error:  # a damaged file can fail in any way
+            raise InputError(f"{path}: damaged ({error}): delete this file, and {again}") from None
+    return _join(parts), described
+
+
+def has_part(directory: Path, start: int) -> bool:
+    """Whether the file of the rows from `start` on is there; then it is whole."""
+    return _file(directory, start).exists()
+
+
+def save_part(directory: Path, start: int, part: CandidateTable) -> None:
+    """Write the file of the rows from `start` on; it appears by one rename."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **vars(part))
+    _replace(_file(directory, start), content.getvalue())
+
+
+def _join(parts: list[CandidateTable]) -> CandidateTable:
+    """One table of tables, whose offsets and phrase numbers count on."""
+
+    def offsets(name: str) -> np.ndarray:
+        arrays = [getattr(part, name) for part in parts]
+        before = np.cumsum([0, *(array[-1] for array in arrays)])
+        joined = [array[:-1] + begin for array, begin in zip(arrays, before, strict=False)]
+        return np.concatenate([*joined, before[-1:]])
+
+    phrases_before = np.cumsum([0, *(len(part.phrase_pieces) - 1 for part in parts)])
+    candidates = [
+        np.where(part.candidates < 0, part.candidates - before, part.candidates).astype(np.int32)
+        for part, before in zip(parts, phrases_before, strict=False)
+    ]
+    return CandidateTable(
+        pieces=np.concatenate([part.pieces for part in parts]),
+        word_pieces=offsets("word_pieces"),
+        text_words=offsets("text_words"),
+        candidates=np.concatenate(candidates),
+        word_candidates=offsets("word_candidates"),
+        phrases=np.concatenate([part.phrases for part in parts]),
+        phrase_pieces=offsets("phrase_pieces"),
+    )
+
+
+def _described(directory: Path) -> dict[str, Any] | None:
+    path = directory / SETTINGS_FILE
+    try:
+        described = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): give another directory") from None
+    if not isinstance(described, dict):
+        raise InputError(f"{path}: not a JSON object: give another directory")
+    return described
+
+
+def _file(directory: Path, start: int) -> Path:
+    return directory / f"rows-{start:08}.npz"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

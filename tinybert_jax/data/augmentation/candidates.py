@@ -1,0 +1,284 @@
+"""What may stand in the place of each word of each row: the first half of TinyBERT's data augmentation.
+
+Algorithm 1 of arXiv 1909.10351: a word of one piece is masked, and a masked LM gives its K most probable words; a word
+of several pieces takes its K nearest by cosine. Both depend on the original sentence alone, so they are computed once,
+all masks of many sentences in one call, and every variant is a draw from them (`augment`).
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tinybert_jax.data.augmentation.candidate_table import (
+    ROWS_PER_FILE,
+    CandidateTable,
+    Settings,
+    claim,
+    has_part,
+    save_part,
+)
+from tinybert_jax.data.augmentation.neighbours import CANDIDATES, Neighbours
+from tinybert_jax.data.batches import eval_batches
+from tinybert_jax.data.rows import Rows
+from tinybert_jax.data.tokens import Tokens
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
+from tinybert_jax.settings.choices import Preset
+
+# Ids to ask the masked LM for. The original code drops what is no word from its 15; we go on until there are 15.
+ASKED: dict[Preset, int] = {"default": 2 * CANDIDATES, "paper": 2 * CANDIDATES, "official": CANDIDATES}
+# What masked sentences are padded to; closer than in training, as padding is most of what could be saved here.
+LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 512, 32))
+STOP_WORDS = frozenset(
+    """a about above across after again against all almost alone along already also although always am among an and
+    another any anyone anything are around as at away be became because become been before behind being below between
+    both but by can cannot could d did do does doing done down during each either else enough even ever every everyone
+    everything few for from further had has have having he her here hers herself him himself his how however i if in
+    into is it its itself just least less ll m made many may me might mine more most much must my myself near neither
+    never no nobody none nor not nothing now o of off often on once only onto or other others ought our ours ourselves
+    out over own per perhaps quite rather re s same shall she should since so some someone something still such t than
+    that the their theirs them themselves then there therefore these they this those though through thus to together
+    too toward towards under until up upon us ve very was we were what whatever when where whether which while who
+    whole whom whose why will with within without would yet you your yours yourself yourselves""".split()
+)
+MaskedLM = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
+
+
+class Words(NamedTuple):
+    """A text as words: their pieces' ids, and how they are written in the text."""
+
+    pieces: list[list[int]]
+    written: list[str]
+
+
+def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
+    """The words that a tokenizer with a Rust backend cuts texts into before it cuts these into pieces."""
+    found = []
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    for text, encoding in zip(texts, encoded.encodings, strict=True):
+        pieces: list[list[int]] = []
+        spans: list[list[int]] = []
+        last = None
+        for id_, word, (start, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+            if word is None or word != last:
+                pieces.append([])
+                spans.append([start, end])
+            pieces[-1].append(id_)
+            spans[-1][1] = end
+            last = word
+        found.append(Words(pieces, [text[start:end] for start, end in spans]))
+    return found
+
+
+def is_replaceable(word: str, preset: Preset) -> bool:
+    """Whether a word, as the tokenizer has normalised it, gets candidates.
+
+    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is no stop-word, by a list of ours;
+    `default`: what consists of letters, of any script.
+    """
+    if preset == "paper":
+        return True
+    if preset == "official":
+        return all("a" <= c <= "z" for c in word.lower()) and word.lower() not in STOP_WORDS
+    return _has_only_letters(word)
+
+
+def build_table(
+    directory: Path,
+    rows: Rows,
+    tokenizer: Any,
+    mlm: MaskedLM,
+    neighbours: Neighbours,
+    settings: Settings,
+    batch_size: int | None = None,
+) -> None:
+    """Write the candidates of all rows, with `augmentation.json`; what a killed build has written is kept.
+
+    Args:
+        directory: made where it does not exist; an unfinished table of the same settings is continued.
+        rows: n rows of one or two texts.
+        tokenizer: the masked LM's.
+        mlm: `mlm.masked_lm_function(config, params, ASKED[preset])`, of at least `settings.input_length` positions.
+        neighbours: of words of several pieces.
+        settings: the preset, and what else is kept with the table.
+        batch_size: masked sentences per call of the masked LM; default: 16 on a CPU, where more are
+            slower, else 64.
+
+    Raises:
+        InputError: the directory holds something else, or the tokenizer has no mask token, or `batch_size` is below 1.
+    """
+    from tqdm import tqdm
+
+    if batch_size is None:
+        batch_size = 16 if jax.default_backend() == "cpu" else 64
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+
+    if tokenizer.mask_token_id is None:
+        raise InputError("the model's tokenizer has no [MASK]: augmentation needs that of a masked LM")
+    claim(directory, rows, tokenizer, neighbours.fingerprint, settings)
+    starts = range(0, len(rows.texts), ROWS_PER_FILE)
+    missing = [start for start in starts if not has_part(directory, start)]
+    if not missing:
+        return
+    vocabulary = _vocabulary(tokenizer)
+
+    def part(start: int) -> list[tuple[str, ...]]:
+        return list(rows.texts[start : start + ROWS_PER_FILE])
+
+    # those of all files, also where some are there already: the search is cached by its words
+    unknown = sorted({word for start in starts for word in _of_several_pieces(part(start), vocabulary, settings)})
+    phrases = _encode_neighbours(unknown, neighbours.find(unknown), vocabulary)
+    done = len(rows.texts) - sum(len(part(start)) for start in missing)
+    with tqdm(total=len(rows.texts), initial=done, desc="augment", unit="row") as bar:
+        for start in missing:
+            save_part(directory, start, _part(part(start), vocabulary, mlm, phrases, settings, batch_size))
+            bar.update(len(part(start)))
+
+
+@functools.lru_cache(maxsize=2**16)
+def _has_only_letters(word: str) -> bool:
+    # marks are parts of letters in scripts such as Devanagari
+    kinds = {unicodedata.category(c)[0] for c in word}
+    return "L" in kinds and kinds <= {"L", "M"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Vocabulary:
+    """What is asked of a tokenizer again and again."""
+
+    tokenizer: Any
+    tokens: list[str]  # by id
+    words: frozenset[int]  # the ids that can stand for a word
+    special: frozenset[int]  # ids that are no text; that of unknown words is not among them
+
+
+def _vocabulary(tokenizer: Any) -> _Vocabulary:
+    tokens = all_tokens(tokenizer)
+    special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return _Vocabulary(tokenizer, tokens, frozenset(np.flatnonzero(whole_words(tokenizer)).tolist()), special)
+
+
+def _texts(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [text for row in rows for text in row]
+
+
+def _forms(words: Words, vocabulary: _Vocabulary, settings: Settings) -> list[str | None]:
+    """The words as the tokenizer has normalised them, None for those that are left alone."""
+    forms: list[str | None] = []
+    room = settings.max_length - 2  # [CLS] and [SEP]
+    for pieces, written in zip(*words, strict=True):
+        room -= len(pieces)
+        form = "".join(vocabulary.tokens[i].removeprefix("##") for i in pieces)
+        if pieces == [vocabulary.tokenizer.unk_token_id]:
+            form = written
+        alone = room < 0 or pieces[0] in vocabulary.special or not is_replaceable(form, settings.preset)
+        forms.append(None if alone else form)
+    return forms
+
+
+def _of_several_pieces(rows: list[tuple[str, ...]], vocabulary: _Vocabulary, settings: Settings) -> set[str]:
+    return {
+        form
+        for words in split_words(_texts(rows), vocabulary.tokenizer)
+        for form, pieces in zip(_forms(words, vocabulary, settings), words.pieces, strict=True)
+        if form is not None and len(pieces) > 1
+    }
+
+
+def _encode_neighbours(
+    words: list[str], near: list[list[str]], vocabulary: _Vocabulary
+) -> dict[str, list[tuple[int, ...]]]:
+    """From each word to its neighbours' pieces, of those that the vocabulary can write."""
+    names = sorted({name for row in near for name in row})
+    encoded = vocabulary.tokenizer(names, add_special_tokens=False)["input_ids"] if names else []
+    excluded = vocabulary.special | {vocabulary.tokenizer.unk_token_id}
+    ids = {name: tuple(row) for name, row in zip(names, encoded, strict=True) if row and not excluded & set(row)}
+    return {word: [ids[name] for name in row if name in ids] for word, row in zip(words, near, strict=True)}
+
+
+def _part(
+    rows: list[tuple[str, ...]],
+    vocabulary: _Vocabulary,
+    mlm: MaskedLM,
+    phrases: dict[str, list[tuple[int, ...]]],
+    settings: Settings,
+    batch_size: int,
+) -> CandidateTable:
+    """The table of some rows."""
+    split = split_words(_texts(rows), vocabulary.tokenizer)
+    forms = [_forms(words, vocabulary, settings) for words in split]
+    masked = [
+        (i, j)
+        for i, words in enumerate(split)
+        for j, (pieces, form) in enumerate(zip(words.pieces, forms[i], strict=True))
+        if form is not None and len(pieces) == 1
+    ]
+    predicted = dict(zip(masked, _predict(split, masked, vocabulary, mlm, settings, batch_size), strict=True))
+    numbers: dict[tuple[int, ...], int] = {}  # of phrases, in the order in which they come
+
+    def candidates(i: int, j: int) -> list[int]:
+        form, own = forms[i][j], tuple(split[i].pieces[j])
+        if form is None or len(own) == 1:
+            return predicted.get((i, j), [])
+        near = dict.fromkeys(ids for ids in phrases[form] if ids != own)
+        return [ids[0] if len(ids) == 1 else -1 - numbers.setdefault(ids, len(numbers)) for ids in near]
+
+    pieces, word_pieces = _flat([ids for words in split for ids in words.pieces])
+    ids, word_candidates = _flat([candidates(i, j) for i, words in enumerate(split) for j in range(len(words.pieces))])
+    text_words = np.cumsum([0, *(len(words.pieces) for words in split)], dtype=np.int64)
+    return CandidateTable(pieces, word_pieces, text_words, ids, word_candidates, *_flat(list(numbers)))
+
+
+def _predict(
+    split: list[Words],
+    masked: list[tuple[int, int]],
+    vocabulary: _Vocabulary,
+    mlm: MaskedLM,
+    settings: Settings,
+    batch_size: int,
+) -> list[list[int]]:
+    """The masked LM's candidates for word j of text i, for each (i, j) of `masked`."""
+    tokenizer = vocabulary.tokenizer
+    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    sentences = [[i for ids in words.pieces for i in ids][: settings.max_length - 2] for words in split]
+    begins = [np.cumsum([1, *(len(ids) for ids in words.pieces)]) for words in split]
+    positions = np.array([begins[i][j] for i, j in masked], np.int32)
+    inputs, pair_starts = [], []
+    for (i, _), position in zip(masked, positions, strict=True):
+        ids = cls + sentences[i] + sep
+        ids[position] = tokenizer.mask_token_id
+        pair_starts.append(len(ids))
+        inputs.append(ids + sentences[i] + sep if settings.preset == "official" else ids)
+    pairs = np.array(pair_starts, np.int32)
+    # as its label, each takes the position of its mask through batching
+    queries = Tokens(*_flat(inputs), pairs, labels=positions, fingerprint="", pad_token_id=tokenizer.pad_token_id)
+    lengths = (*(length for length in LENGTHS if length < settings.input_length), settings.input_length)
+    calls = [
+        (rows, mlm(batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.labels))
+        for rows, batch in eval_batches(queries, batch_size, lengths)
+    ]
+    found: list[list[int]] = [[] for _ in masked]
+    for rows, best in calls:  # fetched after all are dispatched, so that host and device overlap
+        for row, ids in zip(rows.tolist(), np.asarray(best).tolist(), strict=True):
+            if row >= 0:
+                i, j = masked[row]
+                # the original code may replace a word by itself
+                own = split[i].pieces[j][0] if settings.preset == "default" else -1
+                words = [id_ for id_ in ids if id_ in vocabulary.words and id_ != own]
+                found[row] = words[:CANDIDATES]
+    return found
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists one after the other, int32, and where each begins, int64 [n + 1]."""
+    flat = np.array([value for values in lists for value in values], np.int32)
+    return flat, np.cumsum([0, *(len(values) for values in lists)], dtype=np.int64)

@@ -1,0 +1,214 @@
+"""The words nearest to a word by cosine: in a GloVe or word2vec file, or in a model's own word embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import re
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.cache import cache_folder, cached
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
+from tinybert_jax.settings.choices import Preset
+
+FORMAT_VERSION = 1  # of the cached neighbours; count it up when the same file would give others
+OFFICIAL_ROWS = 100_000  # of the vectors that the original code reads
+BLOCK = 1024  # queries per matrix product, fewer where the vectors are many
+BLOCK_SCORES = 2**26  # at most, of one matrix product; they and their order take 16 bytes each
+CANDIDATES = 15  # K of algorithm 1
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """`find(words)` gives each word's nearest ones, nearest first; none for a word that is not known."""
+
+    find: Callable[[list[str]], list[list[str]]]
+    fingerprint: str  # of all that determines them
+
+
+def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset: Preset) -> Neighbours:
+    """Neighbours in the file of vectors, or, where there is none, in the word embeddings; a note says so.
+
+    Args:
+        path: a GloVe or word2vec text file.
+        table: the model's word embeddings, float32 [v, d].
+        tokenizer: whose ids the table has.
+        preset: `official` reads the first 100,000 vectors of the file, as the original code does.
+
+    Raises:
+        InputError: the file is missing or holds no vectors.
+    """
+    if path is not None:
+        return vector_neighbours(path, OFFICIAL_ROWS if preset == "official" else None)
+    print("note: no --glove FILE: words of several pieces take the model's own embeddings instead", file=sys.stderr)
+    return embedding_neighbours(table, tokenizer)
+
+
+def vector_neighbours(path: Path, limit: int | None = None, cache_dir: Path | None = None) -> Neighbours:
+    """Neighbours in a GloVe or word2vec text file, kept in the cache: vectors are read only for a new set of words.
+
+    Args:
+        path: the file.
+        limit: read only so many of its first vectors; None: all.
+        cache_dir: as in `rows.read_rows`.
+
+    Raises:
+        InputError: the file cannot be read; when it is searched, that it holds no vectors.
+    """
+    try:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): give --glove FILE, a file of vectors") from None
+    form = [FORMAT_VERSION, content, limit, CANDIDATES]
+
+    def find(words: list[str]) -> list[list[str]]:
+        key = hashlib.sha256(json.dumps([form, words]).encode()).hexdigest()
+
+        def build(folder: Path) -> None:
+            names, vectors = read_vectors(path, limit)
+            index = {name: i for i, name in enumerate(names)}
+            rows = [index.get(word, index.get(word.lower(), -1)) for word in words]
+            known = [row for row in rows if row >= 0]
+            # one more than asked for: the nearest of all is the word itself
+            found = iter(nearest(vectors[known], vectors, CANDIDATES + 1))
+            near = [[] if row < 0 else [names[i] for i in next(found) if i != row][:CANDIDATES] for row in rows]
+            (folder / "neighbours.json").write_text(json.dumps(near), "utf-8")
+
+        def load(folder: Path) -> list[list[str]]:
+            return json.loads((folder / "neighbours.json").read_text("utf-8"))
+
+        return cached(cache_folder(cache_dir) / "neighbours" / key, build, load)
+
+    return Neighbours(find, hashlib.sha256(json.dumps(form).encode()).hexdigest())
+
+
+def embedding_neighbours(table: np.ndarray, tokenizer: Any) -> Neighbours:
+    """Neighbours among the vocabulary's whole words; a word is the mean of its pieces' embeddings.
+
+    Args:
+        table: word embeddings, float32 [v, d].
+        tokenizer: whose ids the table has.
+    """
+    names = all_tokens(tokenizer)
+    rows = np.flatnonzero(whole_words(tokenizer))
+    vectors = _unit(table[rows])
+
+    def find(words: list[str]) -> list[list[str]]:
+        pieces = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+        queries = np.zeros((len(words), table.shape[1]), np.float32)
+        for i, ids in enumerate(pieces):
+            queries[i] = table[ids].mean(axis=0)
+        found = rows[nearest(_unit(queries), vectors, CANDIDATES + 1)]
+        return [
+            [names[i] for i in row if [i] != ids][:CANDIDATES] for row, ids in zip(found.tolist(), pieces, strict=True)
+        ]
+
+    return Neighbours(find, "word embeddings")
+
+
+def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
+    """The rows of highest cosine, highest first.
+
+    Args:
+        queries: unit vectors, float32 [n, d].
+        vectors: unit vectors, float32 [v, d].
+        k: how many.
+
+    Returns:
+        Row numbers of `vectors`, int64 [n, min(k, v)].
+    """
+    k = min(k, len(vectors))
+    found = np.zeros((len(queries), k), np.int64)
+    block = max(1, min(BLOCK, BLOCK_SCORES // len(vectors)))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ vectors.T
+        # sorted by number first, so that of equal scores the earlier row wins
+        best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+        found[start : start + block] = np.take_along_axis(best, order, axis=1)
+    return found
+
+
+def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
+    """The words of a GloVe or word2vec text file, and their unit vectors, float32 [v, d].
+
+    A line is a word, which may hold spaces, and d numbers. A first line `v d`, as word2vec writes it, is recognised,
+    where the lines after it do hold d numbers. Lines that cannot be used are left out, and a note on standard error
+    counts them.
+
+    Raises:
+        InputError: no line holds a word and a vector.
+    """
+    index: dict[str, int] = {}
+    numbers, lines = array("f"), array("q")
+    bad: list[int] = []
+    with path.open("rb") as file:
+        head = list(itertools.islice(file, 100))
+        if head:
+            head[0] = head[0].removeprefix(b"\xef\xbb\xbf")
+        found = re.fullmatch(rb"\s*[0-9]+\s+([0-9]+)\s*", head[0]) if head else None
+        body = head[1:] if found else head
+        # A header is believed against widths, since a word with spaces makes a line wider, but not against numbers.
+        header = found is not None and found[1] == b"%d" % _most(map(_numbers_at_the_end, body))
+        width = int(found[1]) if found and header else _most(len(line.split()) - 1 for line in body)
+        for line, content in enumerate(itertools.islice(itertools.chain(head, file), header, None), 1 + header):
+            if limit is not None and line - header > limit:
+                break
+            try:
+                word, *values = content.rsplit(None, width)
+                # Python reads 1_000 as a number; a data file does not
+                vector = [] if content.count(b"_") > word.count(b"_") else [float(value) for value in values]
+                name = word.decode()
+            except ValueError:  # a field is no number, or the word not UTF-8
+                vector = []
+            if width < 1 or len(vector) != width:
+                bad.append(line)
+            elif index.setdefault(name, len(index)) == len(lines):  # of a word that comes twice, the first counts
+                numbers.extend(vector)
+                lines.append(line)
+    vectors = np.frombuffer(numbers, np.float32).reshape(-1, width) if lines else np.zeros((0, 1), np.float32)
+    # a zero has no direction: its cosine is 0/0
+    usable = np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+    bad += np.asarray(lines)[~usable].tolist()
+    if not usable.any():
+        raise InputError(f"{path}:1: no line holds a word and its vector: give a GloVe or word2vec text file")
+    if bad:
+        print(f"note: {path}:{min(bad)}: no word with a vector; lines left out: {len(bad)}", file=sys.stderr)
+    return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
+
+
+def _most(widths: Iterable[int]) -> int:
+    """The most common one; 0 where there is none."""
+    counts = Counter(widths)
+    return max(counts, key=lambda width: counts[width], default=0)
+
+
+def _numbers_at_the_end(line: bytes) -> int:
+    count = 0
+    with contextlib.suppress(ValueError):
+        for field in reversed(line.split()[1:]):  # the word may be a number itself
+            float(field)
+            count += 1
+    return count
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors, each divided by its norm, in place: a file of them can fill half the memory."""
+    # Squares of float32 end at 1e38 on one side, and at 1e-38 on the other: first, by a power of two, which changes no
+    # digit, the largest number of each vector goes to about 1.
+    _, exponents = np.frexp(np.maximum(vectors.max(axis=1), -vectors.min(axis=1)))
+    np.ldexp(vectors, -exponents[:, None], out=vectors)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return vectors

@@ -1,0 +1,303 @@
+"""TinyBERT's data augmentation (arXiv 1909.10351, algorithm 1): variants of the rows, drawn when a batch needs them.
+
+A variant replaces each word with probability 0.4 by one of its candidates (`candidates`). It is a pure function of the
+seed, its row and its number, so nothing but the candidates is stored, and a run that continues sees the same variants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.batch import Batch
+from tinybert_jax.data.augmentation.candidate_table import CandidateTable, load_table
+from tinybert_jax.data.augmentation.candidates import split_words
+from tinybert_jax.data.rows import Rows
+from tinybert_jax.errors import InputError
+
+PROBABILITY = 0.4  # of a word to be replaced: the paper's p_t
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """All variants of n rows, as `data.Examples`: number i * variants + v is variant v of row i, v = 0 the row itself.
+
+    The texts of a pair are drawn independently of each other.
+    """
+
+    table: CandidateTable
+    pool: np.ndarray  # int32: every id, then the pieces of the words, then those of the phrases
+    labels: np.ndarray  # [n], class ids or numbers
+    lengths: np.ndarray  # int64 [n * variants], of the longest that the variant can be
+    variants: int
+    texts: int  # a row: one, or two of a pair
+    max_length: int
+    seed: int
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels) * self.variants
+
+    def batch(self, rows: np.ndarray, length: int, epoch: int = 0) -> Batch:
+        """The batch of the given variants; the same in every epoch.
+
+        Args:
+            rows: their numbers [b]; -1 gives a filler row, with all masks 0.
+            length: tokens to pad to, q.
+            epoch: is not read.
+
+        Returns:
+            What `data.tokenize` would give for the variants' texts, as a `Batch` of numpy arrays [b, q] and [b].
+        """
+        real = rows >= 0
+        row, variant = np.divmod(np.where(real, rows, 0), self.variants)
+        first = row[:, None] * self.texts + np.arange(self.texts)  # texts [b, t]
+        begin = self.table.text_words[first]
+        count = np.where(real[:, None], self.table.text_words[first + 1] - begin, 0)
+        word = _ranges(begin.ravel(), count.ravel())
+        numbers = row[real].tolist(), variant[real].tolist()
+        drawn = [draw(self.table, self.texts, self.seed, i, v) for i, v in zip(*numbers, strict=True)]
+        starts, sizes = self._pieces(word, np.concatenate([np.zeros(0, np.int64), *drawn]))
+        ids = self.pool[_ranges(starts, sizes)]
+        ends = np.concatenate([[0], np.cumsum(sizes)])[np.concatenate([[0], np.cumsum(count.ravel())])]
+        text_sizes = np.diff(ends).reshape(count.shape)
+        kept = cut_longest_first(text_sizes, self.max_length - 1 - self.texts)
+        filled = np.where(real, kept.sum(axis=1) + 1 + self.texts, 0)
+        if filled.max(initial=0) > length:
+            raise ValueError(f"a variant of {filled.max()} tokens does not fit into {length}")
+        return Batch(
+            *self._assemble(ids, ends[:-1].reshape(count.shape), kept, filled, length),
+            labels=np.where(real, self.labels[row], 0).astype(self.labels.dtype),
+            example_mask=real.astype(np.float32),
+        )
+
+    def _pieces(self, word: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the pieces of each word, or of what replaces it, begin in the pool, and how many they are."""
+        table = self.table
+        vocabulary = len(self.pool) - len(table.pieces) - len(table.phrases)
+        starts = table.word_pieces[word] + vocabulary
+        sizes = table.word_pieces[word + 1] - table.word_pieces[word]
+        replaced = drawn >= 0
+        candidate = table.candidates[drawn[replaced]].astype(np.int64)
+        several = candidate < 0
+        phrase = -1 - candidate[several]
+        candidate_sizes = np.ones(len(candidate), np.int64)
+        candidate_sizes[several] = table.phrase_pieces[phrase + 1] - table.phrase_pieces[phrase]
+        candidate[several] = table.phrase_pieces[phrase] + vocabulary + len(table.pieces)
+        starts[replaced], sizes[replaced] = candidate, candidate_sizes
+        return starts, sizes
+
+    def _assemble(
+        self, ids: np.ndarray, starts: np.ndarray, kept: np.ndarray, filled: np.ndarray, length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, mask and types of [CLS] A [SEP] (B [SEP]), where the texts begin at `starts` [b, t] in `ids`."""
+        position = np.arange(length)
+        mask = position < filled[:, None]
+        input_ids = np.full(mask.shape, self.pad_token_id, np.int32)
+        input_ids[mask] = self.sep_token_id
+        input_ids[mask[:, 0], 0] = self.cls_token_id
+        token_type_ids = np.zeros(mask.shape, np.int32)
+        begin = np.ones(len(mask), np.int64)
+        for text in range(self.texts):
+            offset = position - begin[:, None]
+            inside = (offset >= 0) & (offset < kept[:, text, None])
+            input_ids[inside] = ids[(starts[:, text, None] + offset)[inside]]
+            token_type_ids[mask & (offset >= 0)] = text
+            begin = begin + kept[:, text] + 1
+        return input_ids, mask.astype(np.int32), token_type_ids
+
+
+def check_truncation(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cuts long texts on the left, which variants are not.
+
+    Raises:
+        InputError: says so.
+    """
+    if tokenizer.truncation_side != "right":
+        raise InputError(
+            "variants are cut on the right, but the tokenizer's truncation_side is 'left': set it to 'right' in"
+            " tokenizer_config.json"
+        )
+
+
+def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length: int, seed: int) -> Augmented:
+    """The variants of the training rows, from the candidates in a directory that `tinybert augment` wrote.
+
+    Args:
+        directory: what `candidates.build_table` filled.
+        rows: those that it was filled from.
+        tokenizer: a Hugging Face tokenizer with the same vocabulary as the masked LM's.
+        max_length: tokens a row, special ones included; longer variants are cut as `data.tokenize` cuts texts.
+        seed: of the draws.
+
+    Raises:
+        InputError: the candidates are missing, unfinished or damaged, or they are those of other rows or another
+            vocabulary; the tokenizer cuts texts on the left.
+    """
+    check_truncation(tokenizer)
+    table, described = load_table(Path(directory), rows, tokenizer)
+    texts, variants = len(rows.texts[0]), described["variants"]
+    digest = hashlib.sha256(json.dumps([described, max_length, seed], sort_keys=True).encode())
+    for array in vars(table).values():  # the same settings give other candidates on another device
+        digest.update(array.tobytes())
+    own, longest = (
+        cut_longest_first(sizes.reshape(-1, texts), max_length - 1 - texts).sum(axis=1) + 1 + texts
+        for sizes in _text_sizes(table)
+    )
+    lengths = np.repeat(longest[:, None], variants, axis=1)
+    lengths[:, 0] = own
+    # not their number, as in `neighbours.all_tokens`
+    ids = max(tokenizer.get_vocab().values()) + 1
+    return Augmented(
+        table=table,
+        pool=np.concatenate([np.arange(ids, dtype=np.int32), table.pieces, table.phrases]),
+        labels=rows.labels_or_zeros,
+        lengths=lengths.ravel(),
+        variants=variants,
+        texts=texts,
+        max_length=max_length,
+        seed=seed,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def draw(table: CandidateTable, texts: int, seed: int, row: int, variant: int) -> np.ndarray:
+    """What replaces each word of a row, of all its texts, in one variant.
+
+    Args:
+        table: of all rows.
+        texts: a row.
+        seed: of the run.
+        row: its number.
+        variant: 0 is the row itself.
+
+    Returns:
+        Indices into `table.candidates`, int64 [words of the row]; -1 where the word stays.
+    """
+    begin, end = (int(table.text_words[i * texts]) for i in (row, row + 1))
+    if variant == 0:
+        return np.full(end - begin, -1)
+    first, last = table.word_candidates[begin:end], table.word_candidates[begin + 1 : end + 1]
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, row, variant])))
+    replace, choice = random.random((2, end - begin))
+    return np.where((replace < PROBABILITY) & (last > first), first + (choice * (last - first)).astype(np.int64), -1)
+
+
+def variant_texts(augmented: Augmented, rows: Rows, tokenizer: Any, row: int) -> list[tuple[str, ...]]:
+    """All variants of a row as texts, itself first; of the others, the words are separated by spaces."""
+    table, texts = augmented.table, rows.texts[row]
+    split = split_words(texts, tokenizer)
+    variants = [texts]
+    for variant in range(1, augmented.variants):
+        drawn = iter(draw(table, augmented.texts, augmented.seed, row, variant).tolist())
+        written = [
+            [_written(table, chosen, tokenizer) if (chosen := next(drawn)) >= 0 else word for word in words.written]
+            for words in split
+        ]
+        variants.append(tuple(" ".join(words) for words in written))
+    return variants
+
+
+def write_variants(
+    path: Path,
+    augmented: Augmented,
+    rows: Rows,
+    tokenizer: Any,
+    train: Path,
+    text_columns: tuple[str, ...],
+    headerless: tuple[str, ...] = (),
+) -> None:
+    """Write all variants of the training rows as a TSV with the columns of the training file; nothing is quoted.
+
+    Args:
+        path: the file to write.
+        augmented: the variants.
+        rows: the rows that `train` holds.
+        tokenizer: that of the candidates.
+        train: the training file, a TSV that `rows.read_rows` accepts.
+        text_columns: the columns of the texts.
+        headerless: its columns, where it has no header.
+
+    Raises:
+        InputError: `train` is no TSV.
+    """
+    if train.suffix != ".tsv":
+        raise InputError(f"{train}: not a .tsv: the variants are written in the layout of the training file")
+    lines = [line.removesuffix("\r") for line in train.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")]
+    header = [] if headerless else lines[:1]
+    columns = list(headerless) or header[0].split("\t")
+    at = [columns.index(column) for column in text_columns]
+    partial = path.with_name(f".{path.name}.tmp")  # a command that was stopped can be given again
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in header)
+            for row, number in enumerate(rows.lines):
+                values = lines[number - 1].split("\t")
+                for texts in variant_texts(augmented, rows, tokenizer, row):
+                    for column, text in zip(at, texts, strict=True):
+                        values[column] = text
+                    file.write("\t".join(values) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def cut_longest_first(sizes: np.ndarray, room: int) -> np.ndarray:
+    """What is left of one or two texts a row, cut as Hugging Face's tokenizers do: tokens of the longer one first.
+
+    Where both must give way, the second keeps the odd token, or the first if it was the longer one.
+
+    Args:
+        sizes: tokens, int64 [b, t].
+        room: tokens for all t texts together.
+    """
+    if sizes.shape[1] == 1:
+        return np.minimum(sizes, room)
+    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
+    fits = np.where(shorter + longer <= room, longer, room - shorter)  # of the longer, beside the whole shorter one
+    both = fits < shorter
+    shorter, longer = np.where(both, room // 2, shorter), np.where(both, room - room // 2, fits)
+    first_is_longer = sizes[:, 0] > sizes[:, 1]
+    return np.stack([np.where(first_is_longer, longer, shorter), np.where(first_is_longer, shorter, longer)], axis=1)
+
+
+def _text_sizes(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each text itself, and of the longest that a draw can make of it, int64 [texts]."""
+    own = np.diff(table.word_pieces)
+    sizes = np.ones(len(table.candidates), np.int64)
+    several = table.candidates < 0
+    sizes[several] = np.diff(table.phrase_pieces)[-1 - table.candidates[several]]
+    longest = own.copy()
+    chosen = np.diff(table.word_candidates) > 0
+    if chosen.any():
+        best = np.maximum.reduceat(sizes, table.word_candidates[:-1][chosen])
+        longest[chosen] = np.maximum(longest[chosen], best)
+    own, longest = (np.concatenate([[0], np.cumsum(x)])[table.text_words] for x in (own, longest))
+    return np.diff(own), np.diff(longest)
+
+
+def _written(table: CandidateTable, chosen: int, tokenizer: Any) -> str:
+    """The candidate with this index as text."""
+    candidate = int(table.candidates[chosen])
+    if candidate >= 0:
+        return tokenizer.convert_ids_to_tokens(candidate)
+    begin, end = table.phrase_pieces[-1 - candidate : 1 - candidate]
+    return " ".join(tokenizer.convert_ids_to_tokens(table.phrases[begin:end].tolist())).replace(" ##", "")
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`start, ..., start + size - 1` of each, one after the other."""
+    ends = np.cumsum(sizes)
+    return np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)

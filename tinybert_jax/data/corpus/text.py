@@ -1,0 +1,127 @@
+"""Text files of any size -> units of text of a bounded one, checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import CorpusSource
+
+UNIT_BYTES = 32 << 20  # of text, at most: 20 GB are 600 shards, which are open at a time
+READ_BYTES = 1 << 20
+
+
+class Text(NamedTuple):
+    """What a first reading of all files gives."""
+
+    sha256: str
+    size: int  # bytes
+    units: int
+
+
+def survey(source: CorpusSource) -> Text:
+    """Reads and checks all files of a source; see `units`."""
+    from tqdm import tqdm
+
+    content, size, count = hashlib.sha256(), 0, 0
+    with tqdm(desc="read", unit="B", unit_scale=True, delay=2) as bar:
+        for unit in units(source.files, source.one_document_per_line):
+            content.update(unit)
+            size, count = size + len(unit), count + 1
+            bar.update(len(unit))
+    return Text(content.hexdigest(), size, count)
+
+
+def units(
+    files: Sequence[str], one_document_per_line: bool, opener: Callable[[str], Any] | None = None
+) -> Iterator[bytes]:
+    """The text of the files, one after the other, in units of at most `UNIT_BYTES`, however large a file is.
+
+    A unit ends where a document does; a document that is longer than a unit is cut at a line. A file ends a document.
+
+    Args:
+        files: UTF-8 text; what ends on .gz is decompressed.
+        one_document_per_line: else documents end at blank lines.
+        opener: gives a file's decompressed bytes; for files that are not local.
+
+    Raises:
+        InputError: a file is missing, empty, damaged or not UTF-8 (`file:line`), or a line is longer than a unit.
+    """
+    opener = opener or _open
+    rest = bytearray()
+    for path in files:
+        for piece in _pieces(path, opener):
+            rest += piece
+            while len(rest) >= UNIT_BYTES:
+                stop = _last_border(rest[:UNIT_BYTES], one_document_per_line)
+                if not stop:
+                    raise InputError(f"{path}: a line has more than {UNIT_BYTES:,} bytes: break it between sentences")
+                yield from _checked(bytes(rest[:stop]), files, opener)
+                del rest[:stop]
+    yield from _checked(bytes(rest), files, opener)
+
+
+def _open(path: str) -> io.BufferedIOBase:
+    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
+
+
+def _pieces(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
+    """The bytes of a file without byte order mark, and a blank line."""
+    empty, first = True, True
+    try:
+        with opener(path) as file:
+            while data := file.read(READ_BYTES):
+                yield data.removeprefix(b"\xef\xbb\xbf") if first else data
+                first, empty = False, empty and not data.strip()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: name one that exists with --corpus") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a directory: give text files, or one directory of shards alone") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}): copy or compress it anew") from None
+    if empty:
+        raise InputError(f"{path}:1: the file is empty: give one with text")
+    yield b"\n\n"
+
+
+def _last_border(text: bytearray, one_document_per_line: bool) -> int:
+    """Where the last document ends that ends in the text; if none does, the last line; 0 if none does either."""
+    end = len(text)
+    while (newline := text.rfind(b"\n", 0, end)) >= 0:
+        line = text.rfind(b"\n", 0, newline) + 1
+        if one_document_per_line or not text[line:newline].strip():
+            return newline + 1
+        end = newline
+    return text.rfind(b"\n") + 1
+
+
+def _checked(text: bytes, files: Sequence[str], opener: Callable[[str], Any]) -> Iterator[bytes]:
+    """The text, if there is any, as one unit."""
+    try:
+        text.decode()
+        wrong = b"\0" in text
+    except UnicodeDecodeError:
+        wrong = True
+    if wrong:
+        raise _first_wrong_line(files, opener)
+    if text.strip():
+        yield text
+
+
+def _first_wrong_line(files: Sequence[str], opener: Callable[[str], Any]) -> InputError:
+    for path in files:
+        with opener(path) as file:
+            for line, content in enumerate(file, 1):
+                if b"\0" in content:
+                    return InputError(f"{path}:{line}: a NUL byte: remove it, or save the file as UTF-8")
+                try:
+                    content.decode()
+                except UnicodeDecodeError as error:
+                    byte = content[error.start]
+                    return InputError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8")
+    return InputError(f"{', '.join(files)}: changed while they were read: run again")

@@ -1,0 +1,226 @@
+"""The one strict reader of local files (.tsv, .csv, JSON lines): every row is right, or an error names its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinybert_jax.errors import InputError
+
+JSON_SUFFIXES = (".jsonl", ".json")
+SUFFIXES = (".tsv", ".csv", *JSON_SUFFIXES)
+NAME_YOURS = "name yours with --text-columns and --label-column"
+
+
+class RawRows(NamedTuple):
+    """Rows as they are written. `lines` are their numbers in the file, counted from 1."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[str] | None
+    lines: list[int]
+
+
+def read_checked(
+    path: Path,
+    data: bytes,
+    text_columns: tuple[str, ...],
+    label_column: str,
+    needs_label: bool,
+    headerless: tuple[str, ...] = (),
+    has_damaged_rows: bool = False,
+) -> RawRows:
+    """Parses the content of a file and checks its form; what the labels mean is not looked at.
+
+    A .tsv is split at tabs and nothing is a quote, as in the GLUE files; a .csv has the usual quotes. A byte order
+    mark, CRLF and blank lines at the end are fine.
+
+    Args:
+        path: tells the format by its suffix, and is named in errors.
+        data: the content.
+        text_columns: the columns, or JSON keys, of the texts.
+        label_column: the column, or JSON key, of the label.
+        needs_label: whether every row must have a label; otherwise the label column may be absent or its cells empty.
+        headerless: the columns, where the file has no header.
+        has_damaged_rows: of a table whose rows need a label, leave out those that are cut short, with a note; and
+            take pairs of which one text is empty.
+
+    Raises:
+        InputError: `path:line: what is wrong and what to do`.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: give one of {', '.join(SUFFIXES)}")
+    text = decode(path, data).rstrip("\r\n")
+    if not text.strip():
+        raise InputError(f"{path}:1: the file is empty: give one with rows")
+    short: list[int] | None = [] if has_damaged_rows and needs_label else None  # lines
+    if path.suffix in JSON_SUFFIXES:
+        records = _json_records(path, text, text_columns, label_column, needs_label)
+    else:
+        records = _table_records(path, text, text_columns, label_column, needs_label, headerless, short)
+    texts: list[tuple[str, ...]] = []
+    labels: list[str] = []
+    lines: list[int] = []
+    for line, row, label in records:
+        for column, value in zip(text_columns, row, strict=True):
+            if not value.strip() and not (has_damaged_rows and "".join(row).strip()):
+                raise InputError(f"{path}:{line}: the text in {column!r} is empty: fill it or remove the row")
+        if needs_label and not label:
+            raise InputError(f"{path}:{line}: the label in {label_column!r} is empty: fill it or remove the row")
+        texts.append(row)
+        if label is not None:
+            labels.append(label)
+        lines.append(line)
+    if short:
+        rows = "row is" if len(short) == 1 else "rows are"
+        print(f"note: {path}: {len(short)} {rows} cut short and left out, at line {short[0]} first", file=sys.stderr)
+    if not texts:
+        raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
+    return RawRows(texts, labels or None, lines)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or holds a NUL or a lone carriage return.
+    """
+    try:
+        return decode(path, path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def decode(path: Path, data: bytes) -> str:
+    """As `read_text`, for content at hand."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
+        ) from None
+    for pattern, what in (
+        ("\0", "a NUL byte: remove it"),
+        (r"\r(?!\n)", "a lone carriage return: end lines with \\n"),
+    ):
+        if found := re.search(pattern, text):
+            raise InputError(f"{path}:{text.count(chr(10), 0, found.start()) + 1}: {what}")
+    return text
+
+
+def _table_records(
+    path: Path,
+    text: str,
+    text_columns: tuple[str, ...],
+    label_column: str,
+    needs_label: bool,
+    headerless: tuple[str, ...],
+    short: list[int] | None,
+) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
+    lines = _tsv_lines(text) if path.suffix == ".tsv" else _csv_lines(path, text)
+    header = list(headerless) or next(lines)[1]
+    for column in (*text_columns, label_column):
+        if header.count(column) > 1:
+            raise InputError(f"{path}:1: the column {column!r} is there {header.count(column)} times: rename one")
+        if column not in header and (column != label_column or needs_label):
+            there = ", ".join(map(repr, header))
+            raise InputError(f"{path}:1: no column {column!r}; the columns are {there}: {NAME_YOURS}")
+    text_at = [header.index(column) for column in text_columns]
+    label_at = header.index(label_column) if label_column in header else None
+    for line, values in lines:
+        if short is not None and len(values) < len(header):
+            short.append(line)
+            continue
+        if values in ([], [""]) and len(header) > 1:
+            raise InputError(f"{path}:{line}: the line is blank: remove it")
+        if len(values) != len(header):
+            few = len(values) < len(header)
+            raise InputError(
+                f"{path}:{line}: {'short row' if few else 'extra columns'}: {len(values)} instead of {len(header)} "
+                f"({', '.join(header)}): {'complete' if few else 'repair'} or remove the row"
+            )
+        yield line, tuple(values[i] for i in text_at), None if label_at is None else values[label_at].strip()
+
+
+def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    # Not splitlines(), which also splits at characters that occur inside real sentences (U+0085, U+2028).
+    for line, content in enumerate(text.split("\n"), 1):
+        yield line, content.removesuffix("\r").split("\t")
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    # The limit is the module's own, and meant for files of strangers; a document may have more than its 131,072.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1  # where the record starts: a quoted text may go over several lines
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{path}:{line}: {error}: repair the quotes of this row") from None
+
+
+def _json_records(
+    path: Path, text: str, text_columns: tuple[str, ...], label_column: str, needs_label: bool
+) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
+    labelled = needs_label
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            raise InputError(f"{path}:{line}: the line is blank: remove it")
+        try:
+            value = json.loads(content, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{path}:{line}: {json_type(value)} instead of an object: write one JSON object a line")
+        if line == 1:
+            labelled = needs_label or label_column in value
+        for column in (*text_columns, *([label_column] if labelled else [])):
+            if column not in value:
+                there = ", ".join(map(repr, value)) or "none"
+                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {there}: {NAME_YOURS}")
+        row = tuple(_json_text(path, line, column, value[column]) for column in text_columns)
+        yield line, row, _json_label(path, line, label_column, value[label_column]) if labelled else None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ: which of two texts was meant, nobody knows."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return value
+
+
+def _json_text(path: Path, line: int, column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string: write a string")
+    if re.search("[\0\ud800-\udfff]", value):
+        raise InputError(f"{path}:{line}: {column!r} holds a NUL or half a surrogate pair: remove it")
+    return value
+
+
+def _json_label(path: Path, line: int, column: str, value: Any) -> str:
+    if isinstance(value, str):
+        return _json_text(path, line, column, value).strip()
+    if isinstance(value, float) and not math.isfinite(value):  # NaN, which Python takes for JSON, or 1e999
+        raise InputError(f"{path}:{line}: {column!r} is {value}, not a finite number: correct or remove the row")
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string or number: write one")
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls a value of this type, with its article."""
+    names = {"NoneType": "null", "list": "a list", "dict": "an object", "str": "a string", "bool": "a boolean"}
+    return names.get(type(value).__name__, "a number")

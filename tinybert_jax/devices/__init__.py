@@ -1,0 +1,1 @@
+"""The device mesh and its sharding rules; runs of several processes."""

@@ -1,0 +1,1 @@
+"""The predict step, the predictor, and `evaluate`."""

@@ -1,0 +1,71 @@
+"""A model's scores on a split, and its predictions as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.inference.predictor import load_predictor
+from tinybert_jax.models.fit import check_outputs
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.tasks.kinds import load_split, second_task
+
+
+def evaluate(
+    model: str,
+    task: str,
+    source: DataSource,
+    split: Literal["dev", "test", "train"] = "dev",
+    max_length: int | None = None,
+    batch_size: int = 64,
+    predictions: Path | None = None,
+    needs_scores: bool = True,
+) -> dict[str, float]:
+    """The task's metrics on a split; of MNLI, those on the mismatched set too, as `accuracy_mismatched`.
+
+    Args:
+        model: a Hugging Face directory or hub id.
+        task: a row of the task table.
+        source: where the rows are.
+        split: which of the source's splits.
+        max_length: tokens a row; default: what the model was trained with.
+        batch_size: rows a compiled call.
+        predictions: a file to write predictions to; or a directory, for the file that the benchmark's server takes.
+        needs_scores: refuse a split without labels; otherwise it gives no scores.
+
+    Raises:
+        InputError: the model or the rows cannot be read, do not fit, or have no labels to score; or its outputs are
+            not finite.
+    """
+    row = get_task(task)
+    is_directory = predictions is not None and predictions.is_dir()
+    if is_directory and not row.submission:
+        raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")
+    if is_directory and split != "test":
+        raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
+    predictor = load_predictor(model, max_length, batch_size, row.head)
+    check_outputs(model, predictor.config, row)
+    labels = None if row.is_regression or row.head == "span" else predictor.config.id2label
+    second = second_task(row, source, split) if split != "train" else None
+    scores: dict[str, float] = {}
+    for part in (row, second):
+        if part is None:
+            continue
+        loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
+        if not loaded.labelled and needs_scores:
+            raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
+        logits = predictor.logits(loaded.tokens)
+        if not np.isfinite(logits).all():
+            raise InputError(f"{model}: its outputs on the {split} split are not finite")
+        if predictions is not None and (is_directory or part is row):
+            path = predictions / part.submission if is_directory else predictions
+            path.write_text(loaded.predictions(logits), "utf-8")
+            print(f"predictions written to {path}")
+        if loaded.labelled:
+            suffix = "" if part is row else "_" + part.name.rpartition("_")[2]
+            scores |= {f"{name}{suffix}": value for name, value in loaded.score(logits).items()}
+    return scores

@@ -1,0 +1,1 @@
+"""Encoders and heads in Flax Linen, their configuration and their parameters."""

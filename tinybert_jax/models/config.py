@@ -1,0 +1,172 @@
+"""The configuration of a BERT, from and to a Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tinybert_jax.errors import InputError, check_choice
+from tinybert_jax.settings.choices import ComputeDtype
+
+RUN_FIELDS = ("compute_dtype", "remat", "vocab_multiple")  # of a BertConfig: a run's, never written to config.json
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+MAX_SIZE = 2**31 - 1  # ids are int32
+MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """A BERT encoder and its heads, in Hugging Face's field names.
+
+    Raises:
+        InputError: `num_attention_heads` does not divide `hidden_size` (and no `head_dim` is given), a number is out
+            of its range, or the activation is unknown.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem_type: str | None = None
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
+    compute_dtype: ComputeDtype = "float32"  # parameters are always float32
+    remat: bool = False  # the backward pass computes a layer's activations again instead of keeping them
+    vocab_multiple: int = 1  # the embedding table is padded to a multiple of it, so that devices can share its rows
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+            "vocab_multiple",
+            "head_dim",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+            if value is not None and value > MAX_SIZE:
+                raise InputError(f"{name} is {value}; it must be at most {MAX_SIZE}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:  # NaN is not either
+                raise InputError(f"{name} is {value}; it must be in [0, 1)")
+        if not 0 <= self.initializer_range < math.inf:
+            raise InputError(f"initializer_range is {self.initializer_range}; it must be finite and not negative")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise InputError(f"layer_norm_eps is {self.layer_norm_eps}; it must be finite and greater than 0")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise InputError(f"pad_token_id is {self.pad_token_id}; it must be in [0, vocab_size = {self.vocab_size})")
+        if not self.id2label:
+            raise InputError("id2label is empty; a model has at least one output")
+        check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            )
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the word embedding table; those past `vocab_size` are no words, and are never exported."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def attention_head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def all_head_size(self) -> int:
+        """Width of all attention heads together."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
+        """The config of a Hugging Face `config.json`.
+
+        Raises:
+            InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
+        """
+        if (hf.get("model_type") or "bert") != "bert":
+            raise InputError(f"model_type {hf['model_type']!r} is not supported; only 'bert' is")
+        if (hf.get("position_embedding_type") or "absolute") != "absolute":
+            raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
+        for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
+            if hf.get(name):
+                raise InputError(f"{name} is set: only unpruned encoders are supported")
+        values = {
+            field.name: _hf_value(field.name, hf[field.name], str(field.type))
+            for field in dataclasses.fields(cls)
+            if field.name not in ("id2label", *RUN_FIELDS) and hf.get(field.name) is not None
+        }
+        if hf.get("id2label"):
+            values["id2label"] = _hf_labels(hf["id2label"])
+        elif hf.get("num_labels"):
+            count = _hf_value("num_labels", hf["num_labels"], "int")
+            if not 0 < count <= MAX_LABELS:
+                raise InputError(f"num_labels is {count}; it must be in [1, {MAX_LABELS}]")
+            values["id2label"] = tuple(f"LABEL_{i}" for i in range(count))
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a Hugging Face `config.json`, without `architectures`."""
+        hf = dataclasses.asdict(self)
+        for name in RUN_FIELDS:
+            del hf[name]
+        if self.head_dim is None:
+            del hf["head_dim"]
+        hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
+        hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
+        return hf | {"model_type": "bert", "position_embedding_type": "absolute"}
+
+
+def _hf_value(name: str, value: Any, annotation: str) -> Any:
+    """A value of a `config.json`, checked to be of the kind that the field's annotation names."""
+    kind = annotation.removesuffix(" | None")
+    # true counts as 1 in Python; and JSON writes 0.0 as 0
+    if isinstance(value, {"int": int, "float": int | float, "str": str}[kind]) and not isinstance(value, bool):
+        try:
+            return float(value) if kind == "float" else value
+        except OverflowError:
+            return math.inf  # which no field allows
+    wanted = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
+    raise InputError(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
+
+
+def _hf_labels(id2label: Any) -> tuple[str, ...]:
+    if not isinstance(id2label, Mapping):
+        raise InputError(f"id2label is {reprlib.repr(id2label)}; it must be an object of ids and names")
+    labels = {str(i): label for i, label in id2label.items()}
+    ids = [str(i) for i in range(len(id2label))]
+    if labels.keys() != set(ids):
+        raise InputError(f"id2label has the ids {reprlib.repr(sorted(labels))}; they must count from 0 without a gap")
+    for i, label in labels.items():
+        if not isinstance(label, str | int | float) or re.search("[\0\ud800-\udfff]", str(label)):
+            named = f"id2label[{i!r}] is {reprlib.repr(label)}"
+            raise InputError(f"{named}; it must be a string without NUL and without half a surrogate pair")
+    return tuple(str(labels[i]) for i in ids)

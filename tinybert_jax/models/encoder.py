@@ -1,0 +1,156 @@
+"""The BERT encoder: layers stacked on axis 0; every hidden state and pre-softmax attention score is returned."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tinybert_jax.devices.sharding import constrain
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.layers import Attention, Embeddings, Intermediate, Residual, attention_scores, dense
+
+
+class BertOutput(NamedTuple):
+    """What a BERT computed. Whoever does not read a field does not pay for it under `jit`."""
+
+    last_hidden_state: Float[Array, "b q d"]
+    hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
+    attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
+    qkv: Float[Array, "l n b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
+    pooled: Any = None  # [b, d]; None without a pooler
+    logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
+
+
+class Layer(nn.Module):
+    """One Transformer layer, as the body of the scan over layers: writes its scores, and its queries, keys and values,
+    into their slots of the carry.
+    """
+
+    config: BertConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
+    ) -> tuple[Any, Array]:
+        x, scores, qkv = carry
+        x, parts = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
+        if scores.shape[0]:
+            own = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
+            scores = jax.lax.dynamic_update_index_in_dim(scores, own, slots[0], axis=0)
+        if qkv.shape[0]:
+            stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
+            qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
+        inner = Intermediate(self.config, name="intermediate")(x)
+        x = Residual(self.config, name="output")(inner, x, self.deterministic)
+        return (x, scores, qkv), x
+
+
+class Encoder(nn.Module):
+    """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and the
+    first `qkv_parts` of queries, keys and values of `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        attention_mask: Array,
+        score_layers: tuple[int, ...],
+        qkv_layers: tuple[int, ...],
+        qkv_parts: int,
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array, Array]:
+        config, (b, q, _) = self.config, x.shape
+        heads, depth = config.num_attention_heads, config.num_hidden_layers
+        score_slots, score_size = _slots(score_layers, depth)
+        qkv_slots, qkv_size = _slots(qkv_layers, depth)
+        scores = jnp.zeros((score_size, b, heads, q, q), jnp.float32)
+        scores = constrain(scores, None, "batch", "heads", None, None)
+        qkv = jnp.zeros((qkv_size, qkv_parts, b, q, heads * config.attention_head_dim), x.dtype)
+        qkv = constrain(qkv, None, None, "batch", None, "heads")
+        layers = nn.scan(
+            nn.remat(Layer, prevent_cse=False) if config.remat else Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=depth,
+        )
+        (last, scores, qkv), states = layers(config, deterministic, name="layer")(
+            (x, scores, qkv), (score_slots, qkv_slots), attention_mask
+        )
+        # the last state leaves with the carry, so that whoever needs it alone does not keep the others
+        states = jnp.concatenate([x[None], states])
+        return last, states, scores[: len(score_layers)], qkv[: len(qkv_layers)]
+
+
+def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
+    """Each layer's slot [l] in the buffer of what is wanted, and the number of slots, 0 where nothing is.
+
+    A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the last
+    wanted layer a spare slot takes what comes. So the buffer needs no branch in the scan.
+
+    Raises:
+        ValueError: what is wanted is no increasing selection of 0, ..., depth - 1.
+    """
+    if list(wanted) != [layer for layer in range(depth) if layer in wanted]:
+        raise ValueError(f"layers {wanted}: they must increase, from 0 up to {depth - 1}")
+    slots = np.searchsorted(wanted, np.arange(depth))
+    return jnp.asarray(slots), int(slots[-1]) + 1 if wanted else 0
+
+
+class Pooler(nn.Module):
+    """The first token's state through a dense layer and tanh [b, q, d] -> [b, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return jnp.tanh(dense(self.config, self.config.hidden_size, "dense")(x[:, 0]))
+
+
+class BertModel(nn.Module):
+    """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
+
+    `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
+    qkv_layers=(), qkv_parts=3, deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
+    attention scores are returned, all by default; `qkv_layers` those whose queries, keys and values are, or the first
+    `qkv_parts` of the three, none by default; with `deterministic=False` pass `rngs={"dropout": key}`.
+    """
+
+    config: BertConfig
+    add_pooler: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "b q"],
+        attention_mask: Int[Array, "b q"] | None = None,
+        token_type_ids: Int[Array, "b q"] | None = None,
+        *,
+        score_layers: tuple[int, ...] | None = None,
+        qkv_layers: tuple[int, ...] = (),
+        qkv_parts: int = 3,
+        deterministic: bool = True,
+    ) -> BertOutput:
+        config = self.config
+        if input_ids.shape[-1] > config.max_position_embeddings:
+            raise ValueError(
+                f"{input_ids.shape[-1]} tokens, but the model has {config.max_position_embeddings} positions"
+            )
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
+        x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
+        last, states, scores, qkv = Encoder(config, name="encoder")(
+            x, mask, wanted, qkv_layers, qkv_parts, deterministic
+        )
+        pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
+        return BertOutput(last, states, scores, qkv, pooled)

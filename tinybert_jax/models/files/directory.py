@@ -1,0 +1,161 @@
+"""Hugging Face directory <-> (config, params, tokenizer), exact both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.numpy import save_file
+
+from tinybert_jax.batch import Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
+from tinybert_jax.models.files.weights import TORCH_FILE, first_line, read_json, read_tensors
+from tinybert_jax.models.parameters import resize_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+HUB_FILES += ["tokenizer*", "vocab.txt", "special_tokens*", "added_tokens.json"]
+
+
+def resolve(name: str) -> Path:
+    """The directory of a model given as a directory or as a hub id, which is downloaded once.
+
+    Raises:
+        InputError: there is no such directory, and the hub did not give it either.
+    """
+    # os.path, because pathlib raises on a name that is too long and on a user that there is not
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return path
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or os.path.exists(path)
+    if looks_local or "/" not in name:
+        raise InputError(f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name)")
+    import huggingface_hub
+
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            cached = Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+            if _is_whole(cached):
+                return cached
+        # offline, this fails at once; a download retries
+        there = [file.rfilename for file in huggingface_hub.HfApi().model_info(name, timeout=5).siblings or []]
+        weights = [] if any(file.endswith(".safetensors") for file in there) else [TORCH_FILE]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES + weights))
+    except Exception as error:  # the hub client raises its own, requests' and httpx's errors
+        raise InputError(
+            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
+        ) from None
+
+
+def _is_whole(cached: Path) -> bool:
+    """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
+    index = cached / "model.safetensors.index.json"
+    weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    found = all((cached / file).is_file() for file in weights) or (cached / TORCH_FILE).is_file()
+    named = (cached / "tokenizer.json").is_file() or (cached / "vocab.txt").is_file()
+    return (cached / "config.json").is_file() and found and named
+
+
+def fingerprint(directory: str | Path) -> str:
+    """sha256 of a model directory's config and weights."""
+    path = resolve(str(directory))
+    digest = hashlib.sha256()
+    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob(TORCH_FILE)]):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_config(directory: str | Path) -> BertConfig:
+    """The config of a Hugging Face directory.
+
+    Raises:
+        InputError: `config.json` is missing, is not JSON, or describes what this library cannot run.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        of_run = (path.parent / "student" / path.name).is_file()
+        answer = " no, a run's: its model is in its student/" if of_run else ""
+        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?{answer}")
+    hf = read_json(path)
+    if not isinstance(hf, dict):
+        raise InputError(f"{path}:1: no JSON object: copy the model's own file anew")
+    try:
+        return BertConfig.from_hf(hf)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
+    """Config and float32 parameters of a BERT checkpoint, with every head it holds.
+
+    Args:
+        directory: a Hugging Face directory (`model.safetensors`, one file or sharded; `pytorch_model.bin` only where
+            torch is installed), or a hub id.
+
+    Returns:
+        The config, and the parameters as `{"bert": ...}` plus heads; leaves of `encoder/layer` are stacked [l, ...].
+        A TinyBERT as its authors' code saves it also has `fit_dense`, or, stacked [l + 1, ...], `fit_denses`:
+        projections of its hidden states to its teacher's width; its classifier is left out, with a note.
+
+    Raises:
+        InputError: a file is missing or damaged; a tensor is missing, surplus, not of the config's shape, or holds
+            what is no number.
+    """
+    path = resolve(str(directory))
+    config = load_config(path)
+    params = from_hf_tensors(config, read_tensors(path), str(path))
+    architectures = re.findall(r"\w+", str(read_json(path / "config.json").get("architectures")))
+    if "BertForTokenClassification" in architectures:
+        params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
+    ours = {"BertForSequenceClassification", "BertForTokenClassification"} & set(architectures)
+    if "classifier" in params and any(name in params for name in FIT_NAMES) and not ours:
+        del params["classifier"]
+        print(
+            f"note: {path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"
+            " has not",
+            file=sys.stderr,
+        )
+    return config, params
+
+
+def save_hf(
+    directory: str | Path, config: BertConfig, params: Params, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write `config.json`, `model.safetensors` and the tokenizer's files as `transformers` reads them.
+
+    Args:
+        directory: made if it does not exist.
+        config: of the model.
+        params: as `load_hf` gives them; which heads they hold decides `architectures`.
+        tokenizer: saved beside the weights where given.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    hf = config.to_hf() | {"architectures": [architecture(params)], "dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
+    # renamed into place: a directory that has weights has whole ones
+    tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size))
+    try:
+        save_file(tensors, path / "model.safetensors.tmp", metadata={"format": "pt"})
+        os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+    except OSError:
+        raise
+    except Exception as error:  # of both libraries' Rust, for which a full disk is no OSError
+        raise OSError(errno.EIO, first_line(error), str(path)) from error

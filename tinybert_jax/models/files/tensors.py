@@ -1,0 +1,200 @@
+"""Tensors under Hugging Face's names <-> parameters, exact both ways."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from tinybert_jax.batch import Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.encoder import BertModel
+from tinybert_jax.models.heads import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
+
+TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+LAYER = ("bert", "encoder", "layer")
+STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
+FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
+IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
+OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
+
+
+def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: str) -> Params:
+    """Parameters from tensors under Hugging Face's names, each key and shape checked against the config.
+
+    Raises:
+        InputError: names `where` and the tensors that are missing, surplus, of another shape or without numbers.
+    """
+    prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
+    flat: dict[tuple[str, ...], Any] = {}
+    numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
+    names: dict[tuple[str, ...], str] = {}
+    for name, tensor in tensors.items():
+        theirs = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
+        if theirs[-1] in IGNORED:
+            continue
+        path = _to_ours(theirs)
+        if theirs[-1] in OURS:
+            raise InputError(f"{where}: the weights hold {name!r}, which no BERT has: remove or rename it")
+        if path in names:
+            raise InputError(f"{where}: {names[path]!r} and {name!r} are the same tensor: keep one of the two")
+        names[path] = name
+        value = _transpose(path, _float32(tensor, name, where))
+        group = _numbered(path)
+        if group and re.fullmatch("0|[1-9][0-9]{0,8}", path[len(group)]):
+            numbered.setdefault(group + path[len(group) + 1 :], {})[int(path[len(group)])] = value
+        else:
+            flat[path] = value
+    if not any(path[: len(LAYER)] == LAYER for path in numbered):
+        # before the model is built: as many layers as a wrong config says may not fit into memory
+        raise InputError(f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}")
+    _untie(flat, where)
+    for path, values in numbered.items():
+        flat[path] = _stack(config, path, values, where)
+    _check_shapes(config, flat, where)
+    return traverse_util.unflatten_dict({path: jnp.asarray(value) for path, value in flat.items()})
+
+
+def to_hf_tensors(params: Params) -> dict[str, np.ndarray]:
+    """Tensors under Hugging Face's names, in its orientation. A bare encoder loses the prefix `bert.`, as there."""
+    tensors = {}
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        value = np.asarray(jax.device_get(leaf))
+        if group := _numbered(path):
+            for i, own in enumerate(value):
+                tensors[".".join(_to_theirs((*group, str(i), *path[len(group) :])))] = _transpose(path, own)
+        else:
+            tensors[".".join(_to_theirs(path))] = _transpose(path, value)
+    if set(params) == {"bert"}:
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+
+
+def _to_ours(path: tuple[str, ...]) -> tuple[str, ...]:
+    last, parent = path[-1], path[-2] if len(path) > 1 else ""
+    if parent == "LayerNorm":
+        last = {"gamma": "weight", "beta": "bias"}.get(last, last)  # the first TensorFlow checkpoints' names
+    if last == "weight":
+        last = "embedding" if parent in TABLES else "scale" if parent == "LayerNorm" else "kernel"
+    return (*path[:-1], last)
+
+
+def _float32(tensor: np.ndarray, name: str, where: str) -> np.ndarray:
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"{where}: {name!r} is of the type {tensor.dtype}: save the model in float32")
+    with np.errstate(over="ignore"):  # the check below says it better
+        value = np.asarray(tensor, np.float32)
+    if not np.isfinite(value).all():
+        raise InputError(
+            f"{where}: {name!r} holds an infinity or a NaN: the file is damaged or its training diverged, take another"
+        )
+    return value
+
+
+def _to_theirs(path: tuple[str, ...]) -> tuple[str, ...]:
+    return (*path[:-1], "weight" if path[-1] in OURS else path[-1])
+
+
+def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    return value.T if path[-1] == "kernel" else value
+
+
+def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The beginning of a path that in their names a number follows, and in ours none, since we stack; else ()."""
+    return next((group for group in STACKED if path[: len(group)] == group and len(path) > len(group)), ())
+
+
+def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarray], where: str) -> np.ndarray:
+    """One tensor per layer, or per hidden state, as one leaf; all must be there, and of one shape."""
+    layers = config.num_hidden_layers
+    kind, count = ("layer", layers) if path[:3] == LAYER else ("projection", layers + 1)
+    # the first ones suffice: a wrong config may say a billion
+    missing = list(itertools.islice((str(i) for i in range(count) if i not in values), 4))
+    if missing or len(values) != count:
+        name = "/".join(path[len(_numbered(path)) :])
+        some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise InputError(
+            f"{where}: config.json says {layers} layers, but the weights hold {len(values)} of {count} {kind}s' {name}"
+            + (f"; missing: {kind} {some}" if missing else "")
+        )
+    if len({value.shape for value in values.values()}) > 1:
+        raise InputError(f"{where}: the {kind}s' tensors of {'/'.join(path)} are not all of one shape")
+    return np.stack([values[i] for i in range(count)])
+
+
+def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
+    """Drop the masked-LM decoder's copies of what it shares with the embedding and the bias."""
+    for copy, original in (
+        (("cls", "predictions", "decoder", "kernel"), ("bert", "embeddings", "word_embeddings", "embedding")),
+        (("cls", "predictions", "decoder", "bias"), ("cls", "predictions", "bias")),
+    ):
+        if copy in flat:
+            value = flat.pop(copy)
+            value = value.T if copy[-1] == "kernel" else value
+            if not np.array_equal(value, flat.setdefault(original, value)):
+                raise InputError(
+                    f"{where}: {'.'.join(copy)} differs from {'.'.join(original)}: untied is not supported"
+                )
+
+
+def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: str) -> None:
+    expected = traverse_util.flatten_dict(
+        _shapes(BertModel(config, add_pooler=("bert", "pooler", "dense", "kernel") in flat))
+    )
+    expected = {("bert", *path): leaf for path, leaf in expected.items()}
+    heads = {path[0] for path in flat} - {"bert"}
+    for head, model in (
+        ("classifier", BertForTokenClassification(config)),
+        ("qa_outputs", BertForQuestionAnswering(config)),
+        ("cls", BertForMaskedLM(config)),
+    ):
+        if head in heads:
+            expected |= {
+                path: leaf for path, leaf in traverse_util.flatten_dict(_shapes(model)).items() if path[0] == head
+            }
+    if ("cls", "seq_relationship", "kernel") in flat:  # next sentence prediction, of checkpoints as pretrained
+        width = config.hidden_size
+        expected[("cls", "seq_relationship", "kernel")] = jax.ShapeDtypeStruct((width, 2), jnp.float32)
+        expected[("cls", "seq_relationship", "bias")] = jax.ShapeDtypeStruct((2,), jnp.float32)
+
+    fit = "fit_denses" if "fit_denses" in heads else "fit_dense"
+    if fit in heads:  # whose other side is a teacher, of any width
+        stacked = (config.num_hidden_layers + 1,) if fit == "fit_denses" else ()
+        kernel = flat.get((fit, "kernel"), np.zeros(1))
+        width = kernel.shape[-1:]  # of a tensor without axes, none
+        expected[(fit, "kernel")] = jax.ShapeDtypeStruct((*stacked, config.hidden_size, *width), jnp.float32)
+        expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, *width), jnp.float32)
+
+    def some(paths: set[tuple[str, ...]]) -> str:
+        return ", ".join(sorted("/".join(path) for path in paths)[:3]) + (" ..." if len(paths) > 3 else "")
+
+    if missing := expected.keys() - flat.keys():
+        raise InputError(f"{where}: {len(missing)} of {len(expected)} tensors are missing: {some(missing)}")
+    if surplus := flat.keys() - expected.keys():
+        raise InputError(f"{where}: the weights hold {len(surplus)} tensors that no BERT has: {some(surplus)}")
+    for path, leaf in expected.items():
+        if leaf.shape != flat[path].shape:
+            raise InputError(
+                f"{where}: {'/'.join(path)} has the shape {flat[path].shape}; config.json makes it {leaf.shape}"
+            )
+
+
+def _shapes(model: Any) -> Params:
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def architecture(params: Params) -> str:
+    """The name of the class of `transformers` that holds these parameters."""
+    if "classifier" in params:
+        return "BertForSequenceClassification" if "pooler" in params["bert"] else "BertForTokenClassification"
+    if "qa_outputs" in params:
+        return "BertForQuestionAnswering"
+    if "cls" in params:
+        return "BertForPreTraining" if "seq_relationship" in params["cls"] else "BertForMaskedLM"
+    return "BertModel"

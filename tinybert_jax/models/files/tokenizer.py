@@ -1,0 +1,94 @@
+"""The tokenizer of a Hugging Face directory, and what is asked of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import resolve
+from tinybert_jax.models.files.weights import first_line
+from tinybert_jax.settings.choices import MIN_LENGTH
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory, checked against the model's vocabulary.
+
+    Raises:
+        InputError: there are no tokenizer files, a special token is missing from the vocabulary, an id lies outside
+            the embedding, the length of a text is limited to what is no length, or there is no Rust backend.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
+    from transformers import AutoTokenizer
+
+    path = resolve(str(directory))
+    if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{path}: no tokenizer.json and no vocab.txt; copy the tokenizer's files into the directory")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust backend raises bare Exception
+        raise InputError(
+            f"{path}: the tokenizer cannot be read ({first_line(error)}): copy the tokenizer's files anew"
+        ) from None
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        kind = type(tokenizer).__name__
+        raise InputError(f"{path}: {kind} has no Rust backend, which is needed: give a model with a tokenizer.json")
+    # A special token that the vocabulary lacks is appended to it, under an id that the model was never trained on.
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    for token in ("pad", "unk", "cls", "sep"):
+        text = getattr(tokenizer, f"{token}_token")
+        if text is None or text not in vocabulary:
+            named = f", which is to be {text!r}" if text is not None else ""
+            raise InputError(
+                f"{path}: the tokenizer's vocabulary has no {token} token{named}: copy the tokenizer's files anew"
+            )
+    # Not their number: where a vocab.txt holds a token twice, ids are left out.
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer's ids go up to {largest}, but the model's vocab_size is {config.vocab_size}:"
+            " copy the files of the model's own tokenizer (to one without [MASK], a [MASK] is appended)"
+        )
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float) or not MIN_LENGTH <= length < float("inf"):
+        raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {MIN_LENGTH}")
+    tokenizer.model_max_length = int(length)
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 of all that determines a tokenizer's ids."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The last call's truncation and padding stay in the backend: a used tokenizer would look like another one.
+    for transient in ("truncation", "padding"):
+        backend.pop(transient, None)
+    if tokenizer.truncation_side != "right":
+        backend["truncation_side"] = tokenizer.truncation_side
+    return hashlib.sha256(json.dumps(backend, sort_keys=True).encode()).hexdigest()
+
+
+def all_tokens(tokenizer: Any) -> list[str]:
+    """The tokens by id; "" for an id that no token has, as where a vocab.txt holds a token twice."""
+    ids = tokenizer.get_vocab()
+    tokens = [""] * (max(ids.values()) + 1)
+    for token, i in ids.items():
+        tokens[i] = token
+    return tokens
+
+
+def whole_words(tokenizer: Any) -> np.ndarray:
+    """Which ids of a vocabulary are words: bool [v], False for special and unused tokens and for later pieces."""
+    special = {"", *tokenizer.all_special_tokens}
+    tokens = all_tokens(tokenizer)
+    return np.array(
+        [t not in special and not t.startswith("##") and not t.startswith("[unused") for t in tokens], bool
+    )

@@ -1,0 +1,63 @@
+"""Parameters of a model: random values, their number, the size of the vocabulary; and what a forward pass costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.encoder import BertOutput
+
+
+def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
+    """Random parameters, in float32, of a `BertModel` or of one of the models of `heads`."""
+    return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def count_parameters(params: Params) -> int:
+    """The number of scalars in all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def resize_vocabulary(params: Params, rows: int) -> Params:
+    """Parameters whose word embedding table, and masked-LM bias, have `rows` rows: padded with zeros, or cut."""
+
+    def resized(leaf: Array | np.ndarray) -> Array:
+        padding = [(0, max(0, rows - leaf.shape[0])), *[(0, 0)] * (leaf.ndim - 1)]
+        return jnp.pad(leaf, padding)[:rows]
+
+    def visit(path: tuple[Any, ...], leaf: Array | np.ndarray) -> Array | np.ndarray:
+        names = tuple(entry.key for entry in path)
+        of_vocabulary = names[-2:] in (("word_embeddings", "embedding"), ("predictions", "bias"))
+        return resized(leaf) if of_vocabulary and leaf.shape[0] != rows else leaf
+
+    return jax.tree.map_with_path(visit, params)
+
+
+def apply_model(model: Any, params: Params, batch: Batch, key: PRNGKeyArray | None, **kwargs: Any) -> BertOutput:
+    """The outputs of a model on a batch; `key` drives its dropout, None switches it off."""
+    rngs = None if key is None else {"dropout": key}
+    inputs = map(jnp.asarray, (batch.input_ids, batch.attention_mask, batch.token_type_ids))
+    return model.apply({"params": params}, *inputs, deterministic=key is None, rngs=rngs, **kwargs)
+
+
+BACKWARD = 2  # a backward pass computes two products for every one of the forward pass
+
+
+def forward_flops(config: BertConfig, tokens: int) -> float:
+    """Floating-point operations of an encoder's matrix products on one sequence; a multiplication with its addition is
+    two.
+
+    >>> round(forward_flops(BertConfig(), 128) / 1e9, 1)  # BERT_BASE: the paper's 22.5B
+    22.3
+    """
+    width = config.all_head_size
+    projections = 4 * config.hidden_size * width + 2 * config.hidden_size * config.intermediate_size
+    attention = 2 * tokens * width
+    return 2.0 * config.num_hidden_layers * tokens * (projections + attention)

@@ -1,0 +1,18 @@
+"""What each stage minimises: an objective is a set of pure functions."""
+
+from tinybert_jax.objectives.masked_lm import masked_lm_objective
+from tinybert_jax.objectives.objective import Objective
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.supervised import supervised_objective
+from tinybert_jax.objectives.transformer import relation_split, transformer_objective
+from tinybert_jax.settings.objectives import teacher_layers
+
+__all__ = [
+    "Objective",
+    "masked_lm_objective",
+    "prediction_objective",
+    "relation_split",
+    "supervised_objective",
+    "teacher_layers",
+    "transformer_objective",
+]

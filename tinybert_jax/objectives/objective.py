@@ -1,0 +1,60 @@
+"""The form of an objective, and what several objectives share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.objectives.projections import without_projections
+from tinybert_jax.settings.stages import Hyper
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+def count_examples(batch: Batch) -> Float[Array, ""]:
+    """The number of rows that are no filler."""
+    return jnp.sum(jnp.asarray(batch.example_mask, jnp.float32))
+
+
+class Objective(NamedTuple):
+    """What a stage minimises, as pure functions. `key` drives the student's dropout; None switches it off.
+
+    targets(teacher_params, batch) -> pytree: only what `loss` reads, under no gradient; the batch on axis 0.
+    loss(trainable, targets, batch, hyper, key) -> (scalar, metrics): a mean over the batch.
+    init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
+    export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
+    weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
+    """
+
+    targets: Callable[[Params, Batch], Any]
+    loss: Callable[[Params, Any, Batch, Hyper, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
+    init: Callable[[PRNGKeyArray, Params], Params]
+    export: Callable[[Params, Params], Params]
+    weight: Callable[[Batch], Float[Array, ""]] = count_examples
+
+
+def no_targets(teacher_params: Params, batch: Batch) -> Any:
+    """The targets of an objective without a teacher."""
+    return ()
+
+
+def whole_student(key: PRNGKeyArray, student_params: Params) -> Params:
+    """Every parameter of the student is reached; projections are no part of it."""
+    return without_projections(student_params)
+
+
+def replace_student(trainable: Params, student_params: Params) -> Params:
+    """The trained parameters, which are all of the student."""
+    return trainable
+
+
+def mean_over_examples(per_example: Float[Array, "*l b"], batch: Batch) -> Float[Array, "*l"]:
+    """The mean over the rows that are no filler."""
+    mask = jnp.asarray(batch.example_mask, jnp.float32)
+    return jnp.sum(per_example * mask.reshape((1,) * (per_example.ndim - 1) + (-1,)), -1) / jnp.maximum(
+        jnp.sum(mask), 1.0
+    )

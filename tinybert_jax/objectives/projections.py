@@ -1,0 +1,72 @@
+"""Projections of a student's hidden states into its teacher's width: trained beside the student, and not part of it.
+
+Source: TinyBERT, arXiv 1909.10351, equations 8 and 9; `fit_dense` and `fit_denses` are the authors' names.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tinybert_jax.batch import Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.precision import product
+from tinybert_jax.settings.choices import Preset
+
+PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters
+
+
+def init_projections(
+    key: PRNGKeyArray, student: BertConfig, teacher: BertConfig, preset: Preset, student_params: Params
+) -> Params:
+    """Those that the student's parameters bring, or new ones: a kernel each for embeddings and hidden states (`paper`,
+    `default`), or one shared layer with bias, `fit_dense` (`official`). `fit_denses` are one per state, stacked.
+
+    Raises:
+        InputError: what it brings does not lead to the teacher's width.
+    """
+    shape = (student.hidden_size, teacher.hidden_size)
+    for name in PROJECTIONS:
+        if name in student_params:
+            brought = student_params[name] if name == "projections" else {name: student_params[name]}
+            for projection in brought.values():
+                if projection["kernel"].shape[-2:] != shape:
+                    raise InputError(
+                        f"the student's {name} leads from width {projection['kernel'].shape[-2]} to"
+                        f" {projection['kernel'].shape[-1]}, but the teacher is {shape[1]} wide: take the teacher that"
+                        f" it was trained for, or a student without {name}"
+                    )
+            return brought
+
+    def kernel(key: PRNGKeyArray) -> Array:
+        return student.initializer_range * jax.random.normal(key, shape)
+
+    if preset == "official":
+        return {"fit_dense": {"kernel": kernel(key), "bias": jnp.zeros(teacher.hidden_size)}}
+    embedding_key, hidden_key = jax.random.split(key)
+    return {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}
+
+
+def project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array, Array]:
+    """Embedding output [b, q, e] and hidden states [l, b, q, e] in the teacher's width."""
+    if "fit_denses" in projections:  # one per state
+        projected = jax.vmap(_dense)(projections["fit_denses"], states)
+        return projected[0], projected[1:]
+    if "fit_dense" in projections:  # one for all
+        return _dense(projections["fit_dense"], states[0]), _dense(projections["fit_dense"], states[1:])
+    return _product(states[0], projections["embedding"]), _product(states[1:], projections["hidden"])
+
+
+def _dense(params: Params, states: Float[Array, "..."]) -> Array:
+    return _product(states, params) + params["bias"].reshape((1,) * (states.ndim - 1) + (-1,))
+
+
+def _product(states: Float[Array, "..."], params: Params) -> Array:
+    return product("...d,de->...e", states, params["kernel"].astype(states.dtype))
+
+
+def without_projections(student_params: Params) -> Params:
+    """The student alone."""
+    return {name: value for name, value in student_params.items() if name not in PROJECTIONS}

@@ -1,0 +1,181 @@
+"""The Transformer distillation of TinyBERT (arXiv 1909.10351, section 3).
+
+The preset `official` follows the arithmetic of the authors' code. Relations, for a teacher with another number of
+attention heads, are those of MiniLMv2 (arXiv 2012.15828).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tinybert_jax import losses
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.encoder import BertModel
+from tinybert_jax.models.layers import attention_scores
+from tinybert_jax.models.parameters import apply_model
+from tinybert_jax.objectives.objective import Metrics, Objective, mean_over_examples
+from tinybert_jax.objectives.projections import init_projections, project, without_projections
+from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.objectives import LayerMap, teacher_layers
+from tinybert_jax.settings.stages import Hyper
+
+Attention = Literal["scores", "relations"]
+
+
+def transformer_objective(
+    student: BertConfig,
+    teacher: BertConfig,
+    layer_map: LayerMap = "uniform",
+    preset: Preset = "default",
+    attention: Attention | None = None,
+    relation_heads: int | None = None,
+) -> Objective:
+    """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
+
+    The trainable tree is `{"bert": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
+    Projections are as in `init_projections`, and not exported: another Transformer stage draws new ones, where the
+    authors' code goes on with those of general distillation. Padding is left out of the means only in `default`.
+
+    Args:
+        student: any depth and width.
+        teacher: any depth and width, with the student's vocabulary.
+        layer_map: as in `teacher_layers`.
+        preset: whose arithmetic.
+        attention: what is learnt of it: "scores" (equation 7), or, for unlike heads, "relations" of queries, keys and
+            values (MiniLMv2, arXiv 2012.15828; the metric is `relation/m`); default: scores where the heads agree.
+        relation_heads: of "relations"; default: the teacher's heads, or the next fewer that divide both widths.
+
+    Raises:
+        InputError: scores are asked of unlike heads, relations in another preset than `default`, or of heads that do
+            not divide both widths; the layer map does not fit.
+    """
+    heads = student.num_attention_heads, teacher.num_attention_heads
+    attention = attention or ("scores" if heads[0] == heads[1] else "relations")
+    if heads[0] != heads[1] and (attention == "scores" or preset != "default"):
+        raise InputError(
+            f"the student has {heads[0]} attention heads and the teacher {heads[1]}; only relations of preset default"
+            " go without the same number"
+        )
+    if attention == "relations" and preset != "default":
+        raise InputError(f"preset {preset} learns attention scores; relations are for preset default")
+    relations = relation_split(student, teacher, relation_heads) if attention == "relations" else 0
+    mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
+    read = tuple(sorted({g - 1 for g in mapped}))
+    slots = [read.index(g - 1) for g in mapped]
+    student_model, teacher_model = BertModel(student, add_pooler=False), BertModel(teacher, add_pooler=False)
+
+    read_of = {"score_layers": (), "qkv_parts": 3 if relations else 2}  # relations are of the values too
+
+    def targets(teacher_params: Params, batch: Batch) -> Any:
+        if batch.teacher_inputs is not None:
+            raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
+        out = apply_model(teacher_model, teacher_params["bert"], batch, None, qkv_layers=read, **read_of)
+        qkv = jnp.moveaxis(out.qkv, 2, 1)
+        return {
+            "embedding": out.hidden_states[0],
+            "hidden": jnp.stack([out.hidden_states[g] for g in mapped], axis=1),
+            "attention": jnp.stack([qkv[slot] for slot in slots], axis=1),
+        }
+
+    @_with_gradient
+    def transfer_of_example(
+        own: Float[Array, "n q d"], teachers: Float[Array, "n q e"], mask: Array
+    ) -> Float[Array, ""]:
+        if relations:  # queries, keys and values are further layers; their divergences add up
+            each = jax.vmap(losses.relation_kl, (0, 0, None, None))
+            return jnp.sum(each(own, teachers, mask, relations))
+        pairs = (own, teachers.astype(own.dtype))
+        scores, wanted = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
+        return losses.attention_mse(scores, wanted, mask, "zero" if preset == "official" else "exclude")
+
+    def loss(
+        trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        layers = tuple(range(student.num_hidden_layers))
+        out = apply_model(student_model, trainable["bert"], batch, key, qkv_layers=layers, **read_of)
+        mask = jnp.asarray(batch.attention_mask)
+        every = jnp.ones_like(mask)
+        real = mask if preset == "default" else every  # the positions that count in the means
+        paired = every if preset == "paper" else mask  # of official, the loss counts every pair
+        # one layer after the other: its scores are [b, h, q, k]
+        transfer = jax.lax.map(
+            lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
+            (out.qkv, jnp.moveaxis(targets["attention"], 1, 0)),
+        )
+        embedding_states, hidden_states = project(trainable["projections"], out.hidden_states)
+        hidden = _per_example(losses.hidden_mse, layers=True)(hidden_states, targets["hidden"], real)
+        embedding = _per_example(losses.hidden_mse)(embedding_states, targets["embedding"], real)
+        transfer, hidden, embedding = (
+            mean_over_examples(transfer, batch),
+            mean_over_examples(hidden, batch),
+            mean_over_examples(embedding, batch),
+        )
+        total = (
+            hyper.embedding_weight * embedding
+            + hyper.attention_weight * jnp.sum(transfer)
+            + hyper.hidden_weight * jnp.sum(hidden)
+        )
+        metrics = {"loss": total, "embedding": embedding}
+        name = "relation" if relations else "attention"
+        for m in range(student.num_hidden_layers):
+            metrics |= {f"{name}/{m + 1}": transfer[m], f"hidden/{m + 1}": hidden[m]}
+        return total, metrics
+
+    def init(key: PRNGKeyArray, student_params: Params) -> Params:
+        reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
+        return {"bert": reached, "projections": init_projections(key, student, teacher, preset, student_params)}
+
+    def export(trainable: Params, student_params: Params) -> Params:
+        return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"]}
+
+    return Objective(targets, loss, init, export)
+
+
+def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int | None = None) -> int:
+    """The number of relation heads: as asked, or the teacher's, or the next fewer that divide both widths.
+
+    Raises:
+        InputError: the number that was asked for does not divide both.
+
+    >>> relation_split(BertConfig(hidden_size=312), BertConfig(hidden_size=1024, num_attention_heads=16))
+    8
+    """
+    widths = [config.all_head_size for config in (student, teacher)]
+    if relation_heads is None:
+        fitting = (r for r in range(teacher.num_attention_heads, 0, -1) if not any(width % r for width in widths))
+        return next(fitting)
+    if relation_heads < 1 or any(width % relation_heads for width in widths):
+        raise InputError(f"relation_heads {relation_heads} does not divide both widths, {widths[0]} and {widths[1]}")
+    return relation_heads
+
+
+def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
+    """`loss(student, teacher, mask)`, whose gradient for the student is computed with its value: of what lies between,
+    scores or relations, nothing is kept for the backward pass, or computed again in it. There are no other gradients.
+    """
+
+    def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
+        return (cotangent * gradient).astype(gradient.dtype), None, None
+
+    with_gradient = jax.custom_vjp(loss)
+    with_gradient.defvjp(jax.value_and_grad(loss), backward)
+    return with_gradient
+
+
+def _split_heads(x: Float[Array, "n q e"], heads: int) -> Float[Array, "n h q d"]:
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _per_example(loss: Callable[..., Array], layers: bool = False) -> Callable[..., Array]:
+    """`loss(student, teacher, mask)` over a batch -> [b]; with `layers`, which are on axis 0 of what the student
+    computed and on axis 1 of the targets, -> [l, b].
+    """
+    batched = jax.vmap(loss)
+    return jax.vmap(batched, (0, 1, None)) if layers else batched

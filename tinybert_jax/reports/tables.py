@@ -1,0 +1,45 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinybert_jax.training.run import Result
+
+Table = tuple[list[str], list[list[str]]]  # header and rows
+
+
+def scores_table(results: Sequence[Result]) -> Table:
+    """The dev scores of a run's models: of one with its share of the teacher's, of several with mean and spread."""
+    return _one(results[0].scores, results[0].teacher_scores) if len(results) == 1 else _members(results)
+
+
+def _one(scores: dict[str, float], teacher: dict[str, float] | None) -> Table:
+    table = [[name, f"{value:.4f}"] for name, value in scores.items()]
+    if not teacher:
+        return ["dev set", "model"], table
+    for row in table:
+        share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
+        row += [f"{teacher[row[0]]:.4f}", share]
+    return ["dev set", "model", "teacher", "share"], table
+
+
+def _members(results: Sequence[Result]) -> Table:
+    teacher = results[0].teacher_scores
+    header = ["dev set", "mean", "sd", *(f"member {i}" for i in range(len(results)))] + ["teacher"] * bool(teacher)
+    table = []
+    for name in results[0].scores:
+        values = [result.scores[name] for result in results]
+        row = [statistics.mean(values), statistics.stdev(values), *values] + ([teacher[name]] if teacher else [])
+        table.append([name, *(f"{value:.4f}" for value in row)])
+    return header, table
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print columns, each as wide as its longest cell."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

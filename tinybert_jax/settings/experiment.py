@@ -1,0 +1,71 @@
+"""An experiment: everything that determines the result of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from tinybert_jax.errors import InputError, check_choice, check_seed
+from tinybert_jax.settings.choices import MIN_LENGTH, STUDENTS, ComputeDtype, Preset, Start
+from tinybert_jax.settings.objectives import LayerMap
+from tinybert_jax.settings.sources import CorpusSource, DataSource
+from tinybert_jax.settings.stages import Stage
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that determines a run's result, beside the data itself and the device count."""
+
+    task: str  # a row of the task table; "corpus" for general distillation and masked-LM training
+    source: DataSource | CorpusSource
+    model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset
+    stages: tuple[Stage, ...]
+    teacher: str | None = None  # a Hugging Face directory or hub id
+    preset: Preset = "default"
+    layer_map: LayerMap = "uniform"
+    start: Start = "random"  # where a student preset starts
+    augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
+    max_length: int = 128
+    compute_dtype: ComputeDtype = "float32"
+    remat: bool = False  # compute activations again in the backward pass: less memory, a third more work
+    checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
+    teacher_cache_gb: float = 20.0  # of disk for the teacher's outputs, where rows are read more than once
+    seed: int = 0
+    data_seed: int | None = None  # of the order of the rows, masking and augmentation; default: `seed`
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def __post_init__(self) -> None:
+        check_choice("preset", self.preset, Preset)
+        check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
+        if isinstance(self.layer_map, str):
+            check_choice("layer_map", self.layer_map, get_args(LayerMap)[0])
+        if not self.stages:
+            raise InputError("an experiment needs at least one stage")
+        check_choice("start", self.start, Start)
+        corpus = isinstance(self.source, CorpusSource)
+        if corpus != (self.task == "corpus"):
+            raise InputError(f"task {self.task!r} and a {type(self.source).__name__} do not go together")
+        allowed = {"masked_lm", "transformer"} if corpus else {"supervised", "transformer", "prediction"}
+        for stage in self.stages:
+            if stage.objective not in allowed:
+                raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
+        if self.start != "random" and self.model not in STUDENTS:
+            raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
+        if any(stage.distils for stage in self.stages) and self.teacher is None:
+            raise InputError("what is distilled needs a teacher: give --teacher DIR")
+        if self.model in STUDENTS and self.teacher is None:
+            raise InputError(
+                f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
+                " directory as --student"
+            )
+        if self.max_length < MIN_LENGTH:
+            raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")
+        if self.checkpoint_every < 1:
+            raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
+        if not self.teacher_cache_gb >= 0:
+            raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")
+        check_seed("seed", self.seed)
+        check_seed("data_seed", self.order_seed)

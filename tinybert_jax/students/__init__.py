@@ -1,0 +1,1 @@
+"""The sizes of students, and where their training starts."""

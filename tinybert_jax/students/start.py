@@ -1,0 +1,82 @@
+"""Where a student starts: at random, as a copy of the teacher's layers, or as the teacher on few directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.settings.choices import Start
+from tinybert_jax.settings.objectives import LayerMap, teacher_layers
+from tinybert_jax.students.spectral import check_narrower, spectral_start
+
+
+def from_teacher(
+    start: Start,
+    student: BertConfig,
+    teacher: BertConfig,
+    teacher_params: Params,
+    layer_map: LayerMap,
+    batches: Iterable[Batch],
+) -> Params:
+    """What a start takes from the teacher: `{"bert"}` and, of "spectral", "projections"; of "random", nothing.
+
+    Args:
+        start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
+        student: what is trained.
+        teacher: what it learns from.
+        teacher_params: with at least "bert".
+        layer_map: as in `distill.teacher_layers`.
+        batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
+
+    Raises:
+        InputError: the student cannot start like this from this teacher.
+    """
+    match start:
+        case "random":
+            return {"bert": {}}
+        case "copy":
+            return copy_layers(student, teacher, teacher_params, layer_map)
+        case "spectral":
+            return spectral_start(student, teacher, teacher_params, batches, layer_map)
+    assert_never(start)
+
+
+def start_params(random_params: Params, given: Params) -> Params:
+    """A student's parameters at a start: heads, and what else `from_teacher` does not give, stay as they are."""
+    bert = {name: value for name, value in given["bert"].items() if name in random_params["bert"]}
+    return random_params | given | {"bert": random_params["bert"] | bert}
+
+
+def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
+    """Refuse, by their sizes, a student that cannot start like this from this teacher.
+
+    Raises:
+        InputError: "copy" between unlike widths or heads; "spectral" to other heads or a wider student.
+    """
+    if start == "spectral":
+        check_narrower(student, teacher)
+    elif start == "copy":
+        for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size"):
+            own, other = getattr(student, name), getattr(teacher, name)
+            if own != other:
+                raise InputError(f"start 'copy' needs equal {name}: the student has {own}, the teacher {other}")
+
+
+def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
+    """`{"bert"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
+
+    Raises:
+        InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
+    """
+    check_start("copy", student, teacher)
+    mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
+    bert = teacher_params["bert"]
+    layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])
+    return {"bert": bert | {"encoder": {"layer": layers}}}

@@ -1,0 +1,53 @@
+"""The kinds of task: how a split of each is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task, get_task
+from tinybert_jax.tasks.classification import load_sequences
+from tinybert_jax.tasks.ner import load_tags
+from tinybert_jax.tasks.spans import load_answers
+from tinybert_jax.tasks.split import Split
+
+
+def load_split(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None = None,
+) -> Split:
+    """Read, check and tokenise a split.
+
+    Args:
+        task: a row of the task table.
+        source: where the split is.
+        split: train, dev or test.
+        tokenizer: a Hugging Face tokenizer with a Rust backend.
+        max_length: tokens a row.
+        labels: the class names by id that are authoritative, say a teacher's; None: the task's, or those that
+            the training file holds.
+
+    Raises:
+        InputError: something is missing, malformed (`path:line: reason`) or unknown.
+    """
+    if task.head != "sequence" and (source.text_columns or source.label_column):
+        raise InputError(f"task {task.name!r} has files of one layout: leave out --text-columns and --label-column")
+    if task.head == "span":
+        return load_answers(task, source, split, tokenizer, max_length)
+    if task.head == "tokens":
+        return load_tags(task, source, split, tokenizer, max_length, labels)
+    return load_sequences(task, source, split, tokenizer, max_length, labels)
+
+
+def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:
+    """The task of the second dev or test set (MNLI's mismatched), where the source has it."""
+    if not task.second or (source.data is None and source.tfds is None):
+        return None
+    second = get_task(task.second)
+    return second if source.tfds is not None or (Path(source.data or "") / second.file(split)).is_file() else None

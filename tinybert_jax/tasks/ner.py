@@ -1,0 +1,312 @@
+"""Token classification on CoNLL files: sentences, their words' pieces, tags, and the score over spans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.cache import cached_arrays
+from tinybert_jax.data.reader import read_text
+from tinybert_jax.data.rows import split_path
+from tinybert_jax.data.tokens import PROGRESS_FROM, TOKENIZE_AT_ONCE, Tokens
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks.split import Split
+
+FORMAT_VERSION = 1  # of the cached pieces; count it up when the same sentences would give others
+OUTSIDE = "O"
+UNTYPED = set("BIMESLUO")  # all the tags there are where spans are of one type, which is not written
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """The words of n sentences and, where the file has them, a tag for each word.
+
+    `lines` are those of the sentences' first words in the file `path`, counted from 1; each word is one line on.
+    """
+
+    words: Sequence[tuple[str, ...]]
+    tags: Sequence[tuple[str, ...]] | None
+    lines: Sequence[int]
+    path: Path
+    fingerprint: str
+
+    @property
+    def labelled(self) -> bool:
+        """The words have tags."""
+        return self.tags is not None
+
+
+def read_conll(path: Path) -> Sentences:
+    """The sentences of a file in CoNLL's layout: a word a line, its tag in the last column, blank lines between.
+
+    Columns are separated by tabs where a line has one, otherwise by spaces; a file of one column has no tags. Lines
+    of the word `-DOCSTART-` only end a sentence. A byte order mark and CRLF are fine.
+
+    Raises:
+        InputError: `path:line: what is wrong and what to do`.
+    """
+    words: list[tuple[str, ...]] = []
+    tags: list[tuple[str, ...]] = []
+    lines: list[int] = []
+    sentence: list[list[str]] = []
+    columns = 0
+    # Not splitlines(), which also splits at characters that occur inside real words (U+0085, U+2028).
+    for line, content in enumerate([*read_text(path).split("\n"), ""], 1):
+        row = _columns(content)
+        if not row or row[0] == "-DOCSTART-":
+            if sentence:
+                words.append(tuple(row[0] for row in sentence))
+                tags.append(tuple(row[-1] for row in sentence))
+                lines.append(line - len(sentence))
+            sentence = []
+            continue
+        columns = columns or len(row)
+        if len(row) != columns:
+            raise InputError(
+                f"{path}:{line}: columns: {len(row)} instead of {columns}, as in the lines before: repair the line"
+            )
+        if not row[0] or not row[-1]:
+            raise InputError(f"{path}:{line}: the {'tag' if row[0] else 'word'} is empty: fill it")
+        sentence.append(row)
+    if not words:
+        raise InputError(f"{path}:1: the file holds no word: give one with a word and its tag in each line")
+    content = json.dumps([words, tags if columns > 1 else None])
+    return Sentences(words, tags if columns > 1 else None, lines, path, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _columns(content: str) -> list[str]:
+    content = content.removesuffix("\r")
+    if not content.strip(" \t"):
+        return []
+    if "\t" in content:
+        return [column.strip(" ") for column in content.split("\t")]
+    return re.split(" +", content.strip(" "))
+
+
+def discover_labels(sentences: Sentences) -> tuple[str, ...]:
+    """The distinct tags of a training file, `O` first, the others sorted.
+
+    Raises:
+        InputError: there is no tag, only one, or so many that they cannot be classes.
+    """
+    if sentences.tags is None:
+        raise InputError(f"{sentences.path}: there are no tags to learn: give a file with a tag in the last column")
+    tags = [tag for sentence in sentences.tags for tag in sentence]
+    found = sorted(set(tags), key=lambda tag: (tag != OUTSIDE, tag))
+    if len(found) < 2:
+        raise InputError(f"{sentences.path}: all words have the tag {found[0]!r}: classification needs at least two")
+    if len(found) > max(20, len(tags) // 2):
+        many = f"{len(found)} different tags on {len(tags)} words"
+        raise InputError(f"{sentences.path}: {many}: the last column must be the tag")
+    return tuple(found)
+
+
+def align(
+    sentences: Sentences, tokenizer: Any, max_length: int, labels: tuple[str, ...], cache_dir: Path | None = None
+) -> Tokens:
+    """The sentences' word pieces, with a word's tag on its first piece and -1 on all other tokens.
+
+    A sentence that does not fit into `max_length` goes on in the next row, whole words at a time, so that each word
+    of the file is predicted once. A word of which the tokenizer leaves nothing (a control character) is the unknown
+    token; of a word that is longer than a row, the rest is cut.
+
+    Args:
+        sentences: as read.
+        tokenizer: a Hugging Face tokenizer with a Rust backend.
+        max_length: tokens a row, special ones included; at least 3.
+        labels: the tags by id, say those of a teacher.
+        cache_dir: as in `rows.read_rows`.
+
+    Returns:
+        Tokens whose labels are one per token, int32; in a file without tags, 0 in place of the tags' ids.
+
+    Raises:
+        InputError: a tag is not in `labels` (`path:line: ...`), or the cache cannot be written.
+    """
+    ids = _tag_ids(sentences, labels)
+    form = [FORMAT_VERSION, sentences.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
+    fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
+    arrays = cached_arrays(
+        cache_dir, "words", fingerprint, lambda: _encode_words(sentences.words, tokenizer, max_length)
+    )
+    first_pieces = arrays.pop("first_pieces")
+    token_labels = np.full(len(arrays["input_ids"]), -1, np.int32)
+    token_labels[first_pieces] = ids
+    return Tokens(**arrays, labels=token_labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
+
+
+def _tag_ids(sentences: Sentences, labels: tuple[str, ...]) -> np.ndarray:
+    """Ids of the tags of all words, one sentence after the other, int32 [sum of words]; zeros without tags."""
+    if sentences.tags is None:
+        return np.zeros(sum(map(len, sentences.words)), np.int32)
+    ids = {label: i for i, label in enumerate(labels)}
+    for tags, line in zip(sentences.tags, sentences.lines, strict=True):
+        for i, tag in enumerate(tags):
+            if tag not in ids:
+                known = ", ".join(map(repr, labels))
+                raise InputError(
+                    f"{sentences.path}:{line + i}: unknown tag {tag!r}; known are {known}: correct it in the file,"
+                    " or give a model of these tags"
+                )
+    return np.array([ids[tag] for tags in sentences.tags for tag in tags], np.int32)
+
+
+def _encode_words(sentences: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+    """The arrays of `Tokens`, and the place of each word's first piece in `input_ids`."""
+    from tqdm import tqdm
+
+    n = len(sentences)
+    ids: list[int] = []
+    offsets = [0]
+    first_pieces: list[int] = []
+    with tqdm(total=n, desc="tokenize", unit="sentence", disable=n < PROGRESS_FROM) as bar:
+        for start in range(0, n, TOKENIZE_AT_ONCE):
+            chunk = [list(words) for words in sentences[start : start + TOKENIZE_AT_ONCE]]
+            # A sentence beyond the model's length is no mistake here, so nothing is to be said about it.
+            encoded = tokenizer(chunk, is_split_into_words=True, add_special_tokens=False, verbose=False)
+            for i, words in enumerate(chunk):
+                pieces: list[list[int]] = [[] for _ in words]
+                for word, piece in zip(encoded.word_ids(i), encoded["input_ids"][i], strict=True):
+                    pieces[word].append(piece)
+                for row in _cut_rows([p or [tokenizer.unk_token_id] for p in pieces], max_length - 2):
+                    ids.append(tokenizer.cls_token_id)
+                    for word_pieces in row:
+                        first_pieces.append(len(ids))
+                        ids += word_pieces
+                    ids.append(tokenizer.sep_token_id)
+                    offsets.append(len(ids))
+            bar.update(len(chunk))
+    return {
+        "input_ids": np.array(ids, np.int32),
+        "offsets": np.array(offsets, np.int64),
+        "pair_starts": np.diff(offsets).astype(np.int32),
+        "first_pieces": np.array(first_pieces, np.int64),
+    }
+
+
+def _cut_rows(words: list[list[int]], room: int) -> list[list[list[int]]]:
+    """The words' pieces, cut into rows of at most `room` pieces."""
+    rows: list[list[list[int]]] = [[]]
+    used = 0
+    for pieces in (word[:room] for word in words):
+        if used + len(pieces) > room:
+            rows.append([])
+            used = 0
+        rows[-1].append(pieces)
+        used += len(pieces)
+    return rows
+
+
+def tags(sentences: Sentences, tokens: Tokens, logits: np.ndarray, labels: tuple[str, ...]) -> list[list[str]]:
+    """The most probable tag of each word, sentence by sentence.
+
+    Args:
+        sentences: as read.
+        tokens: what `align` made of them.
+        logits: [n, q, c] on the rows of `tokens`, in their order; q is not under the longest row's length.
+        labels: the tags by id.
+    """
+    if logits.ndim != 3 or len(logits) != len(tokens) or logits.shape[1] < tokens.lengths.max():
+        raise ValueError(f"logits {logits.shape} must be [{len(tokens)}, q >= {tokens.lengths.max()}, c]")
+    best = logits.argmax(axis=-1)[np.arange(logits.shape[1]) < tokens.lengths[:, None]]
+    of_words = iter(best[tokens.labels >= 0].tolist())
+    return [[labels[next(of_words)] for _ in words] for words in sentences.words]
+
+
+def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`f1`, `precision`, `recall` of spans (type, first and last word), micro-averaged, and `accuracy` of words.
+
+    As conlleval and seqeval count by default: see `spans`. Where there is no span at all, the first three are 0.
+    """
+    if sentences.tags is None:
+        raise ValueError("sentences without tags cannot be scored")
+    right = given = wanted = equal = 0
+    untyped = {tag for tags in (*sentences.tags, *predicted) for tag in tags} <= UNTYPED
+    for gold, guess in zip(sentences.tags, predicted, strict=True):
+        gold_spans, guessed_spans = spans(gold, untyped), spans(guess, untyped)
+        right += len(gold_spans & guessed_spans)
+        given += len(guessed_spans)
+        wanted += len(gold_spans)
+        equal += sum(a == b for a, b in zip(gold, guess, strict=True))
+    return {
+        "f1": 2 * right / (given + wanted) if right else 0.0,
+        "precision": right / given if right else 0.0,
+        "recall": right / wanted if right else 0.0,
+        "accuracy": equal / sum(map(len, sentences.tags)),
+    }
+
+
+def spans(tags: Sequence[str], untyped: bool = False) -> set[tuple[str, int, int]]:
+    """Type, first and last word of each span that the tags of a sentence mark, in IOB1, IOB2, IOBES, BMES or BILOU.
+
+    As in conlleval (Tjong Kim Sang and De Meulder 2003), a span begins at B or S, after O, E or S, and wherever the
+    type changes: an I needs no B before it. A tag without a prefix, as of a part of speech, is a span of one word; of
+    `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
+
+    >>> sorted(spans(["B-PER", "I-PER", "O", "I-LOC", "NOUN"]))
+    [('LOC', 3, 3), ('NOUN', 4, 4), ('PER', 0, 1)]
+    """
+    found: list[tuple[str, int, int]] = []
+    is_open = False
+    for i, tag in enumerate(tags):
+        if tag == OUTSIDE:
+            is_open = False
+            continue
+        prefix, kind = tag.split("-", 1) if re.match("[BIMESLU]-.", tag) else (tag, "") if untyped else ("S", tag)
+        if is_open and prefix not in "BSU" and found[-1][0] == kind:
+            found[-1] = (kind, found[-1][1], i)
+        else:
+            found.append((kind, i, i))
+        is_open = prefix in "BIM"
+    return set(found)
+
+
+def write(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> str:
+    """The content of a file of predictions: word, tab, tag; a blank line after each sentence."""
+    return "".join(
+        "".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)) + "\n"
+        for words, tags in zip(sentences.words, predicted, strict=True)
+    )
+
+
+def load_tags(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Split:
+    """A split of sentences with a tag for each word; arguments and errors as in `tasks.kinds.load_split`."""
+    if source.tfds is not None:
+        raise InputError("task 'ner' reads CoNLL files: give --data DIR, or --train FILE --dev FILE")
+    sentences = read_conll(split_path(task, source, split))
+    if labels is None:
+        train = sentences if split == "train" else read_conll(split_path(task, source, "train"))
+        labels = discover_labels(train)
+    tokens = align(sentences, tokenizer, max_length, labels)
+
+    def predicted(logits: np.ndarray) -> list[list[str]]:
+        return tags(sentences, tokens, logits, labels)
+
+    def scores(logits: np.ndarray) -> dict[str, float]:
+        return score(sentences, predicted(logits))
+
+    return Split(
+        tokens,
+        labels,
+        sentences.labelled,
+        scores,
+        lambda logits: scores(logits)["f1"],
+        lambda logits: write(sentences, predicted(logits)),
+    )

@@ -1,0 +1,233 @@
+"""Windows over the contexts of questions, and the answers that a model's logits on them point at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.cache import cached_arrays
+from tinybert_jax.data.rows import split_path
+from tinybert_jax.data.tokens import PROGRESS_FROM, TOKENIZE_AT_ONCE, Tokens
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks import squad
+from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.squad import Questions
+
+STRIDE = 128  # tokens that two windows over a context share, at most
+FORMAT_VERSION = 1  # of the cached windows; count it up when the same questions would give other windows
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Where the windows and their tokens are: the question of each window, and each token's characters in its context.
+
+    Windows are in the order of their questions. The second and third are aligned with `Tokens.input_ids`.
+    """
+
+    questions: np.ndarray  # int32 [n], numbers of questions
+    char_starts: np.ndarray  # int32 [sum of lengths], -1 where the token is not of the context
+    char_ends: np.ndarray  # int32 [sum of lengths], one past the last character; -1 likewise
+
+
+def windows(
+    questions: Questions,
+    tokenizer: Any,
+    max_length: int,
+    stride: int,
+    max_question_length: int = 64,
+    cache_dir: Path | None = None,
+) -> tuple[Tokens, Windows]:
+    """Each question with all parts of its context: `[CLS] question [SEP] part [SEP]`, a row for each part.
+
+    Labels are the first and the last token of the first answer, int32 [n, 2]; 0, 0, that is [CLS], in windows without
+    all of it, as in BERT (Devlin et al., arXiv 1810.04805, section 4.3).
+
+    Args:
+        questions: as read.
+        tokenizer: a Hugging Face tokenizer with a Rust backend.
+        max_length: tokens a window, special ones included.
+        stride: tokens that successive windows share.
+        max_question_length: tokens; the rest of a longer question is cut.
+        cache_dir: as in `rows.read_rows`.
+
+    Raises:
+        InputError: beside a question, the context has no more than `stride` tokens; or the cache cannot be written.
+    """
+    sizes = [max_length, stride, max_question_length]
+    form = [FORMAT_VERSION, questions.fingerprint, tokenizer_fingerprint(tokenizer), *sizes]
+    fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
+    arrays = cached_arrays(cache_dir, "windows", fingerprint, lambda: _encode(questions, tokenizer, *sizes))
+    placed = Windows(*(arrays.pop(name) for name in ("questions", "char_starts", "char_ends")))
+    labels = _labels(questions, placed, arrays["offsets"])
+    return Tokens(**arrays, labels=labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id), placed
+
+
+def _encode(
+    questions: Questions, tokenizer: Any, max_length: int, stride: int, max_question_length: int
+) -> dict[str, np.ndarray]:
+    """The arrays of `Tokens` and of `Windows`."""
+    from tqdm import tqdm
+
+    n = len(questions)
+    ids: list[np.ndarray] = []
+    chars: list[np.ndarray] = []
+    pair_starts: list[int] = []
+    numbers: list[int] = []
+    with tqdm(total=n, desc="tokenize", unit="question", disable=n < PROGRESS_FROM) as bar:
+        for start in range(0, n, TOKENIZE_AT_ONCE):
+            part = slice(start, start + TOKENIZE_AT_ONCE)
+            asked, longest = _cut(questions.questions[part], tokenizer, max_question_length)
+            room = max_length - longest - 3
+            if room <= stride:
+                raise InputError(
+                    f"max_length {max_length} leaves {max(room, 0)} tokens for the context beside a question of"
+                    f" {longest}; windows share {stride}: give a larger max_length"
+                )
+            encoded = tokenizer(
+                asked,
+                list(questions.contexts[part]),
+                truncation="only_second",
+                max_length=max_length,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+                return_token_type_ids=True,
+                return_attention_mask=False,
+            )
+            for row, types, places in zip(
+                encoded["input_ids"], encoded["token_type_ids"], encoded["offset_mapping"], strict=True
+            ):
+                first = types.count(0)
+                place = np.full((len(row), 2), -1, np.int32)
+                place[first:-1] = np.reshape(places[first:-1], (-1, 2))
+                ids.append(np.array(row, np.int32))
+                chars.append(place)
+                pair_starts.append(first)
+            numbers += [start + i for i in encoded["overflow_to_sample_mapping"]]
+            bar.update(len(asked))
+    places = np.concatenate(chars)
+    return {
+        "input_ids": np.concatenate(ids),
+        "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        "pair_starts": np.array(pair_starts, np.int32),
+        "questions": np.array(numbers, np.int32),
+        "char_starts": places[:, 0],
+        "char_ends": places[:, 1],
+    }
+
+
+def _cut(questions: Sequence[str], tokenizer: Any, max_question_length: int) -> tuple[list[str], int]:
+    """The questions, up to their last token that counts, and the most tokens that one has."""
+    encoded = tokenizer(
+        list(questions),
+        add_special_tokens=False,
+        truncation=True,
+        max_length=max_question_length,
+        return_offsets_mapping=True,
+    )
+    places = encoded["offset_mapping"]
+    cut = [text[: place[-1][1]] if place else "" for text, place in zip(questions, places, strict=True)]
+    return cut, max(map(len, places))
+
+
+def _labels(questions: Questions, windows: Windows, offsets: np.ndarray) -> np.ndarray:
+    """First and last token of the first answer in each window, int32 [n, 2]; zeros where it is not whole."""
+    begins = np.array([starts[0] if starts else -1 for starts in questions.answer_starts])
+    ends = begins + [len(texts[0]) if texts else 0 for texts in questions.answers]
+    window = np.repeat(np.arange(len(windows.questions)), np.diff(offsets))
+    question = windows.questions[window]
+    inside = (windows.char_ends > begins[question]) & (windows.char_starts < ends[question])
+    # The answer is whole where its outermost tokens of all windows are: its own ends may lie within a token, or on a
+    # character that the tokenizer drops.
+    left = np.full(len(questions), np.iinfo(np.int32).max)
+    right = np.full(len(questions), -1)
+    np.minimum.at(left, question[inside], windows.char_starts[inside])
+    np.maximum.at(right, question[inside], windows.char_ends[inside])
+    labels = np.zeros((len(windows.questions), 2), np.int32)
+    firsts = np.flatnonzero(inside & (windows.char_starts == left[question]))[::-1]  # of equal ones the first stays
+    lasts = np.flatnonzero(inside & (windows.char_ends == right[question]))
+    labels[window[firsts], 0] = firsts - offsets[window[firsts]]
+    labels[window[lasts], 1] = lasts - offsets[window[lasts]]
+    return np.where(labels.all(axis=1, keepdims=True), labels, 0).astype(np.int32)
+
+
+def answers(
+    questions: Questions,
+    windows: Windows,
+    tokens: Tokens,
+    logits: np.ndarray,
+    max_answer_length: int = 30,
+    null_threshold: float = 0.0,
+) -> list[str]:
+    """The text of each question's best answer, cut from its context; "" where it has none.
+
+    The best span is that of the greatest sum of start and end logits, over all windows and all spans of their context
+    (not only over those of the 20 best starts and ends, so nothing is missed). Where `questions.unanswerable`, there
+    is no answer if the sum at [CLS], the least over the windows, exceeds the best span's by more than
+    `null_threshold` (Devlin et al., arXiv 1810.04805, section 4.3).
+
+    Args:
+        questions: as read.
+        windows: the second result of `windows`.
+        tokens: the first.
+        logits: of start and end [n, q, 2], on the rows of `tokens`, in their order; q is not under the longest row's.
+        max_answer_length: tokens.
+        null_threshold: in logits.
+    """
+    if logits.shape != (len(tokens), logits.shape[1], 2) or logits.shape[1] < tokens.lengths.max():
+        raise ValueError(f"logits {logits.shape} must be [{len(tokens)}, q >= {tokens.lengths.max()}, 2]")
+    flat = logits[np.arange(logits.shape[1]) < tokens.lengths[:, None]].astype(np.float64)
+    in_context = windows.char_starts >= 0
+    start, end = np.where(in_context[:, None], flat, -np.inf).T
+    window = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    best = start + end  # of the spans that start here: first those of one token
+    last = np.arange(len(flat))
+    for more in range(1, min(max_answer_length, logits.shape[1])):
+        score = np.where(window[:-more] == window[more:], start[:-more] + end[more:], -np.inf)
+        better = np.flatnonzero(score > best[:-more])
+        best[better] = score[better]
+        last[better] = better + more
+    first_windows = np.searchsorted(windows.questions, np.arange(len(questions) + 1))
+    null = np.minimum.reduceat(flat[tokens.offsets[:-1]].sum(axis=1), first_windows[:-1])
+    bounds = tokens.offsets[first_windows]
+    texts = []
+    for i, context in enumerate(questions.contexts):
+        first = bounds[i] + np.argmax(best[bounds[i] : bounds[i + 1]])
+        is_null = questions.unanswerable and null[i] - best[first] > null_threshold
+        has_span = best[first] > -np.inf and not is_null
+        texts.append(context[windows.char_starts[first] : windows.char_ends[last[first]]] if has_span else "")
+    return texts
+
+
+def load_answers(task: Task, source: DataSource, split: SplitName, tokenizer: Any, max_length: int) -> Split:
+    """A split of questions; arguments and errors as in `tasks.kinds.load_split`."""
+    if source.tfds is not None:
+        questions = squad.from_tfds(source.tfds, split)
+    else:
+        questions = squad.read_squad(split_path(task, source, split))
+    # a window must go forward: of short ones, less is shared
+    tokens, placed = windows(questions, tokenizer, max_length, min(STRIDE, max_length // 4))
+
+    def predicted(logits: np.ndarray) -> list[str]:
+        return answers(questions, placed, tokens, logits)
+
+    def score(logits: np.ndarray) -> dict[str, float]:
+        return squad.score(questions, predicted(logits))
+
+    return Split(
+        tokens,
+        (),
+        questions.labelled,
+        score,
+        lambda logits: score(logits)["f1"],
+        lambda logits: squad.write(questions, predicted(logits)),
+    )

@@ -1,0 +1,206 @@
+"""Question answering on SQuAD 1.1 and 2.0: the questions of a file, the official score, the file of predictions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinybert_jax.data.reader import json_type, read_text
+from tinybert_jax.data.tfds import tfds_records
+from tinybert_jax.errors import InputError
+
+FORMAT_VERSION = 1  # count it up when the same file would give other questions
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """n questions, each about its context.
+
+    `answers` are the texts that are right, `()` where there is none, and `answer_starts` their first characters in the
+    context. Without `labelled` nobody knows the answers. With `unanswerable`, as in SQuAD 2.0, a question may have
+    none.
+    """
+
+    ids: Sequence[str]
+    questions: Sequence[str]
+    contexts: Sequence[str]
+    answers: Sequence[tuple[str, ...]]
+    answer_starts: Sequence[tuple[int, ...]]
+    labelled: bool
+    unanswerable: bool
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_squad(path: Path) -> Questions:
+    """The questions of a file in SQuAD's layout, 1.1 or 2.0; `answers` may be missing in all of them.
+
+    An answer may differ from the context in the white space around it, as a few of the official ones do.
+
+    Raises:
+        InputError: `path: data[3].paragraphs[0].qas[2]: what is wrong and what to do`.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise InputError(f"{path}:{line}: not JSON ({error}): give a file in SQuAD's layout") from None
+    found = []
+    for i, article in enumerate(_field(content, "data", list, str(path))):
+        for j, paragraph in enumerate(_field(article, "paragraphs", list, f"{path}: data[{i}]")):
+            where = f"{path}: data[{i}].paragraphs[{j}]"
+            context = _text(paragraph, "context", where)
+            for k, qa in enumerate(_field(paragraph, "qas", list, where)):
+                found.append((f"{where}.qas[{k}]", context, qa))
+    return _questions(str(path), found, str(content.get("version", "")).lstrip("vV").startswith("2"))
+
+
+def from_tfds(name: str, split: str) -> Questions:
+    """The questions of a prepared TFDS set with SQuAD's features, such as squad/v1.1 and squad/v2.0.
+
+    Args:
+        name: of the set.
+        split: train, dev (TFDS calls it validation) or test.
+
+    Raises:
+        InputError: the set is not prepared, has no such split or other features, or a question is malformed.
+    """
+    part = "validation" if split == "dev" else split
+    features, records = tfds_records(name, part)
+    for feature in ("id", "context", "question", "answers"):
+        if feature not in features:
+            there = ", ".join(map(repr, features))
+            raise InputError(f"{name}[{part}]: no feature {feature!r}; there are {there}: give a set like squad/v1.1")
+    found = []
+    for i, record in enumerate(records):
+        answers = zip(record["answers"]["text"], record["answers"]["answer_start"], strict=True)
+        qa: dict[str, Any] = {
+            "id": record["id"].decode(),
+            "question": record["question"].decode(),
+            "answers": [{"text": text.decode(), "answer_start": int(start)} for text, start in answers],
+        }
+        if "is_impossible" in features:
+            qa["is_impossible"] = bool(record["is_impossible"])
+        found.append((f"{name}[{part}]:{i}", record["context"].decode(), qa))
+    return _questions(f"{name}[{part}]", found, "is_impossible" in features)
+
+
+def _questions(where: str, found: Iterable[tuple[str, str, Any]], unanswerable: bool) -> Questions:
+    """From the place, context and JSON object of each question."""
+    places: dict[str, str] = {}
+    rows: list[tuple[str, str, list[tuple[str, int]]]] = []
+    unlabelled = []
+    content = hashlib.sha256(json.dumps([FORMAT_VERSION, unanswerable]).encode())
+    for at, context, qa in found:
+        name, question = _text(qa, "id", at), _text(qa, "question", at)
+        if name in places:
+            raise InputError(f"{at}: the id {name!r} is that of {places[name]} too: give each question its own")
+        places[name] = at
+        answers = _answers(qa, context, at)
+        if answers is None:
+            unlabelled.append(at)
+        rows.append((question, context, answers or []))
+        unanswerable |= "is_impossible" in qa
+        content.update(json.dumps([name, *rows[-1], answers is None]).encode())
+    if not rows:
+        raise InputError(f"{where}: there is no question: give another file")
+    if unlabelled and len(unlabelled) < len(rows):
+        raise InputError(f"{unlabelled[0]}: no 'answers', which other questions have: add them, or remove them all")
+    return Questions(
+        ids=list(places),
+        questions=[question for question, _, _ in rows],
+        contexts=[context for _, context, _ in rows],
+        answers=[tuple(text for text, _ in answers) for _, _, answers in rows],
+        answer_starts=[tuple(start for _, start in answers) for _, _, answers in rows],
+        labelled=not unlabelled,
+        unanswerable=unanswerable,
+        fingerprint=content.hexdigest(),
+    )
+
+
+def _answers(qa: dict[str, Any], context: str, where: str) -> list[tuple[str, int]] | None:
+    """Text, as the context has it, and first character of each answer; None where they are not given."""
+    impossible = _field(qa, "is_impossible", bool, where) if "is_impossible" in qa else False
+    if "answers" not in qa and not impossible:
+        return None
+    answers = _field(qa, "answers", list, where) if "answers" in qa else []
+    if impossible and answers:
+        raise InputError(f"{where}: is_impossible is true, but there are answers: correct one of the two")
+    if not impossible and not answers:
+        raise InputError(f"{where}: there is no answer: give one, or is_impossible true (or no 'answers' in the file)")
+    found = []
+    for i, answer in enumerate(answers):
+        at = f"{where}.answers[{i}]"
+        text, start = _text(answer, "text", at).strip(), _field(answer, "answer_start", int, at)
+        rest = context[start:].lstrip() if start >= 0 else ""
+        if not text or not rest.startswith(text):
+            there = context[max(start, 0) :][: len(text)]
+            raise InputError(
+                f"{at}: answer_start {start} points at {there!r} and not at {text!r}: count characters from 0"
+            )
+        found.append((text, len(context) - len(rest)))
+    return found
+
+
+def _field(owner: Any, key: str, kind: type, where: str) -> Any:
+    """The value of a key in the JSON object at `where`, checked to be there and of the kind."""
+    if not isinstance(owner, dict):
+        raise InputError(f"{where}: {json_type(owner)} instead of an object: give a file in SQuAD's layout")
+    if key not in owner:
+        raise InputError(f"{where}: no key {key!r}: give a file in SQuAD's layout")
+    value = owner[key]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        wanted = {list: "a list", str: "a string", bool: "true or false", int: "a whole number"}[kind]
+        raise InputError(f"{where}: {key!r} is {json_type(value)} instead of {wanted}: write one")
+    return value
+
+
+def _text(owner: Any, key: str, where: str) -> str:
+    value = _field(owner, key, str, where)
+    if re.search("[\0\ud800-\udfff]", value):
+        raise InputError(f"{where}: {key!r} holds a NUL or half a surrogate pair: remove it")
+    return value
+
+
+def score(questions: Questions, predictions: Sequence[str]) -> dict[str, float]:
+    """Means of `f1` and `exact_match`, in [0, 1], each against the best of the right answers.
+
+    They are counted as in the official evaluation scripts: v2.0's where `questions.unanswerable`, else v1.1's. These
+    differ only on answers that are nothing but articles and punctuation.
+    """
+    f1 = exact = 0.0
+    for gold, prediction in zip(questions.answers, predictions, strict=True):
+        wanted = [_normalised(text) for text in gold]
+        if questions.unanswerable:
+            wanted = [words for words in wanted if words] or [[]]
+        given = _normalised(prediction)
+        exact += max(given == words for words in wanted)
+        f1 += max(_f1(given, words, float(questions.unanswerable)) for words in wanted)
+    return {"f1": f1 / len(questions), "exact_match": exact / len(questions)}
+
+
+def _normalised(text: str) -> list[str]:
+    """The words that count: lower case, without ASCII punctuation and articles."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _f1(given: list[str], wanted: list[str], nothing: float) -> float:
+    """Of words, each as often as it occurs in both; `nothing` where both are empty."""
+    if not given and not wanted:
+        return nothing
+    return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))
+
+
+def write(questions: Questions, predictions: Sequence[str]) -> str:
+    """The content of a predictions file, as the official evaluation scripts read it: `{id: text}`."""
+    return json.dumps(dict(zip(questions.ids, predictions, strict=True)), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""What gives targets to an objective, and the cache of their outputs."""

@@ -1,0 +1,1 @@
+"""The step, the loop and the record of a run."""

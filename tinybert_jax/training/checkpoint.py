@@ -1,0 +1,174 @@
+"""Orbax checkpoints of one stage: the newest and the best are kept, and what is restored is what was saved."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from tinybert_jax.devices import processes
+from tinybert_jax.errors import InputError
+
+METRIC = "selection"
+T = TypeVar("T")
+
+
+def _ranked(metrics: dict[str, float]) -> float:
+    value = metrics[METRIC]
+    return -math.inf if math.isnan(value) else value  # NaN would rank first, and push out the best
+
+
+class Checkpoints:
+    """The checkpoints of one stage in `directory`, written while training goes on."""
+
+    def __init__(self, directory: Path) -> None:
+        policy = AnyPreservationPolicy(
+            [LatestN(n=2), BestN(get_metric_fn=_ranked, n=1, keep_checkpoints_without_metrics=False)]
+        )
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
+        )
+        self._step = 0  # of the last save that was begun
+
+    def save(self, step: int, state: Any, metric: float | None = None) -> None:
+        """Begin to save `state` as of `step`, with the evaluation's selection metric where there was one.
+
+        Raises:
+            InputError: this save, or the one before, failed; the older checkpoints are sound.
+        """
+        self._guarded(self._manager.wait_until_finished)  # its error would be reported as this one's
+        self._step = step
+        metrics = None if metric is None else {METRIC: metric}
+        state = jax.tree.map(jnp.copy, state)  # the next step donates the buffers of the original
+        saved = ocp.args.StandardSave(state), ocp.args.JsonSave(checksums(state))
+        args = ocp.args.Composite(state=saved[0], checksums=saved[1])
+        if not self._guarded(lambda: self._manager.save(step, args=args, metrics=metrics)):
+            raise RuntimeError(f"step {step} was not saved; {self._manager.latest_step()} is the newest")
+
+    def check(self) -> None:
+        """Notice a save that failed in the background.
+
+        Raises:
+            InputError: it did.
+        """
+        self._guarded(self._manager.check_for_errors)
+
+    def finish(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        self._guarded(self._manager.wait_until_finished)
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest sound state, with the shapes and shardings of `like`; None where there is none.
+
+        One that cannot be read, or does not hold what was saved, is named in a warning and kept aside as N.damaged.
+        """
+        abstract = jax.tree.map(_abstract, like)
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=args)
+                damage = _difference(checksums(restored["state"]), restored["checksums"])
+            except Exception as error:  # a damaged file can fail in any way, in any of three libraries
+                if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # nothing is wrong with the file
+                damage = _reason(error)
+            if not damage:
+                return restored["state"]
+            self._set_aside(step, damage)
+        return None
+
+    def close(self) -> None:
+        """Wait until everything is on disk, and end.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        self._guarded(self._manager.close)
+
+    def _guarded(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except Exception as error:  # of the file system, by way of Python, TensorStore or Orbax
+            raise InputError(
+                f"{self._directory}: step {self._step} could not be saved ({_reason(error)}); the checkpoints before"
+                " it are sound: make room or mend the directory, then continue with --resume"
+            ) from error
+
+    def _set_aside(self, step: int, damage: str) -> None:
+        if processes.is_primary():
+            names = (f"{step}.damaged{number}" for number in ("", *range(2, 1000)))  # a step can be damaged again
+            aside = next(path for name in names if not (path := self._directory / name).exists())
+            print(
+                f"warning: {self._directory / str(step)} is damaged ({damage}); kept as {aside.name}", file=sys.stderr
+            )
+            (self._directory / str(step)).rename(aside)
+        processes.barrier(f"set aside {step}")
+        self._manager.reload()
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """A checksum of every leaf, under its path; it does not depend on how the leaf is spread over devices.
+
+    The words of a leaf are summed modulo 2**32, twice, each multiplied by an odd number that is its place's own. So a
+    flipped bit always shows, the order of the sum does not matter, and every process can sum what it holds.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    sums = np.stack([_partial_checksum(leaf) for leaf in leaves.values()])
+    if jax.process_count() > 1:
+        sums = np.asarray(multihost_utils.process_allgather(sums)).sum(axis=0, dtype=np.uint32)
+    return {name: f"{first:08x}{second:08x}" for name, (first, second) in zip(leaves, sums, strict=True)}
+
+
+def _partial_checksum(leaf: jax.Array) -> np.ndarray:
+    """What this process's shards contribute, uint32 [2]; of copies, one counts."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    total = np.zeros(2, np.uint32)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id:
+            continue
+        data = np.ascontiguousarray(shard.data)
+        words = data.view(np.uint32).ravel()  # all leaves of a state are of 32 bits
+        place: np.ndarray = np.zeros((), np.uint32)
+        for axis, size in enumerate(leaf.shape):
+            own = np.arange(size, dtype=np.uint32)[shard.index[axis]]
+            place = place[..., None] * np.uint32(size) + own
+        place = place.ravel()
+        mixed = (words ^ words >> 16) * np.uint32(0x85EBCA6B)
+        products = np.stack([words * (2 * place + 1), mixed * (place * np.uint32(0x9E3779B2) + 1)])
+        total += products.sum(axis=1, dtype=np.uint32)
+    return total
+
+
+def _difference(found: dict[str, str], saved: dict[str, str]) -> str:
+    """Which leaves are not those that were saved; empty where all are."""
+    names = [name for name in found | saved if found.get(name) != saved.get(name)]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"the checksum of {names[0]} differs{more}" if names else ""
+
+
+def _reason(error: Exception) -> str:
+    """One line: TensorStore's texts fill a screen."""
+    text = str(error)
+    if "No space left on device" in text:
+        return "No space left on device"
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:160]}"
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,0 +1,270 @@
+"""Everything a run reads, loaded and checked before the first compilation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from tinybert_jax.batch import Examples, Params
+from tinybert_jax.data import tokens
+from tinybert_jax.data.augmentation import variants
+from tinybert_jax.data.batches import bucket_lengths, steps_per_epoch, train_batches
+from tinybert_jax.data.corpus import corpus
+from tinybert_jax.data.corpus.corpus import Corpus
+from tinybert_jax.devices import processes
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
+from tinybert_jax.models.heads import HEAD_KEYS, HEADS
+from tinybert_jax.models.parameters import init_params, resize_vocabulary
+from tinybert_jax.objectives.projections import PROJECTIONS
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.settings.choices import STUDENTS, Head, Start
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import CorpusSource, DataSource
+from tinybert_jax.settings.stages import Stage
+from tinybert_jax.settings.tasks import Task, get_task
+from tinybert_jax.students import start
+from tinybert_jax.students.presets import student_config
+from tinybert_jax.tasks.kinds import load_split, second_task
+from tinybert_jax.tasks.split import Split
+from tinybert_jax.teachers.teacher import Teacher, load_teacher
+from tinybert_jax.training.population import check_members
+
+# Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
+VOCAB_MULTIPLE = 128
+SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # at most, by which a spectral start measures the teacher's hidden states
+OF_MODEL = ("loaded", "keep_head", "fingerprints")  # of `Inputs`, what depends on the parameters of the model
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a run trains, what it learns from, and on which rows. Parameters wait on the host until they are placed."""
+
+    head: Head
+    config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
+    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset
+    keep_head: bool  # the model's own head fits the task
+    tokenizer: Any
+    train: Examples
+    dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
+    selection: str  # the score of the first dev set that selects the best state
+    buckets: tuple[int, ...]
+    teacher: Teacher | None  # its vocabulary padded
+    teacher_dev: dict[str, Split]  # the same in the teacher's tokens
+    fingerprints: dict[str, str]  # of the rows, and of the models' files
+
+    def examples(self, stage: Stage) -> Examples:
+        """What a stage trains on: masked in the one stage that predicts masked tokens."""
+        if stage.objective == "masked_lm":
+            assert isinstance(self.train, Corpus), "Experiment allows masked_lm on a corpus only"
+            return dataclasses.replace(self.train, masking_probability=stage.masking_probability)
+        return self.train
+
+
+def load_inputs(experiment: Experiment) -> Inputs:
+    """Load teacher, model, tokenizer and rows of an experiment.
+
+    Raises:
+        InputError: something is missing, damaged, or does not fit the rest.
+    """
+    source = experiment.source
+    teacher = None if experiment.teacher is None else load_teacher(experiment)
+    distils = any(stage.distils for stage in experiment.stages)
+    loaded: Params | None = None
+    if experiment.model in STUDENTS:
+        assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
+        config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
+        start.check_start(experiment.start, config, teacher.config)
+    else:
+        if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
+            raise InputError(
+                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a directory"
+            )
+        config, loaded = load_hf(experiment.model)
+        tokenizer = load_tokenizer(experiment.model, config)
+    check_positions(experiment.model, config, experiment.max_length)
+
+    def check_pairs(pairs: bool) -> None:
+        check_token_types(experiment.model, config, pairs)
+        if distils and teacher is not None:
+            check_token_types(str(experiment.teacher), teacher.config, pairs)
+
+    if isinstance(source, CorpusSource):
+        head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
+        check_pairs(source.pairs)
+        if not _same_tokenizer(tokenizer, teacher):
+            raise InputError(_different_vocabularies(experiment))
+        if distils and teacher is not None:
+            transformer_objective(config, teacher.config, experiment.layer_map, experiment.preset)
+        # when all else fits: of gigabytes of text it takes hours
+        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
+        dev: dict[str, Split] = {}
+        teacher_dev, selection = dev, ""
+        keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
+    else:
+        task = get_task(experiment.task)
+        head, selection = task.head, task.selection
+        split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
+        train, teacher_dev = split.tokens, dev
+        check_pairs(any(own.tokens.has_pairs for own in (split, *dev.values())))
+        if experiment.augmented is not None:
+            train = _augmented(experiment, task, split, tokenizer)
+        if teacher is not None and not _same_tokenizer(tokenizer, teacher):
+            if not _can_differ(experiment, task):
+                raise InputError(_different_vocabularies(experiment))
+            theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
+            train = tokens.TwoVocabularies(split.tokens, theirs.tokens)
+        config, keep_head = fit_head(config, loaded, task, split.label_names)
+    config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype, remat=experiment.remat)
+    config = dataclasses.replace(config, vocab_multiple=VOCAB_MULTIPLE)
+    if teacher is not None:
+        own = dataclasses.replace(
+            teacher.config, compute_dtype=experiment.compute_dtype, vocab_multiple=VOCAB_MULTIPLE
+        )
+        padded = resize_vocabulary(teacher.params, own.padded_vocab_size)
+        teacher = teacher._replace(config=own, params=jax.device_get(padded))
+    models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
+    return Inputs(
+        head=head,
+        config=config,
+        loaded=jax.device_get(loaded),
+        keep_head=keep_head,
+        tokenizer=tokenizer,
+        train=train,
+        dev=dev,
+        selection=selection,
+        # the means of the other presets count padding, so they need one padded length
+        buckets=bucket_lengths(experiment.max_length) if experiment.preset == "default" else (experiment.max_length,),
+        teacher=teacher,
+        teacher_dev=teacher_dev,
+        fingerprints={"train": train.fingerprint}
+        | {name: split.tokens.fingerprint for name, split in dev.items()}
+        | {role: fingerprint(name) for role, name in models.items() if name is not None},
+    )
+
+
+def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
+    """The inputs of runs that train together; what they share is loaded once.
+
+    Raises:
+        InputError: as `load_inputs`; the experiments, their models or their rows do not go together.
+    """
+    check_members(experiments)
+    first = load_inputs(experiments[0])
+    by_model = {experiments[0].model: first}
+    for experiment in experiments[1:]:
+        if experiment.model not in by_model:
+            own = load_inputs(experiment)
+            theirs = own.config
+            if theirs.num_labels == first.config.num_labels == 1:  # a number's name is no shape
+                theirs = dataclasses.replace(theirs, id2label=first.config.id2label)
+            if theirs != first.config or own.fingerprints["train"] != first.fingerprints["train"]:
+                raise InputError(
+                    f"{experiment.model}: is of another shape or vocabulary than {experiments[0].model}; the members"
+                    " of a population differ in parameters only"
+                )
+            by_model[experiment.model] = dataclasses.replace(first, **{name: getattr(own, name) for name in OF_MODEL})
+    return [by_model[experiment.model] for experiment in experiments]
+
+
+def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
+    """Where each member's training starts, on the host; what several take from the teacher is computed once."""
+    given: dict[Start, Params] = {}
+    params = []
+    for experiment, inputs in zip(experiments, members, strict=True):
+        if inputs.loaded is None and experiment.start not in given:
+            given[experiment.start] = processes.tree_from_primary(_from_teacher(experiment, inputs))
+        params.append(jax.device_get(_initial_params(experiment, inputs, given)))
+    return params
+
+
+def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start, Params]) -> Params:
+    """What the model brought or the start gives, and random values for the rest."""
+    config = dataclasses.replace(inputs.config, vocab_multiple=1)
+    params = init_params(HEADS[inputs.head](config), jax.random.key(experiment.seed))
+    params = {"bert": params} if inputs.head == "encoder" else params
+    if inputs.loaded is not None:
+        kept = {HEAD_KEYS[inputs.head]} if inputs.keep_head else set()
+        for name in ("bert", *kept):
+            params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
+        params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
+    else:
+        params = start.start_params(params, given[experiment.start])
+    return resize_vocabulary(params, inputs.config.padded_vocab_size)
+
+
+def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
+    """What the experiment's start takes from the teacher, its vocabulary not padded."""
+    assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
+    # padded to one length: in buckets, the first batches are not a fair sample
+    order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
+    batches = min(SAMPLE_BATCHES, steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
+    sample = train_batches(inputs.train, *order, 0, batches)
+    student, teacher = (
+        dataclasses.replace(config, vocab_multiple=1) for config in (inputs.config, inputs.teacher.config)
+    )
+    params = resize_vocabulary(inputs.teacher.params, teacher.vocab_size)
+    return start.from_teacher(experiment.start, student, teacher, params, experiment.layer_map, sample)
+
+
+def _read_splits(
+    experiment: Experiment,
+    task: Task,
+    source: DataSource,
+    tokenizer: Any,
+    config: BertConfig,
+    teacher: Teacher | None,
+) -> tuple[Split, dict[str, Split]]:
+    """The train split, and the dev sets by name. A teacher's labels are authoritative; without one, those of a model
+    that has the same."""
+
+    def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
+        return load_split(task, source, split, tokenizer, experiment.max_length, labels)
+
+    named = not task.is_regression and task.head != "span"
+    train = load(task, "train", teacher.config.id2label if teacher is not None and named else None)
+    if teacher is None and set(config.id2label) == set(train.label_names):
+        train = load(task, "train", config.id2label)
+    dev = {"dev": load(task, "dev", train.label_names or None)}
+    for split, loaded in (("training", train), ("dev", dev["dev"])):
+        if not loaded.labelled:
+            raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
+    if task.head == "sequence" and len(np.unique(dev["dev"].tokens.labels)) < 2:
+        raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
+    if (second := second_task(task, source)) is not None:
+        dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)
+    return train, dev
+
+
+def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any) -> Examples:
+    if split.rows is None:
+        raise InputError(f"task {task.name!r} is trained on its own rows; leave out --augmented")
+    return variants.load_augmented(
+        str(experiment.augmented), split.rows, tokenizer, experiment.max_length, experiment.order_seed
+    )
+
+
+def _can_differ(experiment: Experiment, task: Task) -> bool:
+    """Whether teacher and student may have different vocabularies: no stage compares their positions."""
+    predicts = all(stage.objective in ("supervised", "prediction") for stage in experiment.stages)
+    return predicts and task.head == "sequence" and experiment.augmented is None
+
+
+def _different_vocabularies(experiment: Experiment) -> str:
+    return (
+        f"{experiment.model} and {experiment.teacher} have different vocabularies, so their tokens do not correspond:"
+        " only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+    )
+
+
+def _same_tokenizer(tokenizer: Any, teacher: Teacher | None) -> bool:
+    return teacher is None or tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(teacher.tokenizer)

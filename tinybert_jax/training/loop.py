@@ -1,0 +1,250 @@
+"""One stage of a run: its objective, and the one host loop that every stage runs through."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tinybert_jax.batch import Examples, Params
+from tinybert_jax.data.batches import steps_per_epoch, train_batches
+from tinybert_jax.devices import processes
+from tinybert_jax.devices.sharding import batch_sharding, fetch, global_batch, local_rows, place
+from tinybert_jax.errors import InputError
+from tinybert_jax.objectives.masked_lm import masked_lm_objective
+from tinybert_jax.objectives.objective import Objective
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.objectives.supervised import supervised_objective
+from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import CorpusSource
+from tinybert_jax.settings.stages import Stage
+from tinybert_jax.tasks.split import Split
+from tinybert_jax.teachers.cache import OverLimit, TeacherCache
+from tinybert_jax.training import optim, population
+from tinybert_jax.training.checkpoint import Checkpoints
+from tinybert_jax.training.cost import Cost, seconds_per_step, step_flops
+from tinybert_jax.training.inputs import Inputs
+from tinybert_jax.training.logs import StageLog
+from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_own_params, make_train_step
+
+SCORED = ("supervised", "prediction")  # the objectives that train the task's head
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved and can be resumed."""
+
+
+class Run(NamedTuple):
+    """What all stages of a run share."""
+
+    experiments: Sequence[Experiment]  # of each member of the population
+    inputs: Inputs  # of the first member, for all that they share
+    teacher_params: Params  # on the mesh; none where there is no teacher
+    score: Callable[[Params, Split], dict[str, float]]
+    eval_batch_size: int
+    mesh: Mesh
+    out: Path
+
+
+def stage_steps(stage: Stage, rows: int) -> int:
+    """The number of steps of a stage over that many training rows."""
+    steps = stage.epochs * steps_per_epoch(rows, stage.batch_size)
+    return steps if stage.max_steps is None else min(steps, stage.max_steps)
+
+
+def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Objective:
+    """The objective of a stage.
+
+    Raises:
+        InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
+    """
+    if stage.temperature != 1 and inputs.head == "sequence" and inputs.config.num_labels == 1:
+        raise InputError(
+            f"temperature is {stage.temperature}; it is for classes, and task {experiment.task!r} has none"
+        )
+    if stage.objective == "supervised":
+        return supervised_objective(inputs.config, inputs.head)
+    if stage.objective == "masked_lm":
+        return masked_lm_objective(inputs.config)
+    assert inputs.teacher is not None, "Experiment asks for a teacher where a stage distils"
+    teacher = inputs.teacher.config
+    if stage.objective == "transformer":
+        return transformer_objective(inputs.config, teacher, experiment.layer_map, experiment.preset)
+    return prediction_objective(inputs.config, teacher, experiment.preset, inputs.head)
+
+
+def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> None:
+    """Refuse, by their shapes, what the stages' objectives cannot train one after the other.
+
+    Raises:
+        InputError: projections do not lead to the teacher's width, or the members' parameters are unlike.
+    """
+    for objective in objectives:
+        trainables = [jax.eval_shape(objective.init, jax.random.key(0), own) for own in params]
+        jax.eval_shape(population.stack, trainables)
+        params = [jax.eval_shape(objective.export, *pair) for pair in zip(trainables, params, strict=True)]
+
+
+def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
+    """Run a stage, or what is left of it, and return the members' parameters after it.
+
+    Raises:
+        InputError: the teacher's outputs cannot be kept.
+        Stopped: a signal came.
+        Diverged: a member's loss, gradient or parameters are not finite.
+    """
+    experiment, members = run.experiments[0], len(run.experiments)
+    stage = experiment.stages[index]
+    name = f"{index + 1}-{stage.objective}"
+    objective = make_objective(experiment, stage, run.inputs)
+    state = _initial_state(run, index, objective, params)
+    with contextlib.closing(Checkpoints(run.out / "checkpoints" / name)) as checkpoints:
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state = restored
+        state = _train(run, index, name, objective, state, checkpoints, announce=restored is None)
+    trained = fetch(state.best_params if stage.objective in SCORED else state.params)
+    return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
+
+
+def _train(
+    run: Run,
+    index: int,
+    name: str,
+    objective: Objective,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    announce: bool,
+) -> TrainState:
+    """The loop: from a state to that after the last step. A run over raw text announces its cost."""
+    experiment, inputs, mesh, members = run.experiments[0], run.inputs, run.mesh, len(run.experiments)
+    stage = experiment.stages[index]
+    examples, teacher_params = inputs.examples(stage), run.teacher_params
+    done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
+    if done < total and _reads_rows_again(experiment, stage, inputs, total):
+        examples, teacher_params = _with_cached_targets(run, stage, objective, examples)
+    hyper = population.stack([own.stages[index].hyper for own in run.experiments])
+    # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
+    scored = stage.objective in SCORED
+    evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
+    schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
+    optimizer = _optimizer(experiment, stage)
+    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
+    keep_best, own_params = make_keep_best(mesh, state), make_own_params(mesh, state)
+    if isinstance(experiment.source, CorpusSource) and announce:
+        print(f"{name}: {_cost(run, stage, train_step, state, examples, teacher_params, hyper)}", flush=True)
+    part = local_rows(mesh, stage.batch_size)
+    batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
+    stage_log = StageLog(run.out, members, name, done, total)
+    with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
+        running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
+        for step, local in enumerate(batches, done + 1):
+            batch = global_batch(mesh, local, stage.batch_size)
+            state, numbers = train_step(state, teacher_params, batch, hyper)
+            if running is not None:
+                log.step(*running)
+            running = step, batch.input_ids.size, numbers
+            checkpoints.check()
+            stopping = stop.agreed(last=step == total)
+            score_now = scored and (step % evaluate_every == 0 or step == total)
+            if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
+                log.step(*running)  # raises before a state that is not finite is saved
+                running, selection = None, None
+                if score_now:
+                    scores = [run.score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
+                    reached = log.scores(step, scores, inputs.selection)
+                    state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
+                    # a population's best states are in its newest: no step is the best of all members
+                    selection = reached[0] if members == 1 else None
+                checkpoints.save(step, state, selection)
+                log.restart_clock()
+            if stopping:
+                break
+        else:  # whoever asked while the last step was computed, scored and saved does not want the next stage
+            stopping = index + 1 < len(experiment.stages) and stop.agreed(last=True)
+        checkpoints.finish()
+        if stopping:
+            step = int(np.max(state.step))
+            raise Stopped(f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}")
+    return state
+
+
+def _optimizer(experiment: Experiment, stage: Stage) -> Any:
+    return optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
+
+
+def _initial_state(run: Run, index: int, objective: Objective, params: list[Params]) -> TrainState:
+    initial, keys = [], []
+    for own, before in zip(run.experiments, params, strict=True):
+        # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
+        init_key, dropout_key = (jax.random.fold_in(jax.random.key(own.seed), 2 * index + i) for i in (1, 2))
+        initial.append(objective.init(init_key, before))
+        keys.append(dropout_key)
+    stage = run.experiments[0].stages[index]
+    optimizer, scored = _optimizer(run.experiments[0], stage), stage.objective in SCORED
+    return create_state(population.stack(initial), optimizer, population.stack(keys), run.mesh, scored)
+
+
+def _reads_rows_again(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:
+    """Whether a stage of `total` steps would ask the teacher about a row again."""
+    # a regression of the authors' code learns its predictions from the labels
+    labels = stage.objective == "prediction" and experiment.preset == "official" and inputs.config.num_labels == 1
+    return stage.distils and not labels and total > steps_per_epoch(len(inputs.train), stage.batch_size)
+
+
+def _with_cached_targets(run: Run, stage: Stage, objective: Objective, examples: Examples) -> tuple[Examples, Params]:
+    """The rows with the teacher's outputs, and no teacher; where they are too many to be kept, both as they are."""
+    experiment, inputs = run.experiments[0], run.inputs
+    layers = stage.objective == "transformer"
+    identity = [inputs.fingerprints["teacher"], experiment.compute_dtype, stage.objective, experiment.preset]
+    cache = TeacherCache(
+        objective,
+        run.teacher_params,
+        identity + ([experiment.layer_map] if layers else []),
+        run.mesh,
+        run.eval_batch_size,
+        inputs.buckets,
+        padding=experiment.preset != "default",
+        compact=layers,
+    )
+    try:
+        return cache.with_targets(examples, 1e9 * experiment.teacher_cache_gb), {}
+    except OverLimit as needed:
+        if experiment.teacher_cache_gb and processes.is_primary():
+            limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
+            print(f"{stage.objective}: the teacher's outputs {needed}, and {limit}: it runs in every step", flush=True)
+        return examples, run.teacher_params
+
+
+def _cost(
+    run: Run,
+    stage: Stage,
+    train_step: Callable[..., Any],
+    state: TrainState,
+    examples: Examples,
+    teacher_params: Params,
+    hyper: Any,
+) -> Cost:
+    """Of the whole stage, if every sequence were of full length."""
+    length, total = run.experiments[0].max_length, stage_steps(stage, len(examples))
+    rows = np.arange(stage.batch_size, dtype=np.int64) % len(examples)
+    batch = examples.batch(rows, length, 0)
+    batch = place(batch, jax.tree.map(lambda _: batch_sharding(run.mesh), batch))
+    seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
+    teacher = None if run.inputs.teacher is None else run.inputs.teacher.config
+    flops = step_flops(
+        stage.objective,
+        run.inputs.config,
+        teacher,
+        rows=stage.batch_size,
+        tokens=length,
+        students=len(run.experiments),
+        targets_known=batch.targets is not None,
+    )
+    return Cost(total, total * flops, seconds)

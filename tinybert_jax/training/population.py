@@ -1,0 +1,92 @@
+"""Populations: runs that train together behind one teacher, and the arrays of all their members stacked on axis 0."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tinybert_jax.devices.sharding import of_member
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.stages import Hyper
+
+# Where members may differ: in what they start from, and in the numbers that a step takes as arrays.
+OWN_FIELDS = ("model", "start", "seed")
+
+
+def shared_part(experiment: Experiment) -> dict[str, Any]:
+    """The fields of an experiment that are not a member's own: where they are equal, two can train together."""
+    fields = dataclasses.asdict(experiment) | {"data_seed": experiment.order_seed}
+    stages = [{name: stage[name] for name in stage if name not in Hyper._fields} for stage in fields["stages"]]
+    return {name: fields[name] for name in fields if name not in OWN_FIELDS} | {"stages": stages}
+
+
+def check_members(experiments: Sequence[Experiment]) -> None:
+    """Refuse experiments that cannot train together.
+
+    Raises:
+        InputError: there is none, or one of them differs from the first in a field that all must share.
+    """
+    if not experiments:
+        raise InputError("a population needs at least one member")
+    first = shared_part(experiments[0])
+    for number, experiment in enumerate(experiments[1:], 1):
+        for name, value in shared_part(experiment).items():
+            if value != first[name]:
+                raise InputError(
+                    f"member {number} of the population has {name} {value!r}, and member 0 {first[name]!r}; members"
+                    f" may differ in {', '.join(OWN_FIELDS)}, and in {', '.join(Hyper._fields)} of a stage"
+                )
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree with the leaves of all members stacked; of a single member, its tree as it is.
+
+    Raises:
+        InputError: a member's tree has other leaves than the first one's, as where only some bring projections.
+
+    >>> stack([{"a": 1.0}, {"a": 2.0}])["a"].shape, stack([{"a": 1.0}])
+    ((2,), {'a': 1.0})
+    """
+    if len(trees) == 1:
+        return trees[0]
+    first = _shapes(trees[0])
+    for number, tree in enumerate(trees[1:], 1):
+        if differing := sorted(dict(first.items() ^ _shapes(tree).items())):
+            raise InputError(
+                f"member {number} of the population has not the same parameters as member 0: {differing[0]} is in one"
+                " of them only, or of another shape; train it apart"
+            )
+    return jax.tree.map(_stacked, *trees)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _stacked(*leaves: Any) -> Any:
+    if isinstance(leaves[0], jax.Array):
+        return jnp.stack(leaves)
+    return np.stack([np.asarray(leaf, np.float32) if isinstance(leaf, float) else leaf for leaf in leaves])
+
+
+def member(tree: Any, number: int, members: int) -> Any:
+    """What `stack` made of `members` trees, for one of them."""
+    return tree if members == 1 else jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function` of one member, for arguments of all: one after the other on a CPU, where a member's numbers are then
+    those of its run alone, bit for bit, and `vmap` would be slower; all at once on an accelerator, and where the
+    mesh's axis `member` shares the members out.
+    """
+    own = of_member(function)
+    if mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1:
+        return lambda *args: jax.lax.map(lambda member: own(*member), args)
+    return jax.vmap(own, spmd_axis_name="member")

@@ -1,0 +1,206 @@
+"""The directory of a run: `experiment.json`, and the model card of its student."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from tinybert_jax.batch import Params
+from tinybert_jax.devices import processes
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.heads import PIPELINES
+from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
+from tinybert_jax.precision import float32_precision
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.training.inputs import Inputs
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
+FORMAT_VERSION = 2  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
+PREDICT = """predict = tb.load_predictor("this directory")
+print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
+LOAD = """config, params = tb.load_hf("this directory")"""
+
+
+def is_begun(out: Path | str) -> bool:
+    """Whether the directory holds a run, which can be resumed."""
+    return os.path.isfile(os.path.join(out, "experiment.json"))  # of a name that is too long, Path.is_file raises
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse an output directory that would be overwritten, cannot be written, or holds nothing to resume.
+
+    Raises:
+        InputError: says which of these, and what to do.
+    """
+    if resume and not is_begun(out):
+        raise InputError(f"{out}: holds no run to resume (no experiment.json); leave --resume out to start one")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; --out takes a directory")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: exists already; choose another --out, or continue that run with --resume")
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(
+            f"{out}: cannot be written: {parent} is {'read-only' if parent.is_dir() else 'not a directory'}"
+        )
+
+
+def member_dirs(out: Path, members: int) -> list[Path]:
+    """The directories of a run's members: its own where there is one, else `member0`, `member1`, ... in it."""
+    return [out] if members == 1 else [out / f"member{number}" for number in range(members)]
+
+
+def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
+    """Make the directory and write `experiment.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as temporary:
+        written = Path(temporary) / "experiment.json"
+        written.write_text(json.dumps(describe(experiments, inputs, mesh), indent=2) + "\n", "utf-8")
+        os.replace(written, out / "experiment.json")  # from now on there is a run, which can be resumed
+
+
+def check_processes(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
+    """Compare this process's run with process 0's: what differs would hang the first collective, or mix in silence.
+
+    Raises:
+        InputError: names the field that differs.
+    """
+    described = json.dumps(describe(experiments, inputs, mesh))
+    now, theirs = _flat(json.loads(described)), _flat(json.loads(processes.from_primary(described)))
+    for field in sorted(theirs.keys() | now.keys()):
+        here, there = now.get(field), theirs.get(field)
+        if here != there and not field.endswith(".source.processes"):
+            raise InputError(
+                f"{field} is {here!r} in process {jax.process_index()}, and {there!r} in process 0: give all"
+                " processes the same command, models and rows"
+            )
+
+
+def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
+    """Compare a run that is to be resumed with the one that was started.
+
+    Raises:
+        InputError: names the field that differs; what differs by rounding only (package versions, devices, whether the
+            teacher's outputs are kept) gives a warning.
+    """
+    path = out / "experiment.json"
+    try:
+        started = _flat(json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+    now = _flat(describe(experiments, inputs, mesh))
+    for field in sorted(started.keys() | now.keys()):
+        before, after = started.get(field), now.get(field)
+        if before == after or field.endswith((".source.processes", ".checkpoint_every")):
+            continue  # what the result does not depend on
+        if field.startswith(("versions.", "devices.")) or field.endswith(".teacher_cache_gb"):
+            print(
+                f"warning: {field} was {before} when the run started and is {after} now: the result may differ by"
+                " rounding",
+                file=sys.stderr,
+            )
+        else:
+            raise InputError(
+                f"{out}: cannot resume: {field} was {before!r} and is {after!r}: give {before!r} again, or another"
+                " --out"
+            )
+
+
+def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
+    """What `experiment.json` holds: the settings, and what else the result depends on.
+
+    Of a population, both parts are lists.
+    """
+    fingerprints = [own.fingerprints for own in inputs]
+    return {
+        "format": FORMAT_VERSION,
+        "experiment": settings(experiments),
+        "fingerprints": fingerprints if len(experiments) > 1 else fingerprints[0],
+        "devices": {
+            "kind": mesh.devices.flat[0].device_kind,
+            "mesh": dict(mesh.shape),
+            "processes": jax.process_count(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "matmul_precision": float32_precision(),
+        },
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def settings(experiments: Sequence[Experiment]) -> Any:
+    """`experiment.json`'s "experiment", as it is read back: tuples are lists."""
+    members = json.loads(json.dumps([dataclasses.asdict(experiment) for experiment in experiments]))
+    return members if len(members) > 1 else members[0]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {name: leaf for key, value in items for name, leaf in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def write_model_card(
+    student: Path,
+    experiment: Experiment,
+    inputs: Inputs,
+    params: Params,
+    scores: dict[str, float],
+    teacher_scores: dict[str, float] | None,
+) -> None:
+    """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
+    config, (pipeline, auto_model) = inputs.config, PIPELINES[inputs.head]
+    rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
+    if not scores:
+        rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
+    use = PREDICT if inputs.head == "sequence" else LOAD
+    if distilled := any(stage.distils for stage in experiment.stages):
+        how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
+    else:
+        how = "trained on masked words" if inputs.head == "masked_lm" else "trained on labels"
+    text = f"""---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags: [{"tinybert, distillation" if distilled else "bert"}]
+---
+# {experiment.model} on {experiment.task}
+A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
+{count_parameters(resize_vocabulary(params, config.vocab_size)):,} parameters, {how}, with tinybert_jax.
+
+| dev set | this model | teacher |
+|---|---|---|
+{chr(10).join(rows)}
+
+```python
+import tinybert_jax as tb
+{use}
+```
+`transformers` loads it too: `{auto_model}.from_pretrained("this directory")`.
+
+## Recipe
+```json
+{json.dumps(dataclasses.asdict(experiment), indent=2)}
+```
+"""
+    (student / "README.md").write_text(text, "utf-8")
+
+
+def _number(scores: dict[str, float] | None, name: str) -> str:
+    return f"{scores[name]:.4f}" if scores else "-"

@@ -1,0 +1,215 @@
+"""A whole run: from checked input through its stages to a student directory."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tinybert_jax.batch import Params
+from tinybert_jax.devices import processes
+from tinybert_jax.devices.sharding import batch_shares, choose_mesh, place, tree_shardings
+from tinybert_jax.errors import InputError
+from tinybert_jax.inference.step import make_predict_step, predict_logits
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import save_hf
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.objectives.projections import without_projections
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.tasks.split import Split
+from tinybert_jax.training import record
+from tinybert_jax.training.inputs import Inputs, initial_params, load_population
+from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.loop import SCORED, Run, check_params, make_objective, train_stage
+
+EVAL_BATCH_SIZE = 64
+LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
+FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave: the model's directory, and its and its teacher's scores on the dev set.
+
+    `scores` is empty after a Transformer stage alone, which trains no head; `teacher_scores`, without a teacher, None.
+    """
+
+    directory: Path
+    scores: dict[str, float]
+    teacher_scores: dict[str, float] | None
+
+
+def run(
+    experiment: Experiment, out: str | Path, resume: bool = False, mesh: Mapping[str, int] | None = None
+) -> Result:
+    """Train an experiment's model through its stages, and write it to `out/student` as a Hugging Face directory.
+
+    Args:
+        experiment: what to train, on what, and how.
+        out: the run's directory; made, never overwritten.
+        resume: continue the run in `out` from its newest sound checkpoint. The result is that of an unbroken run.
+        mesh: the sizes of the axes of the device mesh (`sharding.make_mesh`); default: all devices along `data`,
+            as far as they share the batches evenly.
+
+    Of several processes (`jax.distributed`), all call it alike.
+
+    Raises:
+        InputError: something the experiment names is missing, damaged or does not fit; on a hundred dev rows or more,
+            the teacher is at chance; `out` exists, cannot be written, or, with `resume`, holds another run; JAX has
+            64 bits.
+        stage.Stopped: SIGINT or SIGTERM came; the state is saved.
+        stage.Diverged: the loss, the gradient or the parameters became infinite or NaN.
+    """
+    return run_population((experiment,), out, resume, mesh)[0]
+
+
+def run_population(
+    experiments: Sequence[Experiment], out: str | Path, resume: bool = False, mesh: Mapping[str, int] | None = None
+) -> list[Result]:
+    """Train students together, each behind the same teacher, whose outputs are computed once for all of them.
+
+    Args:
+        experiments: one per member. They may differ in `model` (of one shape), `start` and `seed`, and in learning
+            rate, temperature and loss weights of a stage; `data_seed` must be the same. On CPU each member's result is
+            that of `run`, bit for bit; on accelerators, and where the mesh shares members out, but for rounding.
+        out: the run's directory; member i is written to `out/memberI/student` (of a single one, to `out/student`).
+        resume: as in `run`.
+        mesh: as in `run`.
+
+    Raises:
+        InputError: as in `run`; or the experiments do not go together.
+        stage.Stopped: as in `run`.
+        stage.Diverged: as in `run`, by any of the members.
+    """
+    try:
+        return _run(experiments, Path(out), resume, mesh)
+    except OSError as error:
+        found = f"{error.filename or out}: {error.strerror or error}"
+        if record.is_begun(out):
+            found += (
+                f"; the checkpoints in {out} are sound: make room or mend the directory, then continue with --resume"
+            )
+        raise InputError(found) from error
+
+
+def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None) -> list[Result]:
+    if jnp.result_type(float) != jnp.float32:
+        raise InputError("JAX_ENABLE_X64 is set, and training is in float32: unset it")
+    with processes.primary_first():
+        record.check_out(out, resume)
+        members = load_population(experiments)
+    experiment, inputs = experiments[0], members[0]  # for all that they share
+    # of every member, as they refuse what does not fit before anything is computed
+    of_each = [[make_objective(own, stage, inputs) for stage in own.stages] for own in experiments]
+    objectives = of_each[0]
+    configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
+    heads = {role: config.num_attention_heads for role, config in configs.items()}
+    parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
+    mesh = choose_mesh(axes, parts, heads, len(members))
+    record.check_processes(experiments, members, mesh)
+    if resume:
+        record.check_same(out, experiments, members, mesh)
+    if axes is None and mesh.size < jax.device_count() and processes.is_primary():
+        rows = " and ".join(map(str, sorted(set(parts))))
+        print(
+            f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
+            " accumulation its part) evenly",
+            flush=True,
+        )
+    largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
+    if largest > rows_there and processes.is_primary():
+        print(
+            f"note: a batch of {largest} rows is larger than the {rows_there} training rows, and filled up", flush=True
+        )
+    teacher_params: Params = {}
+    teacher_scores = None
+    if inputs.teacher is not None and any(stage.distils for stage in experiment.stages):
+        teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+        if inputs.teacher_dev:
+            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
+    params = initial_params(experiments, members)
+    check_params(objectives, params)
+    if processes.is_primary():
+        if not resume:
+            record.create(out, experiments, members, mesh)
+        for directory in record.member_dirs(out, len(experiments)):
+            directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
+    processes.barrier("run directory")
+    bare = without_projections(params[0])
+    predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
+
+    def score(params: Params, split: Split) -> dict[str, float]:
+        logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
+        if not np.isfinite(logits).all():
+            raise Diverged("the model's outputs are not finite")
+        return split.score(logits)
+
+    whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
+    for index in range(len(experiment.stages)):
+        params = train_stage(whole, index, params)
+    trained_head = any(stage.objective in SCORED for stage in experiment.stages)
+    results = []
+    for i, directory in enumerate(record.member_dirs(out, len(experiments))):
+        scores = {}
+        if trained_head:
+            placed = place(params[i], tree_shardings(mesh, params[i]))
+            scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
+        student = directory / "student"
+        if processes.is_primary():
+            # where training cut the texts, `predict` and `transformers` cut them
+            inputs.tokenizer.model_max_length = experiment.max_length
+            save_hf(student, inputs.config, params[i], inputs.tokenizer)
+            record.write_model_card(student, experiments[i], inputs, params[i], scores, teacher_scores)
+        results.append(Result(student, scores, teacher_scores))
+    processes.barrier("student")
+    return results
+
+
+def _score_teacher(
+    experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
+) -> dict[str, float]:
+    """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, and of answers and tags below
+    LOW_F1, the teacher knows nothing.
+
+    Raises:
+        InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
+    """
+    step, scores = make_predict_step(HEADS[inputs.head](config), mesh, params), {}
+    for name, dev in inputs.teacher_dev.items():
+        logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
+        if not np.isfinite(logits).all():
+            raise InputError(f"{experiment.teacher}: its outputs on the dev set are not finite")
+        skill = dev.skill(logits)
+        chance = min(0.5, 2 / math.sqrt(len(dev.tokens))) if inputs.head == "sequence" else LOW_F1
+        if skill < chance:
+            measure = "correlation with the labels" if inputs.head == "sequence" else "F1"
+            found = (
+                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({measure}"
+                f" {skill:.3f}, and guesses reach {chance:.3f}); fine-tune it on this task, or for longer, or check"
+                f" its label order {config.id2label}"
+            )
+            if len(dev.tokens) >= FEW_ROWS:
+                raise InputError(found)
+            if processes.is_primary():
+                print(f"warning: {found}", file=sys.stderr)
+        scores[name] = dev.score(logits)
+    return _named(scores)
+
+
+def _eval_batch_size(mesh: Mesh) -> int:
+    """EVAL_BATCH_SIZE, or as little more as the devices can share."""
+    rows = batch_shares(mesh)
+    return -(-EVAL_BATCH_SIZE // rows) * rows
+
+
+def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
+    suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
+    return {f"{metric}{suffixes[name]}": value for name, own in scores.items() for metric, value in own.items()}

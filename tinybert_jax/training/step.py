@@ -1,0 +1,198 @@
+"""TrainState, and the jitted train and predict steps: the same function on one device and on a mesh, for one student
+and for a population of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.devices.sharding import batch_sharding, for_members, on_mesh, place, replicated, tree_shardings
+from tinybert_jax.settings.stages import Hyper
+from tinybert_jax.training.optim import Schedule
+from tinybert_jax.training.population import over_members
+
+
+class TrainState(NamedTuple):
+    """All that training changes; arrays only. `best_params` are those of the evaluation with `best_metric`.
+
+    Of a population, every leaf has the members on axis 0.
+    """
+
+    step: Int[Array, "*members"]
+    params: Params
+    opt_state: Any
+    key: Key[Array, "*members"]
+    best_metric: Float[Array, "*members"]
+    best_params: Params
+
+    @property
+    def of_members(self) -> bool:
+        """Whether it is a population's."""
+        return self.key.ndim > 0
+
+
+def create_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, "*members"],
+    mesh: Mesh,
+    keeps_best: bool = True,
+) -> TrainState:
+    """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied.
+
+    Of a population, `params` and `key` have the members on axis 0. Where nothing is evaluated, no best is kept:
+    `best_params` are empty.
+    """
+
+    def create(params: Params, key: PRNGKeyArray) -> TrainState:
+        step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
+        best_params = jax.tree.map(jnp.copy, params) if keeps_best else {}
+        return TrainState(step, params, optimizer.init(params), key, best, best_params)
+
+    members = key.ndim > 0
+    build = jax.vmap(create) if members else create
+    shardings = tree_shardings(mesh, jax.eval_shape(build, params, key), members)
+    placed = place(params, tree_shardings(mesh, params, members))
+    return jax.jit(build, out_shardings=shardings)(placed, key)
+
+
+def make_train_step(
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    mesh: Mesh,
+    state: TrainState,
+    teacher_params: Params,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Params, Batch, Hyper], tuple[TrainState, dict[str, Array]]]:
+    """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
+
+    Args:
+        objective: a `distill.Objective`, or anything with functions `targets` and `loss` of its form, and, where a
+            batch is computed in parts, `weight`.
+        optimizer: a transform without learning rate (`optim.make_optimizer`).
+        schedule: the learning rate's multiplier at a step.
+        mesh: from `sharding.make_mesh`.
+        state: of the shapes and shardings that will be trained.
+        teacher_params: of the shapes that will be passed; anything, where the objective has no teacher or the batches
+            bring its targets.
+        accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
+            result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
+
+    Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
+    batch, and the teacher's targets are computed once for all.
+
+    Metrics are the objective's, `learning_rate`, `gradient_norm`, `parameter_norm` (after the update), and
+    `real_tokens`, the share of the batch's positions that is no padding; scalars (of a population, one per member),
+    still on the device.
+    """
+    members = state.of_members
+
+    def each(function: Callable[..., Any]) -> Callable[..., Any]:
+        return over_members(function, mesh) if members else function
+
+    def update(
+        step: Array, params: Params, opt_state: Any, grads: Params, hyper: Hyper
+    ) -> tuple[Params, Any, dict[str, Array]]:
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            learning_rate = hyper.learning_rate * schedule(step)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+        norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
+        return params, opt_state, {"learning_rate": learning_rate} | norms
+
+    def step(
+        state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
+    ) -> tuple[TrainState, dict[str, Array]]:
+        keys = each(jax.random.fold_in)(state.key, state.step)
+
+        def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[Params, dict[str, Array]]:
+            known = batch.targets is not None
+            targets = batch.targets if known else jax.lax.stop_gradient(objective.targets(teacher_params, batch))
+
+            if mesh.shape["member"] > 1:
+                targets, batch = for_members(targets), for_members(batch._replace(targets=None))
+
+            def gradient(params: Params, hyper: Hyper, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
+                return jax.grad(objective.loss, has_aux=True)(params, targets, batch, hyper, key)
+
+            return each(gradient)(state.params, hyper, keys)
+
+        if accumulation_steps == 1:
+            grads, metrics = gradients(batch, keys)
+        else:
+            parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
+            keys_of_parts = parts.swapaxes(0, 1) if members else parts
+            grads, metrics = _accumulated(gradients, objective.weight, batch, keys_of_parts)
+        # only what changes passes through the members' loop, which copies what it is given
+        params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads, hyper)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        real_tokens = jnp.mean(batch.attention_mask, dtype=jnp.float32)
+        return state, metrics | numbers | {"real_tokens": jnp.broadcast_to(real_tokens, keys.shape)}
+
+    shardings = tree_shardings(mesh, state, members)
+    teacher_shardings = tree_shardings(mesh, teacher_params)
+    return jax.jit(
+        on_mesh(mesh, step),
+        in_shardings=(shardings, teacher_shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _accumulated(
+    gradients: Callable[[Batch, Array], Any],
+    weight: Callable[[Batch], Array],
+    batch: Batch,
+    keys: Key[Array, "parts *members"],
+) -> Any:
+    """The mean of `gradients` over the parts of a batch, one for each key, each with its weight."""
+    # every n-th row is of one part, so that each part is spread over all devices
+    split = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), batch)
+    total = jnp.maximum(weight(batch), 1.0)
+
+    def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        share = weight(part[0]) / total
+        return jax.tree.map(lambda s, x: s + share * x, sums, gradients(*part)), None
+
+    shapes = jax.eval_shape(gradients, *jax.tree.map(lambda x: x[0], (split, keys)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (split, keys))[0]
+
+
+def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.ndarray], TrainState]:
+    """The compiled `(state, metric) -> state`: where `metric`, of a population [members], is better than ever, the
+    parameters become the best; the state passed in is donated.
+    """
+
+    def keep(state: TrainState, metric: Array) -> TrainState:
+        better = metric > state.best_metric  # NaN is not
+
+        def kept(params: Array, best: Array) -> Array:
+            return jnp.where(better.reshape(better.shape + (1,) * (params.ndim - better.ndim)), params, best)
+
+        best_params = jax.tree.map(kept, state.params, state.best_params)
+        return state._replace(best_metric=jnp.where(better, metric, state.best_metric), best_params=best_params)
+
+    return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.of_members), donate_argnums=0)
+
+
+def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
+    """`(state.params, i) -> params` of member i, placed as those of a single run; which gets its own as they are."""
+    if not state.of_members:
+        return lambda params, i: params
+
+    def own(params: Params, i: ArrayLike) -> Params:
+        return jax.tree.map(lambda leaf: leaf[i], params)
+
+    return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.params, 0)))
