@@ -27,6 +27,7 @@ import tinybert_jax as tb
 from tinybert_jax.devices import sharding
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.training import optim
+from tinybert_jax.training import step as step_module
 from tinybert_jax.training.step import TrainState
 
 ROOT = Path(__file__).parent.parent
@@ -141,7 +142,8 @@ def broken(fault: str, mesh: Mesh) -> Iterator[optax.GradientTransformation]:
     """The optimizer, and for a while the package, with a fault."""
     right = optim.make_optimizer("adamw")
     whole = sharding.replicated(mesh)
-    rules, objective_of = step.tree_shardings, compile_ahead.transformer_objective
+    compiler = importlib.import_module("compile_ahead")
+    rules, objective_of = step_module.tree_shardings, compiler.transformer_objective
 
     def replicated_moments(mesh: Mesh, tree: Any, members: bool = False) -> Any:
         found = rules(mesh, tree, members)
@@ -161,11 +163,11 @@ def broken(fault: str, mesh: Mesh) -> Iterator[optax.GradientTransformation]:
         return objective._replace(targets=targets)
 
     if "replicated" in fault:
-        step.tree_shardings = replicated_moments
+        step_module.tree_shardings = replicated_moments
     if "teacher" in fault:
-        compile_ahead.transformer_objective = gathered_teacher
+        compiler.transformer_objective = gathered_teacher
     yield optax.GradientTransformation(right.init, gathering) if "update" in fault else right
-    step.tree_shardings, compile_ahead.transformer_objective = rules, objective_of
+    step_module.tree_shardings, compiler.transformer_objective = rules, objective_of
 
 
 def gathers_in_a_loop(mesh: Mesh) -> Any:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
     from tinybert_jax.training.run import Result
 
 collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not tests; they import torch
@@ -58,6 +60,18 @@ def run_here(command: list[str]) -> None:
         patch.setattr(sys, "argv", command[2:])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets one of its own
         main.main()
+
+
+WORDS = "the a film plot is was good bad dull fine very not and so".split()
+
+
+def make_tokenizer(folder: Path, words: Sequence[str] = tuple(WORDS)) -> BertTokenizer:
+    """A WordPiece tokenizer of these words."""
+    from transformers import BertTokenizer
+
+    path = folder / f"vocab{len(words)}.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    return BertTokenizer(vocab=str(path))
 
 
 GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter burnt".split()

@@ -483,7 +483,7 @@ def test_a_population_prints_its_members_their_mean_and_where_they_are(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_the_program_starts_anew_once_with_huge_pages_and_its_own_arguments() -> None:
-    program = "import os, sys; from tinybert_jax.cli import prepare_process; print('start'); sys.stdout.flush();"
+    program = "import os, sys; from tinybert_jax.cli.main import prepare_process; print('start'); sys.stdout.flush();"
     program += "prepare_process(); print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])"
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
     printed = subprocess.run(

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NER_WORDS, write_conll
-from data_test import make_tokenizer
+from conftest import NER_WORDS, make_tokenizer, write_conll
 
-from tinybert_jax.data import batches
 from tinybert_jax.errors import InputError
 from tinybert_jax.tasks import ner
 from tinybert_jax.tasks.ner import align, discover_labels, read_conll, score, spans, tags, write
@@ -202,7 +200,7 @@ def test_pieces_are_made_once_for_the_same_words_tokenizer_and_length(tmp_path, 
         align(sentences, make_tokenizer(tmp_path, [*NER_WORDS]), 16, labels).fingerprint,
     ]
     assert len(set(prints)) == 4
-    monkeypatch.setattr(ner, "_encode", None)  # tokenizing again would fail
+    monkeypatch.setattr(ner, "_encode_words", None)  # tokenizing again would fail
     np.testing.assert_array_equal(align(sentences, tokenizer, 16, labels).labels, tokens.labels)
     # labels are those of the call and never of the cache
     turned = align(sentences, tokenizer, 16, labels[::-1])
@@ -214,7 +212,7 @@ def test_many_chunks_give_the_same_pieces_as_one(tmp_path, tokenizer, monkeypatc
     sentences = many_sentences(tmp_path)
     labels = discover_labels(sentences)
     one = align(sentences, tokenizer, 16, labels, tmp_path / "one")
-    monkeypatch.setattr(batches, "TOKENIZE_AT_ONCE", 7)
+    monkeypatch.setattr(ner, "TOKENIZE_AT_ONCE", 7)
     many = align(sentences, tokenizer, 16, labels, tmp_path / "many")
     np.testing.assert_array_equal(one.input_ids, many.input_ids)
     np.testing.assert_array_equal(one.labels, many.labels)

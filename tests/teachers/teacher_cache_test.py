@@ -216,7 +216,7 @@ def test_what_another_run_is_writing_is_left_alone_and_what_a_killed_one_left_is
 def test_a_disk_without_room_is_named_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(tb.InputError, match=r"the teacher's outputs need 0\.0 GB, and 0\.0 GB are free: set TINYB"):
         asked().with_targets(make_tokens(0), 1e9, tmp_path)
 

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_scored_reviews
-from train_step_test import STUDENT, TEACHER, make_batch
+from step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
 from tinybert_jax.devices import sharding
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.students import start
 from tinybert_jax.training import optim, population, step
 from tinybert_jax.training.checkpoint import Checkpoints
 from tinybert_jax.training.inputs import initial_params, load_population
@@ -84,8 +85,8 @@ def test_members_with_other_parameters_are_refused_by_name() -> None:
 def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts, given = [], inputs.init.from_teacher
-    monkeypatch.setattr(inputs.init, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
+    starts, given = [], start.from_teacher
+    monkeypatch.setattr(start, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
     first = tb.Experiment(
         task="classification",
         source=tb.DataSource(data=str(reviews)),
@@ -168,7 +169,7 @@ def test_a_population_that_was_stopped_resumes_to_the_same_bits(
     experiments, _, whole = together
     steps = iter([False] * 10 + [True])  # in the second stage, after an evaluation
     with monkeypatch.context() as patch:
-        patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
+        patch.setattr("tinybert_jax.devices.processes.StopRequests.agreed", lambda self, last: next(steps))
         with pytest.raises(Stopped, match="2-prediction after step 6"):
             tb.run_population(experiments, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "member2")  # as of a run that was killed before it made them
