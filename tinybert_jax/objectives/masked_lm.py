@@ -11,10 +11,11 @@ from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
-from tinybert_jax.models.heads import logits_at
-from tinybert_jax.models.parameters import apply_model
-from tinybert_jax.objectives.objective import Metrics, Objective, no_targets
+from tinybert_jax.models.masked_lm import logits_at
+from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
+from tinybert_jax.objectives.objective import Context, Metrics, Objective, no_targets
 from tinybert_jax.objectives.projections import without_projections
+from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.stages import Hyper
 
 MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
@@ -54,4 +55,13 @@ def masked_lm_objective(config: BertConfig) -> Objective:
         heads = student_params["cls"] | trainable["cls"]
         return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"], "cls": heads}
 
-    return Objective(no_targets, loss, init, export, weight)
+    def flops(tokens: int) -> float:
+        decoder = config.hidden_size * (config.vocab_size + config.hidden_size)
+        return (1 + BACKWARD) * (forward_flops(config, tokens) + 2.0 * decoder * tokens / MASKED_SHARE)
+
+    return Objective(no_targets, loss, init, export, weight, reads_teacher=False, student_flops=flops)
+
+
+def build(settings: MaskedLM, context: Context) -> Objective:
+    """The objective of a stage."""
+    return masked_lm_objective(context.student)

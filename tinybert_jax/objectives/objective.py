@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
+from tinybert_jax.models.config import BertConfig
 from tinybert_jax.objectives.projections import without_projections
+from tinybert_jax.settings.arithmetic import Arithmetic
+from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.stages import Hyper
 
 Metrics = dict[str, Float[Array, ""]]
@@ -20,6 +23,11 @@ def count_examples(batch: Batch) -> Float[Array, ""]:
     return jnp.sum(jnp.asarray(batch.example_mask, jnp.float32))
 
 
+def no_flops(tokens: int) -> float:
+    """The operations of what costs nothing, or was not counted."""
+    return 0.0
+
+
 class Objective(NamedTuple):
     """What a stage minimises, as pure functions. `key` drives the student's dropout; None switches it off.
 
@@ -28,6 +36,8 @@ class Objective(NamedTuple):
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
     weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
+
+    The other fields are facts that a run reads.
     """
 
     targets: Callable[[Params, Batch], Any]
@@ -35,6 +45,28 @@ class Objective(NamedTuple):
     init: Callable[[PRNGKeyArray, Params], Params]
     export: Callable[[Params, Params], Params]
     weight: Callable[[Batch], Float[Array, ""]] = count_examples
+    reads_teacher: bool = True  # `targets` runs the teacher, so its results are worth keeping
+    reads_padding: bool = False  # `loss` reads the targets of padding, so they are kept too
+    target_dtype: Literal["float32", "bfloat16"] = "float32"  # of kept targets
+    identity: tuple[Any, ...] = ()  # what determines the targets, beside the teacher and the rows; JSON values
+    student_flops: Callable[[int], float] = no_flops  # of a row of so many tokens, forward, backward and loss
+    teacher_flops: Callable[[int], float] = no_flops  # of the targets of such a row
+
+
+class Context(NamedTuple):
+    """What an objective is built for: the configs, the head that is trained, and the run's arithmetic."""
+
+    student: BertConfig
+    teacher: BertConfig | None
+    head: str
+    layer_map: LayerMap
+    arithmetic: Arithmetic
+
+    @property
+    def teacher_config(self) -> BertConfig:
+        """The teacher's config, where a stage distils."""
+        assert self.teacher is not None, "Experiment asks for a teacher where a stage distils"
+        return self.teacher
 
 
 def no_targets(teacher_params: Params, batch: Batch) -> Any:

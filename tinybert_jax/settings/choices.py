@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 Preset = Literal["default", "paper", "official"]
-Head = Literal["encoder", "sequence", "tokens", "span", "masked_lm"]
-ObjectiveName = Literal["supervised", "masked_lm", "transformer", "prediction"]
 Start = Literal["random", "copy", "spectral"]
 ScheduleName = Literal["constant", "linear"]
+OptimizerName = Literal["adamw", "bert_adam"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
 MIN_LENGTH = 8  # tokens of the longest text that a run or a tokenizer may allow

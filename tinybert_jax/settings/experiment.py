@@ -48,13 +48,12 @@ class Experiment:
         corpus = isinstance(self.source, CorpusSource)
         if corpus != (self.task == "corpus"):
             raise InputError(f"task {self.task!r} and a {type(self.source).__name__} do not go together")
-        allowed = {"masked_lm", "transformer"} if corpus else {"supervised", "transformer", "prediction"}
         for stage in self.stages:
-            if stage.objective not in allowed:
-                raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
+            if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):
+                raise InputError(f"stage {stage.objective.name!r} is not one of task {self.task!r}")
         if self.start != "random" and self.model not in STUDENTS:
             raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
-        if any(stage.distils for stage in self.stages) and self.teacher is None:
+        if any(stage.objective.distils for stage in self.stages) and self.teacher is None:
             raise InputError("what is distilled needs a teacher: give --teacher DIR")
         if self.model in STUDENTS and self.teacher is None:
             raise InputError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import Head
 
 SplitName = Literal["train", "dev", "test"]
 
@@ -28,7 +27,7 @@ class Task:
     intermediate_epochs: int
     max_length: int = 128
     variants: int = 20  # of a row, itself among them, where the training rows are augmented; the original code's N
-    head: Head = "sequence"
+    head: str = "sequence"
     written: tuple[str, ...] = ()
     headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header
     train_file: str = "train.tsv"

@@ -105,14 +105,12 @@ class TeacherCache:
     """A teacher, what is asked of it, and how.
 
     Args:
-        objective: a `distill.Objective`.
+        objective: an `Objective`; it says whether the targets of padding are read, and which dtype is kept.
         params: the teacher's, on the mesh.
         identity: of the teacher's files and of all that determines the targets, beside the rows.
         mesh: where they are computed.
         batch_size: rows that are computed at once.
         buckets: lengths that batches are padded to.
-        padding: the loss reads the targets of padding too.
-        compact: keep arrays in bfloat16, a relative error of up to 1/256.
     """
 
     objective: Any
@@ -121,8 +119,6 @@ class TeacherCache:
     mesh: Mesh
     batch_size: int
     buckets: tuple[int, ...]
-    padding: bool = False
-    compact: bool = False
 
     def with_targets(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> ExamplesWithTargets:
         """The rows with their targets, read from the cache where an equal run on equal devices has left them there.
@@ -137,7 +133,9 @@ class TeacherCache:
             InputError: the disk has no room, or the cache cannot be written.
         """
         specs, tree = self._specs(examples)
-        tokens = np.full(len(examples), self.buckets[-1]) if self.padding else np.asarray(examples.lengths)
+        tokens = (
+            np.full(len(examples), self.buckets[-1]) if self.objective.reads_padding else np.asarray(examples.lengths)
+        )
         sizes = [int(spec.sizes(tokens).sum()) for spec in specs]
         needed = sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True))
         if needed > limit:
@@ -195,14 +193,16 @@ class TeacherCache:
         for leaf, shorter in zip(leaves, jax.tree.leaves(shapes[1]), strict=True):
             sizes = zip(leaf.shape[1:], shorter.shape[1:], strict=True)
             shape = tuple(size if size == other else TOKENS for size, other in sizes)
-            specs.append(TargetSpec(shape, COMPACT if self.compact else np.dtype(leaf.dtype)))
+            specs.append(
+                TargetSpec(shape, COMPACT if self.objective.target_dtype == COMPACT else np.dtype(leaf.dtype))
+            )
         return specs, tree
 
     def _fingerprint(self, examples: Examples, specs: Sequence[TargetSpec]) -> str:
         described = [(spec.shape, spec.dtype.name) for spec in specs]
         device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
         versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", ""), float32_precision()]
-        computed = [self.batch_size, self.buckets, self.padding, device, mesh, versions]
+        computed = [self.batch_size, self.buckets, self.objective.reads_padding, device, mesh, versions]
         content = [*self.identity, examples.fingerprint, described, computed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

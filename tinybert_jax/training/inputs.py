@@ -23,11 +23,11 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
-from tinybert_jax.models.heads import HEAD_KEYS, HEADS
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
 from tinybert_jax.objectives.projections import PROJECTIONS
 from tinybert_jax.objectives.transformer import transformer_objective
-from tinybert_jax.settings.choices import STUDENTS, Head, Start
+from tinybert_jax.settings.choices import STUDENTS, Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
@@ -49,7 +49,7 @@ OF_MODEL = ("loaded", "keep_head", "fingerprints")  # of `Inputs`, what depends 
 class Inputs:
     """What a run trains, what it learns from, and on which rows. Parameters wait on the host until they are placed."""
 
-    head: Head
+    head: str  # a row of `models.heads.HEADS`
     config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
     loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset
     keep_head: bool  # the model's own head fits the task
@@ -64,9 +64,9 @@ class Inputs:
 
     def examples(self, stage: Stage) -> Examples:
         """What a stage trains on: masked in the one stage that predicts masked tokens."""
-        if stage.objective == "masked_lm":
+        if isinstance(stage.objective, MaskedLM):
             assert isinstance(self.train, Corpus), "Experiment allows masked_lm on a corpus only"
-            return dataclasses.replace(self.train, masking_probability=stage.masking_probability)
+            return dataclasses.replace(self.train, masking_probability=stage.objective.masking_probability)
         return self.train
 
 
@@ -78,7 +78,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     """
     source = experiment.source
     teacher = None if experiment.teacher is None else load_teacher(experiment)
-    distils = any(stage.distils for stage in experiment.stages)
+    distils = any(stage.objective.distils for stage in experiment.stages)
     loaded: Params | None = None
     if experiment.model in STUDENTS:
         assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
@@ -99,7 +99,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
             check_token_types(str(experiment.teacher), teacher.config, pairs)
 
     if isinstance(source, CorpusSource):
-        head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
+        head = "masked_lm" if any(stage.objective.masks_tokens for stage in experiment.stages) else "encoder"
         check_pairs(source.pairs)
         if not _same_tokenizer(tokenizer, teacher):
             raise InputError(_different_vocabularies(experiment))
@@ -109,7 +109,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
         teacher_dev, selection = dev, ""
-        keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
+        keep_head = loaded is not None and HEADS[head].is_in(loaded)
     else:
         task = get_task(experiment.task)
         head, selection = task.head, task.selection
@@ -142,8 +142,10 @@ def load_inputs(experiment: Experiment) -> Inputs:
         train=train,
         dev=dev,
         selection=selection,
-        # the means of the other presets count padding, so they need one padded length
-        buckets=bucket_lengths(experiment.max_length) if experiment.preset == "default" else (experiment.max_length,),
+        # means that count padding need one padded length
+        buckets=bucket_lengths(experiment.max_length)
+        if arithmetic(experiment.preset).padding == "exclude"
+        else (experiment.max_length,),
         teacher=teacher,
         teacher_dev=teacher_dev,
         fingerprints={"train": train.fingerprint}
@@ -190,10 +192,10 @@ def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs])
 def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start, Params]) -> Params:
     """What the model brought or the start gives, and random values for the rest."""
     config = dataclasses.replace(inputs.config, vocab_multiple=1)
-    params = init_params(HEADS[inputs.head](config), jax.random.key(experiment.seed))
+    params = init_params(HEADS[inputs.head].model(config), jax.random.key(experiment.seed))
     params = {"bert": params} if inputs.head == "encoder" else params
     if inputs.loaded is not None:
-        kept = {HEAD_KEYS[inputs.head]} if inputs.keep_head else set()
+        kept = {HEADS[inputs.head].key} if inputs.keep_head else set()
         for name in ("bert", *kept):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
@@ -255,8 +257,8 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
 
 def _can_differ(experiment: Experiment, task: Task) -> bool:
     """Whether teacher and student may have different vocabularies: no stage compares their positions."""
-    predicts = all(stage.objective in ("supervised", "prediction") for stage in experiment.stages)
-    return predicts and task.head == "sequence" and experiment.augmented is None
+    predicts = not any(stage.objective.matches_tokens for stage in experiment.stages)
+    return predicts and not HEADS[task.head].per_token and experiment.augmented is None
 
 
 def _different_vocabularies(experiment: Experiment) -> str:

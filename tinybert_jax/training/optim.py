@@ -6,7 +6,7 @@ Transforms are learning-rate-free: the training step multiplies by `hyper.learni
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,10 @@ from jaxtyping import Array
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import check_choice
-from tinybert_jax.settings.choices import ScheduleName
+from tinybert_jax.settings.choices import OptimizerName, ScheduleName
 
 Schedule = Callable[[ArrayLike], Array]
 STACKED = ("encoder", "layer")
-OptimizerName = Literal["adamw", "bert_adam"]
 
 
 def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.1) -> Schedule:

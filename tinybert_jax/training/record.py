@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Params
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.heads import PIPELINES
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
 from tinybert_jax.settings.experiment import Experiment
@@ -166,18 +165,19 @@ def write_model_card(
     teacher_scores: dict[str, float] | None,
 ) -> None:
     """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
-    config, (pipeline, auto_model) = inputs.config, PIPELINES[inputs.head]
+    config, head = inputs.config, HEADS[inputs.head]
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
-    use = PREDICT if inputs.head == "sequence" else LOAD
-    if distilled := any(stage.distils for stage in experiment.stages):
+    use = LOAD if head.per_token or head.losses is None else PREDICT
+    if distilled := any(stage.objective.distils for stage in experiment.stages):
         how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
     else:
-        how = "trained on masked words" if inputs.head == "masked_lm" else "trained on labels"
+        masked = any(stage.objective.masks_tokens for stage in experiment.stages)
+        how = "trained on masked words" if masked else "trained on labels"
     text = f"""---
 library_name: transformers
-pipeline_tag: {pipeline}
+pipeline_tag: {head.pipeline}
 tags: [{"tinybert, distillation" if distilled else "bert"}]
 ---
 # {experiment.model} on {experiment.task}
@@ -192,7 +192,7 @@ A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
 import tinybert_jax as tb
 {use}
 ```
-`transformers` loads it too: `{auto_model}.from_pretrained("this directory")`.
+`transformers` loads it too: `Auto{head.architecture}.from_pretrained("this directory")`.
 
 ## Recipe
 ```json

@@ -27,7 +27,7 @@ from tinybert_jax.tasks.split import Split
 from tinybert_jax.training import record
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population
 from tinybert_jax.training.logs import Diverged
-from tinybert_jax.training.loop import SCORED, Run, check_params, make_objective, train_stage
+from tinybert_jax.training.loop import Run, check_params, make_objective, train_stage
 
 EVAL_BATCH_SIZE = 64
 LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
@@ -130,7 +130,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         )
     teacher_params: Params = {}
     teacher_scores = None
-    if inputs.teacher is not None and any(stage.distils for stage in experiment.stages):
+    if inputs.teacher is not None and any(stage.objective.distils for stage in experiment.stages):
         teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
@@ -143,7 +143,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
     processes.barrier("run directory")
     bare = without_projections(params[0])
-    predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
+    predict_step = make_predict_step(HEADS[inputs.head].model(inputs.config), mesh, bare)  # compiled once
 
     def score(params: Params, split: Split) -> dict[str, float]:
         logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
@@ -154,7 +154,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
     for index in range(len(experiment.stages)):
         params = train_stage(whole, index, params)
-    trained_head = any(stage.objective in SCORED for stage in experiment.stages)
+    trained_head = any(stage.objective.trains_head for stage in experiment.stages)
     results = []
     for i, directory in enumerate(record.member_dirs(out, len(experiments))):
         scores = {}
@@ -181,7 +181,7 @@ def _score_teacher(
     Raises:
         InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
     """
-    step, scores = make_predict_step(HEADS[inputs.head](config), mesh, params), {}
+    step, scores = make_predict_step(HEADS[inputs.head].model(config), mesh, params), {}
     for name, dev in inputs.teacher_dev.items():
         logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():

@@ -14,7 +14,7 @@ from tinybert_jax.errors import InputError, check_seed
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import check_positions
-from tinybert_jax.models.heads import masked_lm_function
+from tinybert_jax.models.masked_lm import masked_lm_function
 from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
