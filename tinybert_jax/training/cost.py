@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.batch import Batch
 
 TIMED_STEPS = 3
