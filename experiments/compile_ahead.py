@@ -300,7 +300,7 @@ def measure(mesh: str, rows: int, length: int) -> dict[str, Any]:
     for collective in program.collectives:
         by_kind[collective.kind][0] += collective.times
         by_kind[collective.kind][1] += collective.traffic
-    flops = step_flops("transformer", student, teacher, rows, length)
+    flops = step_flops(transformer_objective(student, teacher), rows, length)
     traffic = sum(sent for _, sent in by_kind.values())
     return {
         "mesh": mesh,

@@ -209,14 +209,14 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
         started = (out / name / "experiment.json").is_file()
         return tb.run(experiment, out / name, resume=resume and started).directory
 
-    transformer = tb.Stage("transformer", transformer_epochs, learning_rate=1e-3, schedule="linear")
-    prediction = tb.Stage("prediction", prediction_epochs, learning_rate=5e-4)
-    alone = tb.Stage("supervised", transformer_epochs + prediction_epochs, learning_rate=5e-4)
+    transformer = tb.Stage(tb.Transformer(), transformer_epochs, learning_rate=1e-3, schedule="linear")
+    prediction = tb.Stage(tb.Prediction(), prediction_epochs, learning_rate=5e-4)
+    alone = tb.Stage(tb.Supervised(), transformer_epochs + prediction_epochs, learning_rate=5e-4)
     teacher = trained(
         "teacher",
         "1. Fine-tune the teacher, all-MiniLM-L6-v2, on the reviews",
         str(pretrained),
-        (tb.Stage("supervised", teacher_epochs, learning_rate=1e-4),),
+        (tb.Stage(tb.Supervised(), teacher_epochs, learning_rate=1e-4),),
         None,
     )
     models = {

@@ -63,14 +63,14 @@ def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.
         teacher=args.teacher,
         stages=(
             tb.Stage(
-                "transformer",
+                tb.Transformer(),
                 epochs=task.intermediate_epochs,
                 max_steps=args.transformer_steps,
                 learning_rate=task.intermediate_learning_rate if rates[0] is None else rates[0],
                 schedule="constant",
             ),
             tb.Stage(
-                "prediction",
+                tb.Prediction(),
                 epochs=task.prediction_epochs,
                 max_steps=args.prediction_steps,
                 learning_rate=task.prediction_learning_rate if rates[1] is None else rates[1],

@@ -26,8 +26,8 @@ experiment = tb.Experiment(
     model="tinybert-4l-312d",
     teacher="runs/teacher/student",
     stages=(
-        tb.Stage("transformer", epochs=20, learning_rate=5e-5, schedule="constant"),
-        tb.Stage("prediction", epochs=3, learning_rate=3e-5),
+        tb.Stage(tb.Transformer(), epochs=20, learning_rate=5e-5, schedule="constant"),
+        tb.Stage(tb.Prediction(), epochs=3, learning_rate=3e-5),
     ),
     max_length=64,
 )

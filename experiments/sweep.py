@@ -57,7 +57,9 @@ def sweep(
         raise tb.InputError(f"--temperatures are for classes, and task {full.task!r} has none: leave them out")
     named = {
         f"learning rate {rate:g}, temperature {temperature:g}": dataclasses.replace(
-            full, start="random", stages=(dataclasses.replace(last, learning_rate=rate, temperature=temperature),)
+            full,
+            start="random",
+            stages=(dataclasses.replace(last, learning_rate=rate, objective=tb.Prediction(temperature)),),
         )
         for rate, temperature in itertools.product(rates, temperatures)
     }

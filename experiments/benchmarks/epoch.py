@@ -85,9 +85,7 @@ def main(
         torch_step = torch_baseline.make_prediction_step(pair.teacher, pair.student)
     params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
     buckets = bucket_lengths(MAX_LENGTH)
-    teacher_cache = TeacherCache(
-        objective, params, [size, stage], make_mesh(), ASKED_AT_ONCE, buckets, compact=stage == "intermediate"
-    )
+    teacher_cache = TeacherCache(objective, params, [size, stage], make_mesh(), ASKED_AT_ONCE, buckets)
     plan = list(zip(*epoch_plan(tokens.lengths, BATCH_SIZE, buckets, 0, 0), strict=True))
     order = np.random.default_rng(0).permutation(len(tokens))
     torch_rows = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]

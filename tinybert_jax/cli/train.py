@@ -16,16 +16,26 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.objectives import LayerMap
+from tinybert_jax.settings.objectives import (
+    WORDS,
+    LayerMap,
+    MaskedLM,
+    ObjectiveSettings,
+    Prediction,
+    Supervised,
+    Transformer,
+)
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 
 # no operation that adds in any order, and no choice of kernels by how fast each happened to be
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
-NEXT = {
-    "transformer": "a general student: give this directory as --student to tinybert distill",
-    "masked_lm": "it has a masked-LM head: give this directory as --model to tinybert augment",
+DISTILL_STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
+    "both": (Transformer, Prediction),
+    "transformer": (Transformer,),
+    "prediction": (Prediction,),
+    "supervised": (Supervised,),
 }
 
 
@@ -54,7 +64,7 @@ def finetune(
         evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
     """
     stage = Stage(
-        "supervised",
+        Supervised(),
         epochs=epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
@@ -123,35 +133,43 @@ def distill(
     row = get_task(task)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
-    no_first, no_second = stage in ("prediction", "supervised"), stage == "transformer"
+    kinds = DISTILL_STAGES[stage]
+    no_first = not any(kind.matches_tokens for kind in kinds)
+    no_second = not any(kind.trains_head for kind in kinds)
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
         "--layer-map": no_first and layer_map != "uniform" and start == "random",
-        "--temperature": stage in ("transformer", "supervised") and temperature != 1,
+        "--temperature": not any(_reads(kind, "temperature") for kind in kinds) and temperature != 1,
         "--evaluate-every": no_second and evaluate_every is not None,
     }
     _refuse_unread(stage, unread)
-    first = Stage(
-        "transformer",
-        epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
-        max_steps=transformer_steps,
-        learning_rate=(
-            row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
-        ),
-        schedule="constant",
-        **run.stage,
-    )
-    second = Stage(
-        "supervised" if stage == "supervised" else "prediction",
-        epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
-        max_steps=prediction_steps,
-        learning_rate=row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate,
-        temperature=temperature,
-        evaluate_every=evaluate_every,
-        **run.stage,
-    )
-    stages = (first, second) if stage == "both" else (first,) if stage == "transformer" else (second,)
+
+    def of_layers(kind: type[ObjectiveSettings]) -> Stage:
+        return Stage(
+            kind(),
+            epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
+            max_steps=transformer_steps,
+            learning_rate=(
+                row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
+            ),
+            schedule="constant",
+            **run.stage,
+        )
+
+    def of_outputs(kind: type[ObjectiveSettings]) -> Stage:
+        return Stage(
+            kind(**_read(kind, temperature=temperature)),
+            epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
+            max_steps=prediction_steps,
+            learning_rate=(
+                row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate
+            ),
+            evaluate_every=evaluate_every,
+            **run.stage,
+        )
+
+    stages = tuple(of_layers(kind) if kind.matches_tokens else of_outputs(kind) for kind in kinds)
     _train(
         task,
         run,
@@ -215,17 +233,18 @@ def pretrain(
         processes: that tokenise the text.
         teacher_cache_gb: as in `tinybert distill`.
     """
+    kind = WORDS[stage]
     unread = {
-        "--masking-probability": stage == "transformer" and masking_probability != Stage.masking_probability,
-        "--layer-map": stage == "masked_lm" and layer_map != "uniform" and start == "random",
+        "--masking-probability": not _reads(kind, "masking_probability")
+        and masking_probability != MaskedLM.masking_probability,
+        "--layer-map": not kind.matches_tokens and layer_map != "uniform" and start == "random",
     }
     _refuse_unread(stage, unread)
     described = Stage(
-        stage,
+        kind(**_read(kind, masking_probability=masking_probability)),
         epochs=epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
-        masking_probability=masking_probability,
         **run.stage,
     )
     text = CorpusSource(corpus, one_document_per_line, pairs, short_sequence_probability, processes)
@@ -242,6 +261,15 @@ def pretrain(
         start=start,
         teacher_cache_gb=teacher_cache_gb,
     )
+
+
+def _reads(kind: type[ObjectiveSettings], number: str) -> bool:
+    return number in {field.name for field in dataclasses.fields(kind)}
+
+
+def _read(kind: type[ObjectiveSettings], **numbers: Any) -> dict[str, Any]:
+    """Those of the numbers that the objective reads."""
+    return {name: value for name, value in numbers.items() if _reads(kind, name)}
 
 
 def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
@@ -300,7 +328,7 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
         print_table(*scores_table(results))
     else:
         experiment = experiments[0]
-        print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
+        print(experiment.stages[-1].objective.next_step if experiment.task == "corpus" else NO_HEAD)
     for result in results:
         print(f"written to {result.directory}")
 

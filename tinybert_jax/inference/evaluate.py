@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from tinybert_jax.models.heads import HEADS
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.predictor import load_predictor
 from tinybert_jax.models.fit import check_outputs

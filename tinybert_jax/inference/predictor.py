@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tinybert_jax.models.heads import HEADS
 from tinybert_jax.batch import Params
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens, encode

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from tinybert_jax.errors import InputError, check_choice, check_seed
 from tinybert_jax.settings.choices import MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
@@ -37,6 +38,13 @@ class Experiment:
     def order_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values; a stage's objective has its name beside its numbers."""
+        fields = dataclasses.asdict(self)
+        for stage, described in zip(self.stages, fields["stages"], strict=True):
+            described["objective"] = {"name": stage.objective.name} | described["objective"]
+        return fields
+
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, Preset)
         check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
@@ -63,6 +71,9 @@ class Experiment:
                 f"student {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
                 " directory as --student"
             )
+        reads_map = any(stage.objective.matches_tokens for stage in self.stages)
+        if self.layer_map != "uniform" and not reads_map and self.start == "random":
+            raise InputError(f"layer_map is {self.layer_map!r}, but no stage and no start reads it: leave it out")
         if self.max_length < MIN_LENGTH:
             raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")
         if self.checkpoint_every < 1:

@@ -26,6 +26,7 @@ class ObjectiveSettings:
     masks_tokens: ClassVar[bool] = False  # it predicts masked tokens of a corpus
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
+    next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
 
     def check_positive(self, *names: str) -> None:
         """Refuse numbers that are not finite and greater than 0.
@@ -57,6 +58,7 @@ class Transformer(ObjectiveSettings):
     distils = True
     matches_tokens = True
     on_corpus = True
+    next_step = "a general student: give this directory as --student to tinybert distill"
 
     embedding_weight: float = 1.0
     attention_weight: float = 1.0
@@ -97,6 +99,7 @@ class MaskedLM(ObjectiveSettings):
     masks_tokens = True
     on_tasks = False
     on_corpus = True
+    next_step = "it has a masked-LM head: give this directory as --model to tinybert augment"
 
     masking_probability: float = 0.15  # of a token
 

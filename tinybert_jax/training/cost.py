@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.batch import Batch
+from tinybert_jax.objectives.objective import Objective
 
 TIMED_STEPS = 3
 

@@ -27,11 +27,10 @@ from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
 from tinybert_jax.objectives.projections import PROJECTIONS
 from tinybert_jax.objectives.transformer import transformer_objective
-from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.arithmetic import arithmetic
-from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.choices import STUDENTS, Start, student_shape
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task, get_task
@@ -199,8 +198,8 @@ def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start
     params = init_params(HEADS[inputs.head].model(config), jax.random.key(experiment.seed))
     params = {"bert": params} if inputs.head == "encoder" else params
     if inputs.loaded is not None:
-        kept = {HEADS[inputs.head].key} if inputs.keep_head else set()
-        for name in ("bert", *kept):
+        head_key = HEADS[inputs.head].key
+        for name in ("bert", *([head_key] if inputs.keep_head and head_key else [])):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:

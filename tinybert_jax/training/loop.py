@@ -120,7 +120,9 @@ def _train(
     evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
     optimizer = _optimizer(experiment, stage)
-    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
+    train_step = make_train_step(
+        objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps, total
+    )
     keep_best, own_params = make_keep_best(mesh, state), make_own_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
         print(

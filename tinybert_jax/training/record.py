@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -15,17 +14,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from tinybert_jax.models.heads import HEADS
 from tinybert_jax.batch import Params
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
-FORMAT_VERSION = 2  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
+FORMAT_VERSION = 3  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
 PREDICT = """predict = tb.load_predictor("this directory")
 print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
 LOAD = """config, params = tb.load_hf("this directory")"""
@@ -139,7 +138,7 @@ def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: 
 
 def settings(experiments: Sequence[Experiment]) -> Any:
     """`experiment.json`'s "experiment", as it is read back: tuples are lists."""
-    members = json.loads(json.dumps([dataclasses.asdict(experiment) for experiment in experiments]))
+    members = json.loads(json.dumps([experiment.as_dict() for experiment in experiments]))
     return members if len(members) > 1 else members[0]
 
 
@@ -197,7 +196,7 @@ import tinybert_jax as tb
 
 ## Recipe
 ```json
-{json.dumps(dataclasses.asdict(experiment), indent=2)}
+{json.dumps(experiment.as_dict(), indent=2)}
 ```
 """
     (student / "README.md").write_text(text, "utf-8")

@@ -74,6 +74,7 @@ def make_train_step(
     state: TrainState,
     teacher_params: Params,
     accumulation_steps: int = 1,
+    total_steps: int | None = None,
 ) -> Callable[[TrainState, Params, Batch, Hyper], tuple[TrainState, dict[str, Array]]]:
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
@@ -88,6 +89,7 @@ def make_train_step(
             bring its targets.
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
             result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
+        total_steps: of the stage, so that the loss sees its progress in `hyper.progress`; None: it is 0.
 
     Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
     batch, and the teacher's targets are computed once for all.
@@ -115,6 +117,8 @@ def make_train_step(
         state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
         keys = each(jax.random.fold_in)(state.key, state.step)
+        if total_steps is not None:
+            hyper = hyper._replace(progress=state.step / total_steps)
 
         def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[Params, dict[str, Array]]:
             known = batch.targets is not None
