@@ -117,7 +117,7 @@ def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, 
     assert sorted(path.name for path in first.glob("member*")) == ["member0", "member1"]
     members = json.loads((second / "experiment.json").read_text())["experiment"]
     assert [Path(member["model"]).parent.name for member in members] == ["member0", "member1"] * 4
-    assert {stage["objective"] for member in members for stage in member["stages"]} == {"prediction"}
+    assert {stage["objective"]["name"] for member in members for stage in member["stages"]} == {"prediction"}
     assert {member["start"] for member in members} == {"random"}
 
 

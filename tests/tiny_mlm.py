@@ -11,7 +11,7 @@ from tinybert_jax.data.augmentation.candidates import ASKED, build_table
 from tinybert_jax.data.augmentation.neighbours import embedding_neighbours
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.heads import BertForMaskedLM, masked_lm_function
+from tinybert_jax.models.masked_lm import BertForMaskedLM, masked_lm_function
 from tinybert_jax.models.parameters import init_params
 
 WORDS = (

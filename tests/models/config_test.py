@@ -58,9 +58,13 @@ REFUSED = {
     "tb.Stage('transfomer')": (
         "objective is 'transfomer'; it must be one of supervised, masked_lm, transformer, prediction"
     ),
+    "tb.Stage(('transformer',))": "objective is ('transformer',); it must be Prediction(), 'prediction' or the like",
+    "tb.Stage('transformer', evaluate_every=5)": "evaluate_every is 5, but stage 'transformer' trains no head",
+    "tb.Transformer(hidden_weight=-1.0)": "hidden_weight is -1.0; it must be finite and not negative",
+    "experiment(layer_map='top')": "layer_map is 'top', but no stage and no start reads it: leave it out",
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",
     "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be finite and greater than 0",
-    "tb.Stage('supervised', temperature=float('inf'))": "temperature is inf; it must be finite and greater than 0",
+    "tb.Stage(tb.Prediction(temperature=float('inf')))": "temperature is inf; it must be finite and greater than 0",
     "tb.Stage('supervised', epochs=0.5)": "epochs is 0.5; it must be a whole number, at least 1",
     "tb.Stage('supervised', batch_size=0)": "batch_size is 0; it must be a whole number, at least 1",
     "tb.Stage('supervised', evaluate_every=2.0)": "evaluate_every is 2.0; it must be a whole number, at least 1",
@@ -71,12 +75,8 @@ REFUSED = {
     "tb.Stage('transformer', batch_size=32, accumulation_steps=5)": (
         "accumulation_steps 5 does not divide the batch size 32"
     ),
-    "tb.Stage('masked_lm', masking_probability=0.0)": (
-        "masking_probability is 0.0; it must be above 0, and at most 0.2"
-    ),
-    "tb.Stage('masked_lm', masking_probability=0.5)": (
-        "masking_probability is 0.5; it must be above 0, and at most 0.2"
-    ),
+    "tb.MaskedLM(masking_probability=0.0)": ("masking_probability is 0.0; it must be above 0, and at most 0.2"),
+    "tb.MaskedLM(masking_probability=0.5)": ("masking_probability is 0.5; it must be above 0, and at most 0.2"),
     "tb.CorpusSource(())": "a corpus needs at least one text file: give --corpus FILE",
     "tb.Experiment('sst2', tb.CorpusSource(('f',)), 'bert', (tb.Stage('masked_lm'),))": (
         "task 'sst2' and a CorpusSource do not go together"

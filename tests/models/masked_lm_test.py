@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_mlm import VOCABULARY, make_mlm
 
-from tinybert_jax.models.heads import BertForMaskedLM, logits_at, masked_lm_function
+from tinybert_jax.models.masked_lm import BertForMaskedLM, logits_at, masked_lm_function
 
 
 def test_most_probable_ids_are_those_of_the_whole_models_logits_at_the_position():

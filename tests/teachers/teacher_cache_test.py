@@ -54,12 +54,12 @@ def make_tokens(seed: int, n: int = 21) -> Tokens:
     return Tokens(ids, offsets, np.diff(offsets).astype(np.int32), np.zeros(n, np.int32), f"tokens {seed}")
 
 
-def asked(what: str = "logits", teacher: str = "a", **changes: Any) -> cache.TeacherCache:
+def asked(what: str = "logits", teacher: str = "a", compact: bool = False) -> cache.TeacherCache:
     objective, model = OBJECTIVES[what]
+    objective = objective._replace(target_dtype="bfloat16" if compact else "float32")
     params = tb.init_params(model(NUMBER if what == "a number" else TEACHER), jax.random.key(0))
     buckets = BUCKETS[-1:] if "padding" in what else BUCKETS
-    settings = {"padding": "padding" in what} | changes
-    return cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets, **settings)
+    return cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets)
 
 
 @pytest.mark.parametrize(("what", "compact"), [(what, False) for what in OBJECTIVES] + [("layers", True)])
@@ -77,7 +77,7 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
         computed = targets(asking.params, plain)
         assert jax.tree.structure(batch.targets) == jax.tree.structure(computed)
         np.testing.assert_array_equal(batch.input_ids, plain.input_ids)
-        read = int(length) if asking.padding else None
+        read = int(length) if asking.objective.reads_padding else None
         for kept, own in zip(jax.tree.leaves(batch.targets), jax.tree.leaves(computed), strict=True):
             assert kept.shape == own.shape
             assert kept.dtype == (jnp.bfloat16 if compact else own.dtype)

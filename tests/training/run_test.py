@@ -378,7 +378,7 @@ def test_a_temperature_is_refused_where_there_are_no_classes(
         source=similarities,
         model=str(pretrained),
         teacher=str(tmp_path / "teacher"),
-        stages=(tb.Stage("prediction", temperature=2.0),),
+        stages=(tb.Stage(tb.Prediction(temperature=2.0)),),
         max_length=24,
     )
     with pytest.raises(tb.InputError, match=r"temperature is 2\.0; it is for classes, and task 'regression' has none"):
