@@ -59,9 +59,7 @@ def main() -> None:
         source=tb.CorpusSource(tuple(args.corpus)),
         model=args.student,
         teacher=args.pretrained,
-        stages=(
-            tb.Stage("transformer", 1000, max_steps=args.general_steps, learning_rate=args.general_learning_rate),
-        ),
+        stages=(tb.Stage("transformer", max_steps=args.general_steps, learning_rate=args.general_learning_rate),),
         max_length=without.max_length,
     )
     run_seeds(general, [0], args.out / "general")

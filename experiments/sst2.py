@@ -14,8 +14,8 @@ dev accuracy 90.3 %), gave 86.0 %, and the same student on the labels alone, for
         --transformer-steps 1600 --transformer-learning-rate 5e-4 --prediction-steps 800 \\
         --prediction-learning-rate 2e-4 --evaluate-every 200 --out runs/sst2-short
     tinybert distill --stage supervised --teacher runs/sst2-teacher/student --student tinybert-4l-312d --task sst2 \\
-        --data SST-2 --prediction-steps 2400 --prediction-epochs 2 --prediction-learning-rate 2e-4 \\
-        --evaluate-every 200 --out runs/sst2-baseline
+        --data SST-2 --prediction-steps 2400 --prediction-learning-rate 2e-4 --evaluate-every 200 \\
+        --out runs/sst2-baseline
 """
 
 import tinybert_jax as tb

@@ -54,7 +54,7 @@ def test_a_quick_demo_says_that_its_figures_mean_nothing(quickstart: ModuleType)
         ("", [(10, None, 5e-5), (3, None, 3e-5)], 128),
         (
             "--transformer-steps 7 --prediction-learning-rate 0.01 --max-length 64",
-            [(7, 7, 5e-5), (3, None, 0.01)],
+            [(10, 7, 5e-5), (3, None, 0.01)],
             64,
         ),
     ],

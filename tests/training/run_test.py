@@ -76,6 +76,21 @@ def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: Resu
     assert max(scores) == teacher_result.scores["accuracy"], "the best state is kept"
 
 
+def test_a_number_of_steps_is_the_length_of_a_stage_also_past_its_epochs(
+    pretrained: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """192 rows are 6 steps an epoch."""
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        stages=(tb.Stage("supervised", epochs=1, max_steps=8),),
+        max_length=16,
+    )
+    tb.run(experiment, tmp_path / "run")
+    assert [line["step"] for line in logged(tmp_path / "run") if "dev/accuracy" in line] == [6, 8]
+
+
 def test_distillation_learns_from_the_teacher_and_logs_every_term(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def finetune(
         run: as for every run.
         devices: as for every run.
         epochs: passes over the training rows.
-        max_steps: end after this many steps, should that come before `epochs`.
+        max_steps: length of the training in steps, in place of `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
         evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
     """
@@ -96,7 +96,7 @@ def distill(
         run: as for every run.
         devices: as for every run.
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
-            learns from the labels alone, for as many steps as --prediction-epochs and --prediction-steps say.
+            learns from the labels alone, for as many steps as --prediction-epochs or --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
             optimizer of the authors' code.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
@@ -104,10 +104,10 @@ def distill(
             teacher projected on the principal directions of its hidden states.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
         transformer_epochs: of the first stage; default: the task's.
-        transformer_steps: end the first stage after this many steps, should that come before its epochs.
+        transformer_steps: length of the first stage in steps, in place of its epochs.
         transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
         prediction_epochs: of the second stage; default: the task's.
-        prediction_steps: end the second stage after this many steps, should that come before its epochs.
+        prediction_steps: length of the second stage in steps, in place of its epochs.
         prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
@@ -203,7 +203,7 @@ def pretrain(
         layer_map: as in `tinybert distill`.
         start: as in `tinybert distill`.
         epochs: passes over the corpus.
-        max_steps: end after this many steps, should that come before `epochs`.
+        max_steps: length of the training in steps, in place of `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
         masking_probability: of a token, in masked_lm, at most 0.2; distillation masks nothing.
         one_document_per_line: documents are lines; default: they are separated by blank lines.

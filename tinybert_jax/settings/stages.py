@@ -26,7 +26,7 @@ class Stage:
 
     objective: ObjectiveName
     epochs: int = 3
-    max_steps: int | None = None  # end the stage after this many steps, should that come before `epochs`
+    max_steps: int | None = None  # the length of the stage in steps; it replaces `epochs`
     batch_size: int = 32
     learning_rate: float = 5e-5
     schedule: ScheduleName = "linear"

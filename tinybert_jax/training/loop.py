@@ -53,9 +53,8 @@ class Run(NamedTuple):
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
-    """The number of steps of a stage over that many training rows."""
-    steps = stage.epochs * steps_per_epoch(rows, stage.batch_size)
-    return steps if stage.max_steps is None else min(steps, stage.max_steps)
+    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`."""
+    return stage.epochs * steps_per_epoch(rows, stage.batch_size) if stage.max_steps is None else stage.max_steps
 
 
 def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Objective:
