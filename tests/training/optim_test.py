@@ -32,6 +32,17 @@ def test_linear_schedule_without_warm_up_starts_at_its_peak() -> None:
     assert float(optim.make_schedule("linear", 100, 0.0)(0)) == 1.0
 
 
+def test_a_linear_schedule_of_one_step_trains() -> None:
+    assert float(optim.make_schedule("linear", 1, 0.1)(0)) == 1.0
+
+
+@pytest.mark.parametrize("steps", [2, 3, 50])
+def test_a_linear_schedule_of_more_steps_starts_at_0(steps: int) -> None:
+    rates = [float(optim.make_schedule("linear", steps, 0.1)(step)) for step in range(steps)]
+    assert rates[0] == 0
+    assert min(rates[1:]) > 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -91,6 +91,15 @@ def test_a_number_of_steps_is_the_length_of_a_stage_also_past_its_epochs(
     assert [line["step"] for line in logged(tmp_path / "run") if "dev/accuracy" in line] == [6, 8]
 
 
+def test_a_run_of_one_step_learns(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
+    stages = (tb.Stage("supervised", max_steps=1, learning_rate=1e-3),)
+    source = tb.DataSource(data=str(reviews))
+    result = tb.run(tb.Experiment("classification", source, str(pretrained), stages, max_length=16), tmp_path / "run")
+    before, after = (load_file(model / "model.safetensors") for model in (pretrained, result.directory))
+    name = "encoder.layer.0.output.dense.weight"
+    assert np.abs(after[f"bert.{name}"] - before[name]).max() > 1e-4
+
+
 def test_distillation_learns_from_the_teacher_and_logs_every_term(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:
