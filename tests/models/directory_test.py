@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -48,6 +49,23 @@ def test_a_saved_copy_keeps_weights_labels_problem_type_and_tokenizer(directory:
     assert {name: t.tobytes() for name, t in before.items()} == {name: t.tobytes() for name, t in after.items()}
     text = "the quick brown fox"
     assert tb.load_tokenizer(tmp_path / "copy", config)(text) == tb.load_tokenizer(directory, config)(text)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_every_file_of_a_saved_model_has_the_mode_that_the_umask_gives(
+    umask: int, directory: Path, tmp_path: Path
+) -> None:
+    config, params = tb.load_hf(directory)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "model.safetensors.tmp").touch(0o600)  # of a save that was killed
+    before = os.umask(umask)
+    try:
+        tb.save_hf(tmp_path / "copy", config, params, tb.load_tokenizer(directory, config))
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "copy").iterdir()}
+    assert modes == dict.fromkeys(modes, oct(0o666 & ~umask))
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= modes.keys()
 
 
 def test_sharded_safetensors_are_read_like_one_file(directory: Path) -> None:

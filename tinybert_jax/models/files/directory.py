@@ -149,10 +149,14 @@ def save_hf(
     hf = config.to_hf() | {"architectures": [architecture(params)], "dtype": "float32"}
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
     # renamed into place: a directory that has weights has whole ones
-    tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size))
+    tensors, written = to_hf_tensors(resize_vocabulary(params, config.vocab_size)), path / "model.safetensors.tmp"
+    written.unlink(missing_ok=True)
+    written.touch()
+    mode = written.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
     try:
-        save_file(tensors, path / "model.safetensors.tmp", metadata={"format": "pt"})
-        os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
+        save_file(tensors, written, metadata={"format": "pt"})
+        written.chmod(mode)
+        os.replace(written, path / "model.safetensors")
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
     except OSError:
