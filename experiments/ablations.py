@@ -90,7 +90,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--general", required=True, help="a student from `tinybert pretrain`")
     parser.add_argument("--augmented", required=True, help="directory that `tinybert augment` wrote")
-    parser.add_argument("--student", default="tinybert-4l-312d", help="preset, of the student without GD")
+    parser.add_argument("--student", default="tinybert-4l-312d", help="preset or size, of the student without GD")
     parser.add_argument(
         "--settings", nargs="+", choices=list(PAPER), default=list(PAPER), metavar="SETTING", help="rows; default: all"
     )

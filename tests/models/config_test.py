@@ -84,7 +84,9 @@ REFUSED = {
     "tb.Experiment('corpus', tb.CorpusSource(('f',)), 'bert', (tb.Stage('supervised'),))": (
         "stage 'supervised' is not one of task 'corpus'"
     ),
-    "experiment(start='spectral')": "start 'spectral' is for a student preset; 'bert' brings its own parameters",
+    "experiment(start='spectral')": (
+        "start 'spectral' is for a student preset or size; 'bert' brings its own parameters"
+    ),
     "experiment(seed=-1)": "seed is -1; it must be a whole number in [0, 2**32)",
     "experiment(data_seed=2**32)": "data_seed is 4294967296; it must be a whole number in [0, 2**32)",
     "experiment(checkpoint_every=0)": "checkpoint_every is 0; it must be at least 1",

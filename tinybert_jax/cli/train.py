@@ -90,7 +90,10 @@ def distill(
 
     Args:
         teacher: a BERT fine-tuned on the task: Hugging Face directory or hub id.
-        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d, or a directory to start from.
+        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
+            feed-forward width (6x384x1536; default: in the teacher's proportion) and the heads (6x384x1536x12;
+            default: the teacher's where they divide the width, else fewer of nearly their width); or a directory to
+            start from, which comes first if it has a size's name.
         task: a row of the task table.
         source: where the rows are.
         run: as for every run.
@@ -100,7 +103,7 @@ def distill(
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
             optimizer of the authors' code.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
-        start: of a preset student: random; copy: the mapped layers of a teacher that is as wide; spectral: the
+        start: of a student preset or size: random; copy: the mapped layers of a teacher that is as wide; spectral: the
             teacher projected on the principal directions of its hidden states.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
         transformer_epochs: of the first stage; default: the task's.
@@ -195,8 +198,8 @@ def pretrain(
         run: as for every run.
         devices: as for every run.
         teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
-        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from, as the
-            model that gets a masked-LM head.
+        student: a preset or a size as in `tinybert distill`, or a directory to start from, as the model that gets a
+            masked-LM head.
         stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
             which gives a model the head that `tinybert augment` needs.
         preset: as in `tinybert distill`.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from tinybert_jax.errors import InputError, check_choice, check_seed
-from tinybert_jax.settings.choices import MIN_LENGTH, STUDENTS, ComputeDtype, Preset, Start
+from tinybert_jax.settings.choices import MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
@@ -18,12 +18,12 @@ class Experiment:
 
     task: str  # a row of the task table; "corpus" for general distillation and masked-LM training
     source: DataSource | CorpusSource
-    model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset
+    model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset or size
     stages: tuple[Stage, ...]
     teacher: str | None = None  # a Hugging Face directory or hub id
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
-    start: Start = "random"  # where a student preset starts
+    start: Start = "random"  # where a student preset or size starts
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
@@ -52,13 +52,16 @@ class Experiment:
         for stage in self.stages:
             if stage.objective not in allowed:
                 raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
-        if self.start != "random" and self.model not in STUDENTS:
-            raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
+        shape = student_shape(self.model)
+        if self.start != "random" and shape is None:
+            raise InputError(
+                f"start {self.start!r} is for a student preset or size; {self.model!r} brings its own parameters"
+            )
         if any(stage.distils for stage in self.stages) and self.teacher is None:
             raise InputError("what is distilled needs a teacher: give --teacher DIR")
-        if self.model in STUDENTS and self.teacher is None:
+        if shape is not None and self.teacher is None:
             raise InputError(
-                f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
+                f"student {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
                 " directory as --student"
             )
         if self.max_length < MIN_LENGTH:

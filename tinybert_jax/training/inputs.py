@@ -27,7 +27,7 @@ from tinybert_jax.models.heads import HEAD_KEYS, HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
 from tinybert_jax.objectives.projections import PROJECTIONS
 from tinybert_jax.objectives.transformer import transformer_objective
-from tinybert_jax.settings.choices import STUDENTS, Head, Start
+from tinybert_jax.settings.choices import STUDENTS, Head, Start, student_shape
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
@@ -51,7 +51,7 @@ class Inputs:
 
     head: Head
     config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
-    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset
+    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset or size
     keep_head: bool  # the model's own head fits the task
     tokenizer: Any
     train: Examples
@@ -80,14 +80,15 @@ def load_inputs(experiment: Experiment) -> Inputs:
     teacher = None if experiment.teacher is None else load_teacher(experiment)
     distils = any(stage.distils for stage in experiment.stages)
     loaded: Params | None = None
-    if experiment.model in STUDENTS:
-        assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
+    if student_shape(experiment.model) is not None:
+        assert teacher is not None, "Experiment asks for a teacher where the model has no parameters"
         config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
         start.check_start(experiment.start, config, teacher.config)
     else:
         if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
             raise InputError(
-                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a directory"
+                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a size, as"
+                " 6x384, or a directory"
             )
         config, loaded = load_hf(experiment.model)
         tokenizer = load_tokenizer(experiment.model, config)
@@ -204,7 +205,7 @@ def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start
 
 def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
     """What the experiment's start takes from the teacher, its vocabulary not padded."""
-    assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
+    assert inputs.teacher is not None, "Experiment asks for a teacher where the model has no parameters"
     # padded to one length: in buckets, the first batches are not a fair sample
     order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
     batches = min(SAMPLE_BATCHES, steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
