@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tinybert_jax.cli.options import DeviceOptions, Devices, RunFlags, RunOptions, Source, TaskName, parse_mesh
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table, scores_table
-from tinybert_jax.settings.choices import Preset, Start
+from tinybert_jax.settings.choices import Preset, Start, student_shape
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource
@@ -74,7 +74,7 @@ def distill(
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
-    start: Start = "random",
+    start: Start = "auto",
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -104,7 +104,9 @@ def distill(
             optimizer of the authors' code.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
         start: of a student preset or size: random; copy: the mapped layers of a teacher that is as wide; spectral: the
-            teacher projected on the principal directions of its hidden states.
+            teacher projected on the principal directions of its hidden states; auto: with preset default, copy where
+            all widths agree, spectral where the student has the teacher's heads and is narrower, else random; random
+            too with the presets paper and official, and where no stage learns from the teacher.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
         transformer_epochs: of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
@@ -124,10 +126,12 @@ def distill(
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     no_first, no_second = stage in ("prediction", "supervised"), stage == "transformer"
+    automatic = start == "auto" and stage == "prediction" and preset == "default" and student_shape(student)
+    maps_its_start = start in ("copy", "spectral") or automatic
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
-        "--layer-map": no_first and layer_map != "uniform" and start == "random",
+        "--layer-map": no_first and layer_map != "uniform" and not maps_its_start,
         "--temperature": stage in ("transformer", "supervised") and temperature != 1,
         "--evaluate-every": no_second and evaluate_every is not None,
     }
@@ -177,7 +181,7 @@ def pretrain(
     stage: Literal["transformer", "masked_lm"] = "transformer",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
-    start: Start = "random",
+    start: Start = "auto",
     epochs: int = 3,
     max_steps: int | None = None,
     learning_rate: float = 5e-5,
@@ -217,7 +221,7 @@ def pretrain(
     """
     unread = {
         "--masking-probability": stage == "transformer" and masking_probability != Stage.masking_probability,
-        "--layer-map": stage == "masked_lm" and layer_map != "uniform" and start == "random",
+        "--layer-map": stage == "masked_lm" and layer_map != "uniform" and start in ("auto", "random"),
     }
     _refuse_unread(stage, unread)
     described = Stage(

@@ -11,7 +11,8 @@ from tinybert_jax.errors import InputError
 Preset = Literal["default", "paper", "official"]
 Head = Literal["encoder", "sequence", "tokens", "span", "masked_lm"]
 ObjectiveName = Literal["supervised", "masked_lm", "transformer", "prediction"]
-Start = Literal["random", "copy", "spectral"]
+NamedStart = Literal["random", "copy", "spectral"]
+Start = Literal["auto", NamedStart]
 ScheduleName = Literal["constant", "linear"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh

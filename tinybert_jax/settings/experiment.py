@@ -23,7 +23,7 @@ class Experiment:
     teacher: str | None = None  # a Hugging Face directory or hub id
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
-    start: Start = "random"  # where a student preset or size starts
+    start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
@@ -53,7 +53,7 @@ class Experiment:
             if stage.objective not in allowed:
                 raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
         shape = student_shape(self.model)
-        if self.start != "random" and shape is None:
+        if self.start in ("copy", "spectral") and shape is None:
             raise InputError(
                 f"start {self.start!r} is for a student preset or size; {self.model!r} brings its own parameters"
             )
