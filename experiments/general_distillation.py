@@ -59,6 +59,7 @@ def main() -> None:
         source=tb.CorpusSource(tuple(args.corpus)),
         model=args.student,
         teacher=args.pretrained,
+        start="random",
         stages=(tb.Stage(tb.Transformer(), max_steps=args.general_steps, learning_rate=args.general_learning_rate),),
         max_length=without.max_length,
     )

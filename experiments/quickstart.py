@@ -203,6 +203,7 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
             model=model,
             stages=stages,
             teacher=teacher,
+            start="random",
             max_length=max_length,
             seed=seed,
         )

@@ -78,7 +78,7 @@ def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.
             ),
         ),
         max_length=task.max_length if args.max_length is None else args.max_length,
-        **settings,
+        **({"start": "random"} | settings),  # as in the paper
     )
 
 

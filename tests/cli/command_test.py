@@ -280,6 +280,25 @@ def test_options_that_no_stage_reads_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("stage", "more", "refused"),
+    [
+        ("prediction", [], False),
+        ("prediction", ["--preset", "paper"], True),
+        ("prediction", ["--start", "random"], True),
+        ("prediction", ["--student", "some/directory"], True),
+        ("supervised", [], True),
+        ("supervised", ["--start", "copy"], False),
+    ],
+)
+def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
+    stage: str, more: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = distill_arguments(tmp_path / "teacher", Path("2x16"), tmp_path / "data", tmp_path / "run")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, "--layer-map", "top", *more)
+    assert_refused(capsys, code, "does not read --layer-map" if refused else "teacher: no such directory")
+
+
+@pytest.mark.parametrize(
     ("stage", "option", "value"), [("transformer", "--masking-probability", 0.1), ("masked_lm", "--layer-map", "top")]
 )
 def test_options_that_no_stage_on_text_reads_are_refused(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.students.start import from_teacher, start_params
+from tinybert_jax.students.start import auto_start, from_teacher, start_params
 
 TEACHER = tb.BertConfig(
     vocab_size=40,
@@ -49,6 +49,28 @@ def test_heads_stay_random_and_so_does_everything_of_a_random_start() -> None:
     jax.tree.map(np.testing.assert_array_equal, copied["classifier"], HALF_PARAMS["classifier"])
     assert jax.tree.structure(copied) == jax.tree.structure(HALF_PARAMS)
     jax.tree.map(np.testing.assert_array_equal, start("random", HALF, HALF_PARAMS), HALF_PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "preset", "distils", "tokens", "start", "reason"),
+    [
+        ({"hidden_size": 16}, "default", True, 32, "spectral", "principal directions"),
+        ({}, "default", True, 1, "copy", "of the student's widths"),
+        ({"intermediate_size": 16}, "default", True, 48, "spectral", "principal directions"),
+        ({"hidden_size": 16}, "default", True, 31, "random", "needs 32 tokens of text, and there are 31"),
+        ({"hidden_size": 28}, "default", True, 99, "random", "its hidden_size is 28, the teacher's 24"),
+        ({"num_attention_heads": 2}, "default", True, 99, "random", "the student has 2, the teacher 4"),
+        ({"hidden_size": 16}, "default", False, 99, "random", "no stage learns from the teacher"),
+        ({"hidden_size": 16}, "paper", True, 99, "random", "preset paper"),
+        ({}, "official", True, 99, "random", "preset official"),
+    ],
+)
+def test_the_automatic_start_is_the_nearest_to_the_teacher_that_sizes_text_and_preset_allow(
+    changes: dict, preset, distils: bool, tokens: int, start: str, reason: str
+) -> None:
+    chosen, why = auto_start(dataclasses.replace(HALF, **changes), TEACHER, preset, distils, tokens)
+    assert chosen == start
+    assert reason in why
 
 
 def test_a_student_without_pooler_gets_none() -> None:

@@ -100,6 +100,47 @@ def test_a_run_of_one_step_learns(pretrained: Path, reviews: Path, tmp_path: Pat
     assert np.abs(after[f"bert.{name}"] - before[name]).max() > 1e-4
 
 
+def test_a_run_without_a_start_names_and_keeps_the_one_that_it_takes(
+    teacher: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    stages = (tb.Stage("transformer", max_steps=1),)
+    losses = {}
+    for start in ("auto", "spectral"):
+        experiment = distillation(teacher, Path("2x16"), reviews, stages=stages, start=start)
+        tb.run(experiment, tmp_path / start)
+        printed = re.findall("^start: .*$", capsys.readouterr().out, re.MULTILINE)
+        assert (
+            printed
+            == ["start: spectral (the teacher projected on the principal directions of its hidden states)"][
+                : start == "auto"
+            ]
+        )
+        losses[start] = logged(tmp_path / start)[0]["loss"]
+    assert losses["auto"] == losses["spectral"]
+    assert json.loads((tmp_path / "auto" / "experiment.json").read_text())["experiment"]["start"] == "spectral"
+    tb.run(distillation(teacher, Path("2x16"), reviews, stages=stages), tmp_path / "auto", resume=True)
+    again = distillation(teacher, Path("2x16"), reviews, stages=stages, start="random")
+    with pytest.raises(tb.InputError, match="start was 'spectral' and is 'random'"):
+        tb.run(again, tmp_path / "auto", resume=True)
+
+
+def test_too_little_text_for_a_spectral_start_is_no_obstacle(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two rows of seven tokens, where a spectral start needs 32."""
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\nwe bought a bag tasty\tgood\nwe bought a bag stale\tbad\n")
+    stages = (tb.Stage("prediction", max_steps=1),)
+    tb.run(distillation(teacher, Path("2x16"), tmp_path, stages=stages), tmp_path / "run")
+    assert "start: random (start 'spectral' needs 32 tokens of text, and there are 14)" in capsys.readouterr().out
+
+
+def test_a_model_with_parameters_has_no_start(teacher_result: Result) -> None:
+    """As in the runs of earlier versions, so that they can be resumed."""
+    described = json.loads((teacher_result.directory.parent / "experiment.json").read_text())
+    assert described["experiment"]["start"] == "random"
+
+
 def test_distillation_learns_from_the_teacher_and_logs_every_term(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -84,7 +84,7 @@ def distill(
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
-    start: Start = "random",
+    start: Start = "auto",
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -114,7 +114,9 @@ def distill(
             optimizer of the authors' code.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
         start: of a student preset or size: random; copy: the mapped layers of a teacher that is as wide; spectral: the
-            teacher projected on the principal directions of its hidden states.
+            teacher projected on the principal directions of its hidden states; auto: with preset default, copy where
+            all widths agree, spectral where the student has the teacher's heads and is narrower, else random; random
+            too with the presets paper and official, and where no stage learns from the teacher.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
         transformer_epochs: of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
@@ -139,7 +141,6 @@ def distill(
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
-        "--layer-map": no_first and layer_map != "uniform" and start == "random",
         "--temperature": not any(_reads(kind, "temperature") for kind in kinds) and temperature != 1,
         "--evaluate-every": no_second and evaluate_every is not None,
     }
@@ -195,7 +196,7 @@ def pretrain(
     stage: Literal["transformer", "masked_lm"] = "transformer",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
-    start: Start = "random",
+    start: Start = "auto",
     epochs: int = 3,
     max_steps: int | None = None,
     learning_rate: float = 5e-5,
@@ -237,7 +238,6 @@ def pretrain(
     unread = {
         "--masking-probability": not _reads(kind, "masking_probability")
         and masking_probability != MaskedLM.masking_probability,
-        "--layer-map": not kind.matches_tokens and layer_map != "uniform" and start == "random",
     }
     _refuse_unread(stage, unread)
     described = Stage(

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from tinybert_jax.errors import InputError
 
 Preset = Literal["default", "paper", "official"]
-Start = Literal["random", "copy", "spectral"]
+NamedStart = Literal["random", "copy", "spectral"]
+Start = Literal["auto", NamedStart]
 ScheduleName = Literal["constant", "linear"]
 OptimizerName = Literal["adamw", "bert_adam"]
 ComputeDtype = Literal["float32", "bfloat16"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from tinybert_jax.errors import InputError, check_choice, check_seed
+from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource, DataSource
@@ -24,7 +25,7 @@ class Experiment:
     teacher: str | None = None  # a Hugging Face directory or hub id
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
-    start: Start = "random"  # where a student preset or size starts
+    start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
@@ -60,11 +61,12 @@ class Experiment:
             if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):
                 raise InputError(f"stage {stage.objective.name!r} is not one of task {self.task!r}")
         shape = student_shape(self.model)
-        if self.start != "random" and shape is None:
+        if self.start in ("copy", "spectral") and shape is None:
             raise InputError(
                 f"start {self.start!r} is for a student preset or size; {self.model!r} brings its own parameters"
             )
-        if any(stage.objective.distils for stage in self.stages) and self.teacher is None:
+        distils = any(stage.objective.distils for stage in self.stages)
+        if distils and self.teacher is None:
             raise InputError("what is distilled needs a teacher: give --teacher DIR")
         if shape is not None and self.teacher is None:
             raise InputError(
@@ -72,7 +74,9 @@ class Experiment:
                 " directory as --student"
             )
         reads_map = any(stage.objective.matches_tokens for stage in self.stages)
-        if self.layer_map != "uniform" and not reads_map and self.start == "random":
+        automatic = self.start == "auto" and shape is not None and distils and PRESETS[self.preset].start_from_teacher
+        reads_map |= self.start in ("copy", "spectral") or automatic
+        if self.layer_map != "uniform" and not reads_map:
             raise InputError(f"layer_map is {self.layer_map!r}, but no stage and no start reads it: leave it out")
         if self.max_length < MIN_LENGTH:
             raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")

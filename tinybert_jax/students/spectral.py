@@ -78,7 +78,7 @@ def spectral_start(
     student, teacher = (dataclasses.replace(c, compute_dtype="float32") for c in (student, teacher))
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     sample = _Sample.take(batches)
-    if sum(mask.sum() for mask in sample.masks) < 2 * student.hidden_size:
+    if sum(mask.sum() for mask in sample.masks) < needed_tokens(student):
         raise InputError("start 'spectral' needs more text: the sample has fewer tokens than twice the hidden_size")
     bert = jax.device_put({name: teacher_params["bert"][name] for name in ("embeddings", "encoder")})
     states = _teacher_states(teacher, bert, sorted({0, *mapped, *(g - 1 for g in mapped)}), sample)
@@ -103,6 +103,11 @@ def spectral_start(
     encoder = {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
     result = {"bert": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
     return _float32(result)
+
+
+def needed_tokens(student: BertConfig) -> int:
+    """Tokens that a sample must have."""
+    return 2 * student.hidden_size
 
 
 def check_narrower(student: BertConfig, teacher: BertConfig) -> None:

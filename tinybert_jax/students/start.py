@@ -12,13 +12,44 @@ import numpy as np
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.settings.choices import Start
+from tinybert_jax.settings.arithmetic import PRESETS
+from tinybert_jax.settings.choices import NamedStart, Preset, Start
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
-from tinybert_jax.students.spectral import check_narrower, spectral_start
+from tinybert_jax.students.spectral import check_narrower, needed_tokens, spectral_start
+
+
+def auto_start(
+    student: BertConfig, teacher: BertConfig, preset: Preset, distils: bool, tokens: int
+) -> tuple[NamedStart, str]:
+    """The start that "auto" means for a student without parameters, and why.
+
+    Args:
+        student: what is trained.
+        teacher: what it learns from.
+        preset: of the run. `paper` and `official` start at random, as the paper and the authors' code do.
+        distils: whether a stage learns from the teacher. A baseline that learns from labels alone starts at random.
+        tokens: of the text that is trained on.
+    """
+    if not PRESETS[preset].start_from_teacher:
+        return "random", f"as preset {preset} says"
+    if not distils:
+        return "random", "no stage learns from the teacher"
+    try:
+        check_start("copy", student, teacher)
+        return "copy", "the teacher's layers are of the student's widths"
+    except InputError:
+        pass
+    try:
+        check_start("spectral", student, teacher)
+    except InputError as error:
+        return "random", str(error)
+    if tokens < needed_tokens(student):
+        return "random", f"start 'spectral' needs {needed_tokens(student)} tokens of text, and there are {tokens}"
+    return "spectral", "the teacher projected on the principal directions of its hidden states"
 
 
 def from_teacher(
-    start: Start,
+    start: NamedStart,
     student: BertConfig,
     teacher: BertConfig,
     teacher_params: Params,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from tinybert_jax.models.parameters import init_params, resize_vocabulary
 from tinybert_jax.objectives.projections import PROJECTIONS
 from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.settings.arithmetic import arithmetic
-from tinybert_jax.settings.choices import STUDENTS, Start, student_shape
+from tinybert_jax.settings.choices import STUDENTS, NamedStart, student_shape
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.sources import CorpusSource, DataSource
@@ -181,18 +181,29 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
     return [by_model[experiment.model] for experiment in experiments]
 
 
+def named_start(experiment: Experiment, inputs: Inputs) -> tuple[NamedStart, str]:
+    """Where the experiment's student starts, and where that was left to "auto", why."""
+    if experiment.start != "auto":
+        return experiment.start, ""
+    if inputs.loaded is not None or inputs.teacher is None:
+        return "random", ""  # not read: the model brings its parameters
+    distils, tokens = any(stage.objective.distils for stage in experiment.stages), int(inputs.train.lengths.sum())
+    return start.auto_start(inputs.config, inputs.teacher.config, experiment.preset, distils, tokens)
+
+
 def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
     """Where each member's training starts, on the host; what several take from the teacher is computed once."""
-    given: dict[Start, Params] = {}
+    given: dict[NamedStart, Params] = {}
     params = []
     for experiment, inputs in zip(experiments, members, strict=True):
-        if inputs.loaded is None and experiment.start not in given:
-            given[experiment.start] = processes.tree_from_primary(_from_teacher(experiment, inputs))
-        params.append(jax.device_get(_initial_params(experiment, inputs, given)))
+        name, _ = named_start(experiment, inputs)
+        if inputs.loaded is None and name not in given:
+            given[name] = processes.tree_from_primary(_from_teacher(name, experiment, inputs))
+        params.append(jax.device_get(_initial_params(experiment, inputs, given.get(name, {}))))
     return params
 
 
-def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start, Params]) -> Params:
+def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Params:
     """What the model brought or the start gives, and random values for the rest."""
     config = dataclasses.replace(inputs.config, vocab_multiple=1)
     params = init_params(HEADS[inputs.head].model(config), jax.random.key(experiment.seed))
@@ -203,12 +214,12 @@ def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:
-        params = start.start_params(params, given[experiment.start])
+        params = start.start_params(params, given)
     return resize_vocabulary(params, inputs.config.padded_vocab_size)
 
 
-def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
-    """What the experiment's start takes from the teacher, its vocabulary not padded."""
+def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> Params:
+    """What a start takes from the teacher, its vocabulary not padded."""
     assert inputs.teacher is not None, "Experiment asks for a teacher where the model has no parameters"
     # padded to one length: in buckets, the first batches are not a fair sample
     order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
@@ -218,7 +229,7 @@ def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
         dataclasses.replace(config, vocab_multiple=1) for config in (inputs.config, inputs.teacher.config)
     )
     params = resize_vocabulary(inputs.teacher.params, teacher.vocab_size)
-    return start.from_teacher(experiment.start, student, teacher, params, experiment.layer_map, sample)
+    return start.from_teacher(name, student, teacher, params, experiment.layer_map, sample)
 
 
 def _read_splits(

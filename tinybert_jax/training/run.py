@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from tinybert_jax.objectives.projections import without_projections
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.training import record
-from tinybert_jax.training.inputs import Inputs, initial_params, load_population
+from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
 from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.loop import Run, check_params, make_objective, train_stage
 
@@ -105,6 +106,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     with processes.primary_first():
         record.check_out(out, resume)
         members = load_population(experiments)
+    experiments = _with_named_starts(experiments, members)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # of every member, as they refuse what does not fit before anything is computed
     of_each = [[make_objective(own, stage, inputs) for stage in own.stages] for own in experiments]
@@ -170,6 +172,18 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         results.append(Result(student, scores, teacher_scores))
     processes.barrier("student")
     return results
+
+
+def _with_named_starts(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Experiment]:
+    """The experiments with the starts that "auto" means, each of which is printed once."""
+    starts = [named_start(experiment, inputs) for experiment, inputs in zip(experiments, members, strict=True)]
+    if processes.is_primary():
+        for name, reason in dict.fromkeys(starts):
+            if reason:
+                print(f"start: {name} ({reason})", flush=True)
+    return [
+        dataclasses.replace(experiment, start=name) for experiment, (name, _) in zip(experiments, starts, strict=True)
+    ]
 
 
 def _score_teacher(
