@@ -16,6 +16,7 @@ from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.stages import Hyper
 
 Metrics = dict[str, Float[Array, ""]]
+CARRIED = "carried"  # in a trainable tree: what the loss reads and no gradient reaches, as masks and scales
 
 
 def count_examples(batch: Batch) -> Float[Array, ""]:
@@ -36,7 +37,9 @@ class Objective(NamedTuple):
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
     weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
+    advance(carried, params, hyper) -> carried: what `trainable["carried"]` becomes after a step; None: it stays.
 
+    The entry "carried" of a trainable tree gets no gradient and no update. `loss` and `export` find it in its place.
     The other fields are facts that a run reads.
     """
 
@@ -45,6 +48,7 @@ class Objective(NamedTuple):
     init: Callable[[PRNGKeyArray, Params], Params]
     export: Callable[[Params, Params], Params]
     weight: Callable[[Batch], Float[Array, ""]] = count_examples
+    advance: Callable[[Any, Params, Hyper], Any] | None = None
     reads_teacher: bool = True  # `targets` runs the teacher, so its results are worth keeping
     reads_padding: bool = False  # `loss` reads the targets of padding, so they are kept too
     target_dtype: Literal["float32", "bfloat16"] = "float32"  # of kept targets
@@ -67,6 +71,21 @@ class Context(NamedTuple):
         """The teacher's config, where a stage distils."""
         assert self.teacher is not None, "Experiment asks for a teacher where a stage distils"
         return self.teacher
+
+
+def split_carried(trainable: Params) -> tuple[Params, Params]:
+    """The trained parameters, and what is carried; {} where nothing is.
+
+    >>> split_carried({"bert": 1, "carried": {"mask": 2}})
+    ({'bert': 1}, {'mask': 2})
+    """
+    params = {name: value for name, value in trainable.items() if name != CARRIED}
+    return params, trainable.get(CARRIED, {})
+
+
+def join_carried(params: Params, carried: Params) -> Params:
+    """The trainable tree that `split_carried` takes apart."""
+    return params | {CARRIED: carried} if carried else params
 
 
 def no_targets(teacher_params: Params, batch: Batch) -> Any:

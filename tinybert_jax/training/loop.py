@@ -92,8 +92,8 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored
-        state = _train(run, index, name, objective, state, checkpoints, announce=restored is None)
-    trained = fetch(state.best_params if stage.objective.trains_head else state.params)
+        state = _train(run, index, name, objective, params, state, checkpoints, announce=restored is None)
+    trained = fetch(state.best_params if stage.objective.trains_head else state.trainable)
     return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
 
 
@@ -102,6 +102,7 @@ def _train(
     index: int,
     name: str,
     objective: Objective,
+    initial: list[Params],
     state: TrainState,
     checkpoints: Checkpoints,
     announce: bool,
@@ -146,7 +147,9 @@ def _train(
                 log.step(*running)  # raises before a state that is not finite is saved
                 running, selection = None, None
                 if score_now:
-                    scores = [run.score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
+                    trained = (own_params(state.trainable, i) for i in range(members))
+                    models = map(objective.export, trained, initial)
+                    scores = [run.score(model, inputs.dev["dev"]) for model in models]
                     reached = log.scores(step, scores, inputs.selection)
                     state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
                     # a population's best states are in its newest: no step is the best of all members
