@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
-    """The folder given, or the user's: see `read_rows`."""
+    """`cache_dir`; else `$TINYBERT_JAX_CACHE`, `$XDG_CACHE_HOME/tinybert_jax` or `~/.cache/tinybert_jax`."""
     if cache_dir is not None:
         return cache_dir
     if os.environ.get("TINYBERT_JAX_CACHE"):

@@ -18,6 +18,7 @@ from conftest import write_model, write_reviews
 
 import tinybert_jax as tb
 from tinybert_jax.cli import main
+from tinybert_jax.devices import processes
 from tinybert_jax.inference import predictor
 from tinybert_jax.settings.tasks import TASKS
 from tinybert_jax.training import loop, run
@@ -199,6 +200,10 @@ def test_the_help_of_a_command_lists_the_tasks_that_it_takes(
     [line] = [line for line in capsys.readouterr().out.splitlines() if "--task TASK" in line]
     listed = set(line.replace(",", " ").split()) & set(TASKS)
     assert listed == {task.name for task in TASKS.values() if command != "augment" or task.head == "sequence"}
+
+
+def test_the_end_of_the_program_finds_the_processes_that_it_joined() -> None:
+    assert main._processes() is processes
 
 
 def test_an_options_help_breaks_at_the_terminals_width_alone() -> None:

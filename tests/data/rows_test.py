@@ -1,14 +1,12 @@
-"""Files become checked rows; whatever is wrong is named by file and line. Prepared TFDS sets: rows_tfds_test."""
+"""Files become checked rows; whatever is wrong is named by file and line. `tfds_test` has prepared TFDS sets."""
 
-import shutil
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinybert_jax.cache import cache_folder, cached
-from tinybert_jax.data import rows
 from tinybert_jax.data.rows import read_rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -29,7 +27,7 @@ def write(tmp_path: Path, name: str, content: bytes | str) -> str:
 def read(tmp_path: Path, content: bytes | str, name: str = "train.tsv", task=CLASSES, split="train", **columns):
     """The rows of one file that is the training (or dev) file."""
     source = DataSource(**{split: write(tmp_path, name, content)}, **columns)
-    return read_rows(task, source, split, cache_dir=tmp_path / "cache")
+    return read_rows(task, source, split)
 
 
 def test_tsv_has_no_quotes_and_csv_has(tmp_path):
@@ -177,9 +175,9 @@ def test_regression_labels_are_float32_without_names(tmp_path):
 
 def test_given_labels_are_authoritative(tmp_path):
     source = DataSource(dev=write(tmp_path, "dev.tsv", GOOD))
-    assert read_rows(CLASSES, source, "dev", ("c", "b", "a"), tmp_path / "c").labels.tolist() == [1, 2]
+    assert read_rows(CLASSES, source, "dev", ("c", "b", "a")).labels.tolist() == [1, 2]
     with pytest.raises(InputError) as error:
-        read_rows(CLASSES, source, "dev", ("a", "c"), tmp_path / "c")
+        read_rows(CLASSES, source, "dev", ("a", "c"))
     assert str(error.value) == (
         f"{tmp_path}/dev.tsv:2: unknown label 'b'; model or training file have 'a', 'c': correct it in the"
         " file, or take a model that was fine-tuned on it"
@@ -276,7 +274,7 @@ def test_a_test_split_may_come_without_labels(tmp_path, content, labels):
     assert (rows.labels if rows.labels is None else rows.labels.tolist()) == labels
 
 
-def test_the_same_file_without_labels_is_no_training_file_even_from_the_cache(tmp_path):
+def test_a_test_file_without_labels_is_no_training_file(tmp_path):
     for name in ("test.tsv", "train.tsv"):
         write(tmp_path, name, "sentence\nfine\n")
     source = DataSource(data=str(tmp_path))
@@ -314,15 +312,6 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch, source, split, message):
     assert str(error.value).startswith(message)
 
 
-def test_a_second_reading_comes_from_the_cache_silently(tmp_path, monkeypatch, capfd):
-    first = read(tmp_path, GOOD)
-    monkeypatch.setattr(rows, "read_checked", None)  # parsing again would fail
-    second = read(tmp_path, GOOD, "elsewhere.tsv")
-    assert (second.texts, second.labels.tolist()) == (first.texts, first.labels.tolist())
-    assert second.fingerprint == first.fingerprint
-    assert capfd.readouterr() == ("", "")
-
-
 def test_another_content_or_column_has_another_fingerprint(tmp_path):
     content = "text\tmore\tlabel\na\tb\tx\nc\td\ty\n"
     prints = [
@@ -334,89 +323,57 @@ def test_another_content_or_column_has_another_fingerprint(tmp_path):
     assert len(set(prints)) == 4
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 70_000, None], ids=["empty", "zeros", "deleted"])
-def test_a_corrupt_cache_entry_is_rebuilt(tmp_path, damage, caplog):
-    rows = read(tmp_path, GOOD)
-    (file,) = (tmp_path / "cache").rglob("*.array_record*")
-    file.unlink()
-    if damage is not None:
-        file.write_bytes(damage)
-    assert read(tmp_path, GOOD).texts == rows.texts
-    assert "does not load" in caplog.text
-    assert [entry.name for entry in (tmp_path / "cache" / "rows").iterdir()] == [rows.fingerprint]
+@pytest.mark.parametrize(
+    ("task", "name", "content", "fingerprint"),
+    [
+        (
+            "classification",
+            "train.tsv",
+            GOOD.decode(),
+            "7f07521b6b21d741b29b37f0ba24a09003f6c039abd741b8e29ded09b2a75492",
+        ),
+        (
+            "classification",
+            "train.csv",
+            "text,label\na,x\nb,y\n",
+            "26feb4185cc2a91c50ec3f08ff37686723cae480b1396ec5e06e9d1858a398d5",
+        ),
+        (
+            "classification",
+            "train.jsonl",
+            '{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n',
+            "a825064737133a1f2f493dea05220a7f048d77b41944c4c0be32f980239ce791",
+        ),
+        (
+            "cola",
+            "train.tsv",
+            GLUE_FILES["cola"][0],
+            "e0059e3b634b722a8da76141b78e5363d3348f37f39dbb8c83ed89f6c36b2222",
+        ),
+        ("qqp", "train.tsv", GLUE_FILES["qqp"][0], "7bdf87cee7273c7a7fe21a2a14b711f5993e4cec31cf076c1d39118198b3869c"),
+        (
+            "sst2",
+            "test.tsv",
+            "index\tsentence\n0\tfine\n1\tbad\n",
+            "2f917f862232e680ef359181b65acf401bcfbea5c87cf3b22edc58d584bd71c6",
+        ),
+    ],
+)
+def test_fingerprints_stay_those_of_earlier_versions(tmp_path, task, name, content, fingerprint):
+    """They are in the keys of the cache and in experiment.json, which a resumed run compares."""
+    assert read(tmp_path, content, name, get_task(task), Path(name).stem).fingerprint == fingerprint
 
 
-def test_a_failed_build_leaves_nothing_behind(tmp_path):
-    def build(folder: Path) -> None:
-        (folder / "half").write_text("x")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        cached(tmp_path / "rows" / "key", build, lambda folder: folder)
-    assert list((tmp_path / "rows").iterdir()) == []
-
-
-def test_an_entry_that_another_run_removed_to_make_room_is_built_again(tmp_path):
-    entry, built = tmp_path / "rows" / "key", []
-
-    def load(folder: Path) -> str:
-        if len(built) == 1:
-            shutil.rmtree(folder)
-        return (folder / "value").read_text()
-
-    def build(folder: Path) -> None:
-        built.append(folder)
-        (folder / "value").write_text("x")
-
-    assert cached(entry, build, load) == "x"
-    assert len(built) == 2
-    built.clear()
-    with pytest.raises(FileNotFoundError):
-        cached(entry, build, lambda folder: (folder / "no such file").read_text())
-    assert len(built) == 2, "an answer that costs hours is not computed again and again"
-
-
-def test_of_two_builders_that_race_the_first_wins(tmp_path):
-    entry = tmp_path / "rows" / "key"
-
-    def build(folder: Path) -> None:
-        entry.mkdir()  # another process is first, meanwhile
-        (entry / "file").write_text("theirs")
-        (folder / "file").write_text("ours")
-
-    assert cached(entry, build, lambda folder: (folder / "file").read_text()) == "theirs"
-    assert list(entry.parent.iterdir()) == [entry]
-
-
-def _read_in_process(arguments: tuple[str, str]) -> list[int]:
-    path, cache = arguments
-    return read_rows(CLASSES, DataSource(train=path), "train", cache_dir=Path(cache)).labels.tolist()
-
-
-def test_two_processes_may_read_the_same_file_at_once(tmp_path):
-    path = write(tmp_path, "train.tsv", GOOD)
-    with get_context("spawn").Pool(2) as pool:
-        results = pool.map(_read_in_process, [(path, str(tmp_path / "cache"))] * 2)
-        pool.close()
-        pool.join()
-    assert results == [[1, 0], [1, 0]]
-    assert len(list((tmp_path / "cache" / "rows").iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written_is_an_input_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    path = write(tmp_path, "train.tsv", GOOD)
-    with pytest.raises(InputError, match=r"cannot write the cache .*: set TINYBERT_JAX_CACHE"):
-        read_rows(CLASSES, DataSource(train=path), "train", cache_dir=tmp_path / "file")
-
-
-def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.setenv("TINYBERT_JAX_CACHE", "/own")
-    assert cache_folder(tmp_path) == tmp_path
-    assert cache_folder(None) == Path("/own")
-    monkeypatch.delenv("TINYBERT_JAX_CACHE")
-    assert cache_folder(None) == Path("/xdg/tinybert_jax")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder(None) == Path("/home/someone/.cache/tinybert_jax")
+def test_a_local_file_is_neither_copied_nor_read_by_another_package(tmp_path, cache_dir):
+    write(tmp_path, "train.tsv", GOOD)
+    code = f"""
+import sys
+from tinybert_jax.data.rows import read_rows
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import get_task
+rows = read_rows(get_task("classification"), DataSource(train={str(tmp_path / "train.tsv")!r}), "train")
+print(rows.texts, {{"tensorflow_datasets", "array_record", "grain"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[('good',), ('bad',)] set()\n", "")
+    assert not list(cache_dir.iterdir())

@@ -97,7 +97,7 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
     assert chosen == [(4, 1, 1, 1), (1, 2, 1, 1)], "by default as many devices as divide 32 and 24"
     for asked, message in (
         ({"data": 4, "fsdp": 2}, "--mesh data=4,fsdp=2 needs 8 devices, and there are 6"),
-        ({"data": 3}, "--mesh data=3 cannot share 32 rows"),
+        ({"data": 3}, "--mesh data=3 cannot split 32 rows"),
         ({"tensor": 2}, r"mesh {'tensor': 2}: give sizes, at least 1, of data, fsdp, model, member"),
         ({"data": 0}, r"mesh {'data': 0}: give sizes, at least 1"),
         ({"member": 2}, "--mesh member=2: member=2 does not divide the population of 3: choose one that does"),
@@ -106,7 +106,7 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
         with pytest.raises(tb.InputError, match=message):
             sharding.choose_mesh(asked, [32], heads, members=3)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(tb.InputError, match="--mesh data=4 leaves 2 of 6 devices out; of several processes all"):
+    with pytest.raises(tb.InputError, match="--mesh data=4 leaves 2 of 6 devices out, and a run of several"):
         sharding.choose_mesh({"data": 4}, [32], heads)
 
 

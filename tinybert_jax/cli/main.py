@@ -120,8 +120,8 @@ def main() -> None:
 
 
 def _processes() -> ModuleType | None:
-    """`tinybert_jax.processes`; None where nothing has imported it, so nothing has joined others."""
-    return sys.modules.get("tinybert_jax.processes")
+    """`tinybert_jax.devices.processes`; None if nothing has imported it: then no other process has been joined."""
+    return sys.modules.get("tinybert_jax.devices.processes")
 
 
 def _end(code: int, message: str, at_once: bool = False) -> None:

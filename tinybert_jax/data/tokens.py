@@ -115,7 +115,7 @@ def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None
         rows: n rows of one or two texts.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
         max_length: tokens a row, special ones included.
-        cache_dir: as in `rows.read_rows`.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
         InputError: the cache cannot be written.

@@ -125,7 +125,7 @@ def align(
         tokenizer: a Hugging Face tokenizer with a Rust backend.
         max_length: tokens a row, special ones included; at least 3.
         labels: the tags by id, say those of a teacher.
-        cache_dir: as in `rows.read_rows`.
+        cache_dir: see `cache.cache_folder`.
 
     Returns:
         Tokens whose labels are one per token, int32; in a file without tags, 0 in place of the tags' ids.

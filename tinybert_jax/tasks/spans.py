@@ -57,7 +57,7 @@ def windows(
         max_length: tokens a window, special ones included.
         stride: tokens that successive windows share.
         max_question_length: tokens; the rest of a longer question is cut.
-        cache_dir: as in `rows.read_rows`.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
         InputError: beside a question, the context has no more than `stride` tokens; or the cache cannot be written.

@@ -126,7 +126,7 @@ class TeacherCache:
         Args:
             examples: n rows whose batches are the same in every epoch.
             limit: bytes that the cache may keep of all runs' targets; older ones make room.
-            cache_dir: as in `rows.read_rows`. Of several processes each keeps all for itself, until it ends.
+            cache_dir: see `cache.cache_folder`. Of several processes each keeps all for itself, until it ends.
 
         Raises:
             OverLimit: the rows need more than `limit`.

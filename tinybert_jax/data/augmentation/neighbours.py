@@ -61,7 +61,7 @@ def vector_neighbours(path: Path, limit: int | None = None, cache_dir: Path | No
     Args:
         path: the file.
         limit: read only so many of its first vectors; None: all.
-        cache_dir: as in `rows.read_rows`.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
         InputError: the file cannot be read; when it is searched, that it holds no vectors.

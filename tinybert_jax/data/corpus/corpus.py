@@ -114,7 +114,7 @@ def prepare(source: CorpusSource, tokenizer: Any, max_length: int, seed: int, ca
         tokenizer: a Hugging Face tokenizer with a Rust backend.
         max_length: tokens a sequence, special ones included.
         seed: of pairs, short lengths and masking.
-        cache_dir: as in `rows.read_rows`.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
         InputError: a file is missing, empty or not UTF-8; the shards are damaged or were built for something else;
