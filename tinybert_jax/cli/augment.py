@@ -7,15 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from tinybert_jax.cli.options import TASKS, Source
+from tinybert_jax.cli.options import Source
 from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.tasks import TASKS
 
-TRAINED_ON_THEIR_OWN_ROWS = ("squad", "squad2", "ner")  # augmentation is for texts and pairs of texts
 AugmentableTask = Annotated[
     str,
     tyro.conf.arg(
         metavar="TASK",
-        help=f"one of {', '.join(task for task in TASKS.split() if task not in TRAINED_ON_THEIR_OWN_ROWS)}",
+        help=f"one of {', '.join(task.name for task in TASKS.values() if task.kind.has_columns)}",
     ),
 ]
 

@@ -27,6 +27,7 @@ from tinybert_jax.settings.objectives import (
 )
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
+from tinybert_jax.settings.tasks import get_task
 
 # no operation that adds in any order, and no choice of kernels by how fast each happened to be
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -130,8 +131,6 @@ def distill(
         teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states, queries and keys, in
             bfloat16), which a stage of several epochs computes once, where it fits; 0: it runs in every step.
     """
-    from tinybert_jax.settings.tasks import get_task
-
     row = get_task(task)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
@@ -279,8 +278,6 @@ def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
 
 def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
     """Run the experiment that a command described."""
-    from tinybert_jax.settings.tasks import get_task
-
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length

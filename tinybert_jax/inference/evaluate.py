@@ -10,7 +10,6 @@ import numpy as np
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.predictor import load_predictor
 from tinybert_jax.models.fit import check_outputs
-from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.kinds import load_split, second_task
@@ -50,7 +49,7 @@ def evaluate(
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
     predictor = load_predictor(model, max_length, batch_size, row.head)
     check_outputs(model, predictor.config, row)
-    labels = None if row.is_regression or not HEADS[row.head].labelled else predictor.config.id2label
+    labels = predictor.config.id2label if row.kind.names_classes else None
     second = second_task(row, source, split) if split != "train" else None
     scores: dict[str, float] = {}
     for part in (row, second):

@@ -208,7 +208,14 @@ def answers(
     return texts
 
 
-def load_answers(task: Task, source: DataSource, split: SplitName, tokenizer: Any, max_length: int) -> Split:
+def load_answers(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Split:
     """A split of questions; arguments and errors as in `tasks.kinds.load_split`."""
     if source.tfds is not None:
         questions = squad.from_tfds(source.tfds, split)

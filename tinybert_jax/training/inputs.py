@@ -246,15 +246,15 @@ def _read_splits(
     def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
         return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
-    named = not task.is_regression and task.head != "span"
-    train = load(task, "train", teacher.config.id2label if teacher is not None and named else None)
+    names_labels = teacher is not None and task.kind.names_classes
+    train = load(task, "train", teacher.config.id2label if teacher is not None and names_labels else None)
     if teacher is None and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
     for split, loaded in (("training", train), ("dev", dev["dev"])):
         if not loaded.labelled:
             raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
-    if task.head == "sequence" and len(np.unique(dev["dev"].tokens.labels)) < 2:
+    if task.kind.has_columns and len(np.unique(dev["dev"].tokens.labels)) < 2:
         raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
     if (second := second_task(task, source)) is not None:
         dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)

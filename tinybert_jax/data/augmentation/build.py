@@ -58,7 +58,7 @@ def build(
     """
     check_seed("seed", seed)
     row = get_task(task)
-    if row.head != "sequence":
+    if not row.kind.has_columns:
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
     if tsv is not None:
         if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
