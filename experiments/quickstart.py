@@ -117,7 +117,7 @@ def attention_map(directory: Path, layer: int) -> tuple[np.ndarray, list[str]]:
     config, params = tb.load_hf(directory)
     tokenizer: Any = tb.load_tokenizer(directory, config)
     encoded = tokenizer([REVIEW], return_tensors="np")
-    out: Any = tb.BertModel(config).apply({"params": params["bert"]}, encoded["input_ids"])
+    out: Any = tb.BertModel(config).apply({"params": params["encoder"]}, encoded["input_ids"])
     scores = np.asarray(out.attention_scores[layer, 0])
     probabilities = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)

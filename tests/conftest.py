@@ -91,7 +91,7 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), **sizes: int) -
     config = tb.BertConfig(
         vocab_size=len(vocabulary), max_position_embeddings=32, num_attention_heads=4, initializer_range=0.1, **sizes
     )
-    params = {"bert": tb.init_params(tb.BertModel(config), jax.random.key(0))}
+    params = {"encoder": tb.init_params(tb.BertModel(config), jax.random.key(0))}
     tb.save_hf(directory, config, params, BertTokenizer(vocab=str(directory / "vocab.txt")))
     return directory
 

@@ -29,15 +29,11 @@ TEACHER = tb.BertConfig(
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
 TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
 OBJECTIVES = {
-    "transformer": lambda s, t: transformer_objective(s, t),
-    "official": lambda s, t: transformer_objective(s, t, preset="official"),
-    "prediction": lambda s, t: prediction_objective(s, t),
-    "masked_lm": lambda s, t: masked_lm_objective(s),
+    "transformer": lambda s, t, compute: transformer_objective(s, t, compute=compute),
+    "official": lambda s, t, compute: transformer_objective(s, t, preset="official", compute=compute),
+    "prediction": lambda s, t, compute: prediction_objective(s, t, compute=compute),
+    "masked_lm": lambda s, t, compute: masked_lm_objective(s, compute),
 }
-
-
-def of_dtype(config: tb.BertConfig, dtype: str) -> tb.BertConfig:
-    return dataclasses.replace(config, compute_dtype=dtype)
 
 
 def batch_of(rows: int, length: int, masked: bool) -> tb.Batch:
@@ -53,10 +49,10 @@ def value_and_grad(name: str, dtype: str, student: tb.BertConfig, batch: tb.Batc
     head = tb.BertForMaskedLM if name == "masked_lm" else tb.BertForSequenceClassification
     params = tb.init_params(head(student), jax.random.key(0))
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(1))
-    full = OBJECTIVES[name](student, TEACHER)
+    full = OBJECTIVES[name](student, TEACHER, tb.Compute())
     trainable = full.init(jax.random.key(2), params)
     targets = full.targets(teacher, batch)
-    own = OBJECTIVES[name](of_dtype(student, dtype), of_dtype(TEACHER, dtype))
+    own = OBJECTIVES[name](student, TEACHER, tb.Compute(dtype))
 
     def loss(trainable: tb.Params, targets: Any) -> jax.Array:
         return own.loss(trainable, targets, batch, tb.Hyper(), None)[0]

@@ -74,7 +74,7 @@ def compiled(model, k):
 def build(directory, rows, tokenizer, model, preset="default", variants=5, max_length=32, near=None, **kwargs):
     """The real thing; the neighbours are by default those of the model's own embeddings."""
     _, params = model
-    table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     function = compiled(model, ASKED[preset])
     settings = Settings(preset, variants, max_length, "model")
     near = embedding_neighbours(table, tokenizer) if near is None else near

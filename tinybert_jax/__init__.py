@@ -14,7 +14,7 @@ _NAMES = {
     "settings.stages": ("Hyper", "Stage"),
     "settings.sources": ("CorpusSource", "DataSource"),
     "settings.experiment": ("Experiment",),
-    "models.config": ("BertConfig",),
+    "models.config": ("BertConfig", "Compute"),
     "models.encoder": ("BertModel", "BertOutput"),
     "models.parameters": ("init_params",),
     "models.heads": (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
     from tinybert_jax.inference.predictor import load_predictor
-    from tinybert_jax.models.config import BertConfig
+    from tinybert_jax.models.config import BertConfig, Compute
     from tinybert_jax.models.encoder import BertModel, BertOutput
     from tinybert_jax.models.files.directory import load_hf, save_hf
     from tinybert_jax.models.files.tokenizer import load_tokenizer

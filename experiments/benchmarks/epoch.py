@@ -74,7 +74,9 @@ def main(
     config = load_config(directory)
     texts = food_reviews() if data is None else sst2(data)
     tokens = encode([(text,) for text in texts[:rows]], load_tokenizer(directory, config), MAX_LENGTH)
-    pair = measure.Pair(*(dataclasses.replace(own, vocab_size=config.vocab_size) for own in measure.SIZES[size]))
+    pair = measure.Pair(
+        *(dataclasses.replace(model, vocab_size=config.vocab_size) for model in measure.SIZES[size][:2])
+    )
     if stage == "intermediate":
         our_step = our_side.make_intermediate_step(pair, preset="default")
         objective = transformer_objective(pair.student, pair.teacher)

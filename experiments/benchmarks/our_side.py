@@ -36,8 +36,8 @@ def make_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "offic
     """One update of the Transformer stage with AdamW, of one student or of a population; waits for its result. The
     teacher is computed unless the batch brings its targets.
     """
-    teacher, student = pair
-    objective = transformer_objective(student, teacher, preset=preset)
+    teacher, student, compute = pair
+    objective = transformer_objective(student, teacher, preset=preset, compute=compute)
     optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
     teacher_params = init_params(BertForSequenceClassification(teacher), jax.random.key(0))
     student_params = init_params(BertForSequenceClassification(student), jax.random.key(1))
@@ -57,14 +57,14 @@ def make_intermediate_step(pair: Pair, members: int = 1, preset: Preset = "offic
 
 def targets_of(pair: Pair, batch: Batch) -> Batch:
     """The batch with the targets of `make_intermediate_step`."""
-    objective = transformer_objective(pair.student, pair.teacher, preset="official")
+    objective = transformer_objective(pair.student, pair.teacher, preset="official", compute=pair.compute)
     params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
     return batch._replace(targets=jax.tree.map(np.asarray, jax.jit(objective.targets)(params, batch)))
 
 
 def make_gradient(pair: Pair, batch: Batch) -> dict[str, Callable[[], Any]]:
     """The student's part of the step on known targets: the loss, and the loss with its gradient; without dropout."""
-    objective = transformer_objective(pair.student, pair.teacher, preset="official")
+    objective = transformer_objective(pair.student, pair.teacher, preset="official", compute=pair.compute)
     params = init_params(BertForSequenceClassification(pair.student), jax.random.key(1))
     trainable = objective.init(jax.random.key(2), params)
     loss = jax.jit(lambda trainable, batch: objective.loss(trainable, batch.targets, batch, Hyper(), None)[0])

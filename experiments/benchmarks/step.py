@@ -40,7 +40,7 @@ def make_side(side: Side, pair: measure.Pair, batch: Any) -> Callable[[], Any]:
         return lambda: step(batch)
     import torch_baseline  # neither is imported at the top: its memory is not the other's
 
-    torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
+    torch_step = torch_baseline.make_intermediate_step(*pair)
     inputs = torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
     return lambda: torch_step(inputs)
 

@@ -21,7 +21,7 @@ from torch.nn.functional import dropout as dropout_
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 
 Inputs = Mapping[str, Tensor]
 # as JAX takes, which nothing limits
@@ -57,9 +57,9 @@ def bert(config: BertConfig, kind: type[Any], attention: str, **kwargs: Any) -> 
     return kind(transformers.BertConfig(**config.to_hf() | {"attn_implementation": attention}), **kwargs)
 
 
-def autocast(config: BertConfig) -> Any:
-    """PyTorch's way to compute in bfloat16, where the config says so."""
-    if config.compute_dtype == "float32":
+def autocast(compute: Compute) -> Any:
+    """PyTorch's way to compute in bfloat16, where it is asked for."""
+    if compute.dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast("cpu", torch.bfloat16)
 
@@ -93,7 +93,9 @@ def _adamw(
     return update
 
 
-def make_intermediate_step(teacher_config: BertConfig, student_config: BertConfig) -> Callable[[Inputs], float]:
+def make_intermediate_step(
+    teacher_config: BertConfig, student_config: BertConfig, compute: Compute = DEFAULT
+) -> Callable[[Inputs], float]:
     """One update on embeddings, attention scores and hidden states, with the arithmetic of the original code.
 
     Masked scores are the minimum of
@@ -117,7 +119,7 @@ def make_intermediate_step(teacher_config: BertConfig, student_config: BertConfi
         return tuple(threshold(s, -1e2, 0.0) for s in scores), states[::every]
 
     def step(inputs: Inputs) -> float:
-        with autocast(student_config):
+        with autocast(compute):
             teacher_scores, teacher_states = targets(inputs)
             scores, states = forward(student, inputs)
             loss = torch.stack(

@@ -30,9 +30,10 @@ from tinybert_jax.training.population import member, stack
 from tinybert_jax.training.step import TrainState, create_state, make_train_step
 
 # A prime vocabulary, which no mesh divides; heads for 2 devices; widths for 8
-SIZES = {"vocab_size": 97, "vocab_multiple": 16, "num_attention_heads": 4, "initializer_range": 0.2}
+SIZES = {"vocab_size": 97, "num_attention_heads": 4, "initializer_range": 0.2}
 TEACHER = tb.BertConfig(hidden_size=48, num_hidden_layers=4, intermediate_size=64, **SIZES)
 STUDENT = tb.BertConfig(hidden_size=32, num_hidden_layers=2, intermediate_size=64, **SIZES)
+COMPUTE = tb.Compute(vocab_multiple=16)
 ALL_AXES = "data=2 fsdp=2 model=2"
 # what is compiled where: each costs seconds
 STAGES = {
@@ -162,17 +163,17 @@ def batch_of(size: int) -> tb.Batch:
 
 
 def objective_of(stage: str) -> tuple[Objective, tb.Batch, dict]:
-    student = dataclasses.replace(STUDENT, remat="remat" in stage)
+    compute = dataclasses.replace(COMPUTE, remat="remat" in stage)
     batch = batch_of(16)
-    classifier = tb.init_params(tb.BertForSequenceClassification(student), jax.random.key(1))
+    classifier = tb.init_params(tb.BertForSequenceClassification(STUDENT, compute), jax.random.key(1))
     if stage == "masked_lm":
-        head = tb.init_params(tb.BertForMaskedLM(student), jax.random.key(1))
-        return masked_lm_objective(student), batch, head
+        head = tb.init_params(tb.BertForMaskedLM(STUDENT, compute), jax.random.key(1))
+        return masked_lm_objective(STUDENT, compute), batch, head
     batch = batch._replace(labels=np.zeros(16, np.int32))
     if stage == "prediction":
-        return prediction_objective(student, TEACHER), batch, classifier
+        return prediction_objective(STUDENT, TEACHER, compute=compute), batch, classifier
     attention: Attention = "relations" if stage == "relations" else "scores"
-    return transformer_objective(student, TEACHER, attention=attention), batch, classifier
+    return transformer_objective(STUDENT, TEACHER, attention=attention, compute=compute), batch, classifier
 
 
 class Measured(NamedTuple):
@@ -184,7 +185,7 @@ class Measured(NamedTuple):
 def measure(stage: str, mesh: Mesh, seeds: tuple[int, ...] = (3,)) -> Measured:
     """One step of one student, or of a population. With dropout: its masks do not depend on the mesh."""
     objective, batch, student = objective_of(stage)
-    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER, COMPUTE), jax.random.key(0))
     trainable = stack([objective.init(jax.random.key(seed - 1), student) for seed in seeds])
     kept = optax.GradientTransformation(lambda params: params, lambda grads, state, params: (grads, grads))
     keys = stack([jax.random.key(seed) for seed in seeds])

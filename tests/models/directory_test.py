@@ -193,7 +193,7 @@ def test_a_tinybert_as_pretrained_is_read_with_all_its_heads(tmp_path: Path) -> 
 
     edit_tensors(directory, complete)
     _, params = tb.load_hf(directory)
-    assert set(params) == {"bert", "cls", "fit_denses"}
+    assert set(params) == {"encoder", "cls", "fit_denses"}
     assert {"seq_relationship", "predictions"} == set(params["cls"])
 
 
@@ -425,7 +425,7 @@ def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(
 def test_a_token_classifier_that_was_saved_with_a_pooler_is_a_token_classifier(
     directory: Path, tmp_path: Path
 ) -> None:
-    assert "pooler" in tb.load_hf(directory)[1]["bert"]
+    assert "pooler" in tb.load_hf(directory)[1]["encoder"]
     edit_config(directory, architectures=["BertForTokenClassification"])
     config, params = tb.load_hf(directory)
     tb.save_hf(tmp_path / "copy", config, params, tb.load_tokenizer(directory, config))

@@ -101,8 +101,8 @@ def named_tensors(trainable: Any) -> Tensors:
     """A tree of parameters or gradients; projections are `fit_dense`."""
     tree = dict(trainable)
     projections = tree.pop("projections", {})
-    prefix = "bert." if set(tree) == {"bert"} else ""
-    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree).items()}
+    prefix = "bert." if set(tree) == {"encoder"} else ""
+    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree, STUDENT_CONFIG).items()}
     for name, layer in projections.items():
         tensors |= {f"{name}.weight": np.asarray(layer["kernel"]).T, f"{name}.bias": np.asarray(layer["bias"])}
     return tensors

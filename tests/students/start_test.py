@@ -33,14 +33,14 @@ def start(name, student: tb.BertConfig, params, layer_map="uniform"):
 def test_a_copy_of_all_layers_computes_what_the_teacher_does() -> None:
     params = start("copy", TEACHER, tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(1)))
     model = tb.BertModel(TEACHER)
-    ours, theirs = (model.apply({"params": p["bert"]}, IDS) for p in (params, TEACHER_PARAMS))
+    ours, theirs = (model.apply({"params": p["encoder"]}, IDS) for p in (params, TEACHER_PARAMS))
     np.testing.assert_array_equal(ours.pooled, theirs.pooled)
 
 
 @pytest.mark.parametrize(("layer_map", "mapped"), [("uniform", (2, 4)), ("bottom", (1, 2)), ((3, 1), (3, 1))])
 def test_a_copy_takes_the_mapped_layers(layer_map, mapped: tuple[int, ...]) -> None:
     params = start("copy", HALF, HALF_PARAMS, layer_map)
-    own, theirs = params["bert"]["encoder"]["layer"], TEACHER_PARAMS["bert"]["encoder"]["layer"]
+    own, theirs = params["encoder"]["encoder"]["layer"], TEACHER_PARAMS["encoder"]["encoder"]["layer"]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[np.array(mapped) - 1]), own, theirs)
 
 
@@ -74,7 +74,7 @@ def test_the_automatic_start_is_the_nearest_to_the_teacher_that_sizes_text_and_p
 
 
 def test_a_student_without_pooler_gets_none() -> None:
-    params = {"bert": {name: HALF_PARAMS["bert"][name] for name in ("embeddings", "encoder")}}
+    params = {"encoder": {name: HALF_PARAMS["encoder"][name] for name in ("embeddings", "encoder")}}
     assert jax.tree.structure(start("copy", HALF, params)) == jax.tree.structure(params)
 
 

@@ -503,7 +503,7 @@ def ignorant(pretrained: Path, tmp_path: Path) -> Path:
     config, params = tb.load_hf(pretrained)
     config = dataclasses.replace(config, id2label=("bad", "good"))
     random = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
-    random["bert"] |= params["bert"]
+    random["encoder"] |= params["encoder"]
     tb.save_hf(tmp_path / "ignorant", config, random, tb.load_tokenizer(pretrained, config))
     return tmp_path / "ignorant"
 

@@ -106,7 +106,7 @@ def load_predictor(
         )
     config, params = load_hf(directory)
     tokenizer = load_tokenizer(directory, config)
-    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_position_embeddings))
+    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
     check_head(str(directory), config, params, head, length)
     mesh = make_mesh()
     params = jax.device_put(params, tree_shardings(mesh, params))

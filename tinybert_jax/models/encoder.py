@@ -11,8 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tinybert_jax.devices.sharding import constrain
-from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.layers import Attention, Embeddings, Intermediate, Residual, attention_scores, dense
+from tinybert_jax.models.layers import (
+    Attention,
+    BertModule,
+    Dropout,
+    Embeddings,
+    Intermediate,
+    Residual,
+    attention_scores,
+    classifier_dropout,
+)
 
 
 class BertOutput(NamedTuple):
@@ -26,37 +34,34 @@ class BertOutput(NamedTuple):
     logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
 
 
-class Layer(nn.Module):
+class Layer(BertModule):
     """One Transformer layer, as the body of the scan over layers: writes its scores, and its queries, keys and values,
     into their slots of the carry.
     """
 
-    config: BertConfig
-    deterministic: bool
+    deterministic: bool = True
 
     @nn.compact
     def __call__(
         self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
     ) -> tuple[Any, Array]:
         x, scores, qkv = carry
-        x, parts = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
+        x, parts = Attention(self.config, self.compute, name="attention")(x, attention_mask, self.deterministic)
         if scores.shape[0]:
             own = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
             scores = jax.lax.dynamic_update_index_in_dim(scores, own, slots[0], axis=0)
         if qkv.shape[0]:
             stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
             qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
-        inner = Intermediate(self.config, name="intermediate")(x)
-        x = Residual(self.config, name="output")(inner, x, self.deterministic)
+        inner = Intermediate(self.config, self.compute, name="intermediate")(x)
+        x = Residual(self.config, self.compute, name="output")(inner, x, self.deterministic)
         return (x, scores, qkv), x
 
 
-class Encoder(nn.Module):
+class Encoder(BertModule):
     """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and the
     first `qkv_parts` of queries, keys and values of `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
     """
-
-    config: BertConfig
 
     @nn.compact
     def __call__(
@@ -77,13 +82,13 @@ class Encoder(nn.Module):
         qkv = jnp.zeros((qkv_size, qkv_parts, b, q, heads * config.attention_head_dim), x.dtype)
         qkv = constrain(qkv, None, None, "batch", None, "heads")
         layers = nn.scan(
-            nn.remat(Layer, prevent_cse=False) if config.remat else Layer,
+            nn.remat(Layer, prevent_cse=False) if self.compute.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=depth,
         )
-        (last, scores, qkv), states = layers(config, deterministic, name="layer")(
+        (last, scores, qkv), states = layers(config, self.compute, deterministic, name="layer")(
             (x, scores, qkv), (score_slots, qkv_slots), attention_mask
         )
         # the last state leaves with the carry, so that whoever needs it alone does not keep the others
@@ -106,17 +111,18 @@ def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
     return jnp.asarray(slots), int(slots[-1]) + 1 if wanted else 0
 
 
-class Pooler(nn.Module):
+class Pooler(BertModule):
     """The first token's state through a dense layer and tanh [b, q, d] -> [b, d]."""
 
-    config: BertConfig
-
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return jnp.tanh(dense(self.config, self.config.hidden_size, "dense")(x[:, 0]))
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        first = x[:, 0]
+        if self.config.family.dropout_before_pooler:
+            first = Dropout(classifier_dropout(self.config))(first, deterministic)
+        return jnp.tanh(self.dense(self.config.hidden_size, "dense")(first))
 
 
-class BertModel(nn.Module):
+class BertModel(BertModule):
     """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
 
     `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
@@ -125,7 +131,6 @@ class BertModel(nn.Module):
     `qkv_parts` of the three, none by default; with `deterministic=False` pass `rngs={"dropout": key}`.
     """
 
-    config: BertConfig
     add_pooler: bool = True
 
     @nn.compact
@@ -141,16 +146,14 @@ class BertModel(nn.Module):
         deterministic: bool = True,
     ) -> BertOutput:
         config = self.config
-        if input_ids.shape[-1] > config.max_position_embeddings:
-            raise ValueError(
-                f"{input_ids.shape[-1]} tokens, but the model has {config.max_position_embeddings} positions"
-            )
+        if input_ids.shape[-1] > config.max_tokens:
+            raise ValueError(f"{input_ids.shape[-1]} tokens, but the model has {config.max_tokens} positions")
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
-        x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        last, states, scores, qkv = Encoder(config, name="encoder")(
+        x = Embeddings(config, self.compute, name="embeddings")(input_ids, types, deterministic)
+        last, states, scores, qkv = Encoder(config, self.compute, name="encoder")(
             x, mask, wanted, qkv_layers, qkv_parts, deterministic
         )
-        pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
+        pooled = Pooler(config, self.compute, name="pooler")(last, deterministic) if self.add_pooler else None
         return BertOutput(last, states, scores, qkv, pooled)

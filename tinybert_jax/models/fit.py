@@ -42,9 +42,9 @@ def check_positions(name: str, config: BertConfig, max_length: int) -> None:
     Raises:
         InputError: it has fewer.
     """
-    if config.max_position_embeddings < max_length:
+    if config.max_tokens < max_length:
         raise InputError(
-            f"{name}: has {config.max_position_embeddings} positions, fewer than max_length {max_length}: give a"
+            f"{name}: has {config.max_tokens} positions, fewer than max_length {max_length}: give a"
             " smaller --max-length"
         )
 

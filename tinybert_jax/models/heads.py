@@ -17,50 +17,41 @@ from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel, BertOutput
-from tinybert_jax.models.layers import Dropout, dense
+from tinybert_jax.models.layers import BertModule, Dropout, classifier_dropout
 from tinybert_jax.models.masked_lm import BertForMaskedLM
 
 
-class BertForSequenceClassification(nn.Module):
+class BertForSequenceClassification(BertModule):
     """`logits` [b, c] from the pooled first token; c = 1 is regression. Arguments as `BertModel`."""
 
-    config: BertConfig
-
     @nn.compact
     def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
         config = self.config
-        out = BertModel(config, name="bert")(*args, deterministic=deterministic, **kwargs)
+        out = BertModel(config, self.compute, name="encoder")(*args, deterministic=deterministic, **kwargs)
         x = Dropout(classifier_dropout(config))(out.pooled, deterministic)
-        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
+        return out._replace(logits=self.dense(config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
-class BertForTokenClassification(nn.Module):
+class BertForTokenClassification(BertModule):
     """`logits` [b, q, c], one label per token. Arguments as `BertModel`."""
 
-    config: BertConfig
-
     @nn.compact
     def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
         config = self.config
-        out = BertModel(config, add_pooler=False, name="bert")(*args, deterministic=deterministic, **kwargs)
+        out = BertModel(config, self.compute, add_pooler=False, name="encoder")(
+            *args, deterministic=deterministic, **kwargs
+        )
         x = Dropout(classifier_dropout(config))(out.last_hidden_state, deterministic)
-        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
+        return out._replace(logits=self.dense(config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
-class BertForQuestionAnswering(nn.Module):
+class BertForQuestionAnswering(BertModule):
     """`logits` [b, q, 2]: start and end of the answer span. Arguments as `BertModel`."""
-
-    config: BertConfig
 
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
-        out = BertModel(self.config, add_pooler=False, name="bert")(*args, **kwargs)
-        return out._replace(logits=dense(self.config, 2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
-
-
-def classifier_dropout(config: BertConfig) -> float:
-    """Hugging Face's rule: `hidden_dropout_prob` unless the config says otherwise."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        out = BertModel(self.config, self.compute, add_pooler=False, name="encoder")(*args, **kwargs)
+        return out._replace(logits=self.dense(2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
 
 
 class HeadLosses(NamedTuple):
@@ -118,7 +109,7 @@ class Head(NamedTuple):
 
     def is_in(self, params: Params) -> bool:
         """Whether a model with these parameters has the head."""
-        return self.key in params and self.pooled in (None, "pooler" in params["bert"])
+        return self.key in params and self.pooled in (None, "pooler" in params["encoder"])
 
 
 HEADS: dict[str, Head] = {

@@ -13,32 +13,28 @@ from jaxtyping import Array, Float, Int
 
 from tinybert_jax.batch import Params
 from tinybert_jax.devices.sharding import constrain
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel, BertOutput
-from tinybert_jax.models.layers import ACTIVATIONS, dense, layer_norm
+from tinybert_jax.models.layers import ACTIVATIONS, BertModule
 from tinybert_jax.precision import product
 
 
-class Transform(nn.Module):
+class Transform(BertModule):
     """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, d]."""
-
-    config: BertConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = dense(self.config, self.config.hidden_size, "dense")(x)
-        return layer_norm(self.config)(ACTIVATIONS[self.config.hidden_act](x))
+        x = self.dense(self.config.hidden_size, "dense")(x)
+        return self.layer_norm()(ACTIVATIONS[self.config.hidden_act](x))
 
 
-class Predictions(nn.Module):
+class Predictions(BertModule):
     """The masked-LM decoder over the word embedding table [b, q, d], [v, d] -> [b, q, v]."""
-
-    config: BertConfig
 
     @nn.compact
     def __call__(self, x: Array, table: Array) -> Array:
-        x = Transform(self.config, name="transform")(x)
-        vocabulary, rows = self.config.vocab_size, self.config.padded_vocab_size
+        x = Transform(self.config, self.compute, name="transform")(x)
+        vocabulary, rows = self.config.vocab_size, self.compute.vocab_rows(self.config)
         bias = self.param("bias", nn.initializers.zeros, (rows,))
         logits = product("bqd,vd->bqv", x, table.astype(x.dtype))
         logits = constrain(logits + bias[None, None], "batch", None, "vocab")
@@ -46,36 +42,36 @@ class Predictions(nn.Module):
         return logits if rows == vocabulary else jnp.where((jnp.arange(rows) < vocabulary)[None, None], logits, -1e9)
 
 
-class MaskedLMHead(nn.Module):
+class MaskedLMHead(BertModule):
     """The masked-LM head, one level of Hugging Face's names above `Predictions`."""
-
-    config: BertConfig
 
     @nn.compact
     def __call__(self, x: Array, table: Array) -> Array:
-        return Predictions(self.config, name="predictions")(x, table)
+        return Predictions(self.config, self.compute, name="predictions")(x, table)
 
 
-class BertForMaskedLM(nn.Module):
+class BertForMaskedLM(BertModule):
     """`logits` [b, q, v] over the vocabulary; the decoder is the word embedding table. Arguments as `BertModel`."""
-
-    config: BertConfig
 
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
-        bert = BertModel(self.config, add_pooler=False, name="bert")
-        out = bert(*args, **kwargs)
-        table = bert.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-        return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.last_hidden_state, table))
+        encoder = BertModel(self.config, self.compute, add_pooler=False, name="encoder")
+        out = encoder(*args, **kwargs)
+        table = encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
+        return out._replace(logits=MaskedLMHead(self.config, self.compute, name="cls")(out.last_hidden_state, table))
 
 
 def logits_at(
-    config: BertConfig, params: Params, states: Float[Array, "b q d"], positions: Int[Array, "b p"]
+    config: BertConfig,
+    params: Params,
+    states: Float[Array, "b q d"],
+    positions: Int[Array, "b p"],
+    compute: Compute = DEFAULT,
 ) -> Float[Array, "b p v"]:
     """The masked-LM head's logits at `positions` alone: over all, a vocabulary each is most of time and memory."""
     states = jnp.take_along_axis(states, positions[:, :, None], axis=1)
-    table = params["bert"]["embeddings"]["word_embeddings"]["embedding"]
-    return jnp.asarray(MaskedLMHead(config).apply({"params": params["cls"]}, states, table))
+    table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    return jnp.asarray(MaskedLMHead(config, compute).apply({"params": params["cls"]}, states, table))
 
 
 def masked_lm_function(config: BertConfig, params: Params, k: int) -> Callable[..., Any]:
@@ -102,7 +98,7 @@ def _most_probable(
     token_type_ids: Int[Array, "b q"],
     positions: Int[Array, "b"],
 ) -> Int[Array, "b k"]:
-    bert: Any = BertModel(config, add_pooler=False)
-    out = bert.apply({"params": params["bert"]}, input_ids, attention_mask, token_type_ids, score_layers=())
+    encoder: Any = BertModel(config, add_pooler=False)
+    out = encoder.apply({"params": params["encoder"]}, input_ids, attention_mask, token_type_ids, score_layers=())
     logits = logits_at(config, params, out.last_hidden_state, positions[:, None])[:, 0]
     return jax.lax.top_k(logits, min(k, config.vocab_size))[1]

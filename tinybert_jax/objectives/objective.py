@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.objectives.projections import without_projections
 from tinybert_jax.settings.arithmetic import Arithmetic
 from tinybert_jax.settings.objectives import LayerMap
@@ -58,13 +58,14 @@ class Objective(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What an objective is built for: the configs, the head that is trained, and the run's arithmetic."""
+    """What an objective is built for: the models, the head that is trained, and the run's arithmetic."""
 
     student: BertConfig
     teacher: BertConfig | None
     head: str
     layer_map: LayerMap
     arithmetic: Arithmetic
+    compute: Compute = DEFAULT
 
     @property
     def teacher_config(self) -> BertConfig:
@@ -76,8 +77,8 @@ class Context(NamedTuple):
 def split_carried(trainable: Params) -> tuple[Params, Params]:
     """The trained parameters, and what is carried; {} where nothing is.
 
-    >>> split_carried({"bert": 1, "carried": {"mask": 2}})
-    ({'bert': 1}, {'mask': 2})
+    >>> split_carried({"encoder": 1, "carried": {"mask": 2}})
+    ({'encoder': 1}, {'mask': 2})
     """
     params = {name: value for name, value in trainable.items() if name != CARRIED}
     return params, trainable.get(CARRIED, {})

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.heads import HEADS, head_losses
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
 from tinybert_jax.objectives.objective import (
@@ -34,6 +34,7 @@ def prediction_objective(
     preset: Preset | Arithmetic = "default",
     head: str = "sequence",
     settings: Prediction = DEFAULTS,
+    compute: Compute = DEFAULT,
 ) -> Objective:
     """Soft cross-entropy against the teacher's logits (equation 10); in regression, squared error.
 
@@ -47,6 +48,7 @@ def prediction_objective(
         preset: whose arithmetic.
         head: a row of `models.heads.HEADS`.
         settings: the temperature, where `hyper` names none.
+        compute: how both models are computed.
 
     Raises:
         InputError: teacher and student do not have the same number of outputs, or the arithmetic of the authors' code
@@ -57,7 +59,11 @@ def prediction_objective(
         raise InputError(f"labels: the student has {student.num_labels} and the teacher {teacher.num_labels}")
     if row.per_token and facts.class_mean:
         raise InputError("the authors' code knows no tokens' labels and no answers; use --preset default or paper")
-    student_model, teacher_model, loss_of = row.model(student), row.model(teacher), head_losses(head, student)
+    student_model, teacher_model, loss_of = (
+        row.model(student, compute),
+        row.model(teacher, compute),
+        head_losses(head, student),
+    )
     from_labels = facts.regression_from_labels and not loss_of.has_classes
     divisor = student.num_labels if facts.class_mean and loss_of.has_classes else None
 
@@ -98,4 +104,6 @@ def build(settings: Prediction, context: Context) -> Objective:
     """
     if settings.temperature != 1 and not head_losses(context.head, context.student).has_classes:
         raise InputError(f"temperature is {settings.temperature}; it is for classes, and a number has none")
-    return prediction_objective(context.student, context.teacher_config, context.arithmetic, context.head, settings)
+    return prediction_objective(
+        context.student, context.teacher_config, context.arithmetic, context.head, settings, context.compute
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.heads import HEADS, head_losses
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
 from tinybert_jax.objectives.objective import (
@@ -23,9 +23,9 @@ from tinybert_jax.settings.objectives import Supervised
 from tinybert_jax.settings.stages import Hyper
 
 
-def supervised_objective(config: BertConfig, head: str = "sequence") -> Objective:
+def supervised_objective(config: BertConfig, head: str = "sequence", compute: Compute = DEFAULT) -> Objective:
     """Cross-entropy against the labels; squared error where a sequence has one output. There is no teacher."""
-    model, hard = HEADS[head].model(config), head_losses(head, config).hard
+    model, hard = HEADS[head].model(config, compute), head_losses(head, config).hard
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
@@ -46,4 +46,4 @@ def supervised_objective(config: BertConfig, head: str = "sequence") -> Objectiv
 
 def build(settings: Supervised, context: Context) -> Objective:
     """The objective of a stage."""
-    return supervised_objective(context.student, context.head)
+    return supervised_objective(context.student, context.head, context.compute)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.layers import attention_scores
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
@@ -39,10 +39,11 @@ def transformer_objective(
     attention: Attention | None = None,
     relation_heads: int | None = None,
     settings: Transformer = DEFAULTS,
+    compute: Compute = DEFAULT,
 ) -> Objective:
     """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
 
-    The trainable tree is `{"bert": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
+    The trainable tree is `{"encoder": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
     Projections are as in `init_projections`, and not exported: another Transformer stage draws new ones, where the
     authors' code goes on with those of general distillation. Padding is left out of the means only in `default`.
 
@@ -55,6 +56,7 @@ def transformer_objective(
             values (MiniLMv2, arXiv 2012.15828; the metric is `relation/m`); default: scores where the heads agree.
         relation_heads: of "relations"; default: the teacher's heads, or the next fewer that divide both widths.
         settings: the weights of the terms, where `hyper` names none.
+        compute: how both models are computed.
 
     Raises:
         InputError: scores are asked of unlike heads; relations are asked with padding in the means, or of heads that
@@ -73,14 +75,14 @@ def transformer_objective(
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     read = tuple(sorted({g - 1 for g in mapped}))
     slots = [read.index(g - 1) for g in mapped]
-    student_model, teacher_model = BertModel(student, add_pooler=False), BertModel(teacher, add_pooler=False)
+    student_model, teacher_model = (BertModel(config, compute, add_pooler=False) for config in (student, teacher))
 
     read_of = {"score_layers": (), "qkv_parts": 3 if relations else 2}  # relations are of the values too
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if batch.teacher_inputs is not None:
             raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
-        out = apply_model(teacher_model, teacher_params["bert"], batch, None, qkv_layers=read, **read_of)
+        out = apply_model(teacher_model, teacher_params["encoder"], batch, None, qkv_layers=read, **read_of)
         qkv = jnp.moveaxis(out.qkv, 2, 1)
         return {
             "embedding": out.hidden_states[0],
@@ -103,7 +105,7 @@ def transformer_objective(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         layers = tuple(range(student.num_hidden_layers))
-        out = apply_model(student_model, trainable["bert"], batch, key, qkv_layers=layers, **read_of)
+        out = apply_model(student_model, trainable["encoder"], batch, key, qkv_layers=layers, **read_of)
         mask = jnp.asarray(batch.attention_mask)
         every = jnp.ones_like(mask)
         real = mask if padding == "exclude" else every  # the positions that count in the means
@@ -133,14 +135,14 @@ def transformer_objective(
         return total, metrics
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
-        reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
+        reached = {name: student_params["encoder"][name] for name in ("embeddings", "encoder")}
         return {
-            "bert": reached,
+            "encoder": reached,
             "projections": init_projections(key, student, teacher, arithmetic(preset), student_params),
         }
 
     def export(trainable: Params, student_params: Params) -> Params:
-        return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"]}
+        return without_projections(student_params) | {"encoder": student_params["encoder"] | trainable["encoder"]}
 
     def flops(tokens: int) -> float:
         states = (1 + BACKWARD) * (forward_flops(student, tokens))
@@ -165,7 +167,9 @@ def transformer_objective(
 def build(settings: Transformer, context: Context) -> Objective:
     """The objective of a stage."""
     teacher = context.teacher_config
-    return transformer_objective(context.student, teacher, context.layer_map, context.arithmetic, settings=settings)
+    return transformer_objective(
+        context.student, teacher, context.layer_map, context.arithmetic, settings=settings, compute=context.compute
+    )
 
 
 def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int | None = None) -> int:

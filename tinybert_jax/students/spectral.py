@@ -6,7 +6,6 @@ parts before it really give: in closed form, by least squares and singular value
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +62,7 @@ class _Sample:
 def spectral_start(
     student: BertConfig, teacher: BertConfig, teacher_params: Params, batches: Iterable[Batch], layer_map: LayerMap
 ) -> Params:
-    """`{"bert": {"embeddings", "encoder"}, "projections"}`, fitted to the teacher's states on a sample of text.
+    """`{"encoder": {"embeddings", "encoder"}, "projections"}`, fitted to the teacher's states on a sample of text.
 
     The student's state m is to be H B, with H the teacher's state g(m) and B the basis of the d - 1 principal
     directions of all mapped states, turned so that the coordinates of a token add up to 0, as LayerNorm makes them.
@@ -75,12 +74,11 @@ def spectral_start(
             the sample holds too few tokens.
     """
     check_narrower(student, teacher)
-    student, teacher = (dataclasses.replace(c, compute_dtype="float32") for c in (student, teacher))
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     sample = _Sample.take(batches)
     if sum(mask.sum() for mask in sample.masks) < needed_tokens(student):
         raise InputError("start 'spectral' needs more text: the sample has fewer tokens than twice the hidden_size")
-    bert = jax.device_put({name: teacher_params["bert"][name] for name in ("embeddings", "encoder")})
+    bert = jax.device_put({name: teacher_params["encoder"][name] for name in ("embeddings", "encoder")})
     states = _teacher_states(teacher, bert, sorted({0, *mapped, *(g - 1 for g in mapped)}), sample)
     targets = [sample.tokens(states[g]) for g in (0, *mapped)]
     basis = _basis(targets, student.hidden_size)
@@ -101,7 +99,7 @@ def spectral_start(
         "hidden": {"kernel": _least_squares(np.concatenate(found[1:]), np.concatenate(targets[1:]))},
     }
     encoder = {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
-    result = {"bert": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
+    result = {"encoder": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
     return _float32(result)
 
 

@@ -56,13 +56,13 @@ def from_teacher(
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """What a start takes from the teacher: `{"bert"}` and, of "spectral", "projections"; of "random", nothing.
+    """What a start takes from the teacher: `{"encoder"}` and, of "spectral", "projections"; of "random", nothing.
 
     Args:
         start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
         student: what is trained.
         teacher: what it learns from.
-        teacher_params: with at least "bert".
+        teacher_params: with at least "encoder".
         layer_map: as in `distill.teacher_layers`.
         batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
 
@@ -71,7 +71,7 @@ def from_teacher(
     """
     match start:
         case "random":
-            return {"bert": {}}
+            return {"encoder": {}}
         case "copy":
             return copy_layers(student, teacher, teacher_params, layer_map)
         case "spectral":
@@ -81,8 +81,8 @@ def from_teacher(
 
 def start_params(random_params: Params, given: Params) -> Params:
     """A student's parameters at a start: heads, and what else `from_teacher` does not give, stay as they are."""
-    bert = {name: value for name, value in given["bert"].items() if name in random_params["bert"]}
-    return random_params | given | {"bert": random_params["bert"] | bert}
+    bert = {name: value for name, value in given["encoder"].items() if name in random_params["encoder"]}
+    return random_params | given | {"encoder": random_params["encoder"] | bert}
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
@@ -101,13 +101,13 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
 
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
-    """`{"bert"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
+    """`{"encoder"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
 
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
     """
     check_start("copy", student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-    bert = teacher_params["bert"]
+    bert = teacher_params["encoder"]
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])
-    return {"bert": bert | {"encoder": {"layer": layers}}}
+    return {"encoder": bert | {"encoder": {"layer": layers}}}

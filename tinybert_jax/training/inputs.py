@@ -19,7 +19,7 @@ from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
@@ -52,7 +52,8 @@ class Inputs:
     """What a run trains, what it learns from, and on which rows. Parameters wait on the host until they are placed."""
 
     head: str  # a row of `models.heads.HEADS`
-    config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
+    config: BertConfig  # of the model that is trained, with the task's labels
+    compute: Compute
     loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset or size
     keep_head: bool  # the model's own head fits the task
     tokenizer: Any
@@ -127,19 +128,15 @@ def load_inputs(experiment: Experiment) -> Inputs:
             theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
             train = tokens.TwoVocabularies(split.tokens, theirs.tokens)
         config, keep_head = fit_head(config, loaded, task, split.label_names)
-    config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype, remat=experiment.remat)
-    config = dataclasses.replace(config, vocab_multiple=VOCAB_MULTIPLE)
+    compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
     if teacher is not None:
-        own = dataclasses.replace(
-            teacher.config, compute_dtype=experiment.compute_dtype, vocab_multiple=VOCAB_MULTIPLE
-        )
-        padded = resize_vocabulary(teacher.params, own.padded_vocab_size)
-        teacher = teacher._replace(config=own, params=jax.device_get(padded))
+        teacher = teacher._replace(params=resize_vocabulary(teacher.params, compute.vocab_rows(teacher.config)))
     models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
     return Inputs(
         head=head,
         config=config,
-        loaded=jax.device_get(loaded),
+        compute=compute,
+        loaded=loaded,
         keep_head=keep_head,
         tokenizer=tokenizer,
         train=train,
@@ -205,17 +202,16 @@ def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs])
 
 def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Params:
     """What the model brought or the start gives, and random values for the rest."""
-    config = dataclasses.replace(inputs.config, vocab_multiple=1)
-    params = init_params(HEADS[inputs.head].model(config), jax.random.key(experiment.seed))
-    params = {"bert": params} if inputs.head == "encoder" else params
+    params = init_params(HEADS[inputs.head].model(inputs.config), jax.random.key(experiment.seed))
+    params = {"encoder": params} if inputs.head == "encoder" else params
     if inputs.loaded is not None:
         head_key = HEADS[inputs.head].key
-        for name in ("bert", *([head_key] if inputs.keep_head and head_key else [])):
+        for name in ("encoder", *([head_key] if inputs.keep_head and head_key else [])):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:
         params = start.start_params(params, given)
-    return resize_vocabulary(params, inputs.config.padded_vocab_size)
+    return resize_vocabulary(params, inputs.compute.vocab_rows(inputs.config))
 
 
 def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> Params:
@@ -225,9 +221,7 @@ def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> P
     order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
     batches = min(SAMPLE_BATCHES, steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
     sample = train_batches(inputs.train, *order, 0, batches)
-    student, teacher = (
-        dataclasses.replace(config, vocab_multiple=1) for config in (inputs.config, inputs.teacher.config)
-    )
+    student, teacher = inputs.config, inputs.teacher.config
     params = resize_vocabulary(inputs.teacher.params, teacher.vocab_size)
     return start.from_teacher(name, student, teacher, params, experiment.layer_map, sample)
 

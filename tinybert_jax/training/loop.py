@@ -60,7 +60,9 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     """
     teacher = None if inputs.teacher is None else inputs.teacher.config
     facts = arithmetic(experiment.preset)
-    return build_objective(stage.objective, Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts))
+    return build_objective(
+        stage.objective, Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
+    )
 
 
 def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> None:

@@ -145,7 +145,9 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
     processes.barrier("run directory")
     bare = without_projections(params[0])
-    predict_step = make_predict_step(HEADS[inputs.head].model(inputs.config), mesh, bare)  # compiled once
+    predict_step = make_predict_step(
+        HEADS[inputs.head].model(inputs.config, inputs.compute), mesh, bare
+    )  # compiled once
 
     def score(params: Params, split: Split) -> dict[str, float]:
         logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
@@ -195,7 +197,7 @@ def _score_teacher(
     Raises:
         InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
     """
-    step, scores = make_predict_step(HEADS[inputs.head].model(config), mesh, params), {}
+    step, scores = make_predict_step(HEADS[inputs.head].model(config, inputs.compute), mesh, params), {}
     for name, dev in inputs.teacher_dev.items():
         logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():

@@ -57,7 +57,7 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
     build(tmp_path / "out", rows, tokenizer, model, preset, max_length=32, batch_size=8)
     table, _ = load_table(tmp_path / "out", rows, tokenizer)
     one = compiled(model, ASKED[preset])
-    embeddings = np.asarray(model[1]["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    embeddings = np.asarray(model[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     near = embedding_neighbours(embeddings, tokenizer)
     expected = []
     for text in (text for row in rows.texts for text in row):
@@ -184,7 +184,7 @@ def test_a_word_of_several_pieces_takes_its_nearest_words(tokenizer, model, tmp_
     build(tmp_path / "out", rows_of("a walking scene"), tokenizer, model)
     table, _ = load_table(tmp_path / "out", rows_of("a walking scene"), tokenizer)
     found = dict(candidates_by_word(table, tokenizer))["walking"]
-    embeddings = np.asarray(model[1]["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    embeddings = np.asarray(model[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     (near,) = embedding_neighbours(embeddings, tokenizer).find(["walking"])
     assert [tokenizer.convert_ids_to_tokens(ids) for ids in found] == [[word] for word in near]
 

@@ -83,7 +83,7 @@ def build(
     tokenizer = load_tokenizer(model, config)
     check_truncation(tokenizer)
     rows = read_rows(row, source, "train")
-    table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     near = neighbours.load_neighbours(None if glove is None else Path(glove), table, tokenizer, preset)
     predict = masked_lm_function(config, params, candidates.ASKED[preset])
     candidates.build_table(out, rows, tokenizer, predict, near, settings, batch_size)
