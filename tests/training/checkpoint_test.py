@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import re
+import resource
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,22 +198,51 @@ def test_values_that_change_places_change_the_checksum() -> None:
     assert checksums(jnp.zeros(3)) != checksums(-jnp.zeros(3)), "the sign of zero is a bit too"
 
 
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """Files end at 1 MB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("end", [Checkpoints.finish, Checkpoints.close])
+@pytest.mark.usefixtures("no_large_files")
 def test_a_save_that_fails_in_the_background_is_told_with_what_to_do(
     end: Callable[[Checkpoints], None], tmp_path: Path
 ) -> None:
-    checkpoints = Checkpoints(tmp_path / "stage")
-    shutil.rmtree(tmp_path / "stage")
-    (tmp_path / "stage").write_text("a file in the way")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"kernel": jax.random.normal(jax.random.key(0), (1024, 1024))})
     with pytest.raises(
         tb.InputError, match=r"step 1 could not be saved \(.*\); the checkpoints before it are sound: make"
     ):
-        save_and(end, checkpoints)
+        end(checkpoints)
     del checkpoints
     gc.collect()  # what Orbax leaves of it is collected here, and not in another test
 
 
-def save_and(end: Callable[[Checkpoints], None], checkpoints: Checkpoints) -> None:
-    checkpoints.save(1, make_state(1))
-    end(checkpoints)
+UNWRITABLE = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from tinybert_jax.training.checkpoint import Checkpoints
+
+stage = Path(sys.argv[1])
+checkpoints = Checkpoints(stage)
+stage.rmdir()
+stage.write_text("a file in the way")
+checkpoints.save(1, {"kernel": jnp.zeros(3)})
+checkpoints.close()
+"""
+
+
+def test_a_save_whose_directory_cannot_be_made_is_told_and_the_process_ends_soon(tmp_path: Path) -> None:
+    """Orbax's threads that wait for a directory which is never made would keep the process for 300 seconds."""
+    command = [sys.executable, "-c", UNWRITABLE, str(tmp_path / "stage")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"InputError: .*step 1 could not be saved \(.*\); the checkpoints before it are sound", done.stderr
+    )

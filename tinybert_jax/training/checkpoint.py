@@ -34,10 +34,11 @@ class Checkpoints:
         policy = AnyPreservationPolicy(
             [LatestN(n=2), BestN(get_metric_fn=_ranked, n=1, keep_checkpoints_without_metrics=False)]
         )
+        # a directory that cannot be made in the background keeps Orbax's threads, and the process, for 300 seconds
+        in_the_foreground = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, async_options=in_the_foreground)
         self._directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
-        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._step = 0  # of the last save that was begun
 
     def save(self, step: int, state: Any, metric: float | None = None) -> None:
