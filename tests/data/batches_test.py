@@ -63,7 +63,7 @@ def test_many_chunks_give_the_same_tokens_as_one(tokenizer, tmp_path, monkeypatc
 
 def test_tokens_are_made_once(tokenizer, tmp_path, monkeypatch):
     first = tokenize(make_rows(10), tokenizer, 16, tmp_path)
-    monkeypatch.setattr(tokens_module, "_encode", None)  # tokenizing again would fail
+    monkeypatch.setattr(tokens_module, "_token_arrays", None)  # tokenizing again would fail
     second = tokenize(make_rows(10), tokenizer, 16, tmp_path)
     np.testing.assert_array_equal(first.input_ids, second.input_ids)
     assert first.fingerprint == second.fingerprint

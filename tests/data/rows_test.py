@@ -93,7 +93,7 @@ def test_unicode_line_breaks_inside_a_text_do_not_split_the_row(tmp_path):
         (b"text\tlabel\na\tx\nb\rc\ty\n", "train.tsv:3: a lone carriage return: end lines with \\n"),
         ("sentence\tlabel\na\tx\n", "train.tsv:1: no column 'text'; the columns are 'sentence', 'label': name yours"),
         ("text\tclass\na\tx\n", "train.tsv:1: no column 'label'; the columns are 'text', 'class': name yours with --"),
-        ("text\tlabel\ttext\na\tx\tb\n", "train.tsv:1: the column 'text' is there 2 times: rename one"),
+        ("text\tlabel\ttext\na\tx\tb\n", "train.tsv:1: the column 'text' occurs 2 times: rename one"),
         ("text\tlabel\tb\u2028c\na\tx\n", "train.tsv:2: short row: 2 instead of 3 (text, label, b\\u2028c): complete"),
         (
             "text\tlabel\n" + "".join(f"a\t{i}\n" for i in range(30)),
@@ -142,7 +142,7 @@ def test_a_bad_csv_is_refused_by_the_line_where_its_row_starts(tmp_path, content
         ('{"text": "b", "label": 1e999}', "'label' is inf, not a finite number: correct or remove the row"),
         (
             '{"text": "b", "label": "y", "text": "c"}',
-            "not JSON (the key 'text' is there twice): each line must be one",
+            "not JSON (the key 'text' occurs twice): each line must be one",
         ),
     ],
 )
@@ -179,8 +179,8 @@ def test_given_labels_are_authoritative(tmp_path):
     with pytest.raises(InputError) as error:
         read_rows(CLASSES, source, "dev", ("a", "c"))
     assert str(error.value) == (
-        f"{tmp_path}/dev.tsv:2: unknown label 'b'; model or training file have 'a', 'c': correct it in the"
-        " file, or take a model that was fine-tuned on it"
+        f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model or training file has 'a', 'c': correct it in"
+        " the file, or take a model that was fine-tuned on it"
     )
 
 
@@ -189,7 +189,7 @@ def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):
     rows = read_rows(CLASSES, DataSource(train=train, dev=write(tmp_path, "dev.csv", "text,label\nq,b\n")), "dev")
     assert (rows.label_names, rows.labels.tolist()) == (("a", "b"), [1])
     source = DataSource(train=train, dev=write(tmp_path, "dev2.csv", "text,label\nq,z\n"))
-    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; model or training file have 'a', 'b'"):
+    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; the model or training file has 'a', 'b'"):
         read_rows(CLASSES, source, "dev")
 
 
@@ -231,7 +231,7 @@ def test_the_damage_in_qqps_official_files_is_no_error(tmp_path, capsys):
     write(tmp_path, "train.tsv", QQP + "1\t2\t3\tA?\tB?\t1\n4\t5\t6\n7\t8\t9\tC?\t\t0\n")
     rows = read_rows(get_task("qqp"), DataSource(data=str(tmp_path)), "train")
     assert (rows.texts, rows.labels.tolist(), list(rows.lines)) == ([("A?", "B?"), ("C?", "")], [1, 0], [2, 4])
-    assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: 1 row is cut short and left out, at line 3 first\n"
+    assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: 1 row is cut short and left out, first at line 3\n"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,8 @@ def test_no_other_damage_is_passed_over(tmp_path, task, name, content, message):
 def test_a_row_of_a_headerless_file_is_counted_from_its_first_line(tmp_path):
     write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t2\t\tTwo.\n")
     with pytest.raises(
-        InputError, match=r"train.tsv:2: unknown label '2'; model or training file have 'unacceptable', 'acceptable'"
+        InputError,
+        match=r"train.tsv:2: unknown label '2'; the model or training file has 'unacceptable', 'acceptable'",
     ):
         read_rows(get_task("cola"), DataSource(data=str(tmp_path)), "train")
 

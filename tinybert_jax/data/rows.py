@@ -19,17 +19,16 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 
 FORMAT_VERSION = 1  # part of the fingerprint; increase it when the same file would give other rows
-UNLABELLED = {"", "-1", "-1.0"}  # what the benchmark's test sets hold in place of labels
+UNLABELLED = {"", "-1", "-1.0"}  # placeholders for labels in the test sets of benchmarks
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """The rows of one split.
 
-    `texts` are one or two strings a row; `labels` are class ids, int32 [n], or numbers, float32 [n], or None in a test
-    split without them; `label_names` are the classes by id, `()` in regression. `fingerprint` is that of the content
-    and the columns; it does not depend on `label_names`. `lines` are the rows' numbers in their file, from 1; in a
-    TFDS set, from 0.
+    `texts` holds one or two strings per row. `labels` holds class ids, int32 [n], or numbers, float32 [n]; it is None
+    in a test split without labels. `label_names` are the classes by id, `()` in regression. `fingerprint` covers the
+    content and the columns, not `label_names`. `lines` are the rows' numbers, from 1 in a file, from 0 in a TFDS set.
     """
 
     texts: Sequence[tuple[str, ...]]
@@ -40,19 +39,19 @@ class Rows:
 
     @property
     def labels_or_zeros(self) -> np.ndarray:
-        """The labels, or in their place zeros that nothing reads, of the same kind."""
-        kind = np.int32 if self.label_names else np.float32
-        return np.zeros(len(self.texts), kind) if self.labels is None else self.labels
+        """The labels; without labels, zeros of the same dtype, which nothing reads."""
+        dtype = np.int32 if self.label_names else np.float32
+        return np.zeros(len(self.texts), dtype) if self.labels is None else self.labels
 
 
 def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[str, ...] | None = None) -> Rows:
-    """All rows of a split, checked.
+    """Read and check all rows of a split.
 
     Args:
         task: a row of the task table.
-        source: where the rows are; its columns, where given, replace the task's.
-        split: train, dev or test; the last may come without labels.
-        labels: the class names by id, say those of a teacher; they are authoritative. None: the task's, or those in
+        source: where the rows are. Its columns, if it names any, replace the task's.
+        split: train, dev or test. Only test may lack labels.
+        labels: the class names by id, for example a teacher's; they are authoritative. None: the task's, or those in
             the training file.
 
     Raises:
@@ -89,8 +88,8 @@ def _class_ids(raw: RawRows, where: str, split: SplitName, ids: dict[str, int]) 
         if label not in ids:
             known = ", ".join(map(repr, ids))
             raise InputError(
-                f"{where}:{line}: unknown label {label!r}; model or training file have {known}: correct it in the"
-                " file, or take a model that was fine-tuned on it"
+                f"{where}:{line}: unknown label {label!r}; the model or training file has {known}: correct it in"
+                " the file, or take a model that was fine-tuned on it"
             )
     return np.array([ids[label] for label in raw.labels], np.int32)
 
@@ -111,12 +110,12 @@ def _numbers(raw: RawRows, where: str, split: SplitName) -> np.ndarray | None:
 
 
 def split_path(task: Task, source: DataSource, split: SplitName) -> Path:
-    """The split's file, which exists."""
+    """The path of the split's file, which exists."""
     if source.data is None:
-        given = {"train": source.train, "dev": source.dev, "test": source.test}[split]
-        if given is None:
+        file = {"train": source.train, "dev": source.dev, "test": source.test}[split]
+        if file is None:
             raise InputError(f"no {split} file is given: add --{split} FILE")
-        path = Path(given)
+        path = Path(file)
         if not path.is_file():
             raise InputError(
                 f"{path}: {'a directory, not a' if path.is_dir() else 'no such'} file: give --{split} FILE"
@@ -127,8 +126,8 @@ def split_path(task: Task, source: DataSource, split: SplitName) -> Path:
         raise InputError(f"{folder}: no such directory: --data takes one with {task.train_file} and {task.dev_file}")
     path = folder / task.file(split)
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-        raise InputError(f"{path}: no such file; in the directory: {there}. Task {task.name!r} needs {path.name}")
+        listing = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+        raise InputError(f"{path}: no such file; in the directory: {listing}. Task {task.name!r} needs {path.name}")
     return path
 
 
