@@ -1,4 +1,4 @@
-"""CoNLL files are read whole or refused by line, every word is tagged once, and spans are scored as conlleval does."""
+"""CoNLL files are read whole or refused by line, every word is tagged once, and spans are scored in every scheme."""
 
 import dataclasses
 import random
@@ -236,13 +236,14 @@ def test_many_chunks_give_the_same_pieces_as_one(tmp_path, tokenizer, monkeypatc
         ("B-PER E-LOC", [("PER", 0, 0), ("LOC", 1, 1)]),
         ("B-PER O I-PER", [("PER", 0, 0), ("PER", 2, 2)]),
         ("B-PER L-PER U-LOC", [("PER", 0, 1), ("LOC", 2, 2)]),  # BILOU
+        ("B-PER L-PER U-PER U-PER I-PER", [("PER", 0, 1), ("PER", 2, 2), ("PER", 3, 3), ("PER", 4, 4)]),
         ("B-PER M-PER E-PER S-LOC B-LOC M-LOC", [("PER", 0, 2), ("LOC", 3, 3), ("LOC", 4, 5)]),  # BMES
         ("B-a-b I-a-b I-a-c", [("a-b", 0, 1), ("a-c", 2, 2)]),  # a hyphen in the type
         ("NOUN NOUN O -LRB- B-", [("NOUN", 0, 0), ("NOUN", 1, 1), ("-LRB-", 3, 3), ("B-", 4, 4)]),
         ("", []),
     ],
 )
-def test_spans_are_those_of_conlleval(sentence, expected):
+def test_the_spans_of_every_scheme(sentence, expected):
     assert spans(sentence.split()) == set(expected)
 
 

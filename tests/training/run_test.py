@@ -20,14 +20,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import SHORT, run_here, write_reviews
+from conftest import SHORT, run_here, write_conll, write_reviews, write_scored_reviews
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax.devices import processes
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training import record, run
 from tinybert_jax.training.logs import Diverged
-from tinybert_jax.training.run import Result, _score_teacher
+from tinybert_jax.training.run import Result, _learnt_nothing, _score_teacher
 
 
 def distillation(teacher: Path, student: Path, reviews: Path, **changes) -> tb.Experiment:
@@ -541,6 +543,67 @@ def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
     given = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
     with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
         assert _score_teacher.__wrapped__(*given) == {"f1": 0.1}
+
+
+@pytest.mark.parametrize(("task", "seed"), [("classification", 0), ("regression", 0), ("ner", 1)])
+def test_a_model_that_learnt_nothing_is_told_so_at_the_end(
+    task: str, seed: int, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A learning rate of next to nothing, behind a new head; that of tags gives all words one tag."""
+    if task == "ner":
+        data = write_conll(tmp_path / "data", train=16, dev=16)  # of words that the model does not know
+    else:
+        data = write_reviews(tmp_path / "data", train=32, dev=100)
+        if task == "regression":
+            write_scored_reviews(data, data)
+    experiment = tb.Experiment(
+        task=task,
+        source=tb.DataSource(data=str(data)),
+        model=str(pretrained),
+        stages=(tb.Stage("supervised", max_steps=2, learning_rate=1e-9),),
+        max_length=16,
+        seed=seed,
+    )
+    result = tb.run(experiment, tmp_path / "run")
+    warnings = re.findall("^warning: .*$", capsys.readouterr().err, re.MULTILINE)
+    measure = {"ner": r"F1 0\.\d+, and guesses reach 0\.050"}.get(
+        task, r"correlation with the labels -?0\.\d+, .* 0\.200"
+    )
+    majority = r"; accuracy 0\.\d+, and the majority class has 0\.\d+" if task == "classification" else ""
+    assert len(warnings) == 1
+    assert re.fullmatch(
+        rf"warning: {result.directory}: on the dev set it is no better than chance \({measure}{majority}\);"
+        " try more epochs or steps, or a higher learning rate",
+        warnings[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("predicted", "selection", "told"),
+    [
+        (90 * [0] + 10 * [0], "accuracy", "guesses reach 0.200; accuracy 0.900, and the majority class has 0.900)"),
+        (90 * [0] + 10 * [0], "matthews", "guesses reach 0.200; accuracy 0.900, and the majority class has 0.900)"),
+        (
+            85 * [0] + 5 * [1] + 5 * [1] + 5 * [0],
+            "accuracy",
+            "chance (accuracy 0.900, and the majority class has 0.900)",
+        ),
+        (85 * [0] + 5 * [1] + 5 * [1] + 5 * [0], "matthews", ""),
+        (89 * [0] + 1 * [1] + 5 * [1] + 5 * [0], "accuracy", ""),
+    ],
+)
+def test_a_model_of_skewed_classes_is_measured_by_the_score_that_selects(
+    predicted: list[int], selection: str, told: str, pretrained: Path, tmp_path: Path
+) -> None:
+    """90 rows are bad, 10 good. With ten of them wrong, a model has no more right than the majority class."""
+    rows = 90 * ["a bag\tbad"] + 10 * ["chips\tgood"]
+    (tmp_path / "dev.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    tokenizer = tb.load_tokenizer(pretrained, tb.load_hf(pretrained)[0])
+    source = tb.DataSource(data=str(tmp_path))
+    split = load_split(get_task("classification"), source, "dev", tokenizer, 16, ("bad", "good"))
+    failure = _learnt_nothing("sequence", selection, split, np.eye(2, dtype=np.float32)[predicted])
+    assert failure.endswith(told)
+    assert bool(failure) == bool(told)
 
 
 def test_of_few_rows_a_teacher_at_chance_gives_a_warning(

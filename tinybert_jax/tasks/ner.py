@@ -226,7 +226,11 @@ def tags(sentences: Sentences, tokens: Tokens, logits: np.ndarray, labels: tuple
 def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """`f1`, `precision`, `recall` of spans (type, first and last word), micro-averaged, and `accuracy` of words.
 
-    As conlleval and seqeval count by default: see `spans`. Where there is no span at all, the first three are 0.
+    IOB1, IOB2 and IOBES give the scores of seqeval's default mode, also where tags break the scheme; so does BMES
+    where none does. Two schemes differ from it. Neighbouring spans of one type stay apart in BILOU, where seqeval's
+    default joins them, as it does not know U and L. A tag without a prefix is a span of one word, as in `conlleval
+    -r`; seqeval drops its first letter and joins equal neighbours. Where there is no span at all, the first three
+    scores are 0.
     """
     if sentences.tags is None:
         raise ValueError("sentences without tags cannot be scored")
@@ -249,9 +253,9 @@ def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str,
 def spans(tags: Sequence[str], untyped: bool = False) -> set[tuple[str, int, int]]:
     """Type, first and last word of each span that the tags of a sentence mark, in IOB1, IOB2, IOBES, BMES or BILOU.
 
-    As in conlleval (Tjong Kim Sang and De Meulder 2003), a span begins at B or S, after O, E or S, and wherever the
-    type changes: an I needs no B before it. A tag without a prefix, as of a part of speech, is a span of one word; of
-    `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
+    A span begins at B, S or U, after O, E, S, L or U, and wherever the type changes: an I needs no B before it, as in
+    conlleval (Tjong Kim Sang and De Meulder 2003). A tag without a prefix, as of a part of speech, is a span of one
+    word. In `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
 
     >>> sorted(spans(["B-PER", "I-PER", "O", "I-LOC", "NOUN"]))
     [('LOC', 3, 3), ('NOUN', 4, 4), ('PER', 0, 1)]

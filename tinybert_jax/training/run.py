@@ -149,11 +149,14 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         HEADS[inputs.head].model(inputs.config, inputs.compute), mesh, bare
     )  # compiled once
 
-    def score(params: Params, split: Split) -> dict[str, float]:
+    def outputs(params: Params, split: Split) -> np.ndarray:
         logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():
             raise Diverged("the model's outputs are not finite")
-        return split.score(logits)
+        return logits
+
+    def score(params: Params, split: Split) -> dict[str, float]:
+        return split.score(outputs(params, split))
 
     whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
     for index in range(len(experiment.stages)):
@@ -161,12 +164,19 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     trained_head = any(stage.objective.trains_head for stage in experiment.stages)
     results = []
     for i, directory in enumerate(record.member_dirs(out, len(experiments))):
-        scores = {}
+        scores, failure = {}, ""
         if trained_head:
             placed = place(params[i], tree_shardings(mesh, params[i]))
-            scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
+            logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
+            scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
+            failure = _learnt_nothing(inputs.head, inputs.selection, inputs.dev["dev"], logits["dev"])
         student = directory / "student"
         if processes.is_primary():
+            if failure:
+                advice = "try more epochs or steps, or a higher learning rate"
+                if inputs.loaded is None and experiments[i].start == "random":
+                    advice += ", or --start spectral where the student has its teacher's heads"
+                print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
             # where training cut the texts, `predict` and `transformers` cut them
             inputs.tokenizer.model_max_length = experiment.max_length
             save_hf(student, inputs.config, params[i], inputs.tokenizer)
@@ -191,8 +201,7 @@ def _with_named_starts(experiments: Sequence[Experiment], members: Sequence[Inpu
 def _score_teacher(
     experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
 ) -> dict[str, float]:
-    """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, and of answers and tags below
-    LOW_F1, the teacher knows nothing.
+    """The teacher's dev scores. Below what guesses reach, the teacher knows nothing.
 
     Raises:
         InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
@@ -203,7 +212,7 @@ def _score_teacher(
         if not np.isfinite(logits).all():
             raise InputError(f"{experiment.teacher}: its outputs on the dev set are not finite")
         skill = dev.skill(logits)
-        chance = min(0.5, 2 / math.sqrt(len(dev.tokens))) if inputs.head == "sequence" else LOW_F1
+        chance = _chance(inputs.head, len(dev.tokens))
         if skill < chance:
             measure = "correlation with the labels" if inputs.head == "sequence" else "F1"
             found = (
@@ -217,6 +226,32 @@ def _score_teacher(
                 print(f"warning: {found}", file=sys.stderr)
         scores[name] = dev.score(logits)
     return _named(scores)
+
+
+def _chance(head: str, rows: int) -> float:
+    """The skill that guesses reach: independent ones in 1 of 40 cases; on answers and tags, LOW_F1."""
+    return min(0.5, 2 / math.sqrt(rows)) if head == "sequence" else LOW_F1
+
+
+def _learnt_nothing(head: str, selection: str, split: Split, logits: np.ndarray) -> str:
+    """How a trained model is no better than one that never read a text, or "" where it is better.
+
+    Args:
+        head: of the model.
+        selection: the score that selected its state.
+        split: a dev set.
+        logits: the model's, on it.
+    """
+    skill, chance = split.skill(logits), _chance(head, len(split.tokens))
+    measure = "correlation with the labels" if head == "sequence" else "F1"
+    numbers = [f"{measure} {skill:.3f}, and guesses reach {chance:.3f}"] if skill < chance else []
+    if head == "sequence" and logits.shape[1] > 1:
+        labels = split.tokens.labels
+        share, accuracy = np.bincount(labels).max() / len(labels), np.mean(logits.argmax(axis=1) == labels)
+        # with scores for skewed classes, such as F1, a good model may have fewer rows right
+        if numbers or (selection == "accuracy" and accuracy <= share):
+            numbers.append(f"accuracy {accuracy:.3f}, and the majority class has {share:.3f}")
+    return f"it is no better than chance ({'; '.join(numbers)})" if numbers else ""
 
 
 def _eval_batch_size(mesh: Mesh) -> int:
