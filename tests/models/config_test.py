@@ -61,7 +61,9 @@ REFUSED = {
     "tb.Stage(('transformer',))": (
         "objective is ('transformer',); it must be settings such as Prediction(), or their name"
     ),
-    "tb.Stage('transformer', evaluate_every=5)": "evaluate_every is 5, but stage 'transformer' trains no head",
+    "tb.Stage('transformer', evaluate_every=5)": (
+        "evaluate_every is 5, but stage 'transformer' trains no head and is not evaluated: leave it out"
+    ),
     "tb.Transformer(hidden_weight=-1.0)": "hidden_weight is -1.0; it must be finite and not negative",
     "experiment(layer_map='top')": "layer_map is 'top', but no stage and no start reads it: leave it out",
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",

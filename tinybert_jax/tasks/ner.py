@@ -313,4 +313,5 @@ def load_tags(
         scores,
         lambda logits: scores(logits)["f1"],
         lambda logits: write(sentences, predicted(logits)),
+        task.selection,
     )

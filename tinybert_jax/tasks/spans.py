@@ -237,4 +237,5 @@ def load_answers(
         score,
         lambda logits: score(logits)["f1"],
         lambda logits: squad.write(questions, predicted(logits)),
+        task.selection,
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from tinybert_jax.batch import Examples, Params
 from tinybert_jax.data import tokens
@@ -59,7 +58,6 @@ class Inputs:
     tokenizer: Any
     train: Examples
     dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
-    selection: str  # the score of the first dev set that selects the best state
     buckets: tuple[int, ...]
     teacher: Teacher | None  # its vocabulary padded
     teacher_dev: dict[str, Split]  # the same in the teacher's tokens
@@ -112,11 +110,11 @@ def load_inputs(experiment: Experiment) -> Inputs:
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        teacher_dev, selection = dev, ""
+        teacher_dev = dev
         keep_head = loaded is not None and HEADS[head].is_in(loaded)
     else:
         task = get_task(experiment.task)
-        head, selection = task.head, task.selection
+        head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, teacher_dev = split.tokens, dev
         check_pairs(any(own.tokens.has_pairs for own in (split, *dev.values())))
@@ -141,7 +139,6 @@ def load_inputs(experiment: Experiment) -> Inputs:
         tokenizer=tokenizer,
         train=train,
         dev=dev,
-        selection=selection,
         # means that count padding need one padded length
         buckets=bucket_lengths(experiment.max_length)
         if arithmetic(experiment.preset).padding == "exclude"
@@ -248,7 +245,7 @@ def _read_splits(
     for split, loaded in (("training", train), ("dev", dev["dev"])):
         if not loaded.labelled:
             raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
-    if task.kind.has_columns and len(np.unique(dev["dev"].tokens.labels)) < 2:
+    if dev["dev"].is_constant:
         raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
     if (second := second_task(task, source)) is not None:
         dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)

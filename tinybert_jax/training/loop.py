@@ -152,7 +152,7 @@ def _train(
                     trained = (own_params(state.trainable, i) for i in range(members))
                     models = map(objective.export, trained, initial)
                     scores = [run.score(model, inputs.dev["dev"]) for model in models]
-                    reached = log.scores(step, scores, inputs.selection)
+                    reached = log.scores(step, scores, inputs.dev["dev"].selection)
                     state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
                     # a population's best states are in its newest: no step is the best of all members
                     selection = reached[0] if members == 1 else None

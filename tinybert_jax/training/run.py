@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.loop import Run, check_params, make_objective, train_stage
 
 EVAL_BATCH_SIZE = 64
-LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
 FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
 
 
@@ -169,7 +167,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             placed = place(params[i], tree_shardings(mesh, params[i]))
             logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
             scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
-            failure = _learnt_nothing(inputs.head, inputs.selection, inputs.dev["dev"], logits["dev"])
+            failure = inputs.dev["dev"].failure(logits["dev"])
         student = directory / "student"
         if processes.is_primary():
             if failure:
@@ -212,46 +210,18 @@ def _score_teacher(
         if not np.isfinite(logits).all():
             raise InputError(f"{experiment.teacher}: its outputs on the dev set are not finite")
         skill = dev.skill(logits)
-        chance = _chance(inputs.head, len(dev.tokens))
-        if skill < chance:
-            measure = "correlation with the labels" if inputs.head == "sequence" else "F1"
-            found = (
-                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({measure}"
-                f" {skill:.3f}, and guesses reach {chance:.3f}); fine-tune it on this task, or for longer, or check"
-                f" its label order {config.id2label}"
+        if skill < dev.chance:
+            message = (
+                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({dev.measure}"
+                f" {skill:.3f}, and guesses reach {dev.chance:.3f}); fine-tune it on this task, or for longer, or"
+                f" check its label order {config.id2label}"
             )
             if len(dev.tokens) >= FEW_ROWS:
-                raise InputError(found)
+                raise InputError(message)
             if processes.is_primary():
-                print(f"warning: {found}", file=sys.stderr)
+                print(f"warning: {message}", file=sys.stderr)
         scores[name] = dev.score(logits)
     return _named(scores)
-
-
-def _chance(head: str, rows: int) -> float:
-    """The skill that guesses reach: independent ones in 1 of 40 cases; on answers and tags, LOW_F1."""
-    return min(0.5, 2 / math.sqrt(rows)) if head == "sequence" else LOW_F1
-
-
-def _learnt_nothing(head: str, selection: str, split: Split, logits: np.ndarray) -> str:
-    """How a trained model is no better than one that never read a text, or "" where it is better.
-
-    Args:
-        head: of the model.
-        selection: the score that selected its state.
-        split: a dev set.
-        logits: the model's, on it.
-    """
-    skill, chance = split.skill(logits), _chance(head, len(split.tokens))
-    measure = "correlation with the labels" if head == "sequence" else "F1"
-    numbers = [f"{measure} {skill:.3f}, and guesses reach {chance:.3f}"] if skill < chance else []
-    if head == "sequence" and logits.shape[1] > 1:
-        labels = split.tokens.labels
-        share, accuracy = np.bincount(labels).max() / len(labels), np.mean(logits.argmax(axis=1) == labels)
-        # with scores for skewed classes, such as F1, a good model may have fewer rows right
-        if numbers or (selection == "accuracy" and accuracy <= share):
-            numbers.append(f"accuracy {accuracy:.3f}, and the majority class has {share:.3f}")
-    return f"it is no better than chance ({'; '.join(numbers)})" if numbers else ""
 
 
 def _eval_batch_size(mesh: Mesh) -> int:
