@@ -58,7 +58,7 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     Raises:
         InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
-    teacher = None if inputs.teacher is None else inputs.teacher.config
+    teacher = None if inputs.teacher_model is None else inputs.teacher_model.config
     facts = arithmetic(experiment.preset)
     return build_objective(
         stage.objective, Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
