@@ -17,17 +17,18 @@ class TeacherKind(NamedTuple):
     load: Callable[[Experiment], Teacher]
 
 
+# a later row comes first, so a row that is added takes its names from these
 TEACHERS: dict[str, TeacherKind] = {
+    "model": TeacherKind(lambda name: True, load_model_teacher),
     "predictions": TeacherKind(is_predictions, load_predictions),
-    "model": TeacherKind(lambda name: True, load_model_teacher),  # the last: it takes every name
 }
 
 
 def load_teacher(experiment: Experiment) -> Teacher:
-    """The teacher of an experiment, by the first row that takes its name.
+    """The teacher of an experiment, by the last row that takes its name.
 
     Raises:
         InputError: it cannot be read, or does not fit the task.
     """
     name = str(experiment.teacher)
-    return next(row for row in TEACHERS.values() if row.takes(name)).load(experiment)
+    return next(row for row in reversed(TEACHERS.values()) if row.takes(name)).load(experiment)

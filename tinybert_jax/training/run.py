@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
+from tinybert_jax.compression.method import build_method
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_shares, choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
@@ -136,6 +137,11 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, teacher.config, teacher_params, mesh)
     params = initial_params(experiments, members)
+    for settings in experiment.compression:
+        changed = [build_method(settings).apply(inputs.config, member, inputs.train) for member in params]
+        inputs, params = dataclasses.replace(inputs, config=changed[0][0]), [member for _, member in changed]
+    if experiment.compression:
+        objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
     check_params(objectives, params)
     if processes.is_primary():
         if not resume:
