@@ -26,7 +26,9 @@ def prediction_objective(
 
     Of a head that labels tokens, the mean over the tokens with a label; of answer spans, the mean of first and last
     token, over positions. `official` divides by the number of classes, as the original code's mean does, and in
-    regression learns from the gold score instead of the teacher.
+    regression learns from the gold score instead of the teacher. The heads of both models are BERT's own also in
+    `official`, `classifier(dropout(pooled))`; those of the original code are `classifier(relu(pooled))`, so that its
+    prediction losses are others.
 
     Raises:
         InputError: teacher and student do not have the same number of outputs, or `official` is asked to distil what

@@ -210,7 +210,7 @@ def _with_cached_targets(run: Run, stage: Stage, objective: Objective, examples:
         run.eval_batch_size,
         inputs.buckets,
         padding=experiment.preset != "default",
-        compact=layers,
+        compact=layers and experiment.preset == "default",  # the others' losses are to be those of their source
     )
     try:
         return cache.with_targets(examples, 1e9 * experiment.teacher_cache_gb), {}
