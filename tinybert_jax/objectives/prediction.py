@@ -40,7 +40,9 @@ def prediction_objective(
 
     A head that labels tokens takes the mean over the tokens with a label; one of answer spans takes the mean of first
     and last token, over positions. `official` divides by the number of classes, as the mean of the authors' code does,
-    and in regression learns from the gold score instead of the teacher.
+    and in regression learns from the gold score instead of the teacher. The heads of both models are BERT's,
+    `classifier(dropout(pooled))`, also in `official`. Those of the authors' code are `classifier(relu(pooled))`, so
+    its prediction losses are others.
 
     Args:
         student: its outputs are as many as the teacher's.

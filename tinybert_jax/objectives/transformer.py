@@ -157,7 +157,7 @@ def transformer_objective(
         init,
         export,
         reads_padding=padding != "exclude",
-        target_dtype="bfloat16",
+        target_dtype=arithmetic(preset).target_dtype,
         identity=(mapped, read_of["qkv_parts"]),
         student_flops=flops,
         teacher_flops=lambda tokens: forward_flops(teacher, tokens),

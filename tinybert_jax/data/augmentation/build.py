@@ -44,7 +44,7 @@ def build(
         out: the directory, made; one that was begun with the same settings is continued.
         glove: a GloVe or word2vec text file; None: neighbours come from the model's word embeddings.
         preset: whose rules say which words are replaced, and by what.
-        variants: of a row in training, itself among them; default: the task's.
+        variants: of a row in training, itself among them; with preset official, beside itself; default: the task's.
         max_length: tokens of the longest text that the model reads; default: the task's.
         batch_size: masked words a call of the model; default: 16 on a CPU, else 64.
         tsv: write every variant here, in the layout of the training file.
@@ -71,9 +71,10 @@ def build(
             f"{model}: has no masked-LM head, which proposes the words; train one:"
             f" tinybert pretrain --stage masked_lm --student {model} --corpus FILE --out DIR"
         )
+    asked = row.variants if variants is None else variants
     settings = Settings(
         preset,
-        row.variants if variants is None else variants,
+        asked + 1 if preset == "official" else asked,
         row.max_length if max_length is None else max_length,
         fingerprint(model),
     )

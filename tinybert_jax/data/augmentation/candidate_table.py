@@ -18,7 +18,8 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
-FORMAT_VERSION = 1  # of the table; count it up when the same settings would give another
+# Of the table, by preset; count it up when the same settings would give another.
+FORMAT_VERSIONS: dict[str, int] = {"default": 1, "paper": 1, "official": 2}
 SETTINGS_FILE = "augmentation.json"
 ROWS_PER_FILE = 256  # what a build that is killed loses at most
 
@@ -27,7 +28,8 @@ ROWS_PER_FILE = 256  # what a build that is killed loses at most
 class Settings:
     """What a table was made with, beside its rows and its tokenizer.
 
-    `variants` are those of a row in training, itself among them; the table does not depend on it.
+    `variants` are those of a row in training, itself among them; the table does not depend on it. With preset
+    `official` they are one more than asked for, as the authors' code writes the row and N copies.
     """
 
     preset: Preset
@@ -76,7 +78,7 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
     """
     described = dataclasses.asdict(settings) | {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[settings.preset],
         "rows": rows.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "neighbours": neighbours,
@@ -95,9 +97,10 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
             found = what.get(name) or f"whose {name} is {there.get(name)!r}, not {value!r}"
             raise InputError(f"{directory}: holds an augmentation {found}: give another --out, or remove it")
     if there is not None and (before := there.get("variants")) != settings.variants:
+        asked = before - 1 if settings.preset == "official" and isinstance(before, int) else before
         print(
             f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"
-            f" distillation that was begun on these candidates, give --variants {before} again",
+            f" distillation that was begun on these candidates, give --variants {asked} again",
             file=sys.stderr,
         )
     try:
@@ -119,7 +122,7 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
     if described is None:
         raise InputError(f"{directory}: no {SETTINGS_FILE} in it: give a directory that `tinybert augment` wrote")
     where = directory / SETTINGS_FILE
-    if described.get("format_version") != FORMAT_VERSION:
+    if described.get("format_version") != FORMAT_VERSIONS.get(str(described.get("preset"))):
         raise InputError(f"{where}: written by another version of this program: {again} with another --out")
     if described.get("rows") != rows.fingerprint:
         raise InputError(f"{where}: made from other rows than the training rows given: {again} on these")

@@ -37,6 +37,7 @@ from tinybert_jax.settings.choices import Preset
 ASKED: dict[Preset, int] = {"default": 2 * CANDIDATES, "paper": 2 * CANDIDATES, "official": CANDIDATES}
 # What masked sentences are padded to; closer than in training, as padding is most of what could be saved here.
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 512, 32))
+# A list of ours, and the halves that an apostrophe leaves, as in the authors' list: won and t of won't.
 STOP_WORDS = frozenset(
     """a about above across after again against all almost alone along already also although always am among an and
     another any anyone anything are around as at away be became because become been before behind being below between
@@ -47,7 +48,9 @@ STOP_WORDS = frozenset(
     out over own per perhaps quite rather re s same shall she should since so some someone something still such t than
     that the their theirs them themselves then there therefore these they this those though through thus to together
     too toward towards under until up upon us ve very was we were what whatever when where whether which while who
-    whole whom whose why will with within without would yet you your yours yourself yourselves""".split()
+    whole whom whose why will with within without would yet you your yours yourself yourselves
+    ain aren couldn didn doesn don hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren won wouldn
+    y""".split()
 )
 MaskedLM = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
 
@@ -81,7 +84,7 @@ def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
 def is_replaceable(word: str, preset: Preset) -> bool:
     """Whether a word, as the tokenizer has normalised it, gets candidates.
 
-    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is no stop-word, by a list of ours;
+    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is none of STOP_WORDS;
     `default`: what consists of letters, of any script.
     """
     if preset == "paper":
