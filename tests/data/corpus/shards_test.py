@@ -186,7 +186,7 @@ def die():
 
 
 def test_workers_import_no_jax():
-    code = "import sys, tinybert_jax.shards; sys.exit('jax' in sys.modules)"
+    code = "import sys, tinybert_jax.data.corpus.shards; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
