@@ -1,5 +1,5 @@
-"""`official` does the original code's arithmetic: torch's stored numbers always; where torch is installed, TinyBERT4
-and BERT_BASE (small vocabulary) against torch itself.
+"""`official` does the original code's arithmetic on BERT's own head: torch's stored numbers always; where torch is
+installed, TinyBERT4 and BERT_BASE (small vocabulary) against torch itself.
 """
 
 from __future__ import annotations

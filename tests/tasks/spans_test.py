@@ -174,7 +174,7 @@ def test_windows_are_made_once_for_the_same_questions_tokenizer_and_sizes(tokeni
     ]
     assert len(set(prints)) == len(prints)
     first, placed = windows(questions, tokenizer, 40, 4)
-    monkeypatch.setattr(spans, "_encode", None)  # tokenizing again would fail
+    monkeypatch.setattr(spans, "_window_arrays", None)  # tokenizing again would fail
     second, again = windows(questions, tokenizer, 40, 4)
     for name in ("input_ids", "labels", "offsets"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))

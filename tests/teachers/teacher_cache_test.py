@@ -168,6 +168,28 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     assert len(set(keys[1:])) == len(keys[1:])
 
 
+@pytest.mark.parametrize(("preset", "kept"), [("default", "bfloat16"), ("paper", "float32"), ("official", "float32")])
+def test_only_the_default_preset_keeps_layers_in_fewer_bits(
+    preset: str, kept: str, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(blank_student),
+        teacher=str(teacher),
+        stages=(tb.Stage("transformer"), tb.Stage("prediction")),
+        preset=preset,
+        max_length=16,
+    )
+    inputs = load_inputs(experiment)
+    run = Run([experiment], inputs, inputs.teacher.params, lambda *_: {}, 64, sharding.make_mesh(), tmp_path)
+    for stage, dtype in zip(experiment.stages, (kept, "float32"), strict=True):
+        known, params = _with_cached_targets(run, stage, make_objective(experiment, stage, inputs), inputs.train)
+        assert params == {}
+        leaves = jax.tree.leaves(known.batch(np.arange(4), 16, 0).targets)
+        assert {leaf.dtype.name for leaf in leaves} == {dtype}
+
+
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
 def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     first = asked().with_targets(make_tokens(0), 1e9, tmp_path)

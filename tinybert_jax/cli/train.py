@@ -112,7 +112,7 @@ def distill(
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
             learns from the labels alone, for as many steps as --prediction-epochs or --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
-            optimizer of the authors' code.
+            optimizer of the authors' code, but with BERT's own head, where theirs has a ReLU and no dropout.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
         start: of a student preset or size: random; copy: the mapped layers of a teacher that is as wide; spectral: the
             teacher projected on the principal directions of its hidden states; auto: with preset default, copy where
@@ -128,8 +128,9 @@ def distill(
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states, queries and keys, in
-            bfloat16), which a stage of several epochs computes once, where it fits; 0: it runs in every step.
+        teacher_cache_gb: disk for what the teacher says of the rows (logits, hidden states, queries and keys), which a
+            stage of several epochs computes once, where it fits; 0: it runs in every step. With preset default, all
+            but the logits are kept in bfloat16.
     """
     row = get_task(task)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate

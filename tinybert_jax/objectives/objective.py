@@ -61,17 +61,11 @@ class Context(NamedTuple):
     """What an objective is built for: the models, the head that is trained, and the run's arithmetic."""
 
     student: BertConfig
-    teacher: BertConfig | None
+    teacher: BertConfig | None  # None: no teacher runs; its targets may be known
     head: str
     layer_map: LayerMap
     arithmetic: Arithmetic
     compute: Compute = DEFAULT
-
-    @property
-    def teacher_config(self) -> BertConfig:
-        """The teacher's config, where a stage distils."""
-        assert self.teacher is not None, "Experiment asks for a teacher where a stage distils"
-        return self.teacher
 
 
 def split_carried(trainable: Params) -> tuple[Params, Params]:

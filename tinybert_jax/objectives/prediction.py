@@ -30,7 +30,7 @@ DEFAULTS = Prediction()
 
 def prediction_objective(
     student: BertConfig,
-    teacher: BertConfig,
+    teacher: BertConfig | None,
     preset: Preset | Arithmetic = "default",
     head: str = "sequence",
     settings: Prediction = DEFAULTS,
@@ -40,11 +40,14 @@ def prediction_objective(
 
     A head that labels tokens takes the mean over the tokens with a label; one of answer spans takes the mean of first
     and last token, over positions. `official` divides by the number of classes, as the mean of the authors' code does,
-    and in regression learns from the gold score instead of the teacher.
+    and in regression learns from the gold score instead of the teacher. The heads of both models are BERT's,
+    `classifier(dropout(pooled))`, also in `official`. Those of the authors' code are `classifier(relu(pooled))`, so
+    its prediction losses are others.
 
     Args:
         student: its outputs are as many as the teacher's.
-        teacher: of any size, and of any vocabulary where batches bring `teacher_inputs`.
+        teacher: of any size, and of any vocabulary where batches bring `teacher_inputs`. None: all batches bring
+            their `targets`.
         preset: whose arithmetic.
         head: a row of `models.heads.HEADS`.
         settings: the temperature, where `hyper` names none.
@@ -55,21 +58,21 @@ def prediction_objective(
             is asked to distil what that code cannot.
     """
     facts, row = arithmetic(preset), HEADS[head]
-    if row.labelled and student.num_labels != teacher.num_labels:
+    if row.labelled and teacher is not None and student.num_labels != teacher.num_labels:
         raise InputError(f"labels: the student has {student.num_labels} and the teacher {teacher.num_labels}")
     if row.per_token and facts.class_mean:
         raise InputError("the authors' code knows no tokens' labels and no answers; use --preset default or paper")
-    student_model, teacher_model, loss_of = (
-        row.model(student, compute),
-        row.model(teacher, compute),
-        head_losses(head, student),
-    )
+    student_model = row.model(student, compute)
+    teacher_model = None if teacher is None else row.model(teacher, compute)
+    loss_of = head_losses(head, student)
     from_labels = facts.regression_from_labels and not loss_of.has_classes
     divisor = student.num_labels if facts.class_mean and loss_of.has_classes else None
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if from_labels:
             return batch.labels
+        if teacher_model is None:
+            raise ValueError("without a teacher that runs, every batch must bring its targets")
         if batch.teacher_inputs is not None:
             names = ("input_ids", "attention_mask", "token_type_ids")
             batch = batch._replace(**dict(zip(names, batch.teacher_inputs, strict=True)))
@@ -88,11 +91,11 @@ def prediction_objective(
         loss,
         whole_student,
         replace_student,
-        reads_teacher=not from_labels,
+        reads_teacher=teacher is not None and not from_labels,
         reads_padding=facts.padding != "exclude",
         identity=(head,),
         student_flops=lambda tokens: (1 + BACKWARD) * forward_flops(student, tokens),
-        teacher_flops=no_flops if from_labels else lambda tokens: forward_flops(teacher, tokens),
+        teacher_flops=no_flops if from_labels or teacher is None else lambda tokens: forward_flops(teacher, tokens),
     )
 
 
@@ -105,5 +108,5 @@ def build(settings: Prediction, context: Context) -> Objective:
     if settings.temperature != 1 and not head_losses(context.head, context.student).has_classes:
         raise InputError(f"temperature is {settings.temperature}; it is for classes, and a number has none")
     return prediction_objective(
-        context.student, context.teacher_config, context.arithmetic, context.head, settings, context.compute
+        context.student, context.teacher, context.arithmetic, context.head, settings, context.compute
     )

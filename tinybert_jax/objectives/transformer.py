@@ -157,7 +157,7 @@ def transformer_objective(
         init,
         export,
         reads_padding=padding != "exclude",
-        target_dtype="bfloat16",
+        target_dtype=arithmetic(preset).target_dtype,
         identity=(mapped, read_of["qkv_parts"]),
         student_flops=flops,
         teacher_flops=lambda tokens: forward_flops(teacher, tokens),
@@ -166,7 +166,9 @@ def transformer_objective(
 
 def build(settings: Transformer, context: Context) -> Objective:
     """The objective of a stage."""
-    teacher = context.teacher_config
+    teacher = context.teacher
+    if teacher is None:
+        raise InputError("stage 'transformer' compares layers, and the teacher has none: take stage 'prediction'")
     return transformer_objective(
         context.student, teacher, context.layer_map, context.arithmetic, settings=settings, compute=context.compute
     )

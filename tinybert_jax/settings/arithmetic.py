@@ -26,18 +26,20 @@ class Arithmetic:
     class_mean: bool = False  # the prediction loss is divided by the number of classes
     regression_from_labels: bool = False  # prediction distillation of a number learns from the label, not the teacher
     optimizer: OptimizerName = "adamw"
+    target_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of kept hidden states, queries and keys of a teacher
     start_from_teacher: bool = True  # start "auto" takes a student's first parameters from the teacher where it can
 
 
 PRESETS: dict[Preset, Arithmetic] = {
     "default": Arithmetic(),
-    "paper": Arithmetic(padding="include", start_from_teacher=False),
+    "paper": Arithmetic(padding="include", target_dtype="float32", start_from_teacher=False),
     "official": Arithmetic(
         "zero",
         "shared",
         class_mean=True,
         regression_from_labels=True,
         optimizer="bert_adam",
+        target_dtype="float32",
         start_from_teacher=False,
     ),
 }

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from tinybert_jax.errors import InputError, check_choice, check_seed
 from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
+from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
@@ -26,6 +27,7 @@ class Experiment:
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
     start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
+    compression: tuple[CompressionSettings, ...] = ()  # methods, in the order in which they act
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
@@ -40,10 +42,12 @@ class Experiment:
         return self.seed if self.data_seed is None else self.data_seed
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values; a stage's objective has its name beside its numbers."""
+        """The fields as plain values; objectives and methods have their names beside their numbers."""
         fields = dataclasses.asdict(self)
         for stage, described in zip(self.stages, fields["stages"], strict=True):
             described["objective"] = {"name": stage.objective.name} | described["objective"]
+        for method, described in zip(self.compression, fields["compression"], strict=True):
+            described["name"] = method.name
         return fields
 
     def __post_init__(self) -> None:

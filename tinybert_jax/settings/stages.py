@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.settings.choices import ScheduleName
 from tinybert_jax.settings.objectives import ObjectiveSettings, named_objective
+
+if TYPE_CHECKING:
+    Objective = ObjectiveSettings
+else:  # a word is replaced when the stage is made
+    Objective = ObjectiveSettings | str
 
 
 class _Hyper(NamedTuple):
@@ -50,7 +55,7 @@ class Hyper(_Hyper):
 class Stage:
     """One call of the training loop: what it minimises, for how long, how fast."""
 
-    objective: ObjectiveSettings  # or its word: "prediction" stands for Prediction()
+    objective: Objective  # or its word: "prediction" stands for Prediction()
     epochs: int = 3
     max_steps: int | None = None  # the length of the stage in steps; it replaces `epochs`
     batch_size: int = 32

@@ -43,7 +43,7 @@ class Task:
     metrics: tuple[str, ...]
     intermediate_epochs: int
     max_length: int = 128
-    variants: int = 20  # of a row, itself among them, where the training rows are augmented; the original code's N
+    variants: int = 20  # of an augmented row, itself among them; the original code's N, which are those beside it
     kind: Kind = CLASSIFICATION
     written: tuple[str, ...] = ()
     headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header

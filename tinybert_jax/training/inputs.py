@@ -37,7 +37,9 @@ from tinybert_jax.students import start
 from tinybert_jax.students.presets import student_config
 from tinybert_jax.tasks.kinds import load_split, second_task
 from tinybert_jax.tasks.split import Split
-from tinybert_jax.teachers.teacher import Teacher, load_teacher
+from tinybert_jax.teachers.cache import with_known_targets
+from tinybert_jax.teachers.table import load_teacher
+from tinybert_jax.teachers.teacher import Teacher, TeacherModel
 from tinybert_jax.training.population import check_members
 
 # Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
@@ -63,6 +65,11 @@ class Inputs:
     teacher_dev: dict[str, Split]  # the same in the teacher's tokens
     fingerprints: dict[str, str]  # of the rows, and of the models' files
 
+    @property
+    def teacher_model(self) -> TeacherModel | None:
+        """The teacher, where it is a model that runs."""
+        return None if self.teacher is None else self.teacher.model
+
     def examples(self, stage: Stage) -> Examples:
         """What a stage trains on: masked in the one stage that predicts masked tokens."""
         if isinstance(stage.objective, MaskedLM):
@@ -79,12 +86,17 @@ def load_inputs(experiment: Experiment) -> Inputs:
     """
     source = experiment.source
     teacher = None if experiment.teacher is None else load_teacher(experiment)
+    model = None if teacher is None else teacher.model
     distils = any(stage.objective.distils for stage in experiment.stages)
     loaded: Params | None = None
     if student_shape(experiment.model) is not None:
-        assert teacher is not None, "Experiment asks for a teacher where the model has no parameters"
-        config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
-        start.check_start(experiment.start, config, teacher.config)
+        if model is None:
+            raise InputError(
+                f"{experiment.teacher}: brings no vocabulary, which student {experiment.model!r} needs: give a"
+                " directory as --student"
+            )
+        config, tokenizer = student_config(experiment.model, model.config), model.tokenizer
+        start.check_start(experiment.start, config, model.config)
     else:
         if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
             raise InputError(
@@ -97,16 +109,16 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
     def check_pairs(pairs: bool) -> None:
         check_token_types(experiment.model, config, pairs)
-        if distils and teacher is not None:
-            check_token_types(str(experiment.teacher), teacher.config, pairs)
+        if distils and model is not None:
+            check_token_types(str(experiment.teacher), model.config, pairs)
 
     if isinstance(source, CorpusSource):
         head = "masked_lm" if any(stage.objective.masks_tokens for stage in experiment.stages) else "encoder"
         check_pairs(source.pairs)
-        if not _same_tokenizer(tokenizer, teacher):
+        if not _same_tokenizer(tokenizer, model):
             raise InputError(_different_vocabularies(experiment))
-        if distils and teacher is not None:
-            transformer_objective(config, teacher.config, experiment.layer_map, experiment.preset)
+        if distils and model is not None:
+            transformer_objective(config, model.config, experiment.layer_map, experiment.preset)
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
@@ -120,16 +132,25 @@ def load_inputs(experiment: Experiment) -> Inputs:
         check_pairs(any(own.tokens.has_pairs for own in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
-        if teacher is not None and not _same_tokenizer(tokenizer, teacher):
+        if teacher is not None and teacher.outputs_of is not None:
+            if split.rows is None or experiment.augmented is not None:
+                raise InputError(f"{experiment.teacher}: knows the training rows alone: leave out --augmented")
+            train = with_known_targets(train, teacher.outputs_of(split.rows))
+        if model is not None and not _same_tokenizer(tokenizer, model):
             if not _can_differ(experiment, task):
                 raise InputError(_different_vocabularies(experiment))
-            theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
-            train = tokens.TwoVocabularies(split.tokens, theirs.tokens)
+            other, teacher_dev = _read_splits(experiment, task, source, model.tokenizer, model.config, teacher)
+            train = tokens.TwoVocabularies(split.tokens, other.tokens)
         config, keep_head = fit_head(config, loaded, task, split.label_names)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
+    prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
     if teacher is not None:
-        teacher = teacher._replace(params=resize_vocabulary(teacher.params, compute.vocab_rows(teacher.config)))
-    models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
+        prints["teacher"] = teacher.fingerprint
+    if loaded is not None:
+        prints["model"] = fingerprint(experiment.model)
+    if teacher is not None and model is not None:
+        padded = resize_vocabulary(model.params, compute.vocab_rows(model.config))
+        teacher = dataclasses.replace(teacher, model=model._replace(params=padded))
     return Inputs(
         head=head,
         config=config,
@@ -145,9 +166,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         else (experiment.max_length,),
         teacher=teacher,
         teacher_dev=teacher_dev,
-        fingerprints={"train": train.fingerprint}
-        | {name: split.tokens.fingerprint for name, split in dev.items()}
-        | {role: fingerprint(name) for role, name in models.items() if name is not None},
+        fingerprints=prints,
     )
 
 
@@ -179,10 +198,10 @@ def named_start(experiment: Experiment, inputs: Inputs) -> tuple[NamedStart, str
     """Where the experiment's student starts, and where that was left to "auto", why."""
     if experiment.start != "auto":
         return experiment.start, ""
-    if inputs.loaded is not None or inputs.teacher is None:
+    if inputs.loaded is not None or inputs.teacher_model is None:
         return "random", ""  # not read: the model brings its parameters
     distils, tokens = any(stage.objective.distils for stage in experiment.stages), int(inputs.train.lengths.sum())
-    return start.auto_start(inputs.config, inputs.teacher.config, experiment.preset, distils, tokens)
+    return start.auto_start(inputs.config, inputs.teacher_model.config, experiment.preset, distils, tokens)
 
 
 def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
@@ -213,13 +232,13 @@ def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Pa
 
 def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> Params:
     """What a start takes from the teacher, its vocabulary not padded."""
-    assert inputs.teacher is not None, "Experiment asks for a teacher where the model has no parameters"
+    assert inputs.teacher_model is not None, "a student without parameters is refused where no model teaches"
     # padded to one length: in buckets, the first batches are not a fair sample
     order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
     batches = min(SAMPLE_BATCHES, steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
     sample = train_batches(inputs.train, *order, 0, batches)
-    student, teacher = inputs.config, inputs.teacher.config
-    params = resize_vocabulary(inputs.teacher.params, teacher.vocab_size)
+    student, teacher = inputs.config, inputs.teacher_model.config
+    params = resize_vocabulary(inputs.teacher_model.params, teacher.vocab_size)
     return start.from_teacher(name, student, teacher, params, experiment.layer_map, sample)
 
 
@@ -237,8 +256,7 @@ def _read_splits(
     def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
         return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
-    names_labels = teacher is not None and task.kind.names_classes
-    train = load(task, "train", teacher.config.id2label if teacher is not None and names_labels else None)
+    train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
     if teacher is None and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
@@ -273,5 +291,5 @@ def _different_vocabularies(experiment: Experiment) -> str:
     )
 
 
-def _same_tokenizer(tokenizer: Any, teacher: Teacher | None) -> bool:
+def _same_tokenizer(tokenizer: Any, teacher: TeacherModel | None) -> bool:
     return teacher is None or tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(teacher.tokenizer)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.method import build_method
 from tinybert_jax.data.batches import steps_per_epoch, train_batches
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_sharding, fetch, global_batch, local_rows, place
@@ -58,11 +59,13 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     Raises:
         InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
-    teacher = None if inputs.teacher is None else inputs.teacher.config
+    teacher = None if inputs.teacher_model is None else inputs.teacher_model.config
     facts = arithmetic(experiment.preset)
-    return build_objective(
-        stage.objective, Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
-    )
+    context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
+    objective = build_objective(stage.objective, context)
+    for settings in experiment.compression:
+        objective = build_method(settings).wrap(objective)
+    return objective
 
 
 def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> None:

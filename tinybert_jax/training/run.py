@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
+from tinybert_jax.compression.method import build_method
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_shares, choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
@@ -109,7 +110,8 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     # of every member, as they refuse what does not fit before anything is computed
     of_each = [[make_objective(own, stage, inputs) for stage in own.stages] for own in experiments]
     objectives = of_each[0]
-    configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
+    teacher = inputs.teacher_model
+    configs = {"model": inputs.config} | ({"teacher": teacher.config} if teacher is not None else {})
     heads = {role: config.num_attention_heads for role, config in configs.items()}
     parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
     mesh = choose_mesh(axes, parts, heads, len(members))
@@ -130,11 +132,16 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         )
     teacher_params: Params = {}
     teacher_scores = None
-    if inputs.teacher is not None and any(stage.objective.distils for stage in experiment.stages):
-        teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+    if teacher is not None and any(stage.objective.distils for stage in experiment.stages):
+        teacher_params = place(teacher.params, tree_shardings(mesh, teacher.params))
         if inputs.teacher_dev:
-            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
+            teacher_scores = _score_teacher(experiment, inputs, teacher.config, teacher_params, mesh)
     params = initial_params(experiments, members)
+    for settings in experiment.compression:
+        changed = [build_method(settings).apply(inputs.config, member, inputs.train) for member in params]
+        inputs, params = dataclasses.replace(inputs, config=changed[0][0]), [member for _, member in changed]
+    if experiment.compression:
+        objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
     check_params(objectives, params)
     if processes.is_primary():
         if not resume:

@@ -18,7 +18,8 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
-FORMAT_VERSION = 1  # of the table; count it up when the same settings would give another
+# Of the table, by preset; count it up when the same settings would give another.
+FORMAT_VERSIONS: dict[str, int] = {"default": 1, "paper": 1, "official": 2}
 SETTINGS_FILE = "augmentation.json"
 ROWS_PER_FILE = 256  # what a build that is killed loses at most
 
@@ -27,7 +28,8 @@ ROWS_PER_FILE = 256  # what a build that is killed loses at most
 class Settings:
     """What a table was made with, beside its rows and its tokenizer.
 
-    `variants` are those of a row in training, itself among them; the table does not depend on it.
+    `variants` are those of a row in training, itself among them; the table does not depend on it. With preset
+    `official` they are one more than asked for, as the authors' code writes the row and N copies.
     """
 
     preset: Preset
@@ -50,11 +52,11 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class CandidateTable:
-    """Words and candidates of all texts, one after the other; a row of a pair task has two texts.
+    """The concatenated words and candidates of all texts. A row of a pair task has two texts.
 
-    The words of text i are `text_words[i]` to `text_words[i + 1]`; pieces and candidates of word j are those from
-    `word_pieces[j]` and `word_candidates[j]` on. A candidate of one piece is that id; one of several is -1 - p, and
-    its pieces are those of phrase p.
+    Text i has the words `text_words[i]` to `text_words[i + 1]`. The pieces and candidates of word j start at
+    `word_pieces[j]` and `word_candidates[j]`. A candidate of one piece is stored as the id of that piece. A candidate
+    of several pieces is stored as -1 - p, and its pieces are those of phrase p.
     """
 
     pieces: np.ndarray  # int32
@@ -69,19 +71,19 @@ class CandidateTable:
 def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings: Settings) -> None:
     """Write the settings into the directory, for a table that is begun or continued.
 
-    Another number of variants is taken, and said: what was computed does not depend on it. Where nothing was computed
-    yet, all settings are taken.
+    Another number of variants is accepted with a note, because the candidates do not depend on it. If nothing has been
+    computed yet, all settings are accepted.
 
     Raises:
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
     """
     described = dataclasses.asdict(settings) | {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[settings.preset],
         "rows": rows.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "neighbours": neighbours,
     }
-    there = _described(directory)
+    there = _read_settings(directory)
     free = not directory.exists() or (
         directory.is_dir() and all(path.suffix == ".tmp" for path in directory.iterdir())
     )
@@ -95,9 +97,10 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
             found = what.get(name) or f"whose {name} is {there.get(name)!r}, not {value!r}"
             raise InputError(f"{directory}: holds an augmentation {found}: give another --out, or remove it")
     if there is not None and (before := there.get("variants")) != settings.variants:
+        asked = before - 1 if settings.preset == "official" and isinstance(before, int) else before
         print(
             f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"
-            f" distillation that was begun on these candidates, give --variants {before} again",
+            f" distillation that was begun on these candidates, give --variants {asked} again",
             file=sys.stderr,
         )
     try:
@@ -111,15 +114,14 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
     """The candidates that `build_table` wrote, and the content of `augmentation.json`.
 
     Raises:
-        InputError: there are none, they are unfinished or damaged, or they are those of other rows or another
-            tokenizer.
+        InputError: they are missing, unfinished or damaged, or were made from other rows or with another tokenizer.
     """
-    described = _described(directory)
+    described = _read_settings(directory)
     again = "run `tinybert augment` again"
     if described is None:
         raise InputError(f"{directory}: no {SETTINGS_FILE} in it: give a directory that `tinybert augment` wrote")
     where = directory / SETTINGS_FILE
-    if described.get("format_version") != FORMAT_VERSION:
+    if described.get("format_version") != FORMAT_VERSIONS.get(str(described.get("preset"))):
         raise InputError(f"{where}: written by another version of this program: {again} with another --out")
     if described.get("rows") != rows.fingerprint:
         raise InputError(f"{where}: made from other rows than the training rows given: {again} on these")
@@ -139,7 +141,7 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
 
 
 def has_part(directory: Path, start: int) -> bool:
-    """Whether the file of the rows from `start` on is there; then it is whole."""
+    """Whether the file of the rows from `start` on exists. A file that exists is complete."""
     return _file(directory, start).exists()
 
 
@@ -151,18 +153,18 @@ def save_part(directory: Path, start: int, part: CandidateTable) -> None:
 
 
 def _join(parts: list[CandidateTable]) -> CandidateTable:
-    """One table of tables, whose offsets and phrase numbers count on."""
+    """The concatenation of tables, with continued offsets and phrase numbers."""
 
     def offsets(name: str) -> np.ndarray:
         arrays = [getattr(part, name) for part in parts]
-        before = np.cumsum([0, *(array[-1] for array in arrays)])
-        joined = [array[:-1] + begin for array, begin in zip(arrays, before, strict=False)]
-        return np.concatenate([*joined, before[-1:]])
+        starts = np.cumsum([0, *(array[-1] for array in arrays)])
+        joined = [array[:-1] + start for array, start in zip(arrays, starts, strict=False)]
+        return np.concatenate([*joined, starts[-1:]])
 
-    phrases_before = np.cumsum([0, *(len(part.phrase_pieces) - 1 for part in parts)])
+    phrase_starts = np.cumsum([0, *(len(part.phrase_pieces) - 1 for part in parts)])
     candidates = [
-        np.where(part.candidates < 0, part.candidates - before, part.candidates).astype(np.int32)
-        for part, before in zip(parts, phrases_before, strict=False)
+        np.where(part.candidates < 0, part.candidates - start, part.candidates).astype(np.int32)
+        for part, start in zip(parts, phrase_starts, strict=False)
     ]
     return CandidateTable(
         pieces=np.concatenate([part.pieces for part in parts]),
@@ -175,7 +177,8 @@ def _join(parts: list[CandidateTable]) -> CandidateTable:
     )
 
 
-def _described(directory: Path) -> dict[str, Any] | None:
+def _read_settings(directory: Path) -> dict[str, Any] | None:
+    """The content of `augmentation.json`; None if there is no such file."""
     path = directory / SETTINGS_FILE
     try:
         described = json.loads(path.read_text("utf-8"))
@@ -193,6 +196,6 @@ def _file(directory: Path, start: int) -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same file
     temporary.write_bytes(content)
     os.replace(temporary, path)
