@@ -20,7 +20,7 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
-from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention
+from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention, position_ids
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
 
 SAMPLE_TOKENS = 16_384  # a sample ends here: ten times the rows that the largest fit needs
@@ -83,7 +83,7 @@ def spectral_start(
     targets = [sample.tokens(states[g]) for g in (0, *mapped)]
     basis = _basis(targets, student.hidden_size)
     attend = jax.jit(lambda params, x, mask: Attention(teacher).apply({"params": params}, x, mask, True)[0])
-    embeddings, x = _fit_embeddings(bert["embeddings"], targets[0], basis, sample)
+    embeddings, x = _fit_embeddings(teacher, bert["embeddings"], targets[0], basis, sample)
     found, layers = [x], []
     for g, target in zip(mapped, targets[1:], strict=True):
         params = jax.tree.map(lambda leaf, g=g: np.asarray(leaf[g - 1]), bert["encoder"]["layer"])
@@ -158,7 +158,7 @@ def _basis(states: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def _fit_embeddings(
-    params: Params, target: np.ndarray, basis: np.ndarray, sample: _Sample
+    teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: _Sample
 ) -> tuple[Params, np.ndarray]:
     """The tables in the basis, each word as the teacher's LayerNorm scales it; and what they give [n, d]."""
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -166,7 +166,7 @@ def _fit_embeddings(
     norm = {name: np.asarray(leaf, np.float64) for name, leaf in params["LayerNorm"].items()}
     ids = sample.tokens(batch.input_ids for batch in sample.batches).astype(int)
     segments = sample.tokens(batch.token_type_ids for batch in sample.batches).astype(int)
-    at = sample.tokens(np.broadcast_to(np.arange(mask.shape[1]), mask.shape) for mask in sample.masks).astype(int)
+    at = sample.tokens(position_ids(teacher, batch.input_ids) for batch in sample.batches).astype(int)
     # the deviation of a sum is mostly its word's; the word's own table can be divided by it, the others by its mean
     deviation = (words + positions[at].mean(0) + types[segments].mean(0)).std(axis=1, keepdims=True)
     shared = deviation[ids].mean()
