@@ -109,7 +109,7 @@ def dense(dtype: str) -> tuple[Dense, tb.Params, jax.Array]:
 
 @pytest.mark.parametrize(("name", "result"), [("dense", "bf16"), ("product", "f32")])
 def test_a_kernels_gradient_is_summed_in_float32_and_an_inputs_as_the_result(name: str, result: str) -> None:
-    """XLA's own choice for CPUs is bfloat16, from jaxlib 0.11.2 on. Devices may send each other parts of an input's."""
+    """XLA's own choice for CPUs is bfloat16, from jaxlib 0.11.2 on. An input's gradient may travel between devices."""
     layer, params, x = dense("bfloat16")
 
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
