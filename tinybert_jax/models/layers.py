@@ -78,7 +78,7 @@ class Embeddings(BertModule):
 
         def table(rows: int, name: str) -> Array:
             init = nn.initializers.normal(config.initializer_range)
-            return nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding
+            return jnp.asarray(nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding)
 
         # from float32 tables: their gradients are sums over the tokens, which bfloat16 would not hold.
         # Looked up in parts of the width, and what was found changes hands instead of the table: that is less as long
