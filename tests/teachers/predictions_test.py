@@ -150,7 +150,9 @@ def test_labels_are_those_of_the_file(blank_student: Path, reviews: Path, tmp_pa
         read_rows(reviews),
         lambda label: {"probabilities": {named[name]: p for name, p in sure(label)["probabilities"].items()}},
     )
-    with pytest.raises(tb.InputError, match=r"train.tsv:2: unknown label '\w+'; the model or training file has 'stale'"):
+    with pytest.raises(
+        tb.InputError, match=r"train.tsv:2: unknown label '\w+'; the model or training file has 'stale'"
+    ):
         load_inputs(experiment(blank_student, reviews, teacher))
     config, _ = tb.load_hf(blank_student)
     split = load_split(
