@@ -273,7 +273,6 @@ def test_a_start_that_the_teacher_cannot_give_is_refused(
         ("transformer", "--temperature", "--temperature"),
         ("supervised", "--temperature", "--temperature"),
         ("transformer", "--evaluate-every", "--evaluate-every"),
-        ("prediction", "--layer-map", "--layer-map"),
     ],
 )
 def test_options_that_no_stage_reads_are_refused(
@@ -311,7 +310,7 @@ def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
             "transformer",
             "--masking-probability",
             0.1,
-            "--stage transformer does not read --masking-probability: leave",
+            "transformer does not read --masking-probability: leave it",
         ),
         ("masked_lm", "--layer-map", "top", "layer_map is 'top', but no stage and no start reads it: leave it out"),
     ],
