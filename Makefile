@@ -39,7 +39,7 @@ test: $(VENV)/.installed
 
 faults: $(VENV)/.installed
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q -m "faults or not faults" $(ARGS) \
-	  tests/faults_test.py tests/checkpoint_test.py tests/fuzz_test.py tests/fuzz_model_test.py
+	  tests/training/faults_test.py tests/training/checkpoint_test.py tests/fuzz_test.py tests/fuzz_model_test.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -38,6 +38,9 @@ import tinybert_jax as tb
 from tinybert_jax.data.augmentation.candidate_table import SETTINGS_FILE
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.objectives.objective import Context
+from tinybert_jax.objectives.table import build_objective
+from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training.cost import step_flops
@@ -62,13 +65,13 @@ PAPER = {
 def settings(full: tb.Experiment, student: str) -> dict[str, tb.Experiment]:
     """Every row of the three tables; `full` has all parts."""
     first, second = full.stages
-    labels = dataclasses.replace(second, objective="supervised")
+    labels = dataclasses.replace(second, objective=tb.Supervised())
 
     def but(**changes: Any) -> tb.Experiment:
         return dataclasses.replace(full, **changes)
 
     def weighing(**weights: Any) -> tb.Experiment:
-        return but(stages=(dataclasses.replace(first, **weights), second))
+        return but(stages=(dataclasses.replace(first, objective=tb.Transformer(**weights)), second))
 
     return {
         "full": full,
@@ -90,7 +93,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--general", required=True, help="a student from `tinybert pretrain`")
     parser.add_argument("--augmented", required=True, help="directory that `tinybert augment` wrote")
-    parser.add_argument("--student", default="tinybert-4l-312d", help="preset, of the student without GD")
+    parser.add_argument("--student", default="tinybert-4l-312d", help="preset or size, of the student without GD")
     parser.add_argument(
         "--settings", nargs="+", choices=list(PAPER), default=list(PAPER), metavar="SETTING", help="rows; default: all"
     )
@@ -150,10 +153,12 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
 
     def setting_cost(setting: tb.Experiment, students: int) -> tuple[int, float]:
         steps, flops = 0, 0.0
+        facts = arithmetic(setting.preset)
+        context = Context(student, teacher, task.head, setting.layer_map, facts)
         for stage in setting.stages:
             own = stage_steps(stage, rows * (variants if setting.augmented else 1))
             sizes = stage.batch_size, setting.max_length, students
-            steps, flops = steps + own, flops + own * step_flops(stage.objective, student, teacher, *sizes)
+            steps, flops = steps + own, flops + own * step_flops(build_objective(stage.objective, context), *sizes)
         return steps, flops
 
     alone = {name: setting_cost(setting, 1) for name, setting in named.items()}

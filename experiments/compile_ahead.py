@@ -22,7 +22,6 @@ that takes no longer than the 0.87 TFLOP of matrix products at 40% of 197 TFLOP/
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json as jsonlib
 import math
@@ -54,6 +53,7 @@ TOPOLOGIES |= {128: "v5e:8x16", 256: "v5e:16x16"}
 PEAK = 197e12  # bfloat16 FLOP/s of a v5e chip, as published
 SHARE = 0.4  # of the peak that the matrix products are taken to reach
 MESHES = ("1", "fsdp=8", "data=2,fsdp=2,model=2", "data=8,fsdp=8", "data=32,fsdp=8", "data=64,fsdp=2,model=2")
+COMPUTE = tb.Compute("bfloat16", vocab_multiple=VOCAB_MULTIPLE)  # as a run has it
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 Shape = tuple[str, tuple[int, ...]]  # dtype and dimensions
@@ -230,15 +230,21 @@ class Step(NamedTuple):
 
 
 def make_step(
-    mesh: Mesh, student: tb.BertConfig, teacher: tb.BertConfig, rows: int, length: int, optimizer: Any = None
+    mesh: Mesh,
+    student: tb.BertConfig,
+    teacher: tb.BertConfig,
+    rows: int,
+    length: int,
+    optimizer: Any = None,
+    compute: tb.Compute = COMPUTE,
 ) -> Step:
     """The step of the Transformer stage on a global batch of `rows`, with AdamW unless told otherwise."""
-    objective = transformer_objective(student, teacher)
+    objective = transformer_objective(student, teacher, compute=compute)
     optimizer = optim.make_optimizer("adamw") if optimizer is None else optimizer
 
     def create(key: Any) -> tuple[Any, Any]:
         def params(config: tb.BertConfig) -> Any:
-            return tb.init_params(tb.BertForSequenceClassification(config), key)
+            return tb.init_params(tb.BertForSequenceClassification(config, compute), key)
 
         # where a state lies is no part of its shapes, and the devices of `mesh` hold no arrays
         trainable, one = objective.init(key, params(student)), sharding.make_mesh()
@@ -300,7 +306,7 @@ def measure(mesh: str, rows: int, length: int) -> dict[str, Any]:
     for collective in program.collectives:
         by_kind[collective.kind][0] += collective.times
         by_kind[collective.kind][1] += collective.traffic
-    flops = step_flops("transformer", student, teacher, rows, length)
+    flops = step_flops(transformer_objective(student, teacher), rows, length)
     traffic = sum(sent for _, sent in by_kind.values())
     return {
         "mesh": mesh,
@@ -316,10 +322,9 @@ def measure(mesh: str, rows: int, length: int) -> dict[str, Any]:
 
 
 def base_configs() -> tuple[tb.BertConfig, tb.BertConfig]:
-    """TinyBERT4 and BERT_BASE as a run has them."""
-    teacher = tb.BertConfig(compute_dtype="bfloat16", vocab_multiple=VOCAB_MULTIPLE)
-    student = tb.student_config("tinybert-4l-312d", teacher)
-    return dataclasses.replace(student, compute_dtype="bfloat16", vocab_multiple=VOCAB_MULTIPLE), teacher
+    """TinyBERT4 and BERT_BASE."""
+    teacher = tb.BertConfig()
+    return tb.student_config("tinybert-4l-312d", teacher), teacher
 
 
 def main(

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, nargs="+", help="text files")
     parser.add_argument("--general-steps", type=int, default=1500)
     parser.add_argument("--general-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--student", default="tinybert-3l-192d", help="a preset")
+    parser.add_argument("--student", default="tinybert-3l-192d", help="a preset or a size, as 6x384")
     add_options(parser)
     args = parser.parse_args()
 
@@ -59,9 +59,8 @@ def main() -> None:
         source=tb.CorpusSource(tuple(args.corpus)),
         model=args.student,
         teacher=args.pretrained,
-        stages=(
-            tb.Stage("transformer", 1000, max_steps=args.general_steps, learning_rate=args.general_learning_rate),
-        ),
+        start="random",
+        stages=(tb.Stage(tb.Transformer(), max_steps=args.general_steps, learning_rate=args.general_learning_rate),),
         max_length=without.max_length,
     )
     run_seeds(general, [0], args.out / "general")

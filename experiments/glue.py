@@ -26,7 +26,9 @@ from shared import add_options, distillation, mean_sd, run_main, run_seeds, tabl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--student", default="tinybert-4l-312d", help="a preset, or a directory to start from")
+    parser.add_argument(
+        "--student", default="tinybert-4l-312d", help="a preset, a size as 6x384, or a directory to start from"
+    )
     parser.add_argument("--augmented", help="directory that `tinybert augment` wrote")
     parser.add_argument("--preset", default="default", choices=["default", "paper", "official"])
     parser.add_argument("--start", default="random", choices=["random", "copy", "spectral"])

@@ -117,7 +117,7 @@ def attention_map(directory: Path, layer: int) -> tuple[np.ndarray, list[str]]:
     config, params = tb.load_hf(directory)
     tokenizer: Any = tb.load_tokenizer(directory, config)
     encoded = tokenizer([REVIEW], return_tensors="np")
-    out: Any = tb.BertModel(config).apply({"params": params["bert"]}, encoded["input_ids"])
+    out: Any = tb.BertModel(config).apply({"params": params["encoder"]}, encoded["input_ids"])
     scores = np.asarray(out.attention_scores[layer, 0])
     probabilities = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
@@ -203,20 +203,21 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
             model=model,
             stages=stages,
             teacher=teacher,
+            start="random",
             max_length=max_length,
             seed=seed,
         )
         started = (out / name / "experiment.json").is_file()
         return tb.run(experiment, out / name, resume=resume and started).directory
 
-    transformer = tb.Stage("transformer", transformer_epochs, learning_rate=1e-3, schedule="linear")
-    prediction = tb.Stage("prediction", prediction_epochs, learning_rate=5e-4)
-    alone = tb.Stage("supervised", transformer_epochs + prediction_epochs, learning_rate=5e-4)
+    transformer = tb.Stage(tb.Transformer(), transformer_epochs, learning_rate=1e-3, schedule="linear")
+    prediction = tb.Stage(tb.Prediction(), prediction_epochs, learning_rate=5e-4)
+    alone = tb.Stage(tb.Supervised(), transformer_epochs + prediction_epochs, learning_rate=5e-4)
     teacher = trained(
         "teacher",
         "1. Fine-tune the teacher, all-MiniLM-L6-v2, on the reviews",
         str(pretrained),
-        (tb.Stage("supervised", teacher_epochs, learning_rate=1e-4),),
+        (tb.Stage(tb.Supervised(), teacher_epochs, learning_rate=1e-4),),
         None,
     )
     models = {

@@ -51,8 +51,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.Experiment:
     """TinyBERT's two stages for a task; what the options leave open is the paper's.
 
-    A number of steps is kept to whatever the number of rows, and no state is chosen by its dev score then: so settings
-    with and without augmentation compare.
+    A number of steps holds for any number of rows, and no state is chosen by its dev score then. So settings with and
+    without augmentation compare.
     """
     task = get_task(args.task)
     rates = args.transformer_learning_rate, args.prediction_learning_rate
@@ -63,22 +63,22 @@ def distillation(args: argparse.Namespace, student: str, **settings: Any) -> tb.
         teacher=args.teacher,
         stages=(
             tb.Stage(
-                "transformer",
-                epochs=args.transformer_steps or task.intermediate_epochs,  # an epoch has a step or more
+                tb.Transformer(),
+                epochs=task.intermediate_epochs,
                 max_steps=args.transformer_steps,
                 learning_rate=task.intermediate_learning_rate if rates[0] is None else rates[0],
                 schedule="constant",
             ),
             tb.Stage(
-                "prediction",
-                epochs=args.prediction_steps or task.prediction_epochs,
+                tb.Prediction(),
+                epochs=task.prediction_epochs,
                 max_steps=args.prediction_steps,
                 learning_rate=task.prediction_learning_rate if rates[1] is None else rates[1],
                 evaluate_every=args.prediction_steps,
             ),
         ),
         max_length=task.max_length if args.max_length is None else args.max_length,
-        **settings,
+        **({"start": "random"} | settings),  # as in the paper
     )
 
 

@@ -19,8 +19,8 @@ experiment = tb.Experiment(
     model="runs/general/student",
     teacher="runs/squad-teacher/student",
     stages=(
-        tb.Stage("transformer", epochs=3, batch_size=16, learning_rate=5e-5, schedule="constant"),
-        tb.Stage("prediction", epochs=3, batch_size=16, learning_rate=3e-5),
+        tb.Stage(tb.Transformer(), epochs=3, batch_size=16, learning_rate=5e-5, schedule="constant"),
+        tb.Stage(tb.Prediction(), epochs=3, batch_size=16, learning_rate=3e-5),
     ),
     max_length=384,
 )

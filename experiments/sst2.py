@@ -11,11 +11,11 @@ dev accuracy 90.3 %), gave 86.0 %, and the same student on the labels alone, for
     tinybert finetune --model MINILM --task sst2 --data SST-2 --epochs 1 --learning-rate 1e-4 --evaluate-every 500 \\
         --out runs/sst2-teacher
     tinybert distill --teacher runs/sst2-teacher/student --student tinybert-4l-312d --task sst2 --data SST-2 \\
-        --transformer-steps 1600 --transformer-learning-rate 5e-4 --prediction-steps 800 \\
+        --start random --transformer-steps 1600 --transformer-learning-rate 5e-4 --prediction-steps 800 \\
         --prediction-learning-rate 2e-4 --evaluate-every 200 --out runs/sst2-short
     tinybert distill --stage supervised --teacher runs/sst2-teacher/student --student tinybert-4l-312d --task sst2 \\
-        --data SST-2 --prediction-steps 2400 --prediction-epochs 2 --prediction-learning-rate 2e-4 \\
-        --evaluate-every 200 --out runs/sst2-baseline
+        --data SST-2 --prediction-steps 2400 --prediction-learning-rate 2e-4 --evaluate-every 200 \\
+        --out runs/sst2-baseline
 """
 
 import tinybert_jax as tb
@@ -25,9 +25,10 @@ experiment = tb.Experiment(
     source=tb.DataSource(data="SST-2"),
     model="tinybert-4l-312d",
     teacher="runs/teacher/student",
+    start="random",
     stages=(
-        tb.Stage("transformer", epochs=20, learning_rate=5e-5, schedule="constant"),
-        tb.Stage("prediction", epochs=3, learning_rate=3e-5),
+        tb.Stage(tb.Transformer(), epochs=20, learning_rate=5e-5, schedule="constant"),
+        tb.Stage(tb.Prediction(), epochs=3, learning_rate=3e-5),
     ),
     max_length=64,
 )

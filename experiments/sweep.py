@@ -26,7 +26,9 @@ from tinybert_jax.training import record
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--student", default="tinybert-4l-312d", help="a preset, or a directory to start from")
+    parser.add_argument(
+        "--student", default="tinybert-4l-312d", help="a preset, a size as 6x384, or a directory to start from"
+    )
     parser.add_argument("--start", default="random", choices=["random", "copy", "spectral"])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-5, 2e-5, 3e-5], help="of prediction")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], help="of prediction")
@@ -55,7 +57,9 @@ def sweep(
         raise tb.InputError(f"--temperatures are for classes, and task {full.task!r} has none: leave them out")
     named = {
         f"learning rate {rate:g}, temperature {temperature:g}": dataclasses.replace(
-            full, start="random", stages=(dataclasses.replace(last, learning_rate=rate, temperature=temperature),)
+            full,
+            start="random",
+            stages=(dataclasses.replace(last, learning_rate=rate, objective=tb.Prediction(temperature)),),
         )
         for rate, temperature in itertools.product(rates, temperatures)
     }

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
     from tinybert_jax.training.run import Result
 
 collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not tests; they import torch
@@ -60,6 +62,18 @@ def run_here(command: list[str]) -> None:
         main.main()
 
 
+WORDS = "the a film plot is was good bad dull fine very not and so".split()
+
+
+def make_tokenizer(folder: Path, words: Sequence[str] = tuple(WORDS)) -> BertTokenizer:
+    """A WordPiece tokenizer of these words."""
+    from transformers import BertTokenizer
+
+    path = folder / f"vocab{len(words)}.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    return BertTokenizer(vocab=str(path))
+
+
 GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter burnt".split()
 NEUTRAL = "the a bag of chips was and very rather quite i we bought it".split()
 
@@ -77,7 +91,7 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), **sizes: int) -
     config = tb.BertConfig(
         vocab_size=len(vocabulary), max_position_embeddings=32, num_attention_heads=4, initializer_range=0.1, **sizes
     )
-    params = {"bert": tb.init_params(tb.BertModel(config), jax.random.key(0))}
+    params = {"encoder": tb.init_params(tb.BertModel(config), jax.random.key(0))}
     tb.save_hf(directory, config, params, BertTokenizer(vocab=str(directory / "vocab.txt")))
     return directory
 

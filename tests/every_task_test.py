@@ -74,7 +74,7 @@ def test_general_distillation_lowers_every_term_and_its_student_starts_a_task(
     lines = logged(general)
     for term in ("embedding", "attention/1", "attention/2", "hidden/1", "hidden/2"):
         assert lines[-1][term] < lines[0][term], term
-    assert not any("bert" not in name for name in tb.load_hf(general / "student")[1])
+    assert not any("encoder" not in name for name in tb.load_hf(general / "student")[1])
     experiment = tb.Experiment(
         task="classification",
         source=tb.DataSource(data=str(reviews)),
@@ -267,6 +267,23 @@ def augmented(pretrained: Path, reviews: Path, tmp_path_factory: pytest.TempPath
     samples = build.build(str(path / "mlm"), "classification", source, path / "table", variants=3, max_length=LENGTH)
     assert [len(variants) for variants in samples] == [3, 3, 3]
     return path / "table"
+
+
+def test_as_in_the_authors_code_a_row_has_its_variants_beside_itself_with_preset_official(
+    augmented: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, source, out = str(augmented.parent / "mlm"), tb.DataSource(data=str(reviews)), tmp_path / "table"
+    settings = {"preset": "official", "max_length": LENGTH}
+    samples = build.build(model, "classification", source, out, variants=2, tsv=tmp_path / "all.tsv", **settings)
+    assert [len(variants) for variants in samples] == [3, 3, 3]
+    assert len((tmp_path / "all.tsv").read_text().splitlines()) == 1 + 192 * 3
+    samples = build.build(model, "classification", source, out, variants=1, **settings)
+    assert [len(variants) for variants in samples] == [2, 2, 2]
+    assert "give --variants 2 again" in capsys.readouterr().err
+    described = json.loads((out / "augmentation.json").read_text())
+    (out / "augmentation.json").write_text(json.dumps(described | {"format_version": 1}))  # with other stop-words
+    with pytest.raises(tb.InputError, match="whose format_version is 1, not 2: give another --out"):
+        build.build(model, "classification", source, out, variants=1, **settings)
 
 
 def test_a_run_trains_on_augmented_rows_and_resumes_to_the_same_bits(

@@ -54,7 +54,7 @@ def test_a_quick_demo_says_that_its_figures_mean_nothing(quickstart: ModuleType)
         ("", [(10, None, 5e-5), (3, None, 3e-5)], 128),
         (
             "--transformer-steps 7 --prediction-learning-rate 0.01 --max-length 64",
-            [(7, 7, 5e-5), (3, None, 0.01)],
+            [(10, 7, 5e-5), (3, None, 0.01)],
             64,
         ),
     ],
@@ -117,7 +117,7 @@ def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, 
     assert sorted(path.name for path in first.glob("member*")) == ["member0", "member1"]
     members = json.loads((second / "experiment.json").read_text())["experiment"]
     assert [Path(member["model"]).parent.name for member in members] == ["member0", "member1"] * 4
-    assert {stage["objective"] for member in members for stage in member["stages"]} == {"prediction"}
+    assert {stage["objective"]["name"] for member in members for stage in member["stages"]} == {"prediction"}
     assert {member["start"] for member in members} == {"random"}
 
 

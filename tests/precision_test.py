@@ -31,18 +31,14 @@ TEACHER = tb.BertConfig(
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
 TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
 OBJECTIVES = {
-    "transformer": lambda s, t: transformer_objective(s, t),
-    "official": lambda s, t: transformer_objective(s, t, preset="official"),
-    "prediction": lambda s, t: prediction_objective(s, t),
-    "masked_lm": lambda s, t: masked_lm_objective(s),
+    "transformer": lambda s, t, compute: transformer_objective(s, t, compute=compute),
+    "official": lambda s, t, compute: transformer_objective(s, t, preset="official", compute=compute),
+    "prediction": lambda s, t, compute: prediction_objective(s, t, compute=compute),
+    "masked_lm": lambda s, t, compute: masked_lm_objective(s, compute),
 }
 
 
 OBJECTIVES_OF = [*((name, STUDENT) for name in OBJECTIVES), ("transformer", TWO_HEADS)]
-
-
-def of_dtype(config: tb.BertConfig, dtype: str) -> tb.BertConfig:
-    return dataclasses.replace(config, compute_dtype=dtype)
 
 
 def batch_of(rows: int, length: int, masked: bool) -> tb.Batch:
@@ -58,10 +54,10 @@ def value_and_grad(name: str, dtype: str, student: tb.BertConfig, batch: tb.Batc
     head = tb.BertForMaskedLM if name == "masked_lm" else tb.BertForSequenceClassification
     params = tb.init_params(head(student), jax.random.key(0))
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(1))
-    full = OBJECTIVES[name](student, TEACHER)
+    full = OBJECTIVES[name](student, TEACHER, tb.Compute())
     trainable = full.init(jax.random.key(2), params)
     targets = full.targets(teacher, batch)
-    own = OBJECTIVES[name](of_dtype(student, dtype), of_dtype(TEACHER, dtype))
+    own = OBJECTIVES[name](student, TEACHER, tb.Compute(dtype))
 
     def loss(trainable: tb.Params, targets: Any) -> jax.Array:
         return own.loss(trainable, targets, batch, tb.Hyper(), None)[0]
@@ -109,7 +105,7 @@ def dense(dtype: str) -> tuple[Dense, tb.Params, jax.Array]:
 
 @pytest.mark.parametrize(("name", "result"), [("dense", "bf16"), ("product", "f32")])
 def test_a_kernels_gradient_is_summed_in_float32_and_an_inputs_as_the_result(name: str, result: str) -> None:
-    """XLA's own choice for CPUs is bfloat16, from jaxlib 0.11.2 on. An input's gradient may travel between devices."""
+    """XLA's own choice for CPUs is bfloat16, from jaxlib 0.11.2 on."""
     layer, params, x = dense("bfloat16")
 
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from tinybert_jax.data.augmentation.candidates import ASKED, build_table
 from tinybert_jax.data.augmentation.neighbours import embedding_neighbours
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.heads import BertForMaskedLM, masked_lm_function
+from tinybert_jax.models.masked_lm import BertForMaskedLM, masked_lm_function
 from tinybert_jax.models.parameters import init_params
 
 WORDS = (
@@ -74,7 +74,7 @@ def compiled(model, k):
 def build(directory, rows, tokenizer, model, preset="default", variants=5, max_length=32, near=None, **kwargs):
     """The real thing; the neighbours are by default those of the model's own embeddings."""
     _, params = model
-    table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     function = compiled(model, ASKED[preset])
     settings = Settings(preset, variants, max_length, "model")
     near = embedding_neighbours(table, tokenizer) if near is None else near

@@ -10,10 +10,11 @@ __version__ = "0.1.0"
 _NAMES = {
     "errors": ("InputError",),
     "batch": ("Batch",),
+    "settings.objectives": ("MaskedLM", "Prediction", "Supervised", "Transformer"),
     "settings.stages": ("Hyper", "Stage"),
     "settings.sources": ("CorpusSource", "DataSource"),
     "settings.experiment": ("Experiment",),
-    "models.config": ("BertConfig",),
+    "models.config": ("BertConfig", "Compute"),
     "models.encoder": ("BertModel", "BertOutput"),
     "models.parameters": ("init_params",),
     "models.heads": (
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
     from tinybert_jax.inference.predictor import load_predictor
-    from tinybert_jax.models.config import BertConfig
+    from tinybert_jax.models.config import BertConfig, Compute
     from tinybert_jax.models.encoder import BertModel, BertOutput
     from tinybert_jax.models.files.directory import load_hf, save_hf
     from tinybert_jax.models.files.tokenizer import load_tokenizer
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     )
     from tinybert_jax.models.parameters import init_params
     from tinybert_jax.settings.experiment import Experiment
+    from tinybert_jax.settings.objectives import MaskedLM, Prediction, Supervised, Transformer
     from tinybert_jax.settings.sources import CorpusSource, DataSource
     from tinybert_jax.settings.stages import Hyper, Stage
     from tinybert_jax.students.presets import student_config

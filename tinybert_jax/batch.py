@@ -1,4 +1,4 @@
-"""The types that all packages share: parameters, a batch, and what batches are made from."""
+"""The types that all packages share: parameters, a batch, and the examples of which batches are made."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ Params = dict[str, Any]  # a nested dict of arrays
 
 
 class Batch(NamedTuple):
-    """One global batch. 0 in `example_mask` marks a row that only fills the batch; every mean over examples divides by
-    the sum of `example_mask`.
+    """One global batch. `example_mask` is 0 in filler rows. Every mean over examples divides by the sum of the mask.
 
-    `labels` are class ids or float targets [b]; first and last token of an answer [b, 2]; or a class or token id per
-    token [b, q], -1 where none counts. `teacher_inputs` are the first three fields in the teacher's own vocabulary,
-    where it has another one; `targets`, what the objective's `targets` gave for these rows, where that is known.
+    `labels` are class ids or float targets [b]; the first and last token of an answer [b, 2]; or a class or token id
+    per token [b, q], where -1 is not counted. `teacher_inputs` are the first three fields in the teacher's vocabulary,
+    if that is another one. `targets` are the cached outputs of the objective's `targets` for these rows, if any.
     """
 
     input_ids: Any  # int32 [b, q]
@@ -29,15 +28,15 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Examples(Protocol):
-    """What a stage trains on: n rows, whose batches are a pure function of their numbers and the epoch."""
+    """What a stage trains on: n rows. A batch is a pure function of the row numbers and the epoch."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row, int [n]: the most that the row can have in any epoch."""
+        """Tokens per row, int [n]: the maximum over all epochs."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of all that determines the rows, labels' names apart."""
+        """sha256 of all that determines the rows, except the label names."""
 
     def __len__(self) -> int: ...
 

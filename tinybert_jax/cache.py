@@ -1,4 +1,4 @@
-"""The cache folder of the user. An entry is a folder that appears by one rename."""
+"""The user's cache folder. An entry is a folder that is published by one rename."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
-    """The folder given, or the user's: see `read_rows`."""
+    """`cache_dir`; else `$TINYBERT_JAX_CACHE`, `$XDG_CACHE_HOME/tinybert_jax` or `~/.cache/tinybert_jax`."""
     if cache_dir is not None:
         return cache_dir
     if os.environ.get("TINYBERT_JAX_CACHE"):
@@ -27,27 +27,27 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 
 def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
-    """As `_cached`; once more, should another process meanwhile have removed the entry, to make room for its own."""
-    try:
-        return _cached(entry, build, load)
-    except FileNotFoundError:
-        return _cached(entry, build, load)
+    """What `load` makes of the folder `entry`. If the folder is missing or does not load, `build` fills it first.
 
-
-def _cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
-    """What `load` makes of the folder `entry`, which `build` fills first where it is missing or does not load.
-
-    The folder appears by one rename, so a killed process leaves nothing half done, and of two that race one wins.
+    The folder appears by one rename, so a killed process leaves no half-written entry, and one of two racing processes
+    wins.
 
     Raises:
         InputError: the cache cannot be written.
     """
+    try:
+        return _load_or_build(entry, build, load)
+    except FileNotFoundError:  # another process has removed the entry, to make room for its own
+        return _load_or_build(entry, build, load)
+
+
+def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
     corrupt = False
     if entry.is_dir():
         try:
             return load(entry)
-        except Exception as error:  # a damaged file can fail in any way, and the remedy is always the same
-            logging.getLogger(__name__).warning("%s does not load (%s); it is built anew", entry, error)
+        except Exception as error:  # a damaged file can fail in any way, and the remedy is the same
+            logging.getLogger(__name__).warning("%s does not load (%s); it is built again", entry, error)
             corrupt = True
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def _cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T
             except OSError:
                 if not entry.is_dir():
                     raise
-                # Another process was first. The key is the content's, so its entry is as good as ours.
+                # Another process was first. Entries of the same key have the same content, so that one is used.
     except OSError as error:
         raise InputError(f"{entry.parent}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
     return load(entry)
@@ -72,7 +72,7 @@ def _cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T
 def cached_arrays(
     cache_dir: Path | None, kind: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The named arrays that `make` gives, kept in the cache under `kind` and the fingerprint of what they depend on.
+    """The named arrays that `make` computes, cached under `kind` and `fingerprint`, which covers all they depend on.
 
     Raises:
         InputError: the cache cannot be written.
@@ -82,7 +82,7 @@ def cached_arrays(
         np.savez(folder / f"{kind}.npz", allow_pickle=False, **make())
 
     def load(folder: Path) -> dict[str, np.ndarray]:
-        # A zip, so every array has its checksum. numpy does not close a damaged file that it opened itself.
+        # An .npz is a zip, so every array has a checksum. numpy does not close a damaged file that it opened itself.
         with open(folder / f"{kind}.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 

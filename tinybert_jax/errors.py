@@ -1,4 +1,4 @@
-"""The error that names a mistake of the user, and checks of choices and numbers."""
+"""The error for a user's mistake, and checks of choices and numbers."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Any, get_args
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. One line: what, where (`file:line`), and what to do. Exit code 2.
+    """The user's input is wrong. The message is one line: what, where (`file:line`), and what to do. Exit code 2.
 
-    No ValueError: the command-line parser would catch it and print its own page instead of the line.
+    It is not a ValueError, because the command-line parser would catch that and print a page instead of the line.
     """
 
     def __init__(self, message: str) -> None:
-        # A name that is quoted from a file (a column, a tensor) may break the line, or be no text at all.
+        # A name that is quoted from a file (a column, a tensor) may hold line breaks or unpaired surrogates.
         unprintable = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-        super().__init__(re.sub(unprintable, lambda found: repr(found[0])[1:-1], message))
+        super().__init__(re.sub(unprintable, lambda match: repr(match[0])[1:-1], message))
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Experiment files pass no command-line parser, so a misspelt choice must be caught here.
+    """Check that a value is one of the Literal `choices`. No command-line parser checks experiment files.
 
     Raises:
-        InputError: the value is none of the Literal `choices`.
+        InputError: it is not.
     """
     if value not in get_args(choices):
         raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
 
 
 def check_seed(name: str, seed: int) -> None:
-    """A larger seed would give the keys of a smaller one.
+    """Check that a seed is a whole number below 2**32. A larger one would give the keys of a smaller one.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not.
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"{name} is {seed}; it must be a whole number in [0, 2**32)")

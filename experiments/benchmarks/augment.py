@@ -36,7 +36,7 @@ from tinybert_jax.data.rows import Rows, read_rows
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
 from tinybert_jax.models.files.tokenizer import load_tokenizer
-from tinybert_jax.models.heads import BertForMaskedLM, masked_lm_function
+from tinybert_jax.models.masked_lm import BertForMaskedLM, masked_lm_function
 from tinybert_jax.models.parameters import init_params
 from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.sources import DataSource

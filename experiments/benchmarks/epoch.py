@@ -74,7 +74,9 @@ def main(
     config = load_config(directory)
     texts = food_reviews() if data is None else sst2(data)
     tokens = encode([(text,) for text in texts[:rows]], load_tokenizer(directory, config), MAX_LENGTH)
-    pair = measure.Pair(*(dataclasses.replace(own, vocab_size=config.vocab_size) for own in measure.SIZES[size]))
+    pair = measure.Pair(
+        *(dataclasses.replace(model, vocab_size=config.vocab_size) for model in measure.SIZES[size][:2])
+    )
     if stage == "intermediate":
         our_step = our_side.make_intermediate_step(pair, preset="default")
         objective = transformer_objective(pair.student, pair.teacher)
@@ -85,9 +87,7 @@ def main(
         torch_step = torch_baseline.make_prediction_step(pair.teacher, pair.student)
     params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0))
     buckets = bucket_lengths(MAX_LENGTH)
-    teacher_cache = TeacherCache(
-        objective, params, [size, stage], make_mesh(), ASKED_AT_ONCE, buckets, compact=stage == "intermediate"
-    )
+    teacher_cache = TeacherCache(objective, params, [size, stage], make_mesh(), ASKED_AT_ONCE, buckets)
     plan = list(zip(*epoch_plan(tokens.lengths, BATCH_SIZE, buckets, 0, 0), strict=True))
     order = np.random.default_rng(0).permutation(len(tokens))
     torch_rows = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]

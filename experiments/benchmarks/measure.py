@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -16,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tinybert_jax.batch import Batch
-from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.cli.process import prepare_process
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.settings.choices import ComputeDtype
 from tinybert_jax.students.presets import student_config
 
@@ -26,14 +25,15 @@ prepare_process()  # as the command does
 
 
 class Pair(NamedTuple):
-    """A teacher and its student."""
+    """A teacher and its student, and how they are computed."""
 
     teacher: BertConfig
     student: BertConfig
+    compute: Compute = DEFAULT
 
     def computing(self, dtype: ComputeDtype) -> Pair:
         """The same in another type of activations."""
-        return Pair(*(dataclasses.replace(config, compute_dtype=dtype) for config in self))
+        return self._replace(compute=Compute(dtype))
 
 
 Size = Literal["bert-base", "minilm"]

@@ -16,6 +16,7 @@ import measure
 import our_side
 import tyro
 
+from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.training.cost import step_flops
 
 
@@ -49,7 +50,7 @@ def main(
     }
     ms = measure.alternate(sides, repeats)
     flops = {
-        students: step_flops("transformer", pair.student, pair.teacher, batch_size, length, students)
+        students: step_flops(transformer_objective(pair.student, pair.teacher), batch_size, length, students)
         for students in (1, members)
     }
     numbers = {

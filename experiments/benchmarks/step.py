@@ -40,7 +40,7 @@ def make_side(side: Side, pair: measure.Pair, batch: Any) -> Callable[[], Any]:
         return lambda: step(batch)
     import torch_baseline  # neither is imported at the top: its memory is not the other's
 
-    torch_step = torch_baseline.make_intermediate_step(pair.teacher, pair.student)
+    torch_step = torch_baseline.make_intermediate_step(*pair)
     inputs = torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
     return lambda: torch_step(inputs)
 
@@ -101,6 +101,7 @@ def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
     """Milliseconds of each side, ratios, and shares of the rate of one large product."""
     import our_side
 
+    from tinybert_jax.objectives.transformer import transformer_objective
     from tinybert_jax.training.cost import step_flops
 
     known = our_side.targets_of(pair, batch)
@@ -113,8 +114,9 @@ def times(pair: measure.Pair, batch: Any, repeats: int) -> dict[str, float]:
     ms = measure.alternate(sides | gradient, repeats)
     peak = our_side.matmul_flops_per_second(2 * repeats)
     rows, length = batch.input_ids.shape
-    whole = step_flops("transformer", pair.student, pair.teacher, rows, length)
-    student = step_flops("transformer", pair.student, pair.teacher, rows, length, targets_known=True)
+    objective = transformer_objective(pair.student, pair.teacher)
+    whole = step_flops(objective, rows, length)
+    student = step_flops(objective, rows, length, targets_known=True)
     teacher_width = pair.teacher.all_head_size
     teacher_scores = 2.0 * rows * pair.student.num_hidden_layers * length**2 * teacher_width  # no gradient of these
 

@@ -18,6 +18,7 @@ from conftest import write_model, write_reviews
 
 import tinybert_jax as tb
 from tinybert_jax.cli import main
+from tinybert_jax.devices import processes
 from tinybert_jax.inference import predictor
 from tinybert_jax.settings.tasks import TASKS
 from tinybert_jax.training import loop, run
@@ -198,7 +199,11 @@ def test_the_help_of_a_command_lists_the_tasks_that_it_takes(
     assert tinybert(monkeypatch, command, "--help") == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "--task TASK" in line]
     listed = set(line.replace(",", " ").split()) & set(TASKS)
-    assert listed == {task.name for task in TASKS.values() if command != "augment" or task.head == "sequence"}
+    assert listed == {task.name for task in TASKS.values() if command != "augment" or task.kind.has_columns}
+
+
+def test_the_end_of_the_program_finds_the_processes_that_it_joined() -> None:
+    assert main._processes() is processes
 
 
 def test_an_options_help_breaks_at_the_terminals_width_alone() -> None:
@@ -268,26 +273,54 @@ def test_a_start_that_the_teacher_cannot_give_is_refused(
         ("transformer", "--temperature", "--temperature"),
         ("supervised", "--temperature", "--temperature"),
         ("transformer", "--evaluate-every", "--evaluate-every"),
-        ("prediction", "--layer-map", "--layer-map"),
     ],
 )
 def test_options_that_no_stage_reads_are_refused(
     stage: str, option: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
-    code = tinybert(monkeypatch, *arguments, "--stage", loop, option, 5)
-    assert_refused(capsys, code, f"--stage {loop} does not read {named}: leave it out")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, 5)
+    assert_refused(capsys, code, f"--stage {stage} does not read {named}: leave it out")
 
 
 @pytest.mark.parametrize(
-    ("stage", "option", "value"), [("transformer", "--masking-probability", 0.1), ("masked_lm", "--layer-map", "top")]
+    ("stage", "more", "refused"),
+    [
+        ("prediction", [], False),
+        ("prediction", ["--preset", "paper"], True),
+        ("prediction", ["--start", "random"], True),
+        ("prediction", ["--student", "some/directory"], True),
+        ("supervised", [], True),
+        ("supervised", ["--start", "copy"], False),
+    ],
+)
+def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
+    stage: str, more: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = distill_arguments(tmp_path / "teacher", Path("2x16"), tmp_path / "data", tmp_path / "run")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, "--layer-map", "top", *more)
+    unread = "layer_map is 'top', but no stage and no start reads it: leave it out"
+    assert_refused(capsys, code, unread if refused else "teacher: no such directory")
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "value", "message"),
+    [
+        (
+            "transformer",
+            "--masking-probability",
+            0.1,
+            "transformer does not read --masking-probability: leave it",
+        ),
+        ("masked_lm", "--layer-map", "top", "layer_map is 'top', but no stage and no start reads it: leave it out"),
+    ],
 )
 def test_options_that_no_stage_on_text_reads_are_refused(
-    stage: str, option: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    stage: str, option: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = ["pretrain", "--corpus", tmp_path / "text", "--student", tmp_path / "student", "--out", tmp_path / "o"]
-    code = tinybert(monkeypatch, *arguments, "--stage", loop, option, value)
-    assert_refused(capsys, code, f"--stage {loop} does not read {option}: leave it out")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, value)
+    assert_refused(capsys, code, message)
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -483,7 +516,7 @@ def test_a_population_prints_its_members_their_mean_and_where_they_are(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_the_program_starts_anew_once_with_huge_pages_and_its_own_arguments() -> None:
-    program = "import os, sys; from tinybert_jax.cli import prepare_process; print('start'); sys.stdout.flush();"
+    program = "import os, sys; from tinybert_jax.cli.main import prepare_process; print('start'); sys.stdout.flush();"
     program += "prepare_process(); print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])"
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
     printed = subprocess.run(

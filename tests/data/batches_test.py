@@ -5,23 +5,15 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import WORDS, make_tokenizer
 
-from tinybert_jax.data import batches
+from tinybert_jax.data import tokens as tokens_module
 from tinybert_jax.data.batches import bucket_lengths, epoch_plan, eval_batches, steps_per_epoch, train_batches
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens, TwoVocabularies, tokenize
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 
-WORDS = "the a film plot is was good bad dull fine very not and so".split()
 BUCKETS = (8, 16, 24)
-
-
-def make_tokenizer(folder, words=WORDS):
-    from transformers import BertTokenizer
-
-    path = folder / f"vocab{len(words)}.txt"
-    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    return BertTokenizer(vocab=str(path))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +55,7 @@ def test_batches_hold_what_the_tokenizer_gives(tokenizer, tmp_path, pair, max_le
 def test_many_chunks_give_the_same_tokens_as_one(tokenizer, tmp_path, monkeypatch):
     rows = make_rows(25)
     one = tokenize(rows, tokenizer, 16, tmp_path / "one")
-    monkeypatch.setattr(batches, "TOKENIZE_AT_ONCE", 7)
+    monkeypatch.setattr(tokens_module, "TOKENIZE_AT_ONCE", 7)
     many = tokenize(rows, tokenizer, 16, tmp_path / "many")
     np.testing.assert_array_equal(one.input_ids, many.input_ids)
     np.testing.assert_array_equal(one.offsets, many.offsets)
@@ -71,7 +63,7 @@ def test_many_chunks_give_the_same_tokens_as_one(tokenizer, tmp_path, monkeypatc
 
 def test_tokens_are_made_once(tokenizer, tmp_path, monkeypatch):
     first = tokenize(make_rows(10), tokenizer, 16, tmp_path)
-    monkeypatch.setattr(batches, "_encode", None)  # tokenizing again would fail
+    monkeypatch.setattr(tokens_module, "_token_arrays", None)  # tokenizing again would fail
     second = tokenize(make_rows(10), tokenizer, 16, tmp_path)
     np.testing.assert_array_equal(first.input_ids, second.input_ids)
     assert first.fingerprint == second.fingerprint
@@ -135,7 +127,7 @@ def test_corrupt_cached_tokens_are_made_again(tokenizer, tmp_path, damage):
 def test_few_rows_are_tokenized_without_a_progress_bar_and_many_with_one(tokenizer, tmp_path, monkeypatch, capfd):
     tokenize(make_rows(10), tokenizer, 16, tmp_path / "a")
     assert capfd.readouterr().err == ""
-    monkeypatch.setattr(batches, "PROGRESS_FROM", 10)
+    monkeypatch.setattr(tokens_module, "PROGRESS_FROM", 10)
     tokenize(make_rows(10), tokenizer, 16, tmp_path / "b")
     assert "10/10" in capfd.readouterr().err
 

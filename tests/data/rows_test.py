@@ -1,14 +1,12 @@
-"""Files become checked rows; whatever is wrong is named by file and line. Prepared TFDS sets: rows_tfds_test."""
+"""Files become checked rows; whatever is wrong is named by file and line. `tfds_test` has prepared TFDS sets."""
 
-import shutil
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinybert_jax.cache import cache_folder, cached
-from tinybert_jax.data import rows
 from tinybert_jax.data.rows import read_rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -29,7 +27,7 @@ def write(tmp_path: Path, name: str, content: bytes | str) -> str:
 def read(tmp_path: Path, content: bytes | str, name: str = "train.tsv", task=CLASSES, split="train", **columns):
     """The rows of one file that is the training (or dev) file."""
     source = DataSource(**{split: write(tmp_path, name, content)}, **columns)
-    return read_rows(task, source, split, cache_dir=tmp_path / "cache")
+    return read_rows(task, source, split)
 
 
 def test_tsv_has_no_quotes_and_csv_has(tmp_path):
@@ -95,7 +93,7 @@ def test_unicode_line_breaks_inside_a_text_do_not_split_the_row(tmp_path):
         (b"text\tlabel\na\tx\nb\rc\ty\n", "train.tsv:3: a lone carriage return: end lines with \\n"),
         ("sentence\tlabel\na\tx\n", "train.tsv:1: no column 'text'; the columns are 'sentence', 'label': name yours"),
         ("text\tclass\na\tx\n", "train.tsv:1: no column 'label'; the columns are 'text', 'class': name yours with --"),
-        ("text\tlabel\ttext\na\tx\tb\n", "train.tsv:1: the column 'text' is there 2 times: rename one"),
+        ("text\tlabel\ttext\na\tx\tb\n", "train.tsv:1: the column 'text' occurs 2 times: rename one"),
         ("text\tlabel\tb\u2028c\na\tx\n", "train.tsv:2: short row: 2 instead of 3 (text, label, b\\u2028c): complete"),
         (
             "text\tlabel\n" + "".join(f"a\t{i}\n" for i in range(30)),
@@ -144,7 +142,7 @@ def test_a_bad_csv_is_refused_by_the_line_where_its_row_starts(tmp_path, content
         ('{"text": "b", "label": 1e999}', "'label' is inf, not a finite number: correct or remove the row"),
         (
             '{"text": "b", "label": "y", "text": "c"}',
-            "not JSON (the key 'text' is there twice): each line must be one",
+            "not JSON (the key 'text' occurs twice): each line must be one",
         ),
     ],
 )
@@ -177,12 +175,12 @@ def test_regression_labels_are_float32_without_names(tmp_path):
 
 def test_given_labels_are_authoritative(tmp_path):
     source = DataSource(dev=write(tmp_path, "dev.tsv", GOOD))
-    assert read_rows(CLASSES, source, "dev", ("c", "b", "a"), tmp_path / "c").labels.tolist() == [1, 2]
+    assert read_rows(CLASSES, source, "dev", ("c", "b", "a")).labels.tolist() == [1, 2]
     with pytest.raises(InputError) as error:
-        read_rows(CLASSES, source, "dev", ("a", "c"), tmp_path / "c")
+        read_rows(CLASSES, source, "dev", ("a", "c"))
     assert str(error.value) == (
-        f"{tmp_path}/dev.tsv:2: unknown label 'b'; model or training file have 'a', 'c': correct it in the"
-        " file, or take a model that was fine-tuned on it"
+        f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model or training file has 'a', 'c': correct it in"
+        " the file, or take a model that was fine-tuned on it"
     )
 
 
@@ -191,7 +189,7 @@ def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):
     rows = read_rows(CLASSES, DataSource(train=train, dev=write(tmp_path, "dev.csv", "text,label\nq,b\n")), "dev")
     assert (rows.label_names, rows.labels.tolist()) == (("a", "b"), [1])
     source = DataSource(train=train, dev=write(tmp_path, "dev2.csv", "text,label\nq,z\n"))
-    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; model or training file have 'a', 'b'"):
+    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; the model or training file has 'a', 'b'"):
         read_rows(CLASSES, source, "dev")
 
 
@@ -233,7 +231,7 @@ def test_the_damage_in_qqps_official_files_is_no_error(tmp_path, capsys):
     write(tmp_path, "train.tsv", QQP + "1\t2\t3\tA?\tB?\t1\n4\t5\t6\n7\t8\t9\tC?\t\t0\n")
     rows = read_rows(get_task("qqp"), DataSource(data=str(tmp_path)), "train")
     assert (rows.texts, rows.labels.tolist(), list(rows.lines)) == ([("A?", "B?"), ("C?", "")], [1, 0], [2, 4])
-    assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: 1 row is cut short and left out, at line 3 first\n"
+    assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: 1 row is cut short and left out, first at line 3\n"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +253,8 @@ def test_no_other_damage_is_passed_over(tmp_path, task, name, content, message):
 def test_a_row_of_a_headerless_file_is_counted_from_its_first_line(tmp_path):
     write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t2\t\tTwo.\n")
     with pytest.raises(
-        InputError, match=r"train.tsv:2: unknown label '2'; model or training file have 'unacceptable', 'acceptable'"
+        InputError,
+        match=r"train.tsv:2: unknown label '2'; the model or training file has 'unacceptable', 'acceptable'",
     ):
         read_rows(get_task("cola"), DataSource(data=str(tmp_path)), "train")
 
@@ -276,7 +275,7 @@ def test_a_test_split_may_come_without_labels(tmp_path, content, labels):
     assert (rows.labels if rows.labels is None else rows.labels.tolist()) == labels
 
 
-def test_the_same_file_without_labels_is_no_training_file_even_from_the_cache(tmp_path):
+def test_a_test_file_without_labels_is_no_training_file(tmp_path):
     for name in ("test.tsv", "train.tsv"):
         write(tmp_path, name, "sentence\nfine\n")
     source = DataSource(data=str(tmp_path))
@@ -314,15 +313,6 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch, source, split, message):
     assert str(error.value).startswith(message)
 
 
-def test_a_second_reading_comes_from_the_cache_silently(tmp_path, monkeypatch, capfd):
-    first = read(tmp_path, GOOD)
-    monkeypatch.setattr(rows, "read_checked", None)  # parsing again would fail
-    second = read(tmp_path, GOOD, "elsewhere.tsv")
-    assert (second.texts, second.labels.tolist()) == (first.texts, first.labels.tolist())
-    assert second.fingerprint == first.fingerprint
-    assert capfd.readouterr() == ("", "")
-
-
 def test_another_content_or_column_has_another_fingerprint(tmp_path):
     content = "text\tmore\tlabel\na\tb\tx\nc\td\ty\n"
     prints = [
@@ -334,89 +324,57 @@ def test_another_content_or_column_has_another_fingerprint(tmp_path):
     assert len(set(prints)) == 4
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 70_000, None], ids=["empty", "zeros", "deleted"])
-def test_a_corrupt_cache_entry_is_rebuilt(tmp_path, damage, caplog):
-    rows = read(tmp_path, GOOD)
-    (file,) = (tmp_path / "cache").rglob("*.array_record*")
-    file.unlink()
-    if damage is not None:
-        file.write_bytes(damage)
-    assert read(tmp_path, GOOD).texts == rows.texts
-    assert "does not load" in caplog.text
-    assert [entry.name for entry in (tmp_path / "cache" / "rows").iterdir()] == [rows.fingerprint]
+@pytest.mark.parametrize(
+    ("task", "name", "content", "fingerprint"),
+    [
+        (
+            "classification",
+            "train.tsv",
+            GOOD.decode(),
+            "7f07521b6b21d741b29b37f0ba24a09003f6c039abd741b8e29ded09b2a75492",
+        ),
+        (
+            "classification",
+            "train.csv",
+            "text,label\na,x\nb,y\n",
+            "26feb4185cc2a91c50ec3f08ff37686723cae480b1396ec5e06e9d1858a398d5",
+        ),
+        (
+            "classification",
+            "train.jsonl",
+            '{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n',
+            "a825064737133a1f2f493dea05220a7f048d77b41944c4c0be32f980239ce791",
+        ),
+        (
+            "cola",
+            "train.tsv",
+            GLUE_FILES["cola"][0],
+            "e0059e3b634b722a8da76141b78e5363d3348f37f39dbb8c83ed89f6c36b2222",
+        ),
+        ("qqp", "train.tsv", GLUE_FILES["qqp"][0], "7bdf87cee7273c7a7fe21a2a14b711f5993e4cec31cf076c1d39118198b3869c"),
+        (
+            "sst2",
+            "test.tsv",
+            "index\tsentence\n0\tfine\n1\tbad\n",
+            "2f917f862232e680ef359181b65acf401bcfbea5c87cf3b22edc58d584bd71c6",
+        ),
+    ],
+)
+def test_fingerprints_stay_those_of_earlier_versions(tmp_path, task, name, content, fingerprint):
+    """They are in the keys of the cache and in experiment.json, which a resumed run compares."""
+    assert read(tmp_path, content, name, get_task(task), Path(name).stem).fingerprint == fingerprint
 
 
-def test_a_failed_build_leaves_nothing_behind(tmp_path):
-    def build(folder: Path) -> None:
-        (folder / "half").write_text("x")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        cached(tmp_path / "rows" / "key", build, lambda folder: folder)
-    assert list((tmp_path / "rows").iterdir()) == []
-
-
-def test_an_entry_that_another_run_removed_to_make_room_is_built_again(tmp_path):
-    entry, built = tmp_path / "rows" / "key", []
-
-    def load(folder: Path) -> str:
-        if len(built) == 1:
-            shutil.rmtree(folder)
-        return (folder / "value").read_text()
-
-    def build(folder: Path) -> None:
-        built.append(folder)
-        (folder / "value").write_text("x")
-
-    assert cached(entry, build, load) == "x"
-    assert len(built) == 2
-    built.clear()
-    with pytest.raises(FileNotFoundError):
-        cached(entry, build, lambda folder: (folder / "no such file").read_text())
-    assert len(built) == 2, "an answer that costs hours is not computed again and again"
-
-
-def test_of_two_builders_that_race_the_first_wins(tmp_path):
-    entry = tmp_path / "rows" / "key"
-
-    def build(folder: Path) -> None:
-        entry.mkdir()  # another process is first, meanwhile
-        (entry / "file").write_text("theirs")
-        (folder / "file").write_text("ours")
-
-    assert cached(entry, build, lambda folder: (folder / "file").read_text()) == "theirs"
-    assert list(entry.parent.iterdir()) == [entry]
-
-
-def _read_in_process(arguments: tuple[str, str]) -> list[int]:
-    path, cache = arguments
-    return read_rows(CLASSES, DataSource(train=path), "train", cache_dir=Path(cache)).labels.tolist()
-
-
-def test_two_processes_may_read_the_same_file_at_once(tmp_path):
-    path = write(tmp_path, "train.tsv", GOOD)
-    with get_context("spawn").Pool(2) as pool:
-        results = pool.map(_read_in_process, [(path, str(tmp_path / "cache"))] * 2)
-        pool.close()
-        pool.join()
-    assert results == [[1, 0], [1, 0]]
-    assert len(list((tmp_path / "cache" / "rows").iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written_is_an_input_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    path = write(tmp_path, "train.tsv", GOOD)
-    with pytest.raises(InputError, match=r"cannot write the cache .*: set TINYBERT_JAX_CACHE"):
-        read_rows(CLASSES, DataSource(train=path), "train", cache_dir=tmp_path / "file")
-
-
-def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.setenv("TINYBERT_JAX_CACHE", "/own")
-    assert cache_folder(tmp_path) == tmp_path
-    assert cache_folder(None) == Path("/own")
-    monkeypatch.delenv("TINYBERT_JAX_CACHE")
-    assert cache_folder(None) == Path("/xdg/tinybert_jax")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder(None) == Path("/home/someone/.cache/tinybert_jax")
+def test_a_local_file_is_neither_copied_nor_read_by_another_package(tmp_path, cache_dir):
+    write(tmp_path, "train.tsv", GOOD)
+    code = f"""
+import sys
+from tinybert_jax.data.rows import read_rows
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import get_task
+rows = read_rows(get_task("classification"), DataSource(train={str(tmp_path / "train.tsv")!r}), "train")
+print(rows.texts, {{"tensorflow_datasets", "array_record", "grain"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[('good',), ('bad',)] set()\n", "")
+    assert not list(cache_dir.iterdir())

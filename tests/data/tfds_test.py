@@ -76,6 +76,13 @@ def test_a_prepared_tfds_set_is_read_by_name(prepared):
     assert read_rows(get_task("classification"), own, "train").label_names == ("negative", "positive")
 
 
+def test_the_fingerprint_of_a_set_stays_that_of_earlier_versions(prepared):
+    """It is in the keys of the cache and in experiment.json, which a resumed run compares."""
+    train, test = (read_rows(get_task("sst2"), DataSource(tfds="tiny_reviews"), split) for split in ("train", "test"))
+    assert train.fingerprint == "0c2adfb098829c853aaecfba60f44addd346ff101feb8f4fd17e403cc9fefc8e"
+    assert test.fingerprint == "557b4d0cdcac008be85598cf82cc3e51175f1761a21fb6f5a4dcd51705005b92"
+
+
 def test_rows_without_a_label_are_no_class_of_their_own(prepared, capsys):
     """TFDS has -1 where SNLI's annotators did not agree."""
     task = dataclasses.replace(get_task("classification"), tfds_dev="partly")

@@ -30,9 +30,10 @@ from tinybert_jax.training.population import member, stack
 from tinybert_jax.training.step import TrainState, create_state, make_train_step
 
 # A prime vocabulary, which no mesh divides; heads for 2 devices; widths for 8
-SIZES = {"vocab_size": 97, "vocab_multiple": 16, "num_attention_heads": 4, "initializer_range": 0.2}
+SIZES = {"vocab_size": 97, "num_attention_heads": 4, "initializer_range": 0.2}
 TEACHER = tb.BertConfig(hidden_size=48, num_hidden_layers=4, intermediate_size=64, **SIZES)
 STUDENT = tb.BertConfig(hidden_size=32, num_hidden_layers=2, intermediate_size=64, **SIZES)
+COMPUTE = tb.Compute(vocab_multiple=16)
 ALL_AXES = "data=2 fsdp=2 model=2"
 # what is compiled where: each costs seconds
 STAGES = {
@@ -97,7 +98,7 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
     assert chosen == [(4, 1, 1, 1), (1, 2, 1, 1)], "by default as many devices as divide 32 and 24"
     for asked, message in (
         ({"data": 4, "fsdp": 2}, "--mesh data=4,fsdp=2 needs 8 devices, and there are 6"),
-        ({"data": 3}, "--mesh data=3 cannot share 32 rows"),
+        ({"data": 3}, "--mesh data=3 cannot split 32 rows"),
         ({"tensor": 2}, r"mesh {'tensor': 2}: give sizes, at least 1, of data, fsdp, model, member"),
         ({"data": 0}, r"mesh {'data': 0}: give sizes, at least 1"),
         ({"member": 2}, "--mesh member=2: member=2 does not divide the population of 3: choose one that does"),
@@ -106,7 +107,7 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
         with pytest.raises(tb.InputError, match=message):
             sharding.choose_mesh(asked, [32], heads, members=3)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(tb.InputError, match="--mesh data=4 leaves 2 of 6 devices out; of several processes all"):
+    with pytest.raises(tb.InputError, match="--mesh data=4 leaves 2 of 6 devices out, and a run of several"):
         sharding.choose_mesh({"data": 4}, [32], heads)
 
 
@@ -162,17 +163,17 @@ def batch_of(size: int) -> tb.Batch:
 
 
 def objective_of(stage: str) -> tuple[Objective, tb.Batch, dict]:
-    student = dataclasses.replace(STUDENT, remat="remat" in stage)
+    compute = dataclasses.replace(COMPUTE, remat="remat" in stage)
     batch = batch_of(16)
-    classifier = tb.init_params(tb.BertForSequenceClassification(student), jax.random.key(1))
+    classifier = tb.init_params(tb.BertForSequenceClassification(STUDENT, compute), jax.random.key(1))
     if stage == "masked_lm":
-        head = tb.init_params(tb.BertForMaskedLM(student), jax.random.key(1))
-        return masked_lm_objective(student), batch, head
+        head = tb.init_params(tb.BertForMaskedLM(STUDENT, compute), jax.random.key(1))
+        return masked_lm_objective(STUDENT, compute), batch, head
     batch = batch._replace(labels=np.zeros(16, np.int32))
     if stage == "prediction":
-        return prediction_objective(student, TEACHER), batch, classifier
+        return prediction_objective(STUDENT, TEACHER, compute=compute), batch, classifier
     attention: Attention = "relations" if stage == "relations" else "scores"
-    return transformer_objective(student, TEACHER, attention=attention), batch, classifier
+    return transformer_objective(STUDENT, TEACHER, attention=attention, compute=compute), batch, classifier
 
 
 class Measured(NamedTuple):
@@ -184,7 +185,7 @@ class Measured(NamedTuple):
 def measure(stage: str, mesh: Mesh, seeds: tuple[int, ...] = (3,)) -> Measured:
     """One step of one student, or of a population. With dropout: its masks do not depend on the mesh."""
     objective, batch, student = objective_of(stage)
-    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER, COMPUTE), jax.random.key(0))
     trainable = stack([objective.init(jax.random.key(seed - 1), student) for seed in seeds])
     kept = optax.GradientTransformation(lambda params: params, lambda grads, state, params: (grads, grads))
     keys = stack([jax.random.key(seed) for seed in seeds])
@@ -215,7 +216,7 @@ def measure_members(meshes: dict[str, Mesh]) -> dict[str, Any]:
             "flops": flops,
         }
     objective, batch, _ = objective_of("transformer")
-    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER, COMPUTE), jax.random.key(0))
     targets = jax.jit(objective.targets).lower(teacher, batch).compile()
     return found | {"flops": {"alone": alone[0].flops, "teacher": targets.cost_analysis()["flops"]}}
 

@@ -72,7 +72,7 @@ def test_a_model_of_few_positions_is_refused(tmp_path: Path) -> None:
     tiny = Path(__file__).parent.parent / "fixtures" / "tiny-bert"
     config, params = tb.load_hf(tiny)
     tokenizer = tb.load_tokenizer(tiny, config)
-    params["bert"]["embeddings"]["position_embeddings"]["embedding"] = np.ones((2, config.hidden_size), np.float32)
+    params["encoder"]["embeddings"]["position_embeddings"]["embedding"] = np.ones((2, config.hidden_size), np.float32)
     tb.save_hf(tmp_path, dataclasses.replace(config, max_position_embeddings=2), params, tokenizer)
     with pytest.raises(tb.InputError, match="has 2 positions, fewer than max_length 8"):
         tb.load_predictor(tmp_path)

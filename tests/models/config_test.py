@@ -58,9 +58,21 @@ REFUSED = {
     "tb.Stage('transfomer')": (
         "objective is 'transfomer'; it must be one of supervised, masked_lm, transformer, prediction"
     ),
+    "tb.Stage(('transformer',))": (
+        "objective is ('transformer',); it must be settings such as Prediction(), or their name"
+    ),
+    "tb.Stage('transformer', evaluate_every=5)": (
+        "evaluate_every is 5, but stage 'transformer' trains no head and is not evaluated: leave it out"
+    ),
+    "tb.Stage('transformer', schedule='constant', warmup_ratio=0.2)": (
+        "warmup_ratio is 0.2, but schedule 'constant' has no warm-up: leave it out"
+    ),
+    "experiment(teacher_cache_gb=1.0)": "teacher_cache_gb is 1.0, but no stage has a teacher: leave it out",
+    "tb.Transformer(hidden_weight=-1.0)": "hidden_weight is -1.0; it must be finite and not negative",
+    "experiment(layer_map='top')": "layer_map is 'top', but no stage and no start reads it: leave it out",
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",
     "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be finite and greater than 0",
-    "tb.Stage('supervised', temperature=float('inf'))": "temperature is inf; it must be finite and greater than 0",
+    "tb.Stage(tb.Prediction(temperature=float('inf')))": "temperature is inf; it must be finite and greater than 0",
     "tb.Stage('supervised', epochs=0.5)": "epochs is 0.5; it must be a whole number, at least 1",
     "tb.Stage('supervised', batch_size=0)": "batch_size is 0; it must be a whole number, at least 1",
     "tb.Stage('supervised', evaluate_every=2.0)": "evaluate_every is 2.0; it must be a whole number, at least 1",
@@ -71,12 +83,8 @@ REFUSED = {
     "tb.Stage('transformer', batch_size=32, accumulation_steps=5)": (
         "accumulation_steps 5 does not divide the batch size 32"
     ),
-    "tb.Stage('masked_lm', masking_probability=0.0)": (
-        "masking_probability is 0.0; it must be above 0, and at most 0.2"
-    ),
-    "tb.Stage('masked_lm', masking_probability=0.5)": (
-        "masking_probability is 0.5; it must be above 0, and at most 0.2"
-    ),
+    "tb.MaskedLM(masking_probability=0.0)": ("masking_probability is 0.0; it must be above 0, and at most 0.2"),
+    "tb.MaskedLM(masking_probability=0.5)": ("masking_probability is 0.5; it must be above 0, and at most 0.2"),
     "tb.CorpusSource(())": "a corpus needs at least one text file: give --corpus FILE",
     "tb.Experiment('sst2', tb.CorpusSource(('f',)), 'bert', (tb.Stage('masked_lm'),))": (
         "task 'sst2' and a CorpusSource do not go together"
@@ -84,7 +92,9 @@ REFUSED = {
     "tb.Experiment('corpus', tb.CorpusSource(('f',)), 'bert', (tb.Stage('supervised'),))": (
         "stage 'supervised' is not one of task 'corpus'"
     ),
-    "experiment(start='spectral')": "start 'spectral' is for a student preset; 'bert' brings its own parameters",
+    "experiment(start='spectral')": (
+        "start 'spectral' is for a student preset or size; 'bert' brings its own parameters"
+    ),
     "experiment(seed=-1)": "seed is -1; it must be a whole number in [0, 2**32)",
     "experiment(data_seed=2**32)": "data_seed is 4294967296; it must be a whole number in [0, 2**32)",
     "experiment(checkpoint_every=0)": "checkpoint_every is 0; it must be at least 1",

@@ -13,6 +13,7 @@ import tinybert_jax as tb
 from tinybert_jax.models.layers import attention_scores, dropout
 from tinybert_jax.models.parameters import count_parameters
 
+COMPUTE = tb.Compute()
 CONFIG = tb.BertConfig(
     vocab_size=50,
     hidden_size=24,
@@ -25,8 +26,8 @@ IDS = jnp.array(np.random.default_rng(0).integers(5, 50, (3, 9)))
 PARAMS = tb.init_params(tb.BertForSequenceClassification(CONFIG), jax.random.key(0))
 
 
-def apply(config: tb.BertConfig = CONFIG, **kwargs) -> tb.BertOutput:
-    return tb.BertForSequenceClassification(config).apply({"params": PARAMS}, IDS, **kwargs)
+def apply(config: tb.BertConfig = CONFIG, compute: tb.Compute = COMPUTE, **kwargs) -> tb.BertOutput:
+    return tb.BertForSequenceClassification(config, compute).apply({"params": PARAMS}, IDS, **kwargs)
 
 
 @pytest.mark.parametrize(("preset", "count"), [("tinybert-4l-312d", 14_350_248), ("tinybert-6l-768d", 66_955_008)])
@@ -74,7 +75,7 @@ def test_scores_are_the_products_of_the_queries_and_keys_that_come_out() -> None
 
 def test_values_that_come_out_are_those_of_the_layer() -> None:
     out = apply(qkv_layers=(2,))
-    dense = PARAMS["bert"]["encoder"]["layer"]["attention"]["self"]["value"]
+    dense = PARAMS["encoder"]["encoder"]["layer"]["attention"]["self"]["value"]
     value = out.hidden_states[2] @ dense["kernel"][2] + dense["bias"][2][None, None]
     np.testing.assert_allclose(out.qkv[0, 2], value, rtol=1e-4, atol=1e-5)
 
@@ -122,7 +123,7 @@ def test_dropout_draws_every_byte_of_a_word_once() -> None:
 
 
 def test_bfloat16_is_near_float32_with_float32_scores_and_logits() -> None:
-    half, full = apply(dataclasses.replace(CONFIG, compute_dtype="bfloat16")), apply()
+    half, full = apply(compute=tb.Compute("bfloat16")), apply()
     assert half.hidden_states.dtype == jnp.bfloat16
     assert half.attention_scores.dtype == half.logits.dtype == jnp.float32
     np.testing.assert_allclose(half.logits, full.logits, atol=0.05)

@@ -15,7 +15,6 @@ from tinybert_jax.objectives.masked_lm import masked_lm_objective
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.supervised import supervised_objective
-from tinybert_jax.settings.choices import Head
 
 TEACHER = tb.BertConfig(
     vocab_size=40,
@@ -34,19 +33,19 @@ LABELS: dict[Head, np.ndarray] = {
 }
 
 
-def make_batch(head: Head) -> tb.Batch:
+def make_batch(head: str) -> tb.Batch:
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.int32)
     ids = np.random.default_rng(0).integers(5, 40, (2, 6)).astype(np.int32) * mask
     arrays = (ids, mask, np.zeros_like(ids), LABELS[head], np.ones(2, np.float32))
     return tb.Batch(*map(jnp.asarray, arrays))
 
 
-def params_of(head: Head, config: tb.BertConfig, seed: int) -> dict:
-    return tb.init_params(HEADS[head](config), jax.random.key(seed))
+def params_of(head: str, config: tb.BertConfig, seed: int) -> dict:
+    return tb.init_params(HEADS[head].model(config), jax.random.key(seed))
 
 
-def logits_of(head: Head, config: tb.BertConfig, params: dict, batch: tb.Batch) -> np.ndarray:
-    return np.asarray(HEADS[head](config).apply({"params": params}, *batch[:3]).logits)
+def logits_of(head: str, config: tb.BertConfig, params: dict, batch: tb.Batch) -> np.ndarray:
+    return np.asarray(HEADS[head].model(config).apply({"params": params}, *batch[:3]).logits)
 
 
 def log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -54,7 +53,7 @@ def log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=axis, keepdims=True))
 
 
-def per_example(head: Head, student: np.ndarray, target: np.ndarray, batch: tb.Batch) -> list[float]:
+def per_example(head: str, student: np.ndarray, target: np.ndarray, batch: tb.Batch) -> list[float]:
     """Cross-entropy of each example in plain numpy; `target` holds a distribution where the student's logits do."""
     out = []
     for i in range(2):
@@ -75,7 +74,7 @@ def loss_of(objective: Objective, params: dict, teacher: dict, batch: tb.Batch, 
 
 
 @pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])
-def test_supervised_loss_is_the_cross_entropy_of_what_is_labelled(head: Head) -> None:
+def test_supervised_loss_is_the_cross_entropy_of_what_is_labelled(head: str) -> None:
     batch, params = make_batch(head), params_of(head, STUDENT, 1)
     objective = supervised_objective(STUDENT, head)
     if head == "masked_lm":
@@ -94,7 +93,7 @@ def test_supervised_loss_is_the_cross_entropy_of_what_is_labelled(head: Head) ->
 
 
 @pytest.mark.parametrize("head", ["tokens", "span"])
-def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperature(head: Head) -> None:
+def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperature(head: str) -> None:
     batch, params, teacher = make_batch(head), params_of(head, STUDENT, 1), params_of(head, TEACHER, 0)
     own, taught = logits_of(head, STUDENT, params, batch) / 2, logits_of(head, TEACHER, teacher, batch) / 2
     if head == "span":
@@ -105,7 +104,7 @@ def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperatu
 
 
 @pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])
-def test_longer_padding_changes_nothing(head: Head) -> None:
+def test_longer_padding_changes_nothing(head: str) -> None:
     batch, params, teacher = make_batch(head), params_of(head, STUDENT, 1), params_of(head, TEACHER, 0)
     widths = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0} | ({} if head == "span" else {"labels": -1})
     longer = batch._replace(
@@ -165,7 +164,7 @@ def test_a_teacher_of_another_vocabulary_reads_its_own_tokens() -> None:
     batch = make_batch("span")._replace(labels=jnp.zeros(2, jnp.int32))
     theirs = (jnp.full((2, 9), 45), jnp.ones((2, 9), jnp.int32), jnp.zeros((2, 9), jnp.int32))
     objective = prediction_objective(STUDENT, teacher_config)
-    expected = HEADS["sequence"](teacher_config).apply({"params": teacher}, *theirs).logits
+    expected = HEADS["sequence"].model(teacher_config).apply({"params": teacher}, *theirs).logits
     np.testing.assert_array_equal(objective.targets(teacher, batch._replace(teacher_inputs=theirs)), expected)
     assert not np.allclose(objective.targets(teacher, batch), expected)
     assert loss_of(objective, params, teacher, batch._replace(teacher_inputs=theirs)) > 0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_mlm import VOCABULARY, make_mlm
 
-from tinybert_jax.models.heads import BertForMaskedLM, logits_at, masked_lm_function
+from tinybert_jax.models.masked_lm import BertForMaskedLM, logits_at, masked_lm_function
 
 
 def test_most_probable_ids_are_those_of_the_whole_models_logits_at_the_position():
@@ -33,7 +33,7 @@ def test_logits_at_chosen_positions_are_those_of_the_whole_model():
 def test_a_checkpoint_as_pretrained_with_pooler_and_next_sentence_head_is_fine():
     config, params = make_mlm(VOCABULARY)
     more = {
-        "bert": params["bert"] | {"pooler": {"dense": {"kernel": np.zeros((16, 16)), "bias": np.zeros(16)}}},
+        "encoder": params["encoder"] | {"pooler": {"dense": {"kernel": np.zeros((16, 16)), "bias": np.zeros(16)}}},
         "cls": params["cls"] | {"seq_relationship": {"kernel": np.zeros((16, 2)), "bias": np.zeros(2)}},
     }
     ids, ones, at = np.full((2, 8), 9, np.int32), np.ones((2, 8), np.int32), np.zeros(2, np.int32)

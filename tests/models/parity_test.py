@@ -36,7 +36,7 @@ def forward(directory: Path, head: str, inputs: dict[str, Any]) -> tb.BertOutput
     config, params = tb.load_hf(directory)
     model = getattr(tb, head)(config)
     arrays = {name: jnp.asarray(values) for name, values in inputs.items()}
-    return model.apply({"params": params["bert"] if head == "BertModel" else params}, **arrays)
+    return model.apply({"params": params["encoder"] if head == "BertModel" else params}, **arrays)
 
 
 @pytest.mark.parametrize("name", HEADS)

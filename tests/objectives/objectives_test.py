@@ -29,6 +29,7 @@ TEACHER = tb.BertConfig(
     initializer_range=0.2,
     id2label=("a", "b", "c"),
 )
+COMPUTE = tb.Compute()
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
 TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
 TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
@@ -92,8 +93,8 @@ def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
     objective = transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset="paper")
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
-    student = tb.BertModel(STUDENT).apply({"params": STUDENT_PARAMS["bert"]}, *inputs)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["encoder"]}, *inputs)
+    student = tb.BertModel(STUDENT).apply({"params": STUDENT_PARAMS["encoder"]}, *inputs)
     kernels = {name: np.asarray(p["kernel"]) for name, p in trainable["projections"].items()}
     embedding = np.mean((student.hidden_states[0] @ kernels["embedding"] - teacher.hidden_states[0]) ** 2)
     expected = {"embedding": embedding}
@@ -108,23 +109,27 @@ def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
 
 
 def attention_gradients(
-    objective: Objective, student: tb.BertConfig, plain: Callable[[tb.BertOutput, tb.BertOutput], jax.Array]
+    objective: Objective,
+    student: tb.BertConfig,
+    plain: Callable[[tb.BertOutput, tb.BertOutput], jax.Array],
+    compute: tb.Compute = COMPUTE,
 ) -> tuple[tb.Params, tb.Params]:
     """Of the objective's attention term, and of `plain(student's output, teacher's output)`, by the student's BERT."""
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
     targets = objective.targets(TEACHER_PARAMS, batch)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, qkv_layers=(0, 1, 2, 3))
+    model = tb.BertModel(TEACHER, compute)
+    teacher = model.apply({"params": TEACHER_PARAMS["encoder"]}, *inputs, qkv_layers=(0, 1, 2, 3))
 
     def ours(bert: tb.Params) -> jax.Array:
         hyper = tb.Hyper(embedding_weight=0.0, hidden_weight=0.0)
-        return objective.loss(trainable | {"bert": bert}, targets, batch, hyper, None)[0]
+        return objective.loss(trainable | {"encoder": bert}, targets, batch, hyper, None)[0]
 
     def expected(bert: tb.Params) -> jax.Array:
-        model = tb.BertModel(student, add_pooler=False)
+        model = tb.BertModel(student, compute, add_pooler=False)
         return plain(model.apply({"params": bert}, *inputs, qkv_layers=(0, 1)), teacher)
 
-    return jax.grad(ours)(trainable["bert"]), jax.grad(expected)(trainable["bert"])
+    return jax.grad(ours)(trainable["encoder"]), jax.grad(expected)(trainable["encoder"])
 
 
 def assert_close(found: tb.Params, expected: tb.Params, tolerance: float) -> None:
@@ -136,7 +141,7 @@ def assert_close(found: tb.Params, expected: tb.Params, tolerance: float) -> Non
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, dtype: str) -> None:
-    student = dataclasses.replace(STUDENT, compute_dtype=dtype)
+    student, compute = STUDENT, tb.Compute(dtype)
     counted = jnp.ones((4, 8)) if preset == "paper" else make_batch().attention_mask
 
     def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
@@ -144,8 +149,8 @@ def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, 
         pairs = ((own.attention_scores[m], teacher.attention_scores[g - 1]) for m, g in ((0, 3), (1, 2)))
         return sum(jnp.mean(loss(*pair, counted)) for pair in pairs)
 
-    objective = transformer_objective(student, TEACHER, layer_map=(3, 2), preset=preset)
-    assert_close(*attention_gradients(objective, student, plain), 1e-5 if dtype == "float32" else 2e-2)
+    objective = transformer_objective(student, TEACHER, layer_map=(3, 2), preset=preset, compute=compute)
+    assert_close(*attention_gradients(objective, student, plain, compute), 1e-5 if dtype == "float32" else 2e-2)
 
 
 def test_gradient_of_the_relations_is_that_through_queries_keys_and_values() -> None:
@@ -249,16 +254,16 @@ def test_every_trainable_leaf_of_every_stage_is_reached(preset: str) -> None:
 def test_transformer_stage_trains_neither_pooler_nor_head_and_exports_no_projection() -> None:
     objective = transformer_objective(STUDENT, TEACHER)
     trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
-    assert set(trainable["bert"]) == {"embeddings", "encoder"}
+    assert set(trainable["encoder"]) == {"embeddings", "encoder"}
     moved = jax.tree.map(lambda x: x + 1, trainable)
     exported = objective.export(moved, STUDENT_PARAMS)
     assert jax.tree.structure(exported) == jax.tree.structure(STUDENT_PARAMS)
     np.testing.assert_array_equal(exported["classifier"]["kernel"], STUDENT_PARAMS["classifier"]["kernel"])
     np.testing.assert_array_equal(
-        exported["bert"]["pooler"]["dense"]["kernel"], STUDENT_PARAMS["bert"]["pooler"]["dense"]["kernel"]
+        exported["encoder"]["pooler"]["dense"]["kernel"], STUDENT_PARAMS["encoder"]["pooler"]["dense"]["kernel"]
     )
     word = ("embeddings", "word_embeddings", "embedding")
-    before, after = STUDENT_PARAMS["bert"], exported["bert"]
+    before, after = STUDENT_PARAMS["encoder"], exported["encoder"]
     for name in word:
         before, after = before[name], after[name]
     np.testing.assert_array_equal(after, before + 1)
@@ -344,8 +349,8 @@ def test_every_state_passes_its_own_projection_or_the_shared_one(name: str) -> N
     objective = transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset="paper")
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS | BROUGHT[name]), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs)
-    student = tb.BertModel(STUDENT).apply({"params": STUDENT_PARAMS["bert"]}, *inputs)
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["encoder"]}, *inputs)
+    student = tb.BertModel(STUDENT).apply({"params": STUDENT_PARAMS["encoder"]}, *inputs)
     _, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
     kernel, bias = (np.asarray(fit_dense()[part]) for part in ("kernel", "bias"))
     for m, (g, metric) in enumerate([(0, "embedding"), (3, "hidden/1"), (2, "hidden/2")]):
@@ -369,7 +374,7 @@ def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_lay
     trainable, batch = objective.init(jax.random.key(2), params), make_batch()
     targets = objective.targets(TEACHER_PARAMS, batch)
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, qkv_layers=(0, 1, 2, 3))
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["encoder"]}, *inputs, qkv_layers=(0, 1, 2, 3))
     queries_and_keys = np.moveaxis(np.asarray(teacher.qkv)[:, :2], 2, 0)
     np.testing.assert_array_equal(targets["attention"], queries_and_keys[:, np.array(mapped) - 1])
     np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states.swapaxes(0, 1)[:, np.array(mapped)])
@@ -380,8 +385,8 @@ def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
     objective = transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["bert"]}, *inputs, qkv_layers=(1, 2))
-    student = tb.BertModel(TWO_HEADS).apply({"params": STUDENT_PARAMS["bert"]}, *inputs, qkv_layers=(0, 1))
+    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["encoder"]}, *inputs, qkv_layers=(1, 2))
+    student = tb.BertModel(TWO_HEADS).apply({"params": STUDENT_PARAMS["encoder"]}, *inputs, qkv_layers=(0, 1))
     _, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
     for m, slot in ((1, 1), (2, 0)):  # layer 3 of the teacher is in slot 1, layer 2 in slot 0
         expected = np.mean(

@@ -1,5 +1,5 @@
-"""`official` does the original code's arithmetic: torch's stored numbers always; where torch is installed, TinyBERT4
-and BERT_BASE (small vocabulary) against torch itself.
+"""`official` does the original code's arithmetic on BERT's own head: torch's stored numbers always; where torch is
+installed, TinyBERT4 and BERT_BASE (small vocabulary) against torch itself.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def named_tensors(trainable: Any) -> Tensors:
     """A tree of parameters or gradients; projections are `fit_dense`."""
     tree = dict(trainable)
     projections = tree.pop("projections", {})
-    prefix = "bert." if set(tree) == {"bert"} else ""
-    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree).items()}
+    prefix = "bert." if set(tree) == {"encoder"} else ""
+    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree, STUDENT_CONFIG).items()}
     for name, layer in projections.items():
         tensors |= {f"{name}.weight": np.asarray(layer["kernel"]).T, f"{name}.bias": np.asarray(layer["bias"])}
     return tensors

@@ -88,8 +88,8 @@ def test_weight_decay_of_the_stage_applies(pretrained: Path, reviews: Path, tmp_
         directory = tb.run(experiment, tmp_path / str(weight_decay)).directory
         params = tb.load_hf(directory)[1]
         # a word that no review holds is moved by decay alone
-        table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+        table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
         weights.append(np.linalg.norm(table[4]))
-    start = np.asarray(tb.load_hf(pretrained)[1]["bert"]["embeddings"]["word_embeddings"]["embedding"][4])
+    start = np.asarray(tb.load_hf(pretrained)[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"][4])
     np.testing.assert_allclose(weights[0], np.linalg.norm(start), rtol=1e-6)
     np.testing.assert_allclose(weights[1], np.linalg.norm(start) * (1 - 0.5 * 1e-2) ** 3, rtol=1e-5)

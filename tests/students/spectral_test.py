@@ -62,10 +62,10 @@ def test_every_term_of_the_loss_starts_far_below_that_of_a_random_start(layer_ma
 
 
 def test_projections_and_encoder_are_given_pooler_and_head_stay() -> None:
-    assert set(STARTED) == {"bert", "classifier", "projections"}
+    assert set(STARTED) == {"encoder", "classifier", "projections"}
     for name in ("classifier",):
         jax.tree.map(np.testing.assert_array_equal, STARTED[name], STUDENT_PARAMS[name])
-    jax.tree.map(np.testing.assert_array_equal, STARTED["bert"]["pooler"], STUDENT_PARAMS["bert"]["pooler"])
+    jax.tree.map(np.testing.assert_array_equal, STARTED["encoder"]["pooler"], STUDENT_PARAMS["encoder"]["pooler"])
     objective = transformer_objective(STUDENT, TEACHER)
     trainable = objective.init(jax.random.key(2), STARTED)
     jax.tree.map(np.testing.assert_array_equal, trainable["projections"], STARTED["projections"])
@@ -73,7 +73,7 @@ def test_projections_and_encoder_are_given_pooler_and_head_stay() -> None:
 
 
 def test_it_has_the_shapes_and_types_of_a_random_start() -> None:
-    kinds = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), p["bert"]) for p in (STARTED, STUDENT_PARAMS)]
+    kinds = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), p["encoder"]) for p in (STARTED, STUDENT_PARAMS)]
     assert kinds[0] == kinds[1]
 
 

@@ -1,4 +1,4 @@
-"""CoNLL files are read whole or refused by line, every word is tagged once, and spans are scored as conlleval does."""
+"""CoNLL files are read whole or refused by line, every word is tagged once, and spans are scored in every scheme."""
 
 import dataclasses
 import random
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NER_WORDS, write_conll
-from data_test import make_tokenizer
+from conftest import NER_WORDS, make_tokenizer, write_conll
 
-from tinybert_jax.data import batches
 from tinybert_jax.errors import InputError
 from tinybert_jax.tasks import ner
 from tinybert_jax.tasks.ner import align, discover_labels, read_conll, score, spans, tags, write
@@ -202,7 +200,7 @@ def test_pieces_are_made_once_for_the_same_words_tokenizer_and_length(tmp_path, 
         align(sentences, make_tokenizer(tmp_path, [*NER_WORDS]), 16, labels).fingerprint,
     ]
     assert len(set(prints)) == 4
-    monkeypatch.setattr(ner, "_encode", None)  # tokenizing again would fail
+    monkeypatch.setattr(ner, "_encode_words", None)  # tokenizing again would fail
     np.testing.assert_array_equal(align(sentences, tokenizer, 16, labels).labels, tokens.labels)
     # labels are those of the call and never of the cache
     turned = align(sentences, tokenizer, 16, labels[::-1])
@@ -214,7 +212,7 @@ def test_many_chunks_give_the_same_pieces_as_one(tmp_path, tokenizer, monkeypatc
     sentences = many_sentences(tmp_path)
     labels = discover_labels(sentences)
     one = align(sentences, tokenizer, 16, labels, tmp_path / "one")
-    monkeypatch.setattr(batches, "TOKENIZE_AT_ONCE", 7)
+    monkeypatch.setattr(ner, "TOKENIZE_AT_ONCE", 7)
     many = align(sentences, tokenizer, 16, labels, tmp_path / "many")
     np.testing.assert_array_equal(one.input_ids, many.input_ids)
     np.testing.assert_array_equal(one.labels, many.labels)
@@ -238,13 +236,14 @@ def test_many_chunks_give_the_same_pieces_as_one(tmp_path, tokenizer, monkeypatc
         ("B-PER E-LOC", [("PER", 0, 0), ("LOC", 1, 1)]),
         ("B-PER O I-PER", [("PER", 0, 0), ("PER", 2, 2)]),
         ("B-PER L-PER U-LOC", [("PER", 0, 1), ("LOC", 2, 2)]),  # BILOU
+        ("B-PER L-PER U-PER U-PER I-PER", [("PER", 0, 1), ("PER", 2, 2), ("PER", 3, 3), ("PER", 4, 4)]),
         ("B-PER M-PER E-PER S-LOC B-LOC M-LOC", [("PER", 0, 2), ("LOC", 3, 3), ("LOC", 4, 5)]),  # BMES
         ("B-a-b I-a-b I-a-c", [("a-b", 0, 1), ("a-c", 2, 2)]),  # a hyphen in the type
         ("NOUN NOUN O -LRB- B-", [("NOUN", 0, 0), ("NOUN", 1, 1), ("-LRB-", 3, 3), ("B-", 4, 4)]),
         ("", []),
     ],
 )
-def test_spans_are_those_of_conlleval(sentence, expected):
+def test_the_spans_of_every_scheme(sentence, expected):
     assert spans(sentence.split()) == set(expected)
 
 

@@ -7,10 +7,8 @@ import random
 
 import numpy as np
 import pytest
-from conftest import QA_WORDS, write_squad
-from data_test import make_tokenizer
+from conftest import QA_WORDS, make_tokenizer, write_squad
 
-from tinybert_jax.data import batches
 from tinybert_jax.errors import InputError
 from tinybert_jax.tasks import spans
 from tinybert_jax.tasks.spans import answers, windows
@@ -176,7 +174,7 @@ def test_windows_are_made_once_for_the_same_questions_tokenizer_and_sizes(tokeni
     ]
     assert len(set(prints)) == len(prints)
     first, placed = windows(questions, tokenizer, 40, 4)
-    monkeypatch.setattr(spans, "_encode", None)  # tokenizing again would fail
+    monkeypatch.setattr(spans, "_window_arrays", None)  # tokenizing again would fail
     second, again = windows(questions, tokenizer, 40, 4)
     for name in ("input_ids", "labels", "offsets"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
@@ -186,7 +184,7 @@ def test_windows_are_made_once_for_the_same_questions_tokenizer_and_sizes(tokeni
 def test_many_chunks_give_the_same_windows_as_one(tokenizer, tmp_path, monkeypatch):
     questions = long_questions(tmp_path / "q.json")
     one, placed = windows(questions, tokenizer, 40, 4, cache_dir=tmp_path / "one")
-    monkeypatch.setattr(batches, "TOKENIZE_AT_ONCE", 7)
+    monkeypatch.setattr(spans, "TOKENIZE_AT_ONCE", 7)
     many, again = windows(questions, tokenizer, 40, 4, cache_dir=tmp_path / "many")
     np.testing.assert_array_equal(one.input_ids, many.input_ids)
     np.testing.assert_array_equal(placed.questions, again.questions)

@@ -80,7 +80,7 @@ AT = "data[0].paragraphs[0].qas[0]"
         ([changed(question=None)], f"{AT}: no key 'question': give a file in SQuAD's layout"),
         ([changed(question="\0")], f"{AT}: 'question' holds a NUL or half a surrogate pair: remove it"),
         ([changed(id=7)], f"{AT}: 'id' is a number instead of a string: write one"),
-        ([WHERE, WHERE], "data[0].paragraphs[0].qas[1]: the id '1' is that of"),
+        ([WHERE, WHERE], "data[0].paragraphs[0].qas[1]: the id '1' is also used by"),
         ([changed(answers=[])], f"{AT}: there is no answer: give one, or is_impossible true"),
         ([changed(is_impossible=True)], f"{AT}: is_impossible is true, but there are answers: correct one of the two"),
         ([changed(is_impossible="no")], f"{AT}: 'is_impossible' is a string instead of true or false"),

@@ -54,12 +54,12 @@ def make_tokens(seed: int, n: int = 21) -> Tokens:
     return Tokens(ids, offsets, np.diff(offsets).astype(np.int32), np.zeros(n, np.int32), f"tokens {seed}")
 
 
-def asked(what: str = "logits", teacher: str = "a", **changes: Any) -> cache.TeacherCache:
+def asked(what: str = "logits", teacher: str = "a", compact: bool = False) -> cache.TeacherCache:
     objective, model = OBJECTIVES[what]
+    objective = objective._replace(target_dtype="bfloat16" if compact else "float32")
     params = tb.init_params(model(NUMBER if what == "a number" else TEACHER), jax.random.key(0))
     buckets = BUCKETS[-1:] if "padding" in what else BUCKETS
-    settings = {"padding": "padding" in what} | changes
-    return cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets, **settings)
+    return cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets)
 
 
 @pytest.mark.parametrize(("what", "compact"), [(what, False) for what in OBJECTIVES] + [("layers", True)])
@@ -77,7 +77,7 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
         computed = targets(asking.params, plain)
         assert jax.tree.structure(batch.targets) == jax.tree.structure(computed)
         np.testing.assert_array_equal(batch.input_ids, plain.input_ids)
-        read = int(length) if asking.padding else None
+        read = int(length) if asking.objective.reads_padding else None
         for kept, own in zip(jax.tree.leaves(batch.targets), jax.tree.leaves(computed), strict=True):
             assert kept.shape == own.shape
             assert kept.dtype == (jnp.bfloat16 if compact else own.dtype)
@@ -168,6 +168,28 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     assert len(set(keys[1:])) == len(keys[1:])
 
 
+@pytest.mark.parametrize(("preset", "kept"), [("default", "bfloat16"), ("paper", "float32"), ("official", "float32")])
+def test_only_the_default_preset_keeps_layers_in_fewer_bits(
+    preset: str, kept: str, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(blank_student),
+        teacher=str(teacher),
+        stages=(tb.Stage("transformer"), tb.Stage("prediction")),
+        preset=preset,
+        max_length=16,
+    )
+    inputs = load_inputs(experiment)
+    run = Run([experiment], inputs, inputs.teacher.params, lambda *_: {}, 64, sharding.make_mesh(), tmp_path)
+    for stage, dtype in zip(experiment.stages, (kept, "float32"), strict=True):
+        known, params = _with_cached_targets(run, stage, make_objective(experiment, stage, inputs), inputs.train)
+        assert params == {}
+        leaves = jax.tree.leaves(known.batch(np.arange(4), 16, 0).targets)
+        assert {leaf.dtype.name for leaf in leaves} == {dtype}
+
+
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
 def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
@@ -216,7 +238,7 @@ def test_what_another_run_is_writing_is_left_alone_and_what_a_killed_one_left_is
 def test_a_disk_without_room_is_named_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(tb.InputError, match=r"the teacher's outputs need 0\.0 GB, and 0\.0 GB are free: set TINYB"):
         asked().with_targets(make_tokens(0), 1e9, tmp_path)
 

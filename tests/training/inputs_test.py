@@ -121,7 +121,7 @@ def test_a_corpus_is_built_when_all_else_fits(
     wrong: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of gigabytes of text that takes hours."""
-    monkeypatch.setattr("tinybert_jax.corpus.prepare", None)
+    monkeypatch.setattr("tinybert_jax.data.corpus.corpus.prepare", None)
     (tmp_path / "text.txt").write_text("we bought a bag of chips .\n")
     words = ("tea",) if wrong == "vocabulary" else ()
     other = write_model(tmp_path / "other", words=words, hidden_size=16, num_hidden_layers=2, intermediate_size=32)

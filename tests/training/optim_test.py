@@ -15,7 +15,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.training import optim
 
 PARAMS = {
-    "bert": {
+    "encoder": {
         "encoder": {"layer": {"output": {"dense": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}}}},
         "embeddings": {"LayerNorm": {"scale": jnp.ones(4), "bias": jnp.ones(4)}},
     },
@@ -30,6 +30,17 @@ def test_linear_schedule_starts_at_0_peaks_after_warm_up_and_ends_at_0() -> None
 
 def test_linear_schedule_without_warm_up_starts_at_its_peak() -> None:
     assert float(optim.make_schedule("linear", 100, 0.0)(0)) == 1.0
+
+
+def test_a_linear_schedule_of_one_step_trains() -> None:
+    assert float(optim.make_schedule("linear", 1, 0.1)(0)) == 1.0
+
+
+@pytest.mark.parametrize("steps", [2, 3, 50])
+def test_a_linear_schedule_of_more_steps_starts_at_0(steps: int) -> None:
+    rates = [float(optim.make_schedule("linear", steps, 0.1)(step)) for step in range(steps)]
+    assert rates[0] == 0
+    assert min(rates[1:]) > 0
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,7 @@ def test_constant_schedule_is_1() -> None:
 def test_decay_spares_biases_and_layer_norms_by_name() -> None:
     mask = optim.decay_mask(PARAMS)
     decayed = {jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(mask) if leaf}
-    assert decayed == {"['bert']['encoder']['layer']['output']['dense']['kernel']", "['classifier']['kernel']"}
+    assert decayed == {"['encoder']['encoder']['layer']['output']['dense']['kernel']", "['classifier']['kernel']"}
 
 
 def test_adamw_is_optax_adamw_after_global_clipping() -> None:
@@ -75,9 +86,9 @@ def test_bert_adam_clips_every_layer_of_a_stacked_leaf_by_itself() -> None:
     optimizer = optim.make_optimizer("bert_adam", 0.0)
     grads = jax.tree.map(jnp.zeros_like, PARAMS)
     kernel = jnp.zeros((2, 3, 4)).at[0, 0, 0].set(100.0).at[1, 0, 0].set(0.5)
-    grads["bert"]["encoder"]["layer"]["output"]["dense"]["kernel"] = kernel
+    grads["encoder"]["encoder"]["layer"]["output"]["dense"]["kernel"] = kernel
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
-    mu = state[1]["mu"]["bert"]["encoder"]["layer"]["output"]["dense"]["kernel"][:, 0, 0]
+    mu = state[1]["mu"]["encoder"]["encoder"]["layer"]["output"]["dense"]["kernel"][:, 0, 0]
     np.testing.assert_allclose(mu, [0.1, 0.05], rtol=1e-5)  # (1 - b1) times the clipped 1 and the whole 0.5
 
 

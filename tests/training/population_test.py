@@ -12,23 +12,25 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_scored_reviews
-from train_step_test import STUDENT, TEACHER, make_batch
+from step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
 from tinybert_jax.devices import sharding
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.students import start
 from tinybert_jax.training import optim, population, step
 from tinybert_jax.training.checkpoint import Checkpoints
 from tinybert_jax.training.inputs import initial_params, load_population
 from tinybert_jax.training.loop import Stopped
 from tinybert_jax.training.step import create_state, make_train_step
 
+NUMBERS = {"temperature": 1.0, "embedding_weight": 1.0, "attention_weight": 1.0, "hidden_weight": 1.0}
 HYPERS = [
-    tb.Hyper(learning_rate=1e-2),
-    tb.Hyper(learning_rate=3e-3, temperature=2.0, attention_weight=0.0),
-    tb.Hyper(learning_rate=1e-2, hidden_weight=0.5),
+    tb.Hyper(1e-2, NUMBERS),
+    tb.Hyper(3e-3, NUMBERS | {"temperature": 2.0, "attention_weight": 0.0}),
+    tb.Hyper(1e-2, NUMBERS | {"hidden_weight": 0.5}),
 ]
 
 
@@ -37,7 +39,7 @@ def trained(objective: Objective, students: list[Any], hypers: list[tb.Hyper], p
     mesh, optimizer = sharding.make_mesh(), optim.make_optimizer("adamw")
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
     params = population.stack([objective.init(jax.random.key(2), student) for student in students])
-    keys = population.stack([jax.random.key(int(hyper.temperature)) for hyper in hypers])
+    keys = population.stack([jax.random.key(int(hyper.numbers["temperature"])) for hyper in hypers])
     state = create_state(params, optimizer, keys, mesh)
     schedule = optim.make_schedule("linear", 10)
     step = make_train_step(objective, optimizer, schedule, mesh, state, teacher, parts)
@@ -84,8 +86,8 @@ def test_members_with_other_parameters_are_refused_by_name() -> None:
 def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts, given = [], inputs.init.from_teacher
-    monkeypatch.setattr(inputs.init, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
+    starts, given = [], start.from_teacher
+    monkeypatch.setattr(start, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
     first = tb.Experiment(
         task="classification",
         source=tb.DataSource(data=str(reviews)),
@@ -134,7 +136,8 @@ def make_experiments(pretrained: Path, teacher: Path, reviews: Path) -> list[tb.
         ),
         max_length=16,
     )
-    slow = tuple(dataclasses.replace(stage, learning_rate=1e-4, temperature=2.0) for stage in first.stages)
+    slow = tuple(dataclasses.replace(stage, learning_rate=1e-4) for stage in first.stages)
+    slow = (slow[0], dataclasses.replace(slow[1], objective=tb.Prediction(temperature=2.0)))
     return [first, dataclasses.replace(first, seed=1, data_seed=0), dataclasses.replace(first, stages=slow)]
 
 
@@ -168,7 +171,7 @@ def test_a_population_that_was_stopped_resumes_to_the_same_bits(
     experiments, _, whole = together
     steps = iter([False] * 10 + [True])  # in the second stage, after an evaluation
     with monkeypatch.context() as patch:
-        patch.setattr("tinybert_jax.processes.StopRequests.agreed", lambda self, last: next(steps))
+        patch.setattr("tinybert_jax.devices.processes.StopRequests.agreed", lambda self, last: next(steps))
         with pytest.raises(Stopped, match="2-prediction after step 6"):
             tb.run_population(experiments, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "member2")  # as of a run that was killed before it made them
@@ -211,19 +214,24 @@ def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_what_is_wrong_with_any_member_is_refused(wrong: int, pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     write_scored_reviews(tmp_path, reviews)
+    config, _ = tb.load_hf(pretrained)
+    config = dataclasses.replace(config, id2label=("LABEL_0",), problem_type="regression")
+    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
+    tb.save_hf(tmp_path / "teacher", config, params, tb.load_tokenizer(pretrained, config))
     members = [
         tb.Experiment(
             task="regression",
             source=tb.DataSource(data=str(tmp_path)),
             model=str(pretrained),
-            stages=(tb.Stage("supervised", max_steps=1, temperature=4.0 if i == wrong else 1.0),),
+            teacher=str(tmp_path / "teacher"),
+            stages=(tb.Stage(tb.Prediction(temperature=4.0 if i == wrong else 1.0), max_steps=1),),
             max_length=16,
             seed=i,
             data_seed=0,
         )
         for i in (0, 1)
     ]
-    with pytest.raises(tb.InputError, match=r"temperature is 4.0; it is for classes, and task 'regression' has none"):
+    with pytest.raises(tb.InputError, match=r"temperature is 4.0; it is for classes, and a number has none"):
         tb.run_population(members, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -20,11 +20,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import SHORT, run_here, write_reviews
+from conftest import SHORT, run_here, write_conll, write_reviews, write_scored_reviews
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax.devices import processes
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training import record, run
 from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.run import Result, _score_teacher
@@ -74,6 +76,71 @@ def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: Resu
     assert config.problem_type == "single_label_classification"
     scores = [line["dev/accuracy"] for line in logged(out) if "dev/accuracy" in line]
     assert max(scores) == teacher_result.scores["accuracy"], "the best state is kept"
+
+
+def test_a_number_of_steps_is_the_length_of_a_stage_also_past_its_epochs(
+    pretrained: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """192 rows are 6 steps an epoch."""
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(pretrained),
+        stages=(tb.Stage("supervised", epochs=1, max_steps=8),),
+        max_length=16,
+    )
+    tb.run(experiment, tmp_path / "run")
+    assert [line["step"] for line in logged(tmp_path / "run") if "dev/accuracy" in line] == [6, 8]
+
+
+def test_a_run_of_one_step_learns(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
+    stages = (tb.Stage("supervised", max_steps=1, learning_rate=1e-3),)
+    source = tb.DataSource(data=str(reviews))
+    result = tb.run(tb.Experiment("classification", source, str(pretrained), stages, max_length=16), tmp_path / "run")
+    before, after = (load_file(model / "model.safetensors") for model in (pretrained, result.directory))
+    name = "encoder.layer.0.output.dense.weight"
+    assert np.abs(after[f"bert.{name}"] - before[name]).max() > 1e-4
+
+
+def test_a_run_without_a_start_names_and_keeps_the_one_that_it_takes(
+    teacher: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    stages = (tb.Stage("transformer", max_steps=1),)
+    losses = {}
+    for start in ("auto", "spectral"):
+        experiment = distillation(teacher, Path("2x16"), reviews, stages=stages, start=start)
+        tb.run(experiment, tmp_path / start)
+        printed = re.findall("^start: .*$", capsys.readouterr().out, re.MULTILINE)
+        assert (
+            printed
+            == ["start: spectral (the teacher projected on the principal directions of its hidden states)"][
+                : start == "auto"
+            ]
+        )
+        losses[start] = logged(tmp_path / start)[0]["loss"]
+    assert losses["auto"] == losses["spectral"]
+    assert json.loads((tmp_path / "auto" / "experiment.json").read_text())["experiment"]["start"] == "spectral"
+    tb.run(distillation(teacher, Path("2x16"), reviews, stages=stages), tmp_path / "auto", resume=True)
+    again = distillation(teacher, Path("2x16"), reviews, stages=stages, start="random")
+    with pytest.raises(tb.InputError, match="start was 'spectral' and is 'random'"):
+        tb.run(again, tmp_path / "auto", resume=True)
+
+
+def test_too_little_text_for_a_spectral_start_is_no_obstacle(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two rows of seven tokens, where a spectral start needs 32."""
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\nwe bought a bag tasty\tgood\nwe bought a bag stale\tbad\n")
+    stages = (tb.Stage("prediction", max_steps=1),)
+    tb.run(distillation(teacher, Path("2x16"), tmp_path, stages=stages), tmp_path / "run")
+    assert "start: random (start 'spectral' needs 32 tokens of text, and there are 14)" in capsys.readouterr().out
+
+
+def test_a_model_with_parameters_has_no_start(teacher_result: Result) -> None:
+    """As in the runs of earlier versions, so that they can be resumed."""
+    described = json.loads((teacher_result.directory.parent / "experiment.json").read_text())
+    assert described["experiment"]["start"] == "random"
 
 
 def test_distillation_learns_from_the_teacher_and_logs_every_term(
@@ -354,7 +421,7 @@ def test_a_temperature_is_refused_where_there_are_no_classes(
         source=similarities,
         model=str(pretrained),
         teacher=str(tmp_path / "teacher"),
-        stages=(tb.Stage("prediction", temperature=2.0),),
+        stages=(tb.Stage(tb.Prediction(temperature=2.0)),),
         max_length=24,
     )
     with pytest.raises(tb.InputError, match=r"temperature is 2\.0; it is for classes, and task 'regression' has none"):
@@ -438,7 +505,7 @@ def ignorant(pretrained: Path, tmp_path: Path) -> Path:
     config, params = tb.load_hf(pretrained)
     config = dataclasses.replace(config, id2label=("bad", "good"))
     random = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
-    random["bert"] |= params["bert"]
+    random["encoder"] |= params["encoder"]
     tb.save_hf(tmp_path / "ignorant", config, random, tb.load_tokenizer(pretrained, config))
     return tmp_path / "ignorant"
 
@@ -476,6 +543,67 @@ def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
     given = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
     with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
         assert _score_teacher.__wrapped__(*given) == {"f1": 0.1}
+
+
+@pytest.mark.parametrize(("task", "seed"), [("classification", 0), ("regression", 0), ("ner", 1)])
+def test_a_model_that_learnt_nothing_is_told_so_at_the_end(
+    task: str, seed: int, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A learning rate of next to nothing, behind a new head; that of tags gives all words one tag."""
+    if task == "ner":
+        data = write_conll(tmp_path / "data", train=16, dev=16)  # of words that the model does not know
+    else:
+        data = write_reviews(tmp_path / "data", train=32, dev=100)
+        if task == "regression":
+            write_scored_reviews(data, data)
+    experiment = tb.Experiment(
+        task=task,
+        source=tb.DataSource(data=str(data)),
+        model=str(pretrained),
+        stages=(tb.Stage("supervised", max_steps=2, learning_rate=1e-9),),
+        max_length=16,
+        seed=seed,
+    )
+    result = tb.run(experiment, tmp_path / "run")
+    warnings = re.findall("^warning: .*$", capsys.readouterr().err, re.MULTILINE)
+    measure = {"ner": r"F1 0\.\d+, and guesses reach 0\.050"}.get(
+        task, r"correlation with the labels -?0\.\d+, .* 0\.200"
+    )
+    majority = r"; accuracy 0\.\d+, and the majority class has 0\.\d+" if task == "classification" else ""
+    assert len(warnings) == 1
+    assert re.fullmatch(
+        rf"warning: {result.directory}: on the dev set it is no better than chance \({measure}{majority}\);"
+        " try more epochs or steps, or a higher learning rate",
+        warnings[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("predicted", "selection", "told"),
+    [
+        (90 * [0] + 10 * [0], "accuracy", "guesses reach 0.200; accuracy 0.900, and the majority class has 0.900)"),
+        (90 * [0] + 10 * [0], "matthews", "guesses reach 0.200; accuracy 0.900, and the majority class has 0.900)"),
+        (
+            85 * [0] + 5 * [1] + 5 * [1] + 5 * [0],
+            "accuracy",
+            "chance (accuracy 0.900, and the majority class has 0.900)",
+        ),
+        (85 * [0] + 5 * [1] + 5 * [1] + 5 * [0], "matthews", ""),
+        (89 * [0] + 1 * [1] + 5 * [1] + 5 * [0], "accuracy", ""),
+    ],
+)
+def test_a_model_of_skewed_classes_is_measured_by_the_score_that_selects(
+    predicted: list[int], selection: str, told: str, pretrained: Path, tmp_path: Path
+) -> None:
+    """90 rows are bad, 10 good. With ten of them wrong, a model has no more right than the majority class."""
+    rows = 90 * ["a bag\tbad"] + 10 * ["chips\tgood"]
+    (tmp_path / "dev.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    tokenizer = tb.load_tokenizer(pretrained, tb.load_hf(pretrained)[0])
+    source = tb.DataSource(data=str(tmp_path))
+    split = load_split(get_task("classification"), source, "dev", tokenizer, 16, ("bad", "good"))
+    failure = dataclasses.replace(split, selection=selection).failure(np.eye(2, dtype=np.float32)[predicted])
+    assert failure.endswith(told)
+    assert bool(failure) == bool(told)
 
 
 def test_of_few_rows_a_teacher_at_chance_gives_a_warning(

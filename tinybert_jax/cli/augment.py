@@ -7,15 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from tinybert_jax.cli.options import TASKS, Source
+from tinybert_jax.cli.options import Source
 from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.tasks import TASKS
 
-TRAINED_ON_THEIR_OWN_ROWS = ("squad", "squad2", "ner")  # augmentation is for texts and pairs of texts
 AugmentableTask = Annotated[
     str,
     tyro.conf.arg(
         metavar="TASK",
-        help=f"one of {', '.join(task for task in TASKS.split() if task not in TRAINED_ON_THEIR_OWN_ROWS)}",
+        help=f"one of {', '.join(task.name for task in TASKS.values() if task.kind.has_columns)}",
     ),
 ]
 
@@ -43,9 +43,10 @@ def augment(
         source: where the rows are.
         out: directory of the candidates.
         glove: a GloVe or word2vec text file, for words of several pieces; default: the model's own word embeddings.
-        preset: default: words of any script; paper: every word; official: words of a to z but
-            stop-words, masked in a pair of texts, as in the authors' code.
-        variants: of a row in training, itself among them; default: the task's.
+        preset: default: words of any script; paper: every word; official: as in the authors' code, words of a to z
+            but stop-words (by a list of ours), masked in a pair of texts.
+        variants: of a row in training, itself among them; with preset official, beside itself, as in the authors'
+            code; default: the task's.
         max_length: tokens of a text that the model reads; default: the task's.
         batch_size: masked words a compiled call; default: 16 on a CPU, else 64.
         tsv: also write every variant here, in the layout of the training file.

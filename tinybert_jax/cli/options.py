@@ -11,10 +11,10 @@ import tyro
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import AXES, ComputeDtype
 from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import TASKS
 
-TASKS = "cola sst2 mrpc stsb qqp mnli mnli_mismatched qnli rte wnli classification regression squad squad2 ner"
 Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
-TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {TASKS.replace(' ', ', ')}")]
+TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {', '.join(TASKS)}")]
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,27 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.objectives import LayerMap
+from tinybert_jax.settings.objectives import (
+    WORDS,
+    LayerMap,
+    MaskedLM,
+    ObjectiveSettings,
+    Prediction,
+    Supervised,
+    Transformer,
+)
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
+from tinybert_jax.settings.tasks import get_task
 
 # no operation that adds in any order, and no choice of kernels by how fast each happened to be
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
-NEXT = {
-    "transformer": "a general student: give this directory as --student to tinybert distill",
-    "masked_lm": "it has a masked-LM head: give this directory as --model to tinybert augment",
+DISTILL_STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
+    "both": (Transformer, Prediction),
+    "transformer": (Transformer,),
+    "prediction": (Prediction,),
+    "supervised": (Supervised,),
 }
 
 
@@ -49,12 +60,12 @@ def finetune(
         run: as for every run.
         devices: as for every run.
         epochs: passes over the training rows.
-        max_steps: end after this many steps, should that come before `epochs`.
+        max_steps: length of the training in steps, in place of `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
         evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
     """
     stage = Stage(
-        "supervised",
+        Supervised(),
         epochs=epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
@@ -74,7 +85,7 @@ def distill(
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
-    start: Start = "random",
+    start: Start = "auto",
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -90,65 +101,76 @@ def distill(
 
     Args:
         teacher: a BERT fine-tuned on the task: Hugging Face directory or hub id.
-        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d, or a directory to start from.
+        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
+            feed-forward width (6x384x1536; default: in the teacher's proportion) and the heads (6x384x1536x12;
+            default: the teacher's where they divide the width, else fewer of nearly their width); or a directory to
+            start from, which comes first if it has a size's name.
         task: a row of the task table.
         source: where the rows are.
         run: as for every run.
         devices: as for every run.
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
-            learns from the labels alone, for as many steps as --prediction-epochs and --prediction-steps say.
+            learns from the labels alone, for as many steps as --prediction-epochs or --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
-            optimizer of the authors' code.
+            optimizer of the authors' code, but with BERT's own head, where theirs has a ReLU and no dropout.
         layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
-        start: of a preset student: random; copy: the mapped layers of a teacher that is as wide; spectral: the
-            teacher projected on the principal directions of its hidden states.
+        start: of a student preset or size: random; copy: the mapped layers of a teacher that is as wide; spectral: the
+            teacher projected on the principal directions of its hidden states; auto: with preset default, copy where
+            all widths agree, spectral where the student has the teacher's heads and is narrower, else random; random
+            too with the presets paper and official, and where no stage learns from the teacher.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
         transformer_epochs: of the first stage; default: the task's.
-        transformer_steps: end the first stage after this many steps, should that come before its epochs.
+        transformer_steps: length of the first stage in steps, in place of its epochs.
         transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
         prediction_epochs: of the second stage; default: the task's.
-        prediction_steps: end the second stage after this many steps, should that come before its epochs.
+        prediction_steps: length of the second stage in steps, in place of its epochs.
         prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
             default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        teacher_cache_gb: disk for what the teacher says of the rows (logits; hidden states, queries and keys, in
-            bfloat16), which a stage of several epochs computes once, where it fits; 0: it runs in every step.
+        teacher_cache_gb: disk for what the teacher says of the rows (logits, hidden states, queries and keys), which a
+            stage of several epochs computes once, where it fits; 0: it runs in every step. With preset default, all
+            but the logits are kept in bfloat16.
     """
-    from tinybert_jax.settings.tasks import get_task
-
     row = get_task(task)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
-    no_first, no_second = stage in ("prediction", "supervised"), stage == "transformer"
+    kinds = DISTILL_STAGES[stage]
+    no_first = not any(kind.matches_tokens for kind in kinds)
+    no_second = not any(kind.trains_head for kind in kinds)
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
-        "--layer-map": no_first and layer_map != "uniform" and start == "random",
-        "--temperature": stage in ("transformer", "supervised") and temperature != 1,
+        "--temperature": not any(_reads(kind, "temperature") for kind in kinds) and temperature != 1,
         "--evaluate-every": no_second and evaluate_every is not None,
     }
     _refuse_unread(stage, unread)
-    first = Stage(
-        "transformer",
-        epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
-        max_steps=transformer_steps,
-        learning_rate=(
-            row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
-        ),
-        schedule="constant",
-        **run.stage,
-    )
-    second = Stage(
-        "supervised" if stage == "supervised" else "prediction",
-        epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
-        max_steps=prediction_steps,
-        learning_rate=row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate,
-        temperature=temperature,
-        evaluate_every=evaluate_every,
-        **run.stage,
-    )
-    stages = (first, second) if stage == "both" else (first,) if stage == "transformer" else (second,)
+
+    def of_layers(kind: type[ObjectiveSettings]) -> Stage:
+        return Stage(
+            kind(),
+            epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
+            max_steps=transformer_steps,
+            learning_rate=(
+                row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
+            ),
+            schedule="constant",
+            **run.stage,
+        )
+
+    def of_outputs(kind: type[ObjectiveSettings]) -> Stage:
+        return Stage(
+            kind(**_read(kind, temperature=temperature)),
+            epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
+            max_steps=prediction_steps,
+            learning_rate=(
+                row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate
+            ),
+            evaluate_every=evaluate_every,
+            **run.stage,
+        )
+
+    stages = tuple(of_layers(kind) if kind.matches_tokens else of_outputs(kind) for kind in kinds)
     _train(
         task,
         run,
@@ -174,7 +196,7 @@ def pretrain(
     stage: Literal["transformer", "masked_lm"] = "transformer",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
-    start: Start = "random",
+    start: Start = "auto",
     epochs: int = 3,
     max_steps: int | None = None,
     learning_rate: float = 5e-5,
@@ -195,15 +217,15 @@ def pretrain(
         run: as for every run.
         devices: as for every run.
         teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
-        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d), or a directory to start from, as the
-            model that gets a masked-LM head.
+        student: a preset or a size as in `tinybert distill`, or a directory to start from, as the model that gets a
+            masked-LM head.
         stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
             which gives a model the head that `tinybert augment` needs.
         preset: as in `tinybert distill`.
         layer_map: as in `tinybert distill`.
         start: as in `tinybert distill`.
         epochs: passes over the corpus.
-        max_steps: end after this many steps, should that come before `epochs`.
+        max_steps: length of the training in steps, in place of `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
         masking_probability: of a token, in masked_lm, at most 0.2; distillation masks nothing.
         one_document_per_line: documents are lines; default: they are separated by blank lines.
@@ -212,17 +234,17 @@ def pretrain(
         processes: that tokenise the text.
         teacher_cache_gb: as in `tinybert distill`.
     """
+    kind = WORDS[stage]
     unread = {
-        "--masking-probability": stage == "transformer" and masking_probability != Stage.masking_probability,
-        "--layer-map": stage == "masked_lm" and layer_map != "uniform" and start == "random",
+        "--masking-probability": not _reads(kind, "masking_probability")
+        and masking_probability != MaskedLM.masking_probability,
     }
     _refuse_unread(stage, unread)
     described = Stage(
-        stage,
+        kind(**_read(kind, masking_probability=masking_probability)),
         epochs=epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
-        masking_probability=masking_probability,
         **run.stage,
     )
     text = CorpusSource(corpus, one_document_per_line, pairs, short_sequence_probability, processes)
@@ -241,6 +263,15 @@ def pretrain(
     )
 
 
+def _reads(kind: type[ObjectiveSettings], number: str) -> bool:
+    return number in {field.name for field in dataclasses.fields(kind)}
+
+
+def _read(kind: type[ObjectiveSettings], **numbers: Any) -> dict[str, Any]:
+    """Those of the numbers that the objective reads."""
+    return {name: value for name, value in numbers.items() if _reads(kind, name)}
+
+
 def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
     if given := [option for option, is_given in unread.items() if is_given]:
         raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
@@ -248,8 +279,6 @@ def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
 
 def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
     """Run the experiment that a command described."""
-    from tinybert_jax.settings.tasks import get_task
-
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length
@@ -297,7 +326,7 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
         print_table(*scores_table(results))
     else:
         experiment = experiments[0]
-        print(NEXT.get(experiment.stages[-1].objective if experiment.task == "corpus" else "", NO_HEAD))
+        print(experiment.stages[-1].objective.next_step if experiment.task == "corpus" else NO_HEAD)
     for result in results:
         print(f"written to {result.directory}")
 

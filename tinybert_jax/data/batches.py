@@ -11,10 +11,10 @@ from tinybert_jax.batch import Batch, Examples
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
-    """The lengths that batches are padded to, the last one `max_length`: few, as each is compiled once.
+    """The lengths that batches are padded to, up to `max_length`. They are few, because each is compiled once.
 
-    One up to 16; multiples of 8 up to 32, and of 16 up to 128; for longer texts of 32, and wider steps above.
-    The record in README has the share of real positions.
+    A `max_length` up to 16 is the only one. Up to 128, they are multiples of 8 up to 32 and of 16 above. For longer
+    texts, they are multiples of 32 with wider steps above 128. README records the share of real positions.
 
     >>> bucket_lengths(64)
     (8, 16, 24, 32, 48, 64)
@@ -28,23 +28,23 @@ def bucket_lengths(max_length: int) -> tuple[int, ...]:
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Batches that n rows fill; the same in every epoch."""
+    """The number of batches in an epoch of n rows."""
     return -(-n // batch_size)
 
 
 def epoch_plan(
     lengths: np.ndarray, batch_size: int, buckets: tuple[int, ...], seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows make which batch of an epoch; every row comes exactly once.
+    """Assign the rows of an epoch to batches. Every row occurs exactly once.
 
-    Rows are permuted, ordered by bucket and cut into batches, whose order is permuted. Rows that do not fill a batch
-    of their bucket start the next one's, so that only one batch of the epoch has filler.
+    Rows are permuted, sorted by bucket and cut into batches, whose order is permuted. Rows that do not fill a batch of
+    their bucket start the next bucket's first batch, so that only one batch of the epoch has filler.
 
     Args:
         lengths: tokens per row [n].
         batch_size: rows per batch.
-        buckets: the padded lengths, increasing; the last is not under any row's.
-        seed: of the run.
+        buckets: the padded lengths, increasing; no row is longer than the last.
+        seed: the run's seed.
         epoch: counted from 0.
 
     Returns:
@@ -53,23 +53,23 @@ def epoch_plan(
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     order = random.permutation(len(lengths))
     bucket = np.searchsorted(buckets, lengths)
-    table, padded = _cut(order[np.argsort(bucket[order], kind="stable")], lengths, batch_size, buckets)
+    table, padded = _cut_batches(order[np.argsort(bucket[order], kind="stable")], lengths, batch_size, buckets)
     shuffled = random.permutation(len(table))
     return table[shuffled], padded[shuffled]
 
 
-def _cut(
+def _cut_batches(
     order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of their buckets, cut into batches."""
+    """Cut rows that are sorted by bucket into batches: row numbers [steps, batch_size] and padded lengths [steps]."""
     if len(lengths) and lengths.max() > buckets[-1]:
         raise ValueError(f"a row has {lengths.max()} tokens; the longest bucket is {buckets[-1]}")
     steps = steps_per_epoch(len(order), batch_size)
     table = np.full(steps * batch_size, -1, np.int32)
     table[: len(order)] = order
     # The last row of a batch is in the longest bucket that the batch holds.
-    last = lengths[order][np.minimum(np.arange(1, steps + 1) * batch_size, len(order)) - 1]
-    padded = np.asarray(buckets, np.int32)[np.searchsorted(buckets, last)]
+    last_lengths = lengths[order][np.minimum(np.arange(1, steps + 1) * batch_size, len(order)) - 1]
+    padded = np.asarray(buckets, np.int32)[np.searchsorted(buckets, last_lengths)]
     return table.reshape(steps, batch_size), padded
 
 
@@ -82,17 +82,17 @@ def train_batches(
     stop_step: int,
     part: np.ndarray | slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of the steps `start_step` to `stop_step - 1`, made ahead in threads; of each, the rows `part`.
+    """The rows `part` of the batches of steps `start_step` to `stop_step - 1`, prepared ahead in threads.
 
-    Each is a function of (seed, step) alone: a run that continues sees what an unbroken one would have seen, and
-    several processes that make a part each have the batch that one would have made.
+    A batch depends only on (seed, step). So a resumed run sees the batches of an unbroken one, and processes that each
+    prepare a part have the same global batch as one process.
     """
     import grain
 
     steps = steps_per_epoch(len(examples), batch_size)
     lengths = examples.lengths
 
-    @functools.lru_cache(maxsize=2)  # at the end of an epoch, threads already work on the next
+    @functools.lru_cache(maxsize=2)  # at the end of an epoch, threads already prepare the next one
     def plan(epoch: int) -> tuple[np.ndarray, np.ndarray]:
         return epoch_plan(lengths, batch_size, buckets, seed, epoch)
 
@@ -107,10 +107,10 @@ def train_batches(
 
 
 def eval_batches(examples: Examples, batch_size: int, buckets: tuple[int, ...]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every row once, shortest first, with the row numbers, int32 [batch_size], -1 for filler.
+    """All rows once, shortest first: batches with their row numbers, int32 [batch_size], -1 for filler.
 
     The row numbers put predictions back into the order of the file.
     """
     order = np.argsort(examples.lengths, kind="stable")
-    for rows, length in zip(*_cut(order, examples.lengths, batch_size, buckets), strict=True):
+    for rows, length in zip(*_cut_batches(order, examples.lengths, batch_size, buckets), strict=True):
         yield rows, examples.batch(rows, int(length), 0)

@@ -1,4 +1,4 @@
-"""The names of classes: how files write them, and their ids in a model."""
+"""Class names: how files write them, and their ids in a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tinybert_jax.settings.tasks import Task
 
 
 def label_ids(task: Task, labels: tuple[str, ...]) -> dict[str, int]:
-    """From every way to write a label in a file to its id in `labels` (say, those of a teacher).
+    """The id of each form in which a file can write a label. Ids index `labels`, for example a teacher's.
 
-    GLUE labels are matched by name whatever their order and case (`entailment`, `ENTAILMENT`), because checkpoints
-    disagree on both. Labels that were never named (`LABEL_0`, ...) stand for the ids that the file holds; where the
-    official files hold names (MNLI, QNLI, RTE), they stay unknown, because their order cannot be known.
+    GLUE labels are matched by name in any order and case (`entailment`, `ENTAILMENT`), because checkpoints disagree on
+    both. A checkpoint whose labels were never named (`LABEL_0`, ...) matches files that hold ids. It does not match
+    official files that hold names (MNLI, QNLI, RTE), because the order of its classes is unknown.
     """
     ids = {label: i for i, label in enumerate(labels)}
     if labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
@@ -29,9 +29,9 @@ def label_ids(task: Task, labels: tuple[str, ...]) -> dict[str, int]:
 
 
 def written_labels(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """How the task's files write each of `labels` (say, those of a teacher), by id; names they do not know stay.
+    """How the task's files write each of `labels`, by id. A name that the task does not know is kept.
 
-    Of a task without names, labels that were never named are written as their ids.
+    In a task without names, labels that were never named are written as their ids.
     """
     known = label_ids(task, labels)
     names = [*task.written, *(task.labels or map(str, range(len(labels))))]
@@ -43,18 +43,18 @@ def discover_labels(written: list[str]) -> tuple[str, ...]:
     """The distinct labels, sorted; by value if all are integers of up to 99 digits.
 
     Raises:
-        InputError: there are so many that they cannot be classes.
+        InputError: there are too many to be classes.
     """
     labels = set(written)
     if len(labels) > max(20, len(written) // 2):
-        found = f"{len(labels)} different labels in {len(written)} rows"
-        raise InputError(f"{found}: name another --label-column, or use --task regression")
-    if all(re.fullmatch(r"-?[0-9]{1,99}", label) for label in labels):  # Python reads thousands of digits as no number
+        count = f"{len(labels)} different labels in {len(written)} rows"
+        raise InputError(f"{count}: name another --label-column, or use --task regression")
+    if all(re.fullmatch(r"-?[0-9]{1,99}", label) for label in labels):  # int() refuses thousands of digits
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
 
 
 def positive_class(task: Task, label_names: tuple[str, ...]) -> int:
-    """The id that F1 counts: that of the task's second label in the model's order; 1 where the names do not tell."""
+    """The id that F1 counts as positive: that of the task's second label, or 1 if the model's names do not show it."""
     known = label_ids(task, label_names)
     return next((known[name] for name in ((task.labels or ())[1:2] + task.written[1:2]) if name in known), 1)

@@ -20,7 +20,7 @@ NAME_YOURS = "name yours with --text-columns and --label-column"
 
 
 class RawRows(NamedTuple):
-    """Rows as they are written. `lines` are their numbers in the file, counted from 1."""
+    """Rows as their source holds them. `lines` are their numbers, from 1 in a file, from 0 in a TFDS set."""
 
     texts: list[tuple[str, ...]]
     labels: list[str] | None
@@ -36,20 +36,20 @@ def read_checked(
     headerless: tuple[str, ...] = (),
     has_damaged_rows: bool = False,
 ) -> RawRows:
-    """Parses the content of a file and checks its form; what the labels mean is not looked at.
+    """Parse the content of a file and check its form. What the labels mean is not checked.
 
-    A .tsv is split at tabs and nothing is a quote, as in the GLUE files; a .csv has the usual quotes. A byte order
-    mark, CRLF and blank lines at the end are fine.
+    A .tsv is split at tabs and has no quotes, as in the GLUE files; a .csv has the usual quotes. A byte order mark,
+    CRLF line ends, and blank lines at the end are accepted.
 
     Args:
-        path: tells the format by its suffix, and is named in errors.
+        path: its suffix gives the format, and errors name it.
         data: the content.
         text_columns: the columns, or JSON keys, of the texts.
         label_column: the column, or JSON key, of the label.
-        needs_label: whether every row must have a label; otherwise the label column may be absent or its cells empty.
-        headerless: the columns, where the file has no header.
-        has_damaged_rows: of a table whose rows need a label, leave out those that are cut short, with a note; and
-            take pairs of which one text is empty.
+        needs_label: every row must have a label. Otherwise the label column may be absent or its cells empty.
+        headerless: the columns of a file without a header.
+        has_damaged_rows: leave out table rows that are cut short, with a note, if rows need a label; and accept pairs
+            in which one text is empty.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
@@ -59,11 +59,11 @@ def read_checked(
     text = decode(path, data).rstrip("\r\n")
     if not text.strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
-    short: list[int] | None = [] if has_damaged_rows and needs_label else None  # lines
+    short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
     if path.suffix in JSON_SUFFIXES:
         records = _json_records(path, text, text_columns, label_column, needs_label)
     else:
-        records = _table_records(path, text, text_columns, label_column, needs_label, headerless, short)
+        records = _table_records(path, text, text_columns, label_column, needs_label, headerless, short_lines)
     texts: list[tuple[str, ...]] = []
     labels: list[str] = []
     lines: list[int] = []
@@ -77,9 +77,9 @@ def read_checked(
         if label is not None:
             labels.append(label)
         lines.append(line)
-    if short:
-        rows = "row is" if len(short) == 1 else "rows are"
-        print(f"note: {path}: {len(short)} {rows} cut short and left out, at line {short[0]} first", file=sys.stderr)
+    if short_lines:
+        rows = f"{len(short_lines)} {'row is' if len(short_lines) == 1 else 'rows are'}"
+        print(f"note: {path}: {rows} cut short and left out, first at line {short_lines[0]}", file=sys.stderr)
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
     return RawRows(texts, labels or None, lines)
@@ -98,7 +98,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(path: Path, data: bytes) -> str:
-    """As `read_text`, for content at hand."""
+    """The text of a file's content; see `read_text`."""
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         text = data.decode()
@@ -107,12 +107,12 @@ def decode(path: Path, data: bytes) -> str:
         raise InputError(
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
         ) from None
-    for pattern, what in (
+    for pattern, message in (
         ("\0", "a NUL byte: remove it"),
         (r"\r(?!\n)", "a lone carriage return: end lines with \\n"),
     ):
-        if found := re.search(pattern, text):
-            raise InputError(f"{path}:{text.count(chr(10), 0, found.start()) + 1}: {what}")
+        if match := re.search(pattern, text):
+            raise InputError(f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {message}")
     return text
 
 
@@ -123,31 +123,33 @@ def _table_records(
     label_column: str,
     needs_label: bool,
     headerless: tuple[str, ...],
-    short: list[int] | None,
+    short_lines: list[int] | None,
 ) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
+    """Line, texts and label of each row. The lines of rows that are cut short go to `short_lines`, if it is a list."""
     lines = _tsv_lines(text) if path.suffix == ".tsv" else _csv_lines(path, text)
     header = list(headerless) or next(lines)[1]
     for column in (*text_columns, label_column):
         if header.count(column) > 1:
-            raise InputError(f"{path}:1: the column {column!r} is there {header.count(column)} times: rename one")
+            raise InputError(f"{path}:1: the column {column!r} occurs {header.count(column)} times: rename one")
         if column not in header and (column != label_column or needs_label):
-            there = ", ".join(map(repr, header))
-            raise InputError(f"{path}:1: no column {column!r}; the columns are {there}: {NAME_YOURS}")
-    text_at = [header.index(column) for column in text_columns]
-    label_at = header.index(label_column) if label_column in header else None
+            columns = ", ".join(map(repr, header))
+            raise InputError(f"{path}:1: no column {column!r}; the columns are {columns}: {NAME_YOURS}")
+    text_indices = [header.index(column) for column in text_columns]
+    label_index = header.index(label_column) if label_column in header else None
     for line, values in lines:
-        if short is not None and len(values) < len(header):
-            short.append(line)
+        if short_lines is not None and len(values) < len(header):
+            short_lines.append(line)
             continue
         if values in ([], [""]) and len(header) > 1:
             raise InputError(f"{path}:{line}: the line is blank: remove it")
         if len(values) != len(header):
-            few = len(values) < len(header)
+            problem, remedy = ("short row", "complete") if len(values) < len(header) else ("extra columns", "repair")
             raise InputError(
-                f"{path}:{line}: {'short row' if few else 'extra columns'}: {len(values)} instead of {len(header)} "
-                f"({', '.join(header)}): {'complete' if few else 'repair'} or remove the row"
+                f"{path}:{line}: {problem}: {len(values)} instead of {len(header)} ({', '.join(header)}): {remedy} or"
+                " remove the row"
             )
-        yield line, tuple(values[i] for i in text_at), None if label_at is None else values[label_at].strip()
+        label = None if label_index is None else values[label_index].strip()
+        yield line, tuple(values[i] for i in text_indices), label
 
 
 def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -157,11 +159,11 @@ def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    # The limit is the module's own, and meant for files of strangers; a document may have more than its 131,072.
+    # By default the module refuses more than 131,072 characters in a field. A document may have more.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
-        line = reader.line_num + 1  # where the record starts: a quoted text may go over several lines
+        line = reader.line_num + 1  # where the record starts: a quoted text may span several lines
         try:
             yield line, next(reader)
         except StopIteration:
@@ -178,7 +180,7 @@ def _json_records(
         if not content.strip():
             raise InputError(f"{path}:{line}: the line is blank: remove it")
         try:
-            value = json.loads(content, object_pairs_hook=_object)
+            value = json.loads(content, object_pairs_hook=_with_unique_keys)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
         if not isinstance(value, dict):
@@ -187,18 +189,18 @@ def _json_records(
             labelled = needs_label or label_column in value
         for column in (*text_columns, *([label_column] if labelled else [])):
             if column not in value:
-                there = ", ".join(map(repr, value)) or "none"
-                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {there}: {NAME_YOURS}")
+                keys = ", ".join(map(repr, value)) or "none"
+                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {NAME_YOURS}")
         row = tuple(_json_text(path, line, column, value[column]) for column in text_columns)
         yield line, row, _json_label(path, line, label_column, value[label_column]) if labelled else None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ: which of two texts was meant, nobody knows."""
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. A repeated key is refused, because either of its values may be meant."""
     value = dict(pairs)
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
     return value
 
 
@@ -221,6 +223,6 @@ def _json_label(path: Path, line: int, column: str, value: Any) -> str:
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls a value of this type, with its article."""
+    """The JSON name of a value's type, with its article."""
     names = {"NoneType": "null", "list": "a list", "dict": "an object", "str": "a string", "bool": "a boolean"}
     return names.get(type(value).__name__, "a number")

@@ -1,66 +1,65 @@
-"""TensorFlow Datasets: prepared sets, and the copies of local rows."""
+"""Prepared sets of TensorFlow Datasets (TFDS)."""
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+import hashlib
+import json
+import sys
 from typing import Any
 
 import numpy as np
 
-from tinybert_jax.data.reader import RawRows
+from tinybert_jax.data.reader import NAME_YOURS, RawRows
 from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task
+
+FORMAT_VERSION = 1  # part of the fingerprint; increase it when the same set would give other rows
 
 
-@functools.cache  # TFDS registers a builder class by name, and takes each name once
-def builder_class() -> Any:
-    """The TFDS builder that writes local rows."""
-    import tensorflow_datasets as tfds
+def read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
+    """The split's rows as written, `SET[SPLIT]` for messages, and the fingerprint of its content and columns.
 
-    tfds.disable_progress_bar()
-
-    class LocalRows(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def __init__(self, *, raw: RawRows, **kwargs: Any) -> None:
-            self._raw = raw
-            super().__init__(**kwargs)
-
-        def _info(self) -> Any:
-            features = {f"text_{i}": tfds.features.Text() for i in range(len(self._raw.texts[0]))}
-            features |= {"label": tfds.features.Text()} if self._raw.labels is not None else {}
-            features |= {"line": tfds.features.Scalar(np.int64)}
-            # Rows stay in the order of the file: predictions are written in it.
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager: Any) -> Any:
-            return {"rows": self._generate_examples()}
-
-        def _generate_examples(self) -> Any:
-            for i, (texts, line) in enumerate(zip(self._raw.texts, self._raw.lines, strict=True)):
-                label = {"label": self._raw.labels[i]} if self._raw.labels is not None else {}
-                yield i, {f"text_{k}": text for k, text in enumerate(texts)} | label | {"line": line}
-
-    return LocalRows
-
-
-def load_rows(folder: Path) -> RawRows:
-    """The rows that `builder_class` wrote into a folder."""
-    import tensorflow_datasets as tfds
-
-    records = _records(tfds.builder_from_directory(folder / "local_rows" / "1.0.0").as_data_source(split="rows"))
-    columns = sorted(name for name in records[0] if name.startswith("text_"))
-    texts = [tuple(record[c].decode() for c in columns) for record in records]
-    labels = [record["label"].decode() for record in records] if "label" in records[0] else None
-    return RawRows(texts, labels, [int(record["line"]) for record in records])
+    Raises:
+        InputError: the set is not prepared, or has no such split, or a feature is missing or is not text.
+    """
+    name = str(source.tfds)
+    part = {"train": "train", "dev": task.tfds_dev, "test": task.tfds_test}[split]
+    where = f"{name}[{part}]"
+    features, records = tfds_records(name, part)
+    # TFDS shuffles GLUE's rows and keeps their numbers. GLUE's server takes predictions in the order of the numbers.
+    if isinstance(records[0].get("idx"), int | np.integer):
+        records = sorted(records, key=lambda record: int(record["idx"]))
+    text_columns = source.text_columns or task.tfds_text_columns or task.text_columns
+    label_column = source.label_column or task.tfds_label_column
+    for column in (*text_columns, *([label_column] if split != "test" else [])):
+        if column not in records[0]:
+            names = ", ".join(map(repr, records[0]))
+            raise InputError(f"{where}: no feature {column!r}; there are {names}: {NAME_YOURS}")
+    for column in text_columns:
+        if not isinstance(records[0][column], bytes):
+            raise InputError(f"{where}: feature {column!r} is not text: name another with --text-columns")
+    texts = [tuple(record[c].decode() for c in text_columns) for record in records]
+    labels, lines = None, list(range(len(texts)))
+    if label_column in records[0]:
+        class_names = getattr(features[label_column], "names", None)
+        labels = [_label_text(record[label_column], class_names) for record in records]
+        unlabelled = labels.count("")  # for example pairs of SNLI on which the annotators did not agree
+        if 0 < unlabelled < len(labels):  # a set without any label is a benchmark's test set
+            print(f"note: {where}: {unlabelled} of {len(labels)} rows have no label and are left out", file=sys.stderr)
+            lines = [i for i in lines if labels[i]]
+            texts, labels = [texts[i] for i in lines], [labels[i] for i in lines]
+    content = hashlib.sha256(json.dumps([FORMAT_VERSION, name, part, text_columns, label_column]).encode())
+    for i, row in enumerate(texts):
+        content.update(json.dumps([row, labels[i] if labels else None]).encode())
+    return RawRows(texts, labels, lines), where, content.hexdigest()
 
 
-def _records(source: Any) -> list[dict[str, Any]]:
-    """All records of a TFDS data source, in chunks: one by one is six times slower."""
-    starts = range(0, len(source), 10_000)
-    return [r for start in starts for r in source.__getitems__(range(start, min(start + 10_000, len(source))))]
+def _label_text(label: Any, class_names: list[str] | None) -> str:
+    """The label as a file would write it; TFDS stores a missing class as -1, which becomes ""."""
+    if class_names is not None:
+        return class_names[label] if label >= 0 else ""
+    return label.decode() if isinstance(label, bytes) else str(label)
 
 
 def tfds_records(name: str, part: str) -> tuple[Any, list[dict[str, Any]]]:
@@ -72,22 +71,28 @@ def tfds_records(name: str, part: str) -> tuple[Any, list[dict[str, Any]]]:
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
     # TFDS finds the GLUE sets by name only once their module has been imported.
-    first = "from tensorflow_datasets.text import glue; " if name.split("/")[0] == "glue" else ""
-    how = (
-        f'prepare it once, with TensorFlow and a network: python -c "{first}import tensorflow_datasets as tfds; '
+    glue_import = "from tensorflow_datasets.text import glue; " if name.split("/")[0] == "glue" else ""
+    advice = (
+        f'prepare it once, with TensorFlow and a network: python -c "{glue_import}import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
     )
     try:
         builder: Any = builder_from_files(name)
     except Exception as error:  # TFDS has many; all of them mean that there are no files of that name to read
-        raise InputError(f"TFDS set {name!r} is not prepared on this machine: {how}") from error
+        raise InputError(f"TFDS set {name!r} is not prepared on this machine: {advice}") from error
     where = f"{name}[{part}]"
     if part not in builder.info.splits:
         raise InputError(f"{where}: no such split; the set has {', '.join(sorted(builder.info.splits))}")
     try:
         records = _records(builder.as_data_source(split=part))
     except (NotImplementedError, ValueError) as error:
-        raise InputError(f"{where}: the files cannot be read at random as array_record can: {how}") from error
+        raise InputError(f"{where}: the files cannot be read at random as array_record can: {advice}") from error
     if not records:
         raise InputError(f"{where}: the split is empty: give another set")
     return builder.info.features, records
+
+
+def _records(source: Any) -> list[dict[str, Any]]:
+    """All records of a TFDS data source, in chunks: one by one is six times slower."""
+    starts = range(0, len(source), 10_000)
+    return [r for start in starts for r in source.__getitems__(range(start, min(start + 10_000, len(source))))]

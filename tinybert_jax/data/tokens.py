@@ -16,23 +16,23 @@ from tinybert_jax.cache import cached_arrays
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 
-FORMAT_VERSION = 1  # of the cached tokens; count it up when the same rows would give other tokens
+FORMAT_VERSION = 1  # of the cached tokens; increase it when the same rows would give other tokens
 TOKENIZE_AT_ONCE = 1000  # rows
-PROGRESS_FROM = 10_000  # rows; fewer are done before a bar would be read
+PROGRESS_FROM = 10_000  # rows; fewer are tokenized too fast for a progress bar
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The token ids of n rows, one after the other.
+    """The token ids of n rows, concatenated.
 
-    Row i is `input_ids[offsets[i] : offsets[i + 1]]`; its `token_type_ids` are 0 up to `pair_starts[i]` and 1 after.
-    `fingerprint` is that of rows, tokenizer and length; it does not depend on the labels' names.
+    Row i is `input_ids[offsets[i] : offsets[i + 1]]`. Its `token_type_ids` are 0 up to `pair_starts[i]` and then 1.
+    `fingerprint` covers the rows, the tokenizer and the length, not the label names.
     """
 
     input_ids: np.ndarray  # int32 [sum of lengths]
     offsets: np.ndarray  # int64 [n + 1]
     pair_starts: np.ndarray  # int32 [n]
-    labels: np.ndarray  # [n], zeros where there are none; answers [n, 2]; or one per token, as `input_ids`
+    labels: np.ndarray  # [n], zeros without labels; answers [n, 2]; or one per token, as `input_ids`
     fingerprint: str
     pad_token_id: int = 0
 
@@ -43,7 +43,7 @@ class Tokens:
 
     @property
     def has_pairs(self) -> bool:
-        """Whether a row is a pair of texts, and has tokens of the second type."""
+        """Whether any row has tokens of the second type, because it is a pair of texts."""
         return bool((self.pair_starts < self.lengths).any())
 
     def __len__(self) -> int:
@@ -53,12 +53,12 @@ class Tokens:
         """The batch of the given rows; the same in every epoch.
 
         Args:
-            rows: row numbers [b]; -1 gives a filler row, with all masks 0.
+            rows: row numbers [b]; -1 gives a filler row, whose masks are 0.
             length: tokens to pad to, q.
-            epoch: is not read.
+            epoch: not used.
 
         Returns:
-            A `Batch` of numpy arrays [b, q] and [b]; `labels` [b], [b, 2], or, one per token, [b, q], -1 on padding.
+            A `Batch` of numpy arrays [b, q] and [b]. `labels` are [b], [b, 2], or one per token [b, q], -1 on padding.
         """
         real = rows >= 0
         row = np.where(real, rows, 0)
@@ -67,14 +67,14 @@ class Tokens:
             raise ValueError(f"a row of {lengths.max()} tokens does not fit into {length}")
         position = np.arange(length)
         mask = position < lengths[:, None]
-        at = np.where(mask, self.offsets[row][:, None] + position, 0)
+        index = np.where(mask, self.offsets[row][:, None] + position, 0)
         if len(self.labels) == len(self):
-            kept = real.reshape(-1, *[1] * (self.labels.ndim - 1))
-            labels = np.where(kept, self.labels[row], 0)
+            real_rows = real.reshape(-1, *[1] * (self.labels.ndim - 1))
+            labels = np.where(real_rows, self.labels[row], 0)
         else:
-            labels = np.where(mask, self.labels[at], -1)
+            labels = np.where(mask, self.labels[index], -1)
         return Batch(
-            input_ids=np.where(mask, self.input_ids[at], self.pad_token_id).astype(np.int32),
+            input_ids=np.where(mask, self.input_ids[index], self.pad_token_id).astype(np.int32),
             attention_mask=mask.astype(np.int32),
             token_type_ids=(mask & (position >= self.pair_starts[row][:, None])).astype(np.int32),
             labels=labels.astype(self.labels.dtype),
@@ -84,56 +84,57 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class TwoVocabularies:
-    """The same n rows in the student's tokens and in the teacher's; both are padded to one length."""
+    """The same n rows in the student's vocabulary and in the teacher's, padded to a common length."""
 
     tokens: Tokens
     teacher: Tokens
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row, int64 [n], in the vocabulary that needs more."""
+        """Tokens per row, int64 [n], in the vocabulary that needs more of them."""
         return np.maximum(self.tokens.lengths, self.teacher.lengths)
 
     @property
     def fingerprint(self) -> str:
-        """Of both."""
+        """sha256 of both fingerprints."""
         return hashlib.sha256((self.tokens.fingerprint + self.teacher.fingerprint).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def batch(self, rows: np.ndarray, length: int, epoch: int = 0) -> Batch:
-        """The student's batch, with the teacher's in `teacher_inputs`; see `Tokens.batch`."""
-        theirs = self.teacher.batch(rows, length, epoch)
-        return self.tokens.batch(rows, length, epoch)._replace(teacher_inputs=tuple(theirs[:3]))
+        """The student's batch, with the teacher's inputs in `teacher_inputs`; see `Tokens.batch`."""
+        teacher_batch = self.teacher.batch(rows, length, epoch)
+        return self.tokens.batch(rows, length, epoch)._replace(teacher_inputs=tuple(teacher_batch[:3]))
 
 
 def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None = None) -> Tokens:
-    """The rows as ids, with special tokens, cut to `max_length` (the longer text of a pair first).
+    """The token ids of rows, with special tokens, truncated to `max_length`. A pair's longer text is cut first.
 
     Args:
         rows: n rows of one or two texts.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
-        max_length: tokens a row, special ones included.
-        cache_dir: as in `rows.read_rows`.
+        max_length: tokens per row, special tokens included.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
         InputError: the cache cannot be written.
     """
     form = [FORMAT_VERSION, rows.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
-    arrays = cached_arrays(cache_dir, "tokens", fingerprint, lambda: _encode(rows.texts, tokenizer, max_length))
+    arrays = cached_arrays(cache_dir, "tokens", fingerprint, lambda: _token_arrays(rows.texts, tokenizer, max_length))
     return Tokens(**arrays, labels=rows.labels_or_zeros, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
 
 
 def encode(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Tokens:
-    """As `tokenize`, for texts at hand: nothing is cached, and the labels are zeros."""
+    """The token ids of texts, as in `tokenize`, but not cached, and with zeros as labels."""
     labels = np.zeros(len(texts), np.int32)
-    arrays = _encode(texts, tokenizer, max_length)
+    arrays = _token_arrays(texts, tokenizer, max_length)
     return Tokens(**arrays, labels=labels, fingerprint="", pad_token_id=tokenizer.pad_token_id)
 
 
-def _encode(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+def _token_arrays(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+    """The fields of `Tokens` that the tokenizer computes."""
     from tqdm import tqdm
 
     n = len(texts)

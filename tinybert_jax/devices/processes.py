@@ -1,5 +1,6 @@
-"""Several processes of one run: they join, one of them writes, all stop after the same step, and one that fails takes
-the others along. In a run of one process, each of these is nothing or what it always was.
+"""Runs of several processes: joining, one writer, stopping at the same step, and ending together after a failure.
+
+With one process, these functions do nothing special.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ from tinybert_jax.errors import InputError
 
 FAILURE = "tinybert_jax/failure"
 SHARED, BARRIER = "tinybert_jax/shared", "tinybert_jax/barrier"
-# for process 0, which may prepare a corpus for days: that a process lives is its heartbeat's to say
+# Process 0 may prepare a corpus for days. The heartbeat, not this limit, detects a dead process.
 PATIENCE_SECONDS = 30 * 24 * 3600
-HEARTBEAT_SECONDS = 30  # after which a process that says nothing counts as dead
+HEARTBEAT_SECONDS = 30  # a process that is silent for longer counts as dead
 POLL_SECONDS = 0.5
-# what tells that a launcher has started several of us: a number of tasks, or a list of hosts
+# Variables by which a launcher says that it has started several processes: a number of tasks, or a list of hosts.
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-_shared, _barriers = itertools.count(), itertools.count()  # a key is written once, a barrier passed once
-_ending = threading.Event()  # another process failed, and this one ends
+_shared, _barriers = itertools.count(), itertools.count()  # a key is set once, a barrier passed once
+_ending = threading.Event()  # set when another process failed and this one is about to end
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Make this process one of several, before anything is computed; alone it stays what it is.
+    """Make this process one of several. Call it before anything is computed.
 
     Args:
-        coordinator: HOST:PORT of process 0; "auto": as the cluster says; None: as the environment of SLURM, Open MPI
-            or a TPU pod on Kubernetes says, where it speaks of several processes.
-        num_processes: of the run; None where the cluster says it.
-        process_id: from 0; None where the cluster says it.
+        coordinator: HOST:PORT of process 0; "auto": jax asks the cluster; None: this process joins others only if the
+            environment of SLURM, Open MPI or a TPU pod on Kubernetes names several processes.
+        num_processes: the number of processes in the run; None: jax asks the cluster.
+        process_id: the number of this process, from 0; None: jax asks the cluster.
 
     Raises:
-        InputError: the numbers are not complete, or the others did not come.
+        InputError: an argument is missing or out of range, or the other processes did not join.
     """
     if coordinator is None:
         if num_processes is not None or process_id is not None:
@@ -69,7 +70,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     except (ValueError, RuntimeError) as error:
         line = str(error).partition("\n")[0]
         raise InputError(
-            f"the processes could not join ({line}): see that all are started, and can reach process 0"
+            f"the processes could not join ({line}): check that all are started and can reach process 0"
         ) from None
     ended = threading.Event()
     watcher = threading.Thread(target=_end_with_the_others, args=(ended,), daemon=True)
@@ -90,7 +91,7 @@ def _started_by_a_launcher() -> bool:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes what is not Orbax's."""
+    """Whether this is process 0, which writes all files except Orbax's."""
     return jax.process_index() == 0
 
 
@@ -101,7 +102,7 @@ def barrier(name: str) -> None:
 
 
 def from_primary(text: str) -> str:
-    """The primary process's text, in every process; no device takes part."""
+    """Process 0's text, in every process. The coordinator passes it on; no device takes part."""
     if jax.process_count() == 1:
         return text
     client, key = global_state.client, f"{SHARED}/{next(_shared)}"
@@ -113,15 +114,13 @@ def from_primary(text: str) -> str:
 
 
 def tree_from_primary(tree: Any) -> Any:
-    """The primary process's arrays, in every process: of what unlike devices computed, bits can differ."""
+    """Process 0's arrays, in every process. Devices of different kinds can compute different bits."""
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 
 @contextmanager
 def primary_first() -> Iterator[None]:
-    """The primary process does what is inside, then the others do: they find its caches filled, or its error. Then all
-    go on.
-    """
+    """Run the body in process 0 first, and then in the others, which find its caches filled. Then all continue."""
     if not is_primary():
         _wait_for_all()
     yield
@@ -131,33 +130,33 @@ def primary_first() -> Iterator[None]:
 
 
 def _wait_for_all() -> None:
-    """As `barrier`, but at the coordinator: the first collective of devices waits for a minute (CPU) or ten (GPU)."""
+    """Wait at the coordinator. `barrier` would time out: the devices' first collective waits 1 (CPU) or 10 minutes."""
     if jax.process_count() > 1:
         assert global_state.client is not None, "several processes have joined"
         global_state.client.wait_at_barrier(f"{BARRIER}/{next(_barriers)}", 1000 * PATIENCE_SECONDS)
 
 
 def tell_others(message: str) -> bool:
-    """Before this process ends with an error: have the others print it and end too. False where there are none."""
+    """Make the other processes print the error with which this one ends, and end too. False with one process."""
     if global_state.client is None or global_state.num_processes == 1:
         return False
     try:
         global_state.client.key_value_set(FAILURE, f"process {jax.process_index()}: {message}")
-        # process 0 goes last: it takes the store with it, and jax aborts whoever is without it
+        # Process 0 ends last: the store ends with it, and jax aborts a process that loses the store.
         time.sleep((4 if is_primary() else 2) * POLL_SECONDS)
-    except RuntimeError:  # of two that fail the first one counts; or the store is gone
+    except RuntimeError:  # another process failed first, or the store is gone
         pass
     return True
 
 
 def wait_if_ending() -> None:
-    """To be called where something failed: it may be that another process failed, and this one ends with it."""
+    """Wait for the end if another process's failure is ending this one. Call it where something failed."""
     if _ending.is_set():
         threading.Event().wait()
 
 
 def _end_with_the_others(ended: threading.Event) -> None:
-    """Watch for another process's failure. Without it, the living wait for minutes in a collective operation."""
+    """End this process when another one fails. Otherwise it would wait for minutes in a collective operation."""
     while not ended.wait(POLL_SECONDS):
         client = global_state.client
         if client is None:  # the run has ended
@@ -179,12 +178,12 @@ def _end_with_the_others(ended: threading.Event) -> None:
 
 
 class StopRequests:
-    """SIGINT and SIGTERM, at this process or at any other."""
+    """SIGINT and SIGTERM, received by this process or by any other."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._received = False
         self._mesh = mesh
-        self._asked: Any = None
+        self._pending: Any = None  # the flag that the last call reduced over all processes
         self._any = jax.jit(lambda flags: flags.any(), out_shardings=replicated(mesh))
 
     def receive(self, number: int, frame: Any) -> None:
@@ -195,32 +194,32 @@ class StopRequests:
         os.write(2, b"\nstopping after this step; once more to end at once\n")  # print is not reentrant
 
     def agreed(self, last: bool) -> bool:
-        """Whether to stop now. To be called once a step: all processes get the same answer at the same step.
+        """Whether to stop now. Call it once per step: all processes get the same answer at the same step.
 
-        Of several processes, each puts its question behind the step's work, and reads the answer with the next step,
-        so that the devices do not wait; after the `last` step it is read at once.
+        With several processes, the flag is all-reduced asynchronously and read one step later, so that the devices do
+        not wait. After the `last` step it is read at once.
         """
         if jax.process_count() == 1:
             return self._received
-        before, self._asked = self._asked, self._any(self._flags())
-        return bool(before) or (last and bool(self._asked))
+        previous, self._pending = self._pending, self._any(self._flags())
+        return bool(previous) or (last and bool(self._pending))
 
     def _flags(self) -> jax.Array:
         sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-        flag = np.array([self._received])  # one reading: the devices of a process must agree
+        flag = np.array([self._received])  # read once: all devices of a process must hold the same flag
         return jax.make_array_from_callback((self._mesh.size,), sharding, lambda index: flag)
 
 
 @contextmanager
 def stop_requests(mesh: Mesh) -> Iterator[StopRequests]:
-    """Receive SIGINT and SIGTERM for the loop to read."""
+    """Catch SIGINT and SIGTERM, for the loop to read."""
     requests = StopRequests(mesh)
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield requests
         return
-    before = {number: signal.signal(number, requests.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, requests.receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

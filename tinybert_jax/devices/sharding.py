@@ -1,4 +1,4 @@
-"""The device mesh, logical axis rules, and the placing of states and batches. One device is a mesh of ones."""
+"""The device mesh, logical axis rules, and the placement of states and batches. One device is a mesh of ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import AXES
 
 T = TypeVar("T")
-# logical axis -> mesh axes. Of `embed`, only parameters are shared out: activations stay whole along it.
+# Logical axis -> mesh axes. Parameters are sharded along `embed`; activations are not.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "member"),  # of a teacher; its students are shared out over `member`, and not their rows
-    "group": ("data", "member"),  # rows, where devices of one `fsdp` group hold the same ones
+    "batch": ("data", "fsdp", "member"),  # a teacher's rows; its students' rows are not split over `member`
+    "group": ("data", "member"),  # rows, where the devices of an `fsdp` group hold the same ones
     "member": ("member",),
     "embed": ("fsdp",),
     "heads": ("model",),
     "mlp": ("model",),
     "vocab": ("model",),
 }
-# end of a leaf's path -> logical axes of its last dimensions; whatever is not listed is replicated
+# End of a leaf's path -> logical axes of its last dimensions. A leaf that is not listed is replicated.
 LOGICAL_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("word_embeddings", "embedding"): ("vocab", "embed"),
     ("position_embeddings", "embedding"): (None, "embed"),
@@ -62,107 +62,105 @@ def make_mesh(
     Raises:
         ValueError: there are fewer devices than the axes ask for.
     """
-    wanted = data * fsdp * model * member
-    found = list(jax.devices() if devices is None else devices)
-    if len(found) < wanted:
+    needed = data * fsdp * model * member
+    available = list(jax.devices() if devices is None else devices)
+    if len(available) < needed:
         raise ValueError(
-            f"a mesh of data={data}, fsdp={fsdp}, model={model}, member={member} needs {wanted} devices; found"
-            f" {len(found)}"
+            f"a mesh of data={data}, fsdp={fsdp}, model={model}, member={member} needs {needed} devices; found"
+            f" {len(available)}"
         )
     # Linen's Embed raises on the Explicit axes that are jax.make_mesh's default
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((data, fsdp, model, member), AXES, axis_types=types, devices=found[:wanted])
+    return jax.make_mesh((data, fsdp, model, member), AXES, axis_types=types, devices=available[:needed])
 
 
 def choose_mesh(
-    asked: Mapping[str, int] | None, batch_parts: Sequence[int], heads: Mapping[str, int], members: int = 1
+    requested: Mapping[str, int] | None, batch_parts: Sequence[int], heads: Mapping[str, int], members: int = 1
 ) -> Mesh:
-    """The mesh that was asked for, checked, or the default: as many devices along `data` as share every batch evenly.
+    """The requested mesh, checked, or the default: the most devices along `data` that divide every batch evenly.
 
     Args:
-        asked: sizes of axes; None for the default.
-        batch_parts: rows that are computed at once, in each stage.
-        heads: the numbers of attention heads of the models that run on the mesh, by their role.
-        members: of the population.
+        requested: axis sizes; None for the default.
+        batch_parts: rows computed at once, for each stage.
+        heads: the number of attention heads of each model on the mesh, by its role.
+        members: the size of the population.
 
     Raises:
-        InputError: an axis is unknown, below 1, or does not divide what it is to share out; there are not that many
-            devices; of several processes, some would have no part.
+        InputError: an axis is unknown, is below 1, or does not divide what it splits; there are too few devices; or
+            devices of a multi-process run would be left out.
     """
     devices = jax.devices()
-    if asked is None:
-        share = math.gcd(*batch_parts)
-        asked = {"data": max(n for n in range(1, len(devices) + 1) if share % n == 0)}
-    if not asked.keys() <= set(AXES) or any(size < 1 for size in asked.values()):
-        raise InputError(f"mesh {dict(asked)}: give sizes, at least 1, of {', '.join(AXES)}")
-    sizes = {axis: asked.get(axis, 1) for axis in AXES}
-    described = ",".join(f"{axis}={size}" for axis, size in sizes.items() if axis in asked)
-    wanted = math.prod(sizes.values())
-    if wanted > len(devices):
-        raise InputError(f"--mesh {described} needs {wanted} devices, and there are {len(devices)}: ask for fewer")
-    if jax.process_count() > 1 and wanted != len(devices):
+    if requested is None:
+        common_divisor = math.gcd(*batch_parts)
+        requested = {"data": max(n for n in range(1, len(devices) + 1) if common_divisor % n == 0)}
+    if not requested.keys() <= set(AXES) or any(size < 1 for size in requested.values()):
+        raise InputError(f"mesh {dict(requested)}: give sizes, at least 1, of {', '.join(AXES)}")
+    sizes = {axis: requested.get(axis, 1) for axis in AXES}
+    option = "--mesh " + ",".join(f"{axis}={size}" for axis, size in sizes.items() if axis in requested)
+    needed = math.prod(sizes.values())
+    if needed > len(devices):
+        raise InputError(f"{option} needs {needed} devices, and there are {len(devices)}: ask for fewer")
+    if jax.process_count() > 1 and needed != len(devices):
         raise InputError(
-            f"--mesh {described} leaves {len(devices) - wanted} of {len(devices)} devices out; of several processes"
-            " all must take part: choose a mesh, or a batch size, that all devices divide"
+            f"{option} leaves {len(devices) - needed} of {len(devices)} devices out, and a run of several processes"
+            " needs all: choose a mesh or a batch size that uses them"
         )
     rows = math.prod(sizes[axis] for axis in RULES["batch"])
     for part in batch_parts:
         if part % rows:
             raise InputError(
-                f"--mesh {described} cannot share {part} rows (a batch, or with accumulation its part) over"
+                f"{option} cannot split {part} rows (a batch, or its part with accumulation) over"
                 f" data x fsdp x member = {rows}: choose a batch size that {rows} divides"
             )
     if members % sizes["member"]:
         raise InputError(
-            f"--mesh {described}: member={sizes['member']} does not divide the population of {members}: choose one"
-            " that does"
+            f"{option}: member={sizes['member']} does not divide the population of {members}: choose one that does"
         )
     for role, number in heads.items():
         if number % sizes["model"]:
             raise InputError(
-                f"--mesh {described}: model={sizes['model']} does not divide the {number}"
+                f"{option}: model={sizes['model']} does not divide the {number}"
                 f" attention heads of the {role}: choose one that does"
             )
     return make_mesh(sizes["data"], sizes["fsdp"], sizes["model"], sizes["member"])
 
 
 def batch_shares(mesh: Mesh) -> int:
-    """How many devices share the rows of a batch."""
+    """The number of devices that a batch is split over."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any, members: bool = False) -> Any:
-    """The sharding of every leaf of a state, parameters or optimizer state (which repeat the parameters' paths); with
-    `members`, of a population, whose leaves have the members on axis 0.
+    """The sharding of every leaf of parameters, or of a state, whose optimizer state repeats the parameters' paths.
+
+    With `members`, the tree is a population's: axis 0 of every leaf runs over the members.
     """
-    first: tuple[str | None, ...] = ("member",) if members else ()
+    member_axis: tuple[str | None, ...] = ("member",) if members else ()
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path)
         for ending, logical in LOGICAL_AXES.items():
             if names[-len(ending) :] == ending:
-                whole = (None,) * (leaf.ndim - len(first) - len(logical))
-                return NamedSharding(mesh, _spec(mesh, (*first, *whole, *logical), leaf.shape))
-        return NamedSharding(mesh, _spec(mesh, first, leaf.shape[: len(first)]))
+                unsharded = (None,) * (leaf.ndim - len(member_axis) - len(logical))
+                return NamedSharding(mesh, _spec(mesh, (*member_axis, *unsharded, *logical), leaf.shape))
+        return NamedSharding(mesh, _spec(mesh, member_axis, leaf.shape[: len(member_axis)]))
 
     return jax.tree.map_with_path(leaf_sharding, tree)
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """`function`, to be compiled for the mesh: while it is traced, `constrain` knows the mesh."""
+    """Wrap a function that is compiled for the mesh: while it is traced, `constrain` knows the mesh."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> T:
-        with use_abstract_mesh(mesh.abstract_mesh):  # no state outlives it, as global rules would
+        with use_abstract_mesh(mesh.abstract_mesh):  # leaves no global state behind
             return function(*args)
 
     return traced
 
 
 def of_member(function: Callable[..., T]) -> Callable[..., T]:
-    """`function` of one member of a population: while it is traced, `constrain` shares rows out over the devices that
-    hold the same member.
-    """
+    """Wrap a function of one member of a population: while it is traced, `constrain` does not split over `member`."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> T:
@@ -176,7 +174,7 @@ def of_member(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def for_members(batch: T) -> T:
-    """A batch, or the teacher's targets, of all rows, as the devices of one member share them out."""
+    """Reshard a batch, or the teacher's targets, for the students: rows are no longer split over `member`."""
 
     def constrained(leaf: Any) -> Any:
         return constrain(leaf, "batch", *[None] * (leaf.ndim - 1))
@@ -185,7 +183,7 @@ def for_members(batch: T) -> T:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Tell the compiler how an activation lies on the mesh of `on_mesh`; without one, `x` itself."""
+    """Constrain the sharding of an activation on the mesh of `on_mesh`. Without a mesh, `x` is returned."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -193,7 +191,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def _spec(mesh: Mesh | AbstractMesh, logical: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-    """The mesh axes of each dimension. jit asks for divisible dimensions; one that does not divide stays whole."""
+    """The mesh axes of each dimension. jit requires divisible dimensions; any other dimension is not sharded."""
 
     def fitted(name: str | None, size: int) -> tuple[str, ...] | str | None:
         axes = RULES[name] if name else ()
@@ -207,17 +205,17 @@ def _spec(mesh: Mesh | AbstractMesh, logical: Sequence[str | None], shape: Seque
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: rows over `data`, `fsdp` and `member`; `batch_shares` must divide a batch's size."""
+    """The sharding of a batch's arrays: rows over `data`, `fsdp` and `member`. `batch_shares` must divide the size."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The same whole value on every device."""
+    """The sharding that keeps the whole value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process holds whole, as global arrays: each device takes its part."""
+    """Turn arrays that every process holds whole into global arrays. Each device takes its part."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
@@ -229,7 +227,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Global arrays as numpy arrays, whole on every process."""
+    """Copy global arrays to numpy arrays, whole on every process."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -238,14 +236,14 @@ def fetch(tree: Any) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The numbers of the rows of a global batch that this process's devices hold, in order."""
+    """The numbers of a global batch's rows that this process's devices hold, in order."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    rows = [np.arange(batch_size)[own] for own in slices if own is not None]
+    rows = [np.arange(batch_size)[part] for part in slices if part is not None]
     return np.unique(np.concatenate(rows))
 
 
 def global_batch(mesh: Mesh, local: Any, batch_size: int) -> Any:
-    """The global batch of which every process gives its `local_rows`."""
+    """The global batch, assembled from the `local_rows` of every process."""
     sharding = batch_sharding(mesh)
 
     def assembled(rows: np.ndarray) -> jax.Array:

@@ -49,7 +49,7 @@ def evaluate(
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
     predictor = load_predictor(model, max_length, batch_size, row.head)
     check_outputs(model, predictor.config, row)
-    labels = None if row.is_regression or row.head == "span" else predictor.config.id2label
+    labels = predictor.config.id2label if row.kind.names_classes else None
     second = second_task(row, source, split) if split != "train" else None
     scores: dict[str, float] = {}
     for part in (row, second):

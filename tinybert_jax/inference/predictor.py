@@ -20,8 +20,8 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import check_head, check_token_types
-from tinybert_jax.models.heads import HEADS, NEEDS
-from tinybert_jax.settings.choices import MIN_LENGTH, Head
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.settings.choices import MIN_LENGTH
 
 
 class Prediction(NamedTuple):
@@ -41,7 +41,7 @@ class Predictor:
     tokenizer: Any
     max_length: int
     batch_size: int
-    head: Head
+    head: str
     step: Callable[..., Any]
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
@@ -52,7 +52,7 @@ class Predictor:
                 (the NaN of an empty cell); or the head is not that of a sequence.
             InputError: as `logits`.
         """
-        if self.head != "sequence":
+        if HEADS[self.head].per_token:
             raise ValueError(f"a {self.head} head gives one output per token: see `logits`, and `tinybert evaluate`")
         if isinstance(texts, str):
             raise ValueError("give a list of texts, even of one")
@@ -84,7 +84,7 @@ class Predictor:
 
 
 def load_predictor(
-    directory: str | Path, max_length: int | None = None, batch_size: int = 32, head: Head = "sequence"
+    directory: str | Path, max_length: int | None = None, batch_size: int = 32, head: str = "sequence"
 ) -> Predictor:
     """A sequence classifier or regressor from a Hugging Face directory or hub id.
 
@@ -97,17 +97,18 @@ def load_predictor(
     Raises:
         InputError: the directory cannot be read, or holds no such head; another head; a number is too small.
     """
-    if head not in NEEDS:
-        raise InputError(f"head is {head!r}; it must be one of {', '.join(NEEDS)}")
+    predicting = [name for name, row in HEADS.items() if row.on_tasks]
+    if head not in predicting:
+        raise InputError(f"head is {head!r}; it must be one of {', '.join(predicting)}")
     if batch_size < 1 or (max_length is not None and max_length < MIN_LENGTH):
         raise InputError(
             f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and {MIN_LENGTH}"
         )
     config, params = load_hf(directory)
     tokenizer = load_tokenizer(directory, config)
-    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_position_embeddings))
+    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
     check_head(str(directory), config, params, head, length)
     mesh = make_mesh()
     params = jax.device_put(params, tree_shardings(mesh, params))
-    step = make_predict_step(HEADS[head](config), mesh, params)
+    step = make_predict_step(HEADS[head].model(config), mesh, params)
     return Predictor(str(directory), config, params, tokenizer, length, batch_size, head, step)

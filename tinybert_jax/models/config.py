@@ -11,12 +11,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinybert_jax.errors import InputError, check_choice
+from tinybert_jax.models.families import FAMILIES, Family
 from tinybert_jax.settings.choices import ComputeDtype
 
-RUN_FIELDS = ("compute_dtype", "remat", "vocab_multiple")  # of a BertConfig: a run's, never written to config.json
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model is computed. A run decides it; it is no part of the model and never written beside it.
+
+    Raises:
+        InputError: the dtype is unknown, or `vocab_multiple` is below 1.
+    """
+
+    dtype: ComputeDtype = "float32"  # of activations and products; parameters are float32
+    remat: bool = False  # the backward pass recomputes a layer's activations instead of keeping them
+    vocab_multiple: int = 1  # the embedding table is padded to a multiple of it, so that devices can share its rows
+
+    def __post_init__(self) -> None:
+        check_choice("compute_dtype", self.dtype, ComputeDtype)
+        if self.vocab_multiple < 1:
+            raise InputError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1")
+
+    def vocab_rows(self, config: BertConfig) -> int:
+        """Rows of the word embedding table; those past `vocab_size` are no words, and are never exported."""
+        return -(-config.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+DEFAULT = Compute()
 
 
 @dataclass(frozen=True)
@@ -45,9 +70,7 @@ class BertConfig:
     id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
-    compute_dtype: ComputeDtype = "float32"  # parameters are always float32
-    remat: bool = False  # the backward pass computes a layer's activations again instead of keeping them
-    vocab_multiple: int = 1  # the embedding table is padded to a multiple of it, so that devices can share its rows
+    model_type: str = "bert"  # a row of the table of families
 
     def __post_init__(self) -> None:
         for name in (
@@ -58,7 +81,6 @@ class BertConfig:
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
-            "vocab_multiple",
             "head_dim",
         ):
             value = getattr(self, name)
@@ -78,7 +100,8 @@ class BertConfig:
             raise InputError(f"pad_token_id is {self.pad_token_id}; it must be in [0, vocab_size = {self.vocab_size})")
         if not self.id2label:
             raise InputError("id2label is empty; a model has at least one output")
-        check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
+        if self.model_type not in FAMILIES:
+            raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
@@ -91,9 +114,19 @@ class BertConfig:
         return len(self.id2label)
 
     @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the word embedding table; those past `vocab_size` are no words, and are never exported."""
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+    def family(self) -> Family:
+        """What is particular to encoders of this `model_type`."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest row that the position embeddings allow."""
+        return self.max_position_embeddings - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position embeddings that the first token of a text takes."""
+        return self.pad_token_id + 1 if self.family.positions_after_padding else 0
 
     @property
     def attention_head_dim(self) -> int:
@@ -112,17 +145,19 @@ class BertConfig:
         Raises:
             InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
         """
-        if (hf.get("model_type") or "bert") != "bert":
-            raise InputError(f"model_type {hf['model_type']!r} is not supported; only 'bert' is")
+        family = FAMILIES.get(hf.get("model_type") or "bert")
+        if family is None:
+            known = ", ".join(map(repr, FAMILIES))
+            raise InputError(f"model_type {hf['model_type']!r} is not supported; known are {known}")
         if (hf.get("position_embedding_type") or "absolute") != "absolute":
             raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
             if hf.get(name):
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
-        values = {
+        values = dict(family.defaults) | {
             field.name: _hf_value(field.name, hf[field.name], str(field.type))
             for field in dataclasses.fields(cls)
-            if field.name not in ("id2label", *RUN_FIELDS) and hf.get(field.name) is not None
+            if field.name not in ("id2label", "model_type") and hf.get(field.name) is not None
         }
         if hf.get("id2label"):
             values["id2label"] = _hf_labels(hf["id2label"])
@@ -131,18 +166,16 @@ class BertConfig:
             if not 0 < count <= MAX_LABELS:
                 raise InputError(f"num_labels is {count}; it must be in [1, {MAX_LABELS}]")
             values["id2label"] = tuple(f"LABEL_{i}" for i in range(count))
-        return cls(**values)
+        return cls(**values, model_type=family.model_type)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a Hugging Face `config.json`, without `architectures`."""
         hf = dataclasses.asdict(self)
-        for name in RUN_FIELDS:
-            del hf[name]
         if self.head_dim is None:
             del hf["head_dim"]
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
-        return hf | {"model_type": "bert", "position_embedding_type": "absolute"}
+        return hf | {"position_embedding_type": "absolute"}
 
 
 def _hf_value(name: str, value: Any, annotation: str) -> Any:

@@ -1,4 +1,4 @@
-"""The BERT encoder: layers stacked on axis 0; every hidden state and pre-softmax attention score is returned."""
+"""The BERT encoder. Layers are stacked on axis 0; all hidden states and pre-softmax attention scores are returned."""
 
 from __future__ import annotations
 
@@ -11,52 +11,60 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tinybert_jax.devices.sharding import constrain
-from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.layers import Attention, Embeddings, Intermediate, Residual, attention_scores, dense
+from tinybert_jax.models.layers import (
+    Attention,
+    BertModule,
+    Dropout,
+    Embeddings,
+    Intermediate,
+    Residual,
+    attention_scores,
+    classifier_dropout,
+)
 
 
 class BertOutput(NamedTuple):
-    """What a BERT computed. Whoever does not read a field does not pay for it under `jit`."""
+    """The outputs of a BERT. Under `jit`, a field that is not read costs nothing."""
 
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
     qkv: Float[Array, "l n b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
     pooled: Any = None  # [b, d]; None without a pooler
-    logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
+    logits: Any = None  # [b, c], or [b, q, c] for token heads; None without a head
 
 
-class Layer(nn.Module):
-    """One Transformer layer, as the body of the scan over layers: writes its scores, and its queries, keys and values,
-    into their slots of the carry.
+class Layer(BertModule):
+    """One Transformer layer, the body of the scan over layers.
+
+    It writes its scores, and its queries, keys and values, into their slots of the carry.
     """
 
-    config: BertConfig
-    deterministic: bool
+    deterministic: bool = True
 
     @nn.compact
     def __call__(
         self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
     ) -> tuple[Any, Array]:
         x, scores, qkv = carry
-        x, parts = Attention(self.config, name="attention")(x, attention_mask, self.deterministic)
+        x, parts = Attention(self.config, self.compute, name="attention")(x, attention_mask, self.deterministic)
         if scores.shape[0]:
-            own = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
-            scores = jax.lax.dynamic_update_index_in_dim(scores, own, slots[0], axis=0)
+            layer_scores = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
+            scores = jax.lax.dynamic_update_index_in_dim(scores, layer_scores, slots[0], axis=0)
         if qkv.shape[0]:
             stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
             qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
-        inner = Intermediate(self.config, name="intermediate")(x)
-        x = Residual(self.config, name="output")(inner, x, self.deterministic)
+        inner = Intermediate(self.config, self.compute, name="intermediate")(x)
+        x = Residual(self.config, self.compute, name="output")(inner, x, self.deterministic)
         return (x, scores, qkv), x
 
 
-class Encoder(nn.Module):
-    """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and the
-    first `qkv_parts` of queries, keys and values of `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
-    """
+class Encoder(BertModule):
+    """All layers -> the last state, all states, attention scores, and queries, keys and values.
 
-    config: BertConfig
+    All states are [l+1, b, q, d]. Scores are those of `score_layers` [l, b, h, q, k]. Of queries, keys and values, the
+    first `qkv_parts` of `qkv_layers` are returned [l, qkv_parts, b, q, h * head_dim].
+    """
 
     @nn.compact
     def __call__(
@@ -77,55 +85,55 @@ class Encoder(nn.Module):
         qkv = jnp.zeros((qkv_size, qkv_parts, b, q, heads * config.attention_head_dim), x.dtype)
         qkv = constrain(qkv, None, None, "batch", None, "heads")
         layers = nn.scan(
-            nn.remat(Layer, prevent_cse=False) if config.remat else Layer,
+            nn.remat(Layer, prevent_cse=False) if self.compute.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=depth,
         )
-        (last, scores, qkv), states = layers(config, deterministic, name="layer")(
+        (last, scores, qkv), states = layers(config, self.compute, deterministic, name="layer")(
             (x, scores, qkv), (score_slots, qkv_slots), attention_mask
         )
-        # the last state leaves with the carry, so that whoever needs it alone does not keep the others
+        # the last state is taken from the carry, so that reading it alone does not keep the others
         states = jnp.concatenate([x[None], states])
         return last, states, scores[: len(score_layers)], qkv[: len(qkv_layers)]
 
 
-def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
-    """Each layer's slot [l] in the buffer of what is wanted, and the number of slots, 0 where nothing is.
+def _slots(selected: tuple[int, ...], depth: int) -> tuple[Array, int]:
+    """The slot of each layer [l] in a buffer of the selected layers, and the number of slots, 0 without a selection.
 
-    A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the last
-    wanted layer a spare slot takes what comes. So the buffer needs no branch in the scan.
+    A layer that is not selected writes into the slot of the next selected layer, which then overwrites it. Layers past
+    the last selected one share a spare slot. So the scan needs no branch.
 
     Raises:
-        ValueError: what is wanted is no increasing selection of 0, ..., depth - 1.
+        ValueError: the selected layers do not increase, or are not in 0, ..., depth - 1.
     """
-    if list(wanted) != [layer for layer in range(depth) if layer in wanted]:
-        raise ValueError(f"layers {wanted}: they must increase, from 0 up to {depth - 1}")
-    slots = np.searchsorted(wanted, np.arange(depth))
-    return jnp.asarray(slots), int(slots[-1]) + 1 if wanted else 0
+    if list(selected) != [layer for layer in range(depth) if layer in selected]:
+        raise ValueError(f"layers {selected}: they must increase, from 0 up to {depth - 1}")
+    slots = np.searchsorted(selected, np.arange(depth))
+    return jnp.asarray(slots), int(slots[-1]) + 1 if selected else 0
 
 
-class Pooler(nn.Module):
+class Pooler(BertModule):
     """The first token's state through a dense layer and tanh [b, q, d] -> [b, d]."""
 
-    config: BertConfig
-
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return jnp.tanh(dense(self.config, self.config.hidden_size, "dense")(x[:, 0]))
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        first_token = x[:, 0]
+        if self.config.family.dropout_before_pooler:
+            first_token = Dropout(classifier_dropout(self.config))(first_token, deterministic)
+        return jnp.tanh(self.dense(self.config.hidden_size, "dense")(first_token))
 
 
-class BertModel(nn.Module):
-    """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
+class BertModel(BertModule):
+    """The BERT encoder (Devlin et al., arXiv 1810.04805). `add_pooler` adds `pooled` to its outputs.
 
     `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
-    qkv_layers=(), qkv_parts=3, deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
-    attention scores are returned, all by default; `qkv_layers` those whose queries, keys and values are, or the first
-    `qkv_parts` of the three, none by default; with `deterministic=False` pass `rngs={"dropout": key}`.
+    qkv_layers=(), qkv_parts=3, deterministic=True)` returns the attention scores of `score_layers` (0-based,
+    increasing, static; by default all layers), and the first `qkv_parts` of queries, keys and values of `qkv_layers`
+    (by default no layer). With `deterministic=False`, pass `rngs={"dropout": key}`.
     """
 
-    config: BertConfig
     add_pooler: bool = True
 
     @nn.compact
@@ -141,16 +149,14 @@ class BertModel(nn.Module):
         deterministic: bool = True,
     ) -> BertOutput:
         config = self.config
-        if input_ids.shape[-1] > config.max_position_embeddings:
-            raise ValueError(
-                f"{input_ids.shape[-1]} tokens, but the model has {config.max_position_embeddings} positions"
-            )
+        if input_ids.shape[-1] > config.max_tokens:
+            raise ValueError(f"{input_ids.shape[-1]} tokens, but the model has {config.max_tokens} positions")
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
-        x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        last, states, scores, qkv = Encoder(config, name="encoder")(
-            x, mask, wanted, qkv_layers, qkv_parts, deterministic
+        selected = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
+        x = Embeddings(config, self.compute, name="embeddings")(input_ids, types, deterministic)
+        last, states, scores, qkv = Encoder(config, self.compute, name="encoder")(
+            x, mask, selected, qkv_layers, qkv_parts, deterministic
         )
-        pooled = Pooler(config, name="pooler")(last) if self.add_pooler else None
+        pooled = Pooler(config, self.compute, name="pooler")(last, deterministic) if self.add_pooler else None
         return BertOutput(last, states, scores, qkv, pooled)

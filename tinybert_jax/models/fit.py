@@ -8,22 +8,20 @@ import sys
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.heads import HEAD_KEYS, NEEDS
-from tinybert_jax.settings.choices import Head
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.tasks import Task
 
 
-def check_head(name: str, config: BertConfig, params: Params, head: Head, max_length: int) -> None:
+def check_head(name: str, config: BertConfig, params: Params, head: str, max_length: int) -> None:
     """Refuse a model that has not the head that is asked for, several labels a row, or too few positions.
 
     Raises:
         InputError: says what is missing.
     """
-    key, pooler = NEEDS[head]
-    if key not in params or (head != "span" and ("pooler" in params["bert"]) != pooler):
-        what = {"sequence": "sequence classifier", "tokens": "token classifier", "span": "question answering head"}
-        raise InputError(f"{name}: holds no {what[head]}; fine-tune it first: tinybert finetune --model {name}")
-    if head == "sequence" and config.problem_type == "multi_label_classification":
+    row = HEADS[head]
+    if not row.is_in(params):
+        raise InputError(f"{name}: holds no {row.title}; fine-tune it first: tinybert finetune --model {name}")
+    if not row.per_token and config.problem_type == "multi_label_classification":
         raise InputError(f"{name}: is a multi-label classifier (problem_type); only one label a row is supported")
     check_positions(name, config, max_length)
 
@@ -44,9 +42,9 @@ def check_positions(name: str, config: BertConfig, max_length: int) -> None:
     Raises:
         InputError: it has fewer.
     """
-    if config.max_position_embeddings < max_length:
+    if config.max_tokens < max_length:
         raise InputError(
-            f"{name}: has {config.max_position_embeddings} positions, fewer than max_length {max_length}: give a"
+            f"{name}: has {config.max_tokens} positions, fewer than max_length {max_length}: give a"
             " smaller --max-length"
         )
 
@@ -57,7 +55,7 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
     Raises:
         InputError: classes where the task is a number, or the other way round, or another number of classes.
     """
-    if task.head == "span":
+    if not HEADS[task.head].labelled:
         return
     if task.is_regression != (config.num_labels == 1):
         wanted = "one number" if task.is_regression else "classes"
@@ -76,15 +74,15 @@ def fit_head(
     config: BertConfig, loaded: Params | None, task: Task, label_names: tuple[str, ...]
 ) -> tuple[BertConfig, bool]:
     """The config with the task's labels, and whether the model's own head has them."""
-    key = HEAD_KEYS[task.head]
-    if task.head == "span":
-        return config, loaded is not None and key in loaded
+    row = HEADS[task.head]
+    has_head = loaded is not None and row.is_in(loaded)
+    if not row.labelled:
+        return config, has_head
     labels = label_names or (config.id2label if config.num_labels == 1 else ("LABEL_0",))
-    of_kind = loaded is not None and key in loaded and ("pooler" in loaded["bert"]) == (task.head == "sequence")
-    keep = of_kind and config.id2label == labels
-    if of_kind and not keep:
+    keep = has_head and config.id2label == labels
+    if has_head and not keep:
         print(f"note: the classifier starts anew: its labels {config.id2label} become {labels}", file=sys.stderr)
     problem = config.problem_type
-    if task.head == "sequence":
+    if not row.per_token:
         problem = "regression" if task.is_regression else "single_label_classification"
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep

@@ -1,179 +1,172 @@
-"""The heads of a BERT: sequences, tokens, answer spans, masked words."""
+"""The heads of a BERT, and the table of them: their models, losses and names.
+
+A head is a row of `HEADS`. Whatever depends on the head of a model asks its row.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from tinybert_jax.batch import Params
-from tinybert_jax.devices.sharding import constrain
+from tinybert_jax import losses
+from tinybert_jax.batch import Batch, Params
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel, BertOutput
-from tinybert_jax.models.layers import ACTIVATIONS, Dropout, dense, layer_norm
-from tinybert_jax.precision import product
-from tinybert_jax.settings.choices import Head
+from tinybert_jax.models.layers import BertModule, Dropout, classifier_dropout
+from tinybert_jax.models.masked_lm import BertForMaskedLM
 
 
-class BertForSequenceClassification(nn.Module):
+class BertForSequenceClassification(BertModule):
     """`logits` [b, c] from the pooled first token; c = 1 is regression. Arguments as `BertModel`."""
 
-    config: BertConfig
-
     @nn.compact
     def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
         config = self.config
-        out = BertModel(config, name="bert")(*args, deterministic=deterministic, **kwargs)
+        out = BertModel(config, self.compute, name="encoder")(*args, deterministic=deterministic, **kwargs)
         x = Dropout(classifier_dropout(config))(out.pooled, deterministic)
-        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
+        return out._replace(logits=self.dense(config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
-class BertForTokenClassification(nn.Module):
+class BertForTokenClassification(BertModule):
     """`logits` [b, q, c], one label per token. Arguments as `BertModel`."""
 
-    config: BertConfig
-
     @nn.compact
     def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
         config = self.config
-        out = BertModel(config, add_pooler=False, name="bert")(*args, deterministic=deterministic, **kwargs)
+        out = BertModel(config, self.compute, add_pooler=False, name="encoder")(
+            *args, deterministic=deterministic, **kwargs
+        )
         x = Dropout(classifier_dropout(config))(out.last_hidden_state, deterministic)
-        return out._replace(logits=dense(config, config.num_labels, "classifier")(x).astype(jnp.float32))
+        return out._replace(logits=self.dense(config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
-class BertForQuestionAnswering(nn.Module):
+class BertForQuestionAnswering(BertModule):
     """`logits` [b, q, 2]: start and end of the answer span. Arguments as `BertModel`."""
 
-    config: BertConfig
-
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
-        out = BertModel(self.config, add_pooler=False, name="bert")(*args, **kwargs)
-        return out._replace(logits=dense(self.config, 2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
+        out = BertModel(self.config, self.compute, add_pooler=False, name="encoder")(*args, **kwargs)
+        return out._replace(logits=self.dense(2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
 
 
-class Transform(nn.Module):
-    """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, d]."""
+class HeadLosses(NamedTuple):
+    """The losses of a head's logits, one value per example [b].
 
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = dense(self.config, self.config.hidden_size, "dense")(x)
-        return layer_norm(self.config)(ACTIVATIONS[self.config.hidden_act](x))
-
-
-class Predictions(nn.Module):
-    """The masked-LM decoder over the word embedding table [b, q, d], [v, d] -> [b, q, v]."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
-        x = Transform(self.config, name="transform")(x)
-        vocabulary, rows = self.config.vocab_size, self.config.padded_vocab_size
-        bias = self.param("bias", nn.initializers.zeros, (rows,))
-        logits = product("bqd,vd->bqv", x, table.astype(x.dtype))
-        logits = constrain(logits + bias[None, None], "batch", None, "vocab")
-        # rows that only pad the table are no words
-        return logits if rows == vocabulary else jnp.where((jnp.arange(rows) < vocabulary)[None, None], logits, -1e9)
-
-
-class MaskedLMHead(nn.Module):
-    """The masked-LM head, one level of Hugging Face's names above `Predictions`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
-        return Predictions(self.config, name="predictions")(x, table)
-
-
-class BertForMaskedLM(nn.Module):
-    """`logits` [b, q, v] over the vocabulary; the decoder is the word embedding table. Arguments as `BertModel`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
-        bert = BertModel(self.config, add_pooler=False, name="bert")
-        out = bert(*args, **kwargs)
-        table = bert.variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-        return out._replace(logits=MaskedLMHead(self.config, name="cls")(out.last_hidden_state, table))
-
-
-HEADS: dict[Head, type[nn.Module]] = {
-    "encoder": BertModel,
-    "sequence": BertForSequenceClassification,
-    "tokens": BertForTokenClassification,
-    "span": BertForQuestionAnswering,
-    "masked_lm": BertForMaskedLM,
-}
-HEAD_KEYS: dict[Head, str] = {  # where a head's own parameters are; an encoder has none
-    "sequence": "classifier",
-    "tokens": "classifier",
-    "span": "qa_outputs",
-    "masked_lm": "cls",
-}
-
-
-def classifier_dropout(config: BertConfig) -> float:
-    """Hugging Face's rule: `hidden_dropout_prob` unless the config says otherwise."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
-def logits_at(
-    config: BertConfig, params: Params, states: Float[Array, "b q d"], positions: Int[Array, "b p"]
-) -> Float[Array, "b p v"]:
-    """The masked-LM head's logits at `positions` alone: over all, a vocabulary each is most of time and memory."""
-    states = jnp.take_along_axis(states, positions[:, :, None], axis=1)
-    table = params["bert"]["embeddings"]["word_embeddings"]["embedding"]
-    return jnp.asarray(MaskedLMHead(config).apply({"params": params["cls"]}, states, table))
-
-
-def masked_lm_function(config: BertConfig, params: Params, k: int) -> Callable[..., Any]:
-    """The k most probable ids at one position of each sequence, compiled once per shape.
-
-    Args:
-        config: of the model.
-        params: as `hf.load_hf` gives them, with `cls`.
-        k: ids per sequence; fewer where the vocabulary has not so many.
-
-    Returns:
-        `mlm(input_ids [b, q], attention_mask [b, q], token_type_ids [b, q], positions [b])` -> ids [b, k], the most
-        probable first; arrays of numpy or jax in, of jax out, which may still be computing.
+    hard(logits, batch): against the labels.
+    soft(logits, targets, batch, temperature): against the targets of a teacher.
+    target(logits): what is kept of a teacher's logits.
     """
-    return functools.partial(jax.jit(functools.partial(_most_probable, config, k)), params)
+
+    hard: Callable[[Array, Batch], Float[Array, "b"]]
+    soft: Callable[[Array, Array, Batch, Any], Float[Array, "b"]]
+    target: Callable[[Array], Array] = lambda logits: logits
+    has_classes: bool = True  # the outputs are classes, so a temperature divides their logits
 
 
-def _most_probable(
-    config: BertConfig,
-    k: int,
-    params: Params,
-    input_ids: Int[Array, "b q"],
-    attention_mask: Int[Array, "b q"],
-    token_type_ids: Int[Array, "b q"],
-    positions: Int[Array, "b"],
-) -> Int[Array, "b k"]:
-    bert: Any = BertModel(config, add_pooler=False)
-    out = bert.apply({"params": params["bert"]}, input_ids, attention_mask, token_type_ids, score_layers=())
-    logits = logits_at(config, params, out.last_hidden_state, positions[:, None])[:, 0]
-    return jax.lax.top_k(logits, min(k, config.vocab_size))[1]
+CLASSES = HeadLosses(
+    hard=lambda logits, batch: jax.vmap(losses.cross_entropy)(logits, batch.labels),
+    soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_cross_entropy, (0, 0, None))(
+        logits, targets, temperature
+    ),
+)
+NUMBERS = HeadLosses(
+    hard=lambda logits, batch: jax.vmap(losses.squared_error)(logits, batch.labels),
+    soft=lambda logits, targets, batch, temperature: jax.vmap(losses.squared_error)(logits, targets),
+    target=lambda logits: logits[:, 0],
+    has_classes=False,
+)
+TAGS = HeadLosses(
+    hard=lambda logits, batch: jax.vmap(losses.token_cross_entropy)(logits, batch.labels),
+    soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_token_cross_entropy, (0, 0, 0, None))(
+        logits, targets, jnp.asarray(batch.labels) >= 0, temperature
+    ),
+)
+SPANS = HeadLosses(
+    hard=lambda logits, batch: jax.vmap(losses.span_cross_entropy)(logits, batch.labels, batch.attention_mask),
+    soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_span_cross_entropy, (0, 0, 0, None))(
+        logits, targets, batch.attention_mask, temperature
+    ),
+)
 
 
-# what a head that predicts is called, and whether a pooler is before it
-NEEDS = {"sequence": ("classifier", True), "tokens": ("classifier", False), "span": ("qa_outputs", False)}
+class Head(NamedTuple):
+    """A row of the table of heads."""
+
+    model: type[nn.Module]
+    key: str | None  # where its own parameters are, beside the encoder's; None: it has none
+    pooled: bool | None  # whether it reads the pooled first token; None: it works with or without a pooler
+    title: str  # what messages call it
+    pipeline: str  # of transformers, in a model card
+    architecture: str  # the class of transformers, without the family's name
+    losses: Callable[[BertConfig], HeadLosses] | None = None  # None: it has no outputs
+    on_tasks: bool = True  # it is trained on a task's labels, and predicts
+    per_token: bool = False  # logits are [b, q, c], not [b, c]
+    labelled: bool = False  # its outputs are the config's labels
+
+    def is_in(self, params: Params) -> bool:
+        """Whether a model with these parameters has the head."""
+        return self.key in params and self.pooled in (None, "pooler" in params["encoder"])
 
 
-PIPELINES: dict[Head, tuple[str, str]] = {
-    "encoder": ("feature-extraction", "AutoModel"),
-    "sequence": ("text-classification", "AutoModelForSequenceClassification"),
-    "tokens": ("token-classification", "AutoModelForTokenClassification"),
-    "span": ("question-answering", "AutoModelForQuestionAnswering"),
-    "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
+HEADS: dict[str, Head] = {
+    "encoder": Head(BertModel, None, None, "encoder", "feature-extraction", "Model", on_tasks=False),
+    "sequence": Head(
+        BertForSequenceClassification,
+        "classifier",
+        True,
+        "sequence classifier",
+        "text-classification",
+        "ForSequenceClassification",
+        losses=lambda config: NUMBERS if config.num_labels == 1 else CLASSES,
+        labelled=True,
+    ),
+    "tokens": Head(
+        BertForTokenClassification,
+        "classifier",
+        False,
+        "token classifier",
+        "token-classification",
+        "ForTokenClassification",
+        losses=lambda config: TAGS,
+        per_token=True,
+        labelled=True,
+    ),
+    "span": Head(
+        BertForQuestionAnswering,
+        "qa_outputs",
+        None,
+        "question answering head",
+        "question-answering",
+        "ForQuestionAnswering",
+        losses=lambda config: SPANS,
+        per_token=True,
+    ),
+    "masked_lm": Head(
+        BertForMaskedLM,
+        "cls",
+        None,
+        "masked-LM head",
+        "fill-mask",
+        "ForMaskedLM",
+        losses=lambda config: TAGS,
+        on_tasks=False,
+        per_token=True,
+    ),
 }
+
+
+def head_losses(head: str, config: BertConfig) -> HeadLosses:
+    """The losses of a head in a model of that config.
+
+    Raises:
+        ValueError: the head has no outputs.
+    """
+    make = HEADS[head].losses
+    if make is None:
+        raise ValueError(f"head {head!r} has no outputs")
+    return make(config)

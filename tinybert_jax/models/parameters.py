@@ -28,9 +28,9 @@ def count_parameters(params: Params) -> int:
 def resize_vocabulary(params: Params, rows: int) -> Params:
     """Parameters whose word embedding table, and masked-LM bias, have `rows` rows: padded with zeros, or cut."""
 
-    def resized(leaf: Array | np.ndarray) -> Array:
+    def resized(leaf: Array | np.ndarray) -> Array | np.ndarray:
         padding = [(0, max(0, rows - leaf.shape[0])), *[(0, 0)] * (leaf.ndim - 1)]
-        return jnp.pad(leaf, padding)[:rows]
+        return np.pad(leaf, padding)[:rows] if isinstance(leaf, np.ndarray) else jnp.pad(leaf, padding)[:rows]
 
     def visit(path: tuple[Any, ...], leaf: Array | np.ndarray) -> Array | np.ndarray:
         names = tuple(entry.key for entry in path)

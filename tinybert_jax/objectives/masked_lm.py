@@ -9,23 +9,24 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel
-from tinybert_jax.models.heads import logits_at
-from tinybert_jax.models.parameters import apply_model
-from tinybert_jax.objectives.objective import Metrics, Objective, no_targets
+from tinybert_jax.models.masked_lm import logits_at
+from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
+from tinybert_jax.objectives.objective import Context, Metrics, Objective, no_targets
 from tinybert_jax.objectives.projections import without_projections
+from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.stages import Hyper
 
 MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM decoder
 
 
-def masked_lm_objective(config: BertConfig) -> Objective:
+def masked_lm_objective(config: BertConfig, compute: Compute = DEFAULT) -> Objective:
     """Mean cross-entropy of a batch's masked tokens (Devlin et al., arXiv 1810.04805). There is no teacher.
 
     The decoder runs on a quarter of the positions, those that are masked first; more than that are not counted.
     """
-    model = BertModel(config, add_pooler=False)
+    model = BertModel(config, compute, add_pooler=False)
 
     def decoded(labels: Array) -> int:
         return -(-labels.shape[1] // MASKED_SHARE)
@@ -37,21 +38,33 @@ def masked_lm_objective(config: BertConfig) -> Objective:
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        states = apply_model(model, trainable["bert"], batch, key, score_layers=()).last_hidden_state
+        states = apply_model(model, trainable["encoder"], batch, key, score_layers=()).last_hidden_state
         labels = jnp.asarray(batch.labels)
         masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : decoded(labels)]
-        logits = logits_at(config, trainable, states, masked)
+        logits = logits_at(config, trainable, states, masked, compute)
         labels = jnp.take_along_axis(labels, masked, axis=1)
         # not a mean of sequences' means: one in which nothing is masked would count as solved
         total = losses.token_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
         return total, {"loss": total}
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
-        reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
-        return {"bert": reached, "cls": {"predictions": student_params["cls"]["predictions"]}}
+        reached = {name: student_params["encoder"][name] for name in ("embeddings", "encoder")}
+        return {"encoder": reached, "cls": {"predictions": student_params["cls"]["predictions"]}}
 
     def export(trainable: Params, student_params: Params) -> Params:
         heads = student_params["cls"] | trainable["cls"]
-        return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"], "cls": heads}
+        return without_projections(student_params) | {
+            "encoder": student_params["encoder"] | trainable["encoder"],
+            "cls": heads,
+        }
 
-    return Objective(no_targets, loss, init, export, weight)
+    def flops(tokens: int) -> float:
+        decoder = config.hidden_size * (config.vocab_size + config.hidden_size)
+        return (1 + BACKWARD) * (forward_flops(config, tokens) + 2.0 * decoder * tokens / MASKED_SHARE)
+
+    return Objective(no_targets, loss, init, export, weight, reads_teacher=False, student_flops=flops)
+
+
+def build(settings: MaskedLM, context: Context) -> Objective:
+    """The objective of a stage."""
+    return masked_lm_objective(context.student, context.compute)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.objectives.projections import without_projections
+from tinybert_jax.settings.arithmetic import Arithmetic
+from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.stages import Hyper
 
 Metrics = dict[str, Float[Array, ""]]
+CARRIED = "carried"  # in a trainable tree: what the loss reads and no gradient reaches, as masks and scales
 
 
 def count_examples(batch: Batch) -> Float[Array, ""]:
     """The number of rows that are no filler."""
     return jnp.sum(jnp.asarray(batch.example_mask, jnp.float32))
+
+
+def no_flops(tokens: int) -> float:
+    """The operations of what costs nothing, or was not counted."""
+    return 0.0
 
 
 class Objective(NamedTuple):
@@ -28,6 +37,10 @@ class Objective(NamedTuple):
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
     weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
+    advance(carried, params, hyper) -> carried: what `trainable["carried"]` becomes after a step; None: it stays.
+
+    The entry "carried" of a trainable tree gets no gradient and no update. `loss` and `export` find it in its place.
+    The other fields are facts that a run reads.
     """
 
     targets: Callable[[Params, Batch], Any]
@@ -35,6 +48,39 @@ class Objective(NamedTuple):
     init: Callable[[PRNGKeyArray, Params], Params]
     export: Callable[[Params, Params], Params]
     weight: Callable[[Batch], Float[Array, ""]] = count_examples
+    advance: Callable[[Any, Params, Hyper], Any] | None = None
+    reads_teacher: bool = True  # `targets` runs the teacher, so its results are worth keeping
+    reads_padding: bool = False  # `loss` reads the targets of padding, so they are kept too
+    target_dtype: Literal["float32", "bfloat16"] = "float32"  # of kept targets
+    identity: tuple[Any, ...] = ()  # what determines the targets, beside the teacher and the rows; JSON values
+    student_flops: Callable[[int], float] = no_flops  # of a row of so many tokens, forward, backward and loss
+    teacher_flops: Callable[[int], float] = no_flops  # of the targets of such a row
+
+
+class Context(NamedTuple):
+    """What an objective is built for: the models, the head that is trained, and the run's arithmetic."""
+
+    student: BertConfig
+    teacher: BertConfig | None  # None: no teacher runs; its targets may be known
+    head: str
+    layer_map: LayerMap
+    arithmetic: Arithmetic
+    compute: Compute = DEFAULT
+
+
+def split_carried(trainable: Params) -> tuple[Params, Params]:
+    """The trained parameters, and what is carried; {} where nothing is.
+
+    >>> split_carried({"encoder": 1, "carried": {"mask": 2}})
+    ({'encoder': 1}, {'mask': 2})
+    """
+    params = {name: value for name, value in trainable.items() if name != CARRIED}
+    return params, trainable.get(CARRIED, {})
+
+
+def join_carried(params: Params, carried: Params) -> Params:
+    """The trainable tree that `split_carried` takes apart."""
+    return params | {CARRIED: carried} if carried else params
 
 
 def no_targets(teacher_params: Params, batch: Batch) -> Any:

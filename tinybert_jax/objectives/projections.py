@@ -13,16 +13,16 @@ from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.precision import product
-from tinybert_jax.settings.choices import Preset
+from tinybert_jax.settings.arithmetic import Arithmetic
 
 PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters
 
 
 def init_projections(
-    key: PRNGKeyArray, student: BertConfig, teacher: BertConfig, preset: Preset, student_params: Params
+    key: PRNGKeyArray, student: BertConfig, teacher: BertConfig, facts: Arithmetic, student_params: Params
 ) -> Params:
-    """Those that the student's parameters bring, or new ones: a kernel each for embeddings and hidden states (`paper`,
-    `default`), or one shared layer with bias, `fit_dense` (`official`). `fit_denses` are one per state, stacked.
+    """Those that the student's parameters bring, or new ones: a kernel each for embeddings and hidden states
+    ("separate"), or one shared layer with bias, `fit_dense`. `fit_denses` are one per state, stacked.
 
     Raises:
         InputError: what it brings does not lead to the teacher's width.
@@ -43,7 +43,7 @@ def init_projections(
     def kernel(key: PRNGKeyArray) -> Array:
         return student.initializer_range * jax.random.normal(key, shape)
 
-    if preset == "official":
+    if facts.projections == "shared":
         return {"fit_dense": {"kernel": kernel(key), "bias": jnp.zeros(teacher.hidden_size)}}
     embedding_key, hidden_key = jax.random.split(key)
     return {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}

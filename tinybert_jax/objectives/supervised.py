@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.heads import HEADS
-from tinybert_jax.models.parameters import apply_model
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
+from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
 from tinybert_jax.objectives.objective import (
+    Context,
     Metrics,
     Objective,
     mean_over_examples,
@@ -20,27 +19,31 @@ from tinybert_jax.objectives.objective import (
     replace_student,
     whole_student,
 )
-from tinybert_jax.settings.choices import Head
+from tinybert_jax.settings.objectives import Supervised
 from tinybert_jax.settings.stages import Hyper
 
 
-def supervised_objective(config: BertConfig, head: Head = "sequence") -> Objective:
+def supervised_objective(config: BertConfig, head: str = "sequence", compute: Compute = DEFAULT) -> Objective:
     """Cross-entropy against the labels; squared error where a sequence has one output. There is no teacher."""
-    model = HEADS[head](config)
+    model, hard = HEADS[head].model(config, compute), head_losses(head, config).hard
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         logits = apply_model(model, trainable, batch, key, score_layers=()).logits
-        if head == "sequence":
-            per_example = losses.squared_error if config.num_labels == 1 else losses.cross_entropy
-            total = mean_over_examples(jax.vmap(per_example)(logits, batch.labels), batch)
-        elif head == "span":
-            total = mean_over_examples(
-                jax.vmap(losses.span_cross_entropy)(logits, batch.labels, batch.attention_mask), batch
-            )
-        else:
-            total = mean_over_examples(jax.vmap(losses.token_cross_entropy)(logits, batch.labels), batch)
+        total = mean_over_examples(hard(logits, batch), batch)
         return total, {"loss": total}
 
-    return Objective(no_targets, loss, whole_student, replace_student)
+    return Objective(
+        no_targets,
+        loss,
+        whole_student,
+        replace_student,
+        reads_teacher=False,
+        student_flops=lambda tokens: (1 + BACKWARD) * forward_flops(config, tokens),
+    )
+
+
+def build(settings: Supervised, context: Context) -> Objective:
+    """The objective of a stage."""
+    return supervised_objective(context.student, context.head, context.compute)

@@ -16,30 +16,34 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.layers import attention_scores
-from tinybert_jax.models.parameters import apply_model
-from tinybert_jax.objectives.objective import Metrics, Objective, mean_over_examples
+from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
+from tinybert_jax.objectives.objective import Context, Metrics, Objective, mean_over_examples
 from tinybert_jax.objectives.projections import init_projections, project, without_projections
+from tinybert_jax.settings.arithmetic import Arithmetic, arithmetic
 from tinybert_jax.settings.choices import Preset
-from tinybert_jax.settings.objectives import LayerMap, teacher_layers
+from tinybert_jax.settings.objectives import LayerMap, Transformer, teacher_layers
 from tinybert_jax.settings.stages import Hyper
 
 Attention = Literal["scores", "relations"]
+DEFAULTS = Transformer()
 
 
 def transformer_objective(
     student: BertConfig,
     teacher: BertConfig,
     layer_map: LayerMap = "uniform",
-    preset: Preset = "default",
+    preset: Preset | Arithmetic = "default",
     attention: Attention | None = None,
     relation_heads: int | None = None,
+    settings: Transformer = DEFAULTS,
+    compute: Compute = DEFAULT,
 ) -> Objective:
     """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
 
-    The trainable tree is `{"bert": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
+    The trainable tree is `{"encoder": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
     Projections are as in `init_projections`, and not exported: another Transformer stage draws new ones, where the
     authors' code goes on with those of general distillation. Padding is left out of the means only in `default`.
 
@@ -51,32 +55,34 @@ def transformer_objective(
         attention: what is learnt of it: "scores" (equation 7), or, for unlike heads, "relations" of queries, keys and
             values (MiniLMv2, arXiv 2012.15828; the metric is `relation/m`); default: scores where the heads agree.
         relation_heads: of "relations"; default: the teacher's heads, or the next fewer that divide both widths.
+        settings: the weights of the terms, where `hyper` names none.
+        compute: how both models are computed.
 
     Raises:
-        InputError: scores are asked of unlike heads, relations in another preset than `default`, or of heads that do
-            not divide both widths; the layer map does not fit.
+        InputError: scores are asked of unlike heads; relations are asked with padding in the means, or of heads that
+            do not divide both widths; the layer map does not fit.
     """
-    heads = student.num_attention_heads, teacher.num_attention_heads
+    padding, heads = arithmetic(preset).padding, (student.num_attention_heads, teacher.num_attention_heads)
     attention = attention or ("scores" if heads[0] == heads[1] else "relations")
-    if heads[0] != heads[1] and (attention == "scores" or preset != "default"):
+    if heads[0] != heads[1] and (attention == "scores" or padding != "exclude"):
         raise InputError(
             f"the student has {heads[0]} attention heads and the teacher {heads[1]}; only relations of preset default"
             " go without the same number"
         )
-    if attention == "relations" and preset != "default":
-        raise InputError(f"preset {preset} learns attention scores; relations are for preset default")
+    if attention == "relations" and padding != "exclude":
+        raise InputError("relations leave padding out of the means: take preset default, or attention scores")
     relations = relation_split(student, teacher, relation_heads) if attention == "relations" else 0
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     read = tuple(sorted({g - 1 for g in mapped}))
     slots = [read.index(g - 1) for g in mapped]
-    student_model, teacher_model = BertModel(student, add_pooler=False), BertModel(teacher, add_pooler=False)
+    student_model, teacher_model = (BertModel(config, compute, add_pooler=False) for config in (student, teacher))
 
     read_of = {"score_layers": (), "qkv_parts": 3 if relations else 2}  # relations are of the values too
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if batch.teacher_inputs is not None:
             raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
-        out = apply_model(teacher_model, teacher_params["bert"], batch, None, qkv_layers=read, **read_of)
+        out = apply_model(teacher_model, teacher_params["encoder"], batch, None, qkv_layers=read, **read_of)
         qkv = jnp.moveaxis(out.qkv, 2, 1)
         return {
             "embedding": out.hidden_states[0],
@@ -93,17 +99,17 @@ def transformer_objective(
             return jnp.sum(each(own, teachers, mask, relations))
         pairs = (own, teachers.astype(own.dtype))
         scores, wanted = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
-        return losses.attention_mse(scores, wanted, mask, "zero" if preset == "official" else "exclude")
+        return losses.attention_mse(scores, wanted, mask, "zero" if padding == "zero" else "exclude")
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         layers = tuple(range(student.num_hidden_layers))
-        out = apply_model(student_model, trainable["bert"], batch, key, qkv_layers=layers, **read_of)
+        out = apply_model(student_model, trainable["encoder"], batch, key, qkv_layers=layers, **read_of)
         mask = jnp.asarray(batch.attention_mask)
         every = jnp.ones_like(mask)
-        real = mask if preset == "default" else every  # the positions that count in the means
-        paired = every if preset == "paper" else mask  # of official, the loss counts every pair
+        real = mask if padding == "exclude" else every  # the positions that count in the means
+        paired = every if padding == "include" else mask  # with "zero", the loss itself averages over all pairs
         # one layer after the other: its scores are [b, h, q, k]
         transfer = jax.lax.map(
             lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
@@ -118,9 +124,9 @@ def transformer_objective(
             mean_over_examples(embedding, batch),
         )
         total = (
-            hyper.embedding_weight * embedding
-            + hyper.attention_weight * jnp.sum(transfer)
-            + hyper.hidden_weight * jnp.sum(hidden)
+            hyper.number("embedding_weight", settings) * embedding
+            + hyper.number("attention_weight", settings) * jnp.sum(transfer)
+            + hyper.number("hidden_weight", settings) * jnp.sum(hidden)
         )
         metrics = {"loss": total, "embedding": embedding}
         name = "relation" if relations else "attention"
@@ -129,13 +135,43 @@ def transformer_objective(
         return total, metrics
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
-        reached = {name: student_params["bert"][name] for name in ("embeddings", "encoder")}
-        return {"bert": reached, "projections": init_projections(key, student, teacher, preset, student_params)}
+        reached = {name: student_params["encoder"][name] for name in ("embeddings", "encoder")}
+        return {
+            "encoder": reached,
+            "projections": init_projections(key, student, teacher, arithmetic(preset), student_params),
+        }
 
     def export(trainable: Params, student_params: Params) -> Params:
-        return without_projections(student_params) | {"bert": student_params["bert"] | trainable["bert"]}
+        return without_projections(student_params) | {"encoder": student_params["encoder"] | trainable["encoder"]}
 
-    return Objective(targets, loss, init, export)
+    def flops(tokens: int) -> float:
+        states = (1 + BACKWARD) * (forward_flops(student, tokens))
+        states += (1 + BACKWARD) * 2.0 * (len(mapped) + 1) * student.hidden_size * teacher.hidden_size * tokens
+        # the loss computes both sides' scores, or three relations, and their gradient for the student
+        width = (1 + BACKWARD) * student.all_head_size + teacher.all_head_size
+        return states + 2.0 * (3 if relations else 1) * len(mapped) * tokens**2 * width
+
+    return Objective(
+        targets,
+        loss,
+        init,
+        export,
+        reads_padding=padding != "exclude",
+        target_dtype=arithmetic(preset).target_dtype,
+        identity=(mapped, read_of["qkv_parts"]),
+        student_flops=flops,
+        teacher_flops=lambda tokens: forward_flops(teacher, tokens),
+    )
+
+
+def build(settings: Transformer, context: Context) -> Objective:
+    """The objective of a stage."""
+    teacher = context.teacher
+    if teacher is None:
+        raise InputError("stage 'transformer' compares layers, and the teacher has none: take stage 'prediction'")
+    return transformer_objective(
+        context.student, teacher, context.layer_map, context.arithmetic, settings=settings, compute=context.compute
+    )
 
 
 def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int | None = None) -> int:

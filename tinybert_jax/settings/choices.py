@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any, Literal
 
+from tinybert_jax.errors import InputError
+
 Preset = Literal["default", "paper", "official"]
-Head = Literal["encoder", "sequence", "tokens", "span", "masked_lm"]
-ObjectiveName = Literal["supervised", "masked_lm", "transformer", "prediction"]
-Start = Literal["random", "copy", "spectral"]
+NamedStart = Literal["random", "copy", "spectral"]
+Start = Literal["auto", NamedStart]
 ScheduleName = Literal["constant", "linear"]
+OptimizerName = Literal["adamw", "bert_adam"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
 MIN_LENGTH = 8  # tokens of the longest text that a run or a tokenizer may allow
@@ -17,3 +21,29 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "tinybert-6l-768d": {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072},
     "tinybert-3l-192d": {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768},
 }
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")  # in the order of a size
+
+
+def student_shape(model: str) -> dict[str, int] | None:
+    """The sizes of a student that has no parameters yet, or None where `model` is a directory or a hub id.
+
+    A student is a preset of STUDENTS, or a size: LAYERSxWIDTH, LAYERSxWIDTHxFEED_FORWARD or
+    LAYERSxWIDTHxFEED_FORWARDxHEADS. A directory of a size's name comes first.
+
+    Raises:
+        InputError: the size has another form, or a number below 1.
+
+    >>> student_shape("6x384x1536")
+    {'num_hidden_layers': 6, 'hidden_size': 384, 'intermediate_size': 1536}
+    """
+    if model in STUDENTS:
+        return dict(STUDENTS[model])
+    if not re.fullmatch("(?=.*[0-9])[0-9x]*x[0-9x]*", model) or os.path.isdir(model):
+        return None
+    numbers = [int(number) if 0 < len(number) < 10 else 0 for number in model.split("x")]
+    if len(numbers) > len(SIZES) or min(numbers) < 1:
+        raise InputError(
+            f"student size {model!r}: give LAYERSxWIDTH (6x384), LAYERSxWIDTHxFEED_FORWARD (6x384x1536) or"
+            " LAYERSxWIDTHxFEED_FORWARDxHEADS (6x384x1536x12), whole numbers, at least 1"
+        )
+    return dict(zip(SIZES, numbers, strict=False))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from tinybert_jax.errors import InputError, check_choice, check_seed
-from tinybert_jax.settings.choices import MIN_LENGTH, STUDENTS, ComputeDtype, Preset, Start
+from tinybert_jax.settings.arithmetic import PRESETS
+from tinybert_jax.settings.choices import MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
+from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
@@ -18,12 +21,13 @@ class Experiment:
 
     task: str  # a row of the task table; "corpus" for general distillation and masked-LM training
     source: DataSource | CorpusSource
-    model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset
+    model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset or size
     stages: tuple[Stage, ...]
     teacher: str | None = None  # a Hugging Face directory or hub id
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
-    start: Start = "random"  # where a student preset starts
+    start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
+    compression: tuple[CompressionSettings, ...] = ()  # methods, in the order in which they act
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
@@ -37,6 +41,15 @@ class Experiment:
     def order_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values; objectives and methods have their names beside their numbers."""
+        fields = dataclasses.asdict(self)
+        for stage, described in zip(self.stages, fields["stages"], strict=True):
+            described["objective"] = {"name": stage.objective.name} | described["objective"]
+        for method, described in zip(self.compression, fields["compression"], strict=True):
+            described["name"] = method.name
+        return fields
+
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, Preset)
         check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
@@ -48,23 +61,33 @@ class Experiment:
         corpus = isinstance(self.source, CorpusSource)
         if corpus != (self.task == "corpus"):
             raise InputError(f"task {self.task!r} and a {type(self.source).__name__} do not go together")
-        allowed = {"masked_lm", "transformer"} if corpus else {"supervised", "transformer", "prediction"}
         for stage in self.stages:
-            if stage.objective not in allowed:
-                raise InputError(f"stage {stage.objective!r} is not one of task {self.task!r}")
-        if self.start != "random" and self.model not in STUDENTS:
-            raise InputError(f"start {self.start!r} is for a student preset; {self.model!r} brings its own parameters")
-        if any(stage.distils for stage in self.stages) and self.teacher is None:
-            raise InputError("what is distilled needs a teacher: give --teacher DIR")
-        if self.model in STUDENTS and self.teacher is None:
+            if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):
+                raise InputError(f"stage {stage.objective.name!r} is not one of task {self.task!r}")
+        shape = student_shape(self.model)
+        if self.start in ("copy", "spectral") and shape is None:
             raise InputError(
-                f"student preset {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
+                f"start {self.start!r} is for a student preset or size; {self.model!r} brings its own parameters"
+            )
+        distils = any(stage.objective.distils for stage in self.stages)
+        if distils and self.teacher is None:
+            raise InputError("what is distilled needs a teacher: give --teacher DIR")
+        if shape is not None and self.teacher is None:
+            raise InputError(
+                f"student {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
                 " directory as --student"
             )
+        reads_map = any(stage.objective.matches_tokens for stage in self.stages)
+        automatic = self.start == "auto" and shape is not None and distils and PRESETS[self.preset].start_from_teacher
+        reads_map |= self.start in ("copy", "spectral") or automatic
+        if self.layer_map != "uniform" and not reads_map:
+            raise InputError(f"layer_map is {self.layer_map!r}, but no stage and no start reads it: leave it out")
         if self.max_length < MIN_LENGTH:
             raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
+        if self.teacher_cache_gb != Experiment.teacher_cache_gb and not distils:
+            raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}, but no stage has a teacher: leave it out")
         if not self.teacher_cache_gb >= 0:
             raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")
         check_seed("seed", self.seed)

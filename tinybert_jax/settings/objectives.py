@@ -1,12 +1,125 @@
-"""Layer maps: which teacher layer each student layer learns from."""
+"""What a stage may minimise: a dataclass for each objective, with the numbers that only it reads; and layer maps."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from tinybert_jax.errors import InputError
 
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """The base of the settings of an objective. A subclass adds the numbers that only its objective reads.
+
+    The class variables are facts that a run needs before anything is built.
+    """
+
+    name: ClassVar[str]  # in logs, checkpoints and `experiment.json`
+    swept: ClassVar[tuple[str, ...]] = ()  # fields that are arguments of the compiled step: members may differ in them
+    distils: ClassVar[bool] = False  # it learns from a teacher
+    trains_head: ClassVar[bool] = False  # it trains the task's head, so the model can be scored
+    matches_tokens: ClassVar[bool] = False  # it compares student and teacher position by position, layer by layer
+    masks_tokens: ClassVar[bool] = False  # it predicts masked tokens of a corpus
+    on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
+    on_corpus: ClassVar[bool] = False  # it learns from raw text
+    next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
+
+    def check_positive(self, *names: str) -> None:
+        """Refuse numbers that are not finite and greater than 0.
+
+        Raises:
+            InputError: names the field.
+        """
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
+                raise InputError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Refuse numbers that are not finite, or negative.
+
+        Raises:
+            InputError: names the field.
+        """
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+
+
+@dataclass(frozen=True)
+class Transformer(ObjectiveSettings):
+    """Transformer distillation: embeddings, attention scores and hidden states (TinyBERT, equations 7 to 9)."""
+
+    name = "transformer"
+    swept = ("embedding_weight", "attention_weight", "hidden_weight")
+    distils = True
+    matches_tokens = True
+    on_corpus = True
+    next_step = "a general student: give this directory as --student to tinybert distill"
+
+    embedding_weight: float = 1.0
+    attention_weight: float = 1.0
+    hidden_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.check_not_negative(*self.swept)
+
+
+@dataclass(frozen=True)
+class Prediction(ObjectiveSettings):
+    """Prediction-layer distillation: the teacher's logits (TinyBERT, equation 10)."""
+
+    name = "prediction"
+    swept = ("temperature",)
+    distils = True
+    trains_head = True
+
+    temperature: float = 1.0  # divides the logits of both sides
+
+    def __post_init__(self) -> None:
+        self.check_positive("temperature")
+
+
+@dataclass(frozen=True)
+class Supervised(ObjectiveSettings):
+    """Training on labels alone."""
+
+    name = "supervised"
+    trains_head = True
+
+
+@dataclass(frozen=True)
+class MaskedLM(ObjectiveSettings):
+    """Masked-LM training on raw text (Devlin et al., arXiv 1810.04805)."""
+
+    name = "masked_lm"
+    masks_tokens = True
+    on_tasks = False
+    on_corpus = True
+    next_step = "it has a masked-LM head: give this directory as --model to tinybert augment"
+
+    masking_probability: float = 0.15  # of a token
+
+    def __post_init__(self) -> None:
+        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on 1 / MASKED_SHARE of the positions
+            raise InputError(f"masking_probability is {self.masking_probability}; it must be above 0, and at most 0.2")
+
+
+WORDS: dict[str, type[ObjectiveSettings]] = {row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction)}
+
+
+def named_objective(word: str) -> ObjectiveSettings:
+    """The default settings of the objective that a word names.
+
+    Raises:
+        InputError: the word is unknown.
+    """
+    if word not in WORDS:
+        raise InputError(f"objective is {word!r}; it must be one of {', '.join(WORDS)}")
+    return WORDS[word]()
 
 
 def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) -> tuple[int, ...]:

@@ -3,73 +3,104 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.settings.choices import ObjectiveName, ScheduleName
+from tinybert_jax.settings.choices import ScheduleName
+from tinybert_jax.settings.objectives import ObjectiveSettings, named_objective
+
+if TYPE_CHECKING:
+    Objective = ObjectiveSettings
+else:  # a word is replaced when the stage is made
+    Objective = ObjectiveSettings | str
 
 
-class Hyper(NamedTuple):
-    """The numbers one sweeps. They are arguments of the compiled step, so another float is no recompilation."""
+class _Hyper(NamedTuple):
+    learning_rate: Any
+    numbers: Mapping[str, Any]
+    progress: Any
 
-    learning_rate: Any = 5e-5
-    temperature: Any = 1.0
-    embedding_weight: Any = 1.0
-    attention_weight: Any = 1.0
-    hidden_weight: Any = 1.0
+
+class Hyper(_Hyper):
+    """What a compiled step takes as arguments, so that another value is no recompilation.
+
+    `learning_rate` is its peak; `numbers` are those that the objective sweeps, by name; `progress` is the share of the
+    stage's steps that are done, in [0, 1), which the step fills in.
+
+    >>> Hyper(1e-3, temperature=2.0).numbers
+    {'temperature': 2.0}
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        learning_rate: Any = 5e-5,
+        numbers: Mapping[str, Any] | None = None,
+        progress: Any = 0.0,
+        **more_numbers: Any,
+    ) -> Hyper:
+        if numbers is not None and not isinstance(numbers, Mapping):  # jax rebuilds the tuple with other leaves
+            return super().__new__(cls, learning_rate, numbers, progress)
+        return super().__new__(cls, learning_rate, {**(numbers or {}), **more_numbers}, progress)
+
+    def number(self, name: str, settings: ObjectiveSettings) -> Any:
+        """The number of that name, or the one in the objective's settings where the step is given none."""
+        return self.numbers[name] if name in self.numbers else getattr(settings, name)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One call of the training loop: what it minimises, for how long, how fast."""
 
-    objective: ObjectiveName
+    objective: Objective  # or its word: "prediction" stands for Prediction()
     epochs: int = 3
-    max_steps: int | None = None  # end the stage after this many steps, should that come before `epochs`
+    max_steps: int | None = None  # the length of the stage in steps; it replaces `epochs`
     batch_size: int = 32
     learning_rate: float = 5e-5
     schedule: ScheduleName = "linear"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
-    temperature: float = 1.0
-    embedding_weight: float = 1.0
-    attention_weight: float = 1.0
-    hidden_weight: float = 1.0
-    masking_probability: float = 0.15  # of a token in `masked_lm`; in the other stages nothing is masked
     accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
     evaluate_every: int | None = None  # steps; None: after every epoch
 
     def __post_init__(self) -> None:
-        check_choice("objective", self.objective, ObjectiveName)
+        if isinstance(self.objective, str):
+            object.__setattr__(self, "objective", named_objective(self.objective))
+        if not isinstance(self.objective, ObjectiveSettings):
+            raise InputError(
+                f"objective is {self.objective!r}; it must be settings such as Prediction(), or their name"
+            )
         check_choice("schedule", self.schedule, ScheduleName)
         optional = [name for name in ("max_steps", "evaluate_every") if getattr(self, name) is not None]
         for name in ("epochs", "batch_size", "accumulation_steps", *optional):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value}; it must be a whole number, at least 1")
-        for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:  # NaN is not either
-                raise InputError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0")
-        for name in ("weight_decay", "embedding_weight", "attention_weight", "hidden_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+        if not 0 < self.learning_rate < math.inf:  # also refuses NaN
+            raise InputError(f"learning_rate is {self.learning_rate}; it must be finite and greater than 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay is {self.weight_decay}; it must be finite and not negative")
         if self.batch_size % self.accumulation_steps:
             raise InputError(
                 f"accumulation_steps {self.accumulation_steps} does not divide the batch size {self.batch_size}"
             )
-        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on 1 / MASKED_SHARE of the positions
-            raise InputError(f"masking_probability is {self.masking_probability}; it must be above 0, and at most 0.2")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
-
-    @property
-    def distils(self) -> bool:
-        """Whether it learns from a teacher."""
-        return self.objective in ("transformer", "prediction")
+        if self.schedule == "constant" and self.warmup_ratio != Stage.warmup_ratio:
+            raise InputError(
+                f"warmup_ratio is {self.warmup_ratio}, but schedule 'constant' has no warm-up: leave it out"
+            )
+        if self.evaluate_every is not None and not self.objective.trains_head:
+            raise InputError(
+                f"evaluate_every is {self.evaluate_every}, but stage {self.objective.name!r} trains no head and is not"
+                " evaluated: leave it out"
+            )
 
     @property
     def hyper(self) -> Hyper:
-        return Hyper(
-            self.learning_rate, self.temperature, self.embedding_weight, self.attention_weight, self.hidden_weight
-        )
+        """The arguments of the stage's compiled step."""
+        numbers = {name: getattr(self.objective, name) for name in self.objective.swept}
+        return Hyper(self.learning_rate, numbers)

@@ -7,9 +7,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import Head
 
 SplitName = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task: the head that it trains, and what its rows and labels are."""
+
+    name: str  # a row of `tasks.kinds.LOADERS`
+    head: str  # a row of `models.heads.HEADS`
+    has_columns: bool = False  # rows are texts in columns, which can be named, and augmented
+    names_classes: bool = False  # labels are class names, whose order a model may define
+    is_regression: bool = False  # labels are numbers
+
+
+CLASSIFICATION = Kind("classification", "sequence", has_columns=True, names_classes=True)
+REGRESSION = Kind("regression", "sequence", has_columns=True, is_regression=True)
+ANSWERS = Kind("answers", "span")
+TAGS = Kind("tags", "tokens", names_classes=True)
 
 
 @dataclass(frozen=True)
@@ -27,8 +43,8 @@ class Task:
     metrics: tuple[str, ...]
     intermediate_epochs: int
     max_length: int = 128
-    variants: int = 20  # of a row, itself among them, where the training rows are augmented; the original code's N
-    head: Head = "sequence"
+    variants: int = 20  # of an augmented row, itself among them; the original code's N, which are those beside it
+    kind: Kind = CLASSIFICATION
     written: tuple[str, ...] = ()
     headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header
     train_file: str = "train.tsv"
@@ -48,12 +64,17 @@ class Task:
     @property
     def is_regression(self) -> bool:
         """Labels are numbers, not classes."""
-        return self.labels == ()
+        return self.kind.is_regression
+
+    @property
+    def head(self) -> str:
+        """The head that the task trains: a row of `models.heads.HEADS`."""
+        return self.kind.head
 
     @property
     def selection(self) -> str:
         """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first."""
-        if self.head != "sequence" or len(self.metrics) == 1:
+        if not self.kind.has_columns or len(self.metrics) == 1:
             return self.metrics[0]
         return "mean_" + "_".join(self.metrics)
 
@@ -88,7 +109,7 @@ _SQUAD = Task(
     ("f1", "exact_match"),
     3,
     max_length=384,
-    head="span",
+    kind=ANSWERS,
     train_file="train-v1.1.json",
     dev_file="dev-v1.1.json",
     test_file="test.json",
@@ -132,7 +153,17 @@ TASKS = {
             written=("0", "1"),
             tfds_text_columns=_PAIR,
         ),
-        Task("stsb", _PAIR, "score", (), ("pearson", "spearman"), 20, variants=30, submission="STS-B.tsv"),
+        Task(
+            "stsb",
+            _PAIR,
+            "score",
+            (),
+            ("pearson", "spearman"),
+            20,
+            variants=30,
+            submission="STS-B.tsv",
+            kind=REGRESSION,
+        ),
         Task(
             "qqp",
             ("question1", "question2"),
@@ -172,7 +203,7 @@ TASKS = {
             written=("0", "1"),
         ),
         Task("classification", ("text",), "label", None, ("accuracy",), 20),
-        Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20),
+        Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
         # The paper gives no epochs for the intermediate stage of these, nor lengths.
         _SQUAD,
         dataclasses.replace(_SQUAD, name="squad2", train_file="train-v2.0.json", dev_file="dev-v2.0.json"),
@@ -183,7 +214,7 @@ TASKS = {
             None,
             ("f1", "precision", "recall", "accuracy"),
             20,
-            head="tokens",
+            kind=TAGS,
             train_file="train.txt",
             dev_file="dev.txt",
             test_file="test.txt",

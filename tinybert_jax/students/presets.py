@@ -1,26 +1,56 @@
-"""The sizes of preset students."""
+"""The sizes of students that have no parameters yet."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.settings.choices import STUDENTS
+from tinybert_jax.settings.choices import STUDENTS, student_shape
 
 
 def student_config(name: str, teacher: BertConfig) -> BertConfig:
-    """The config of a preset student; vocabulary, labels and all else are the teacher's.
+    """The config of a student preset or size; vocabulary, labels and all else are the teacher's.
 
-    The first two are the paper's TinyBERT4 and TinyBERT6 (arXiv 1909.10351, section 4.2); the 3-layer one is the
-    small student of the quickstart. The attention heads are as many as the teacher's where those divide the preset's
+    The first two presets are the paper's TinyBERT4 and TinyBERT6 (arXiv 1909.10351, section 4.2); the 3-layer one is
+    the small student of the quickstart. A preset has as many attention heads as the teacher where those divide its
     width, else 12.
 
+    A size is LAYERSxWIDTH, LAYERSxWIDTHxFEED_FORWARD or LAYERSxWIDTHxFEED_FORWARDxHEADS. The feed-forward width is by
+    default in the teacher's proportion to the width. The attention heads are by default as many as the teacher's where
+    those divide the width; else fewer, the divisor of the width that gives the head width nearest to the teacher's.
+
     Raises:
-        InputError: the preset is unknown.
+        InputError: the preset is unknown, the size has another form, or no number of heads fits its width.
     """
-    if name not in STUDENTS:
-        raise InputError(f"unknown student preset {name!r}; known are {', '.join(STUDENTS)}")
-    shape = STUDENTS[name]
-    heads = teacher.num_attention_heads if shape["hidden_size"] % teacher.num_attention_heads == 0 else 12
-    return dataclasses.replace(teacher, head_dim=None, num_attention_heads=heads, **shape)
+    shape = student_shape(name)
+    if shape is None:
+        raise InputError(f"unknown student preset {name!r}; known are {', '.join(STUDENTS)}; or give a size, as 6x384")
+    width, heads = shape["hidden_size"], teacher.num_attention_heads
+    if name in STUDENTS:
+        shape["num_attention_heads"] = heads if width % heads == 0 else 12
+    elif "num_attention_heads" not in shape:
+        shape["num_attention_heads"] = _heads(name, width, teacher)
+    shape.setdefault("intermediate_size", max(1, round(width * teacher.intermediate_size / teacher.hidden_size)))
+    sizes: dict[str, Any] = dict(shape)
+    try:
+        return dataclasses.replace(teacher, head_dim=None, **sizes)
+    except InputError as error:
+        raise InputError(f"student {name!r}: {error}") from None
+
+
+def _heads(name: str, width: int, teacher: BertConfig) -> int:
+    """The number of attention heads of a student whose size does not name it."""
+    heads = teacher.num_attention_heads
+    if width % heads == 0:
+        return heads
+    divisors = [divisor for divisor in range(heads - 1, 1, -1) if width % divisor == 0]
+    if not divisors:
+        raise InputError(
+            f"student size {name!r}: no number of attention heads from 2 to the teacher's {heads} divides the width"
+            f" {width}: give another width, best a multiple of {heads}, or LAYERSxWIDTHxFEED_FORWARDxHEADS"
+        )
+    return min(
+        divisors, key=lambda divisor: abs(width / divisor - teacher.attention_head_dim)
+    )  # of equals, more heads

@@ -12,26 +12,57 @@ import numpy as np
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.settings.choices import Start
+from tinybert_jax.settings.arithmetic import PRESETS
+from tinybert_jax.settings.choices import NamedStart, Preset, Start
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
-from tinybert_jax.students.spectral import check_narrower, spectral_start
+from tinybert_jax.students.spectral import check_narrower, needed_tokens, spectral_start
+
+
+def auto_start(
+    student: BertConfig, teacher: BertConfig, preset: Preset, distils: bool, tokens: int
+) -> tuple[NamedStart, str]:
+    """The start that "auto" means for a student without parameters, and why.
+
+    Args:
+        student: what is trained.
+        teacher: what it learns from.
+        preset: of the run. `paper` and `official` start at random, as the paper and the authors' code do.
+        distils: whether a stage learns from the teacher. A baseline that learns from labels alone starts at random.
+        tokens: of the text that is trained on.
+    """
+    if not PRESETS[preset].start_from_teacher:
+        return "random", f"as preset {preset} says"
+    if not distils:
+        return "random", "no stage learns from the teacher"
+    try:
+        check_start("copy", student, teacher)
+        return "copy", "the teacher's layers are of the student's widths"
+    except InputError:
+        pass
+    try:
+        check_start("spectral", student, teacher)
+    except InputError as error:
+        return "random", str(error)
+    if tokens < needed_tokens(student):
+        return "random", f"start 'spectral' needs {needed_tokens(student)} tokens of text, and there are {tokens}"
+    return "spectral", "the teacher projected on the principal directions of its hidden states"
 
 
 def from_teacher(
-    start: Start,
+    start: NamedStart,
     student: BertConfig,
     teacher: BertConfig,
     teacher_params: Params,
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """What a start takes from the teacher: `{"bert"}` and, of "spectral", "projections"; of "random", nothing.
+    """What a start takes from the teacher: `{"encoder"}` and, of "spectral", "projections"; of "random", nothing.
 
     Args:
         start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
         student: what is trained.
         teacher: what it learns from.
-        teacher_params: with at least "bert".
+        teacher_params: with at least "encoder".
         layer_map: as in `distill.teacher_layers`.
         batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
 
@@ -40,7 +71,7 @@ def from_teacher(
     """
     match start:
         case "random":
-            return {"bert": {}}
+            return {"encoder": {}}
         case "copy":
             return copy_layers(student, teacher, teacher_params, layer_map)
         case "spectral":
@@ -50,8 +81,8 @@ def from_teacher(
 
 def start_params(random_params: Params, given: Params) -> Params:
     """A student's parameters at a start: heads, and what else `from_teacher` does not give, stay as they are."""
-    bert = {name: value for name, value in given["bert"].items() if name in random_params["bert"]}
-    return random_params | given | {"bert": random_params["bert"] | bert}
+    bert = {name: value for name, value in given["encoder"].items() if name in random_params["encoder"]}
+    return random_params | given | {"encoder": random_params["encoder"] | bert}
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
@@ -70,13 +101,13 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
 
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
-    """`{"bert"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
+    """`{"encoder"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
 
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
     """
     check_start("copy", student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-    bert = teacher_params["bert"]
+    bert = teacher_params["encoder"]
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])
-    return {"bert": bert | {"encoder": {"layer": layers}}}
+    return {"encoder": bert | {"encoder": {"layer": layers}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,17 @@ def load_sequences(
             return metrics.pearson(logits[:, 0], tokens.labels)
         return metrics.matthews(logits.argmax(axis=1), tokens.labels)
 
+    def majority(logits: np.ndarray) -> tuple[float, float]:
+        share = np.bincount(tokens.labels).max() / len(tokens)
+        return float(np.mean(logits.argmax(axis=1) == tokens.labels)), float(share)
+
     def predictions(logits: np.ndarray) -> str:
         if task.is_regression:
             values = [str(x) for x in logits[:, 0]]
         else:
             written = written_labels(task, rows.label_names)
             values = [written[i] for i in logits.argmax(axis=1)]
-        # of a set whose rows are numbered, those numbers: some rows may have been left out
+        # the rows of a TFDS set keep their numbers, because some rows may have been left out
         numbers = range(len(values)) if source.tfds is None else rows.lines
         lines = (f"{i}\t{value}" for i, value in zip(numbers, values, strict=True))
         return "\n".join(["index\tprediction", *lines]) + "\n"
@@ -74,5 +79,9 @@ def load_sequences(
         lambda logits: score(task, logits, tokens.labels, rows.label_names),
         skill,
         predictions,
+        task.selection,
+        "correlation with the labels",
+        min(0.5, 2 / math.sqrt(len(tokens))),  # independent guesses reach it in 1 of 40 cases
+        None if task.is_regression else majority,
         rows,
     )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
-from tinybert_jax.settings.tasks import SplitName, Task, get_task
+from tinybert_jax.settings.tasks import ANSWERS, CLASSIFICATION, REGRESSION, TAGS, SplitName, Task, get_task
 from tinybert_jax.tasks.classification import load_sequences
 from tinybert_jax.tasks.ner import load_tags
 from tinybert_jax.tasks.spans import load_answers
 from tinybert_jax.tasks.split import Split
+
+LOADERS: dict[str, Callable[..., Split]] = {
+    CLASSIFICATION.name: load_sequences,
+    REGRESSION.name: load_sequences,
+    ANSWERS.name: load_answers,
+    TAGS.name: load_tags,
+}
 
 
 def load_split(
@@ -36,13 +44,9 @@ def load_split(
     Raises:
         InputError: something is missing, malformed (`path:line: reason`) or unknown.
     """
-    if task.head != "sequence" and (source.text_columns or source.label_column):
+    if not task.kind.has_columns and source.names_columns:
         raise InputError(f"task {task.name!r} has files of one layout: leave out --text-columns and --label-column")
-    if task.head == "span":
-        return load_answers(task, source, split, tokenizer, max_length)
-    if task.head == "tokens":
-        return load_tags(task, source, split, tokenizer, max_length, labels)
-    return load_sequences(task, source, split, tokenizer, max_length, labels)
+    return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
 
 
 def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:

@@ -48,7 +48,7 @@ def _correlation(function: Callable, predictions: np.ndarray, labels: np.ndarray
     _check(predictions, labels)
     if _is_constant(predictions) or _is_constant(labels):
         return 0.0
-    with warnings.catch_warnings():  # scipy warns on nearly constant input, where the value is finite but unsure
+    with warnings.catch_warnings():  # scipy warns on nearly constant input, where the value is finite but imprecise
         warnings.simplefilter("ignore")
         value = function(predictions.astype(np.float64), labels.astype(np.float64)).statistic
     return float(value) if np.isfinite(value) else 0.0

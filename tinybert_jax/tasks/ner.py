@@ -22,16 +22,16 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks.split import Split
 
-FORMAT_VERSION = 1  # of the cached pieces; count it up when the same sentences would give others
+FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
 OUTSIDE = "O"
-UNTYPED = set("BIMESLUO")  # all the tags there are where spans are of one type, which is not written
+UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type, which is not written
 
 
 @dataclass(frozen=True, eq=False)
 class Sentences:
-    """The words of n sentences and, where the file has them, a tag for each word.
+    """The words of n sentences, and a tag for each word if the file has tags.
 
-    `lines` are those of the sentences' first words in the file `path`, counted from 1; each word is one line on.
+    `lines` are the lines of the sentences' first words in the file `path`, from 1. Each word is on a line of its own.
     """
 
     words: Sequence[tuple[str, ...]]
@@ -47,10 +47,10 @@ class Sentences:
 
 
 def read_conll(path: Path) -> Sentences:
-    """The sentences of a file in CoNLL's layout: a word a line, its tag in the last column, blank lines between.
+    """The sentences of a file in CoNLL's layout: a word per line, its tag in the last column, blank lines between.
 
-    Columns are separated by tabs where a line has one, otherwise by spaces; a file of one column has no tags. Lines
-    of the word `-DOCSTART-` only end a sentence. A byte order mark and CRLF are fine.
+    Columns are separated by tabs if the line has one, otherwise by spaces. A file of one column has no tags. A line
+    of the word `-DOCSTART-` only ends a sentence. A byte order mark and CRLF line ends are accepted.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
@@ -97,38 +97,38 @@ def discover_labels(sentences: Sentences) -> tuple[str, ...]:
     """The distinct tags of a training file, `O` first, the others sorted.
 
     Raises:
-        InputError: there is no tag, only one, or so many that they cannot be classes.
+        InputError: there is no tag, only one, or too many to be classes.
     """
     if sentences.tags is None:
         raise InputError(f"{sentences.path}: there are no tags to learn: give a file with a tag in the last column")
     tags = [tag for sentence in sentences.tags for tag in sentence]
-    found = sorted(set(tags), key=lambda tag: (tag != OUTSIDE, tag))
-    if len(found) < 2:
-        raise InputError(f"{sentences.path}: all words have the tag {found[0]!r}: classification needs at least two")
-    if len(found) > max(20, len(tags) // 2):
-        many = f"{len(found)} different tags on {len(tags)} words"
-        raise InputError(f"{sentences.path}: {many}: the last column must be the tag")
-    return tuple(found)
+    labels = sorted(set(tags), key=lambda tag: (tag != OUTSIDE, tag))
+    if len(labels) < 2:
+        raise InputError(f"{sentences.path}: all words have the tag {labels[0]!r}: classification needs at least two")
+    if len(labels) > max(20, len(tags) // 2):
+        count = f"{len(labels)} different tags on {len(tags)} words"
+        raise InputError(f"{sentences.path}: {count}: the last column must be the tag")
+    return tuple(labels)
 
 
 def align(
     sentences: Sentences, tokenizer: Any, max_length: int, labels: tuple[str, ...], cache_dir: Path | None = None
 ) -> Tokens:
-    """The sentences' word pieces, with a word's tag on its first piece and -1 on all other tokens.
+    """The word pieces of the sentences, with a word's tag on its first piece and -1 on all other tokens.
 
-    A sentence that does not fit into `max_length` goes on in the next row, whole words at a time, so that each word
-    of the file is predicted once. A word of which the tokenizer leaves nothing (a control character) is the unknown
-    token; of a word that is longer than a row, the rest is cut.
+    A sentence that does not fit into `max_length` continues in the next row, with whole words, so each word of the
+    file is predicted once. A word that the tokenizer drops (a control character) becomes the unknown token. A word
+    that is longer than a row is cut.
 
     Args:
         sentences: as read.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
-        max_length: tokens a row, special ones included; at least 3.
-        labels: the tags by id, say those of a teacher.
-        cache_dir: as in `rows.read_rows`.
+        max_length: tokens per row, special tokens included; at least 3.
+        labels: the tags by id, for example a teacher's.
+        cache_dir: see `cache.cache_folder`.
 
     Returns:
-        Tokens whose labels are one per token, int32; in a file without tags, 0 in place of the tags' ids.
+        Tokens with one label per token, int32. If the file has no tags, ids of tags are 0.
 
     Raises:
         InputError: a tag is not in `labels` (`path:line: ...`), or the cache cannot be written.
@@ -146,7 +146,7 @@ def align(
 
 
 def _tag_ids(sentences: Sentences, labels: tuple[str, ...]) -> np.ndarray:
-    """Ids of the tags of all words, one sentence after the other, int32 [sum of words]; zeros without tags."""
+    """The tag ids of all words in order, int32 [sum of words]; zeros if there are no tags."""
     if sentences.tags is None:
         return np.zeros(sum(map(len, sentences.words)), np.int32)
     ids = {label: i for i, label in enumerate(labels)}
@@ -172,7 +172,7 @@ def _encode_words(sentences: Sequence[tuple[str, ...]], tokenizer: Any, max_leng
     with tqdm(total=n, desc="tokenize", unit="sentence", disable=n < PROGRESS_FROM) as bar:
         for start in range(0, n, TOKENIZE_AT_ONCE):
             chunk = [list(words) for words in sentences[start : start + TOKENIZE_AT_ONCE]]
-            # A sentence beyond the model's length is no mistake here, so nothing is to be said about it.
+            # A sentence beyond the model's length is no mistake here, so the tokenizer must not warn of it.
             encoded = tokenizer(chunk, is_split_into_words=True, add_special_tokens=False, verbose=False)
             for i, words in enumerate(chunk):
                 pieces: list[list[int]] = [[] for _ in words]
@@ -213,35 +213,39 @@ def tags(sentences: Sentences, tokens: Tokens, logits: np.ndarray, labels: tuple
     Args:
         sentences: as read.
         tokens: what `align` made of them.
-        logits: [n, q, c] on the rows of `tokens`, in their order; q is not under the longest row's length.
+        logits: [n, q, c] of the rows of `tokens`, in their order; q is at least the longest row's length.
         labels: the tags by id.
     """
     if logits.ndim != 3 or len(logits) != len(tokens) or logits.shape[1] < tokens.lengths.max():
         raise ValueError(f"logits {logits.shape} must be [{len(tokens)}, q >= {tokens.lengths.max()}, c]")
     best = logits.argmax(axis=-1)[np.arange(logits.shape[1]) < tokens.lengths[:, None]]
-    of_words = iter(best[tokens.labels >= 0].tolist())
-    return [[labels[next(of_words)] for _ in words] for words in sentences.words]
+    word_ids = iter(best[tokens.labels >= 0].tolist())
+    return [[labels[next(word_ids)] for _ in words] for words in sentences.words]
 
 
 def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """`f1`, `precision`, `recall` of spans (type, first and last word), micro-averaged, and `accuracy` of words.
 
-    As conlleval and seqeval count by default: see `spans`. Where there is no span at all, the first three are 0.
+    IOB1, IOB2 and IOBES give the scores of seqeval's default mode, also where tags break the scheme; so does BMES
+    where none does. Two schemes differ from it. Neighbouring spans of one type stay apart in BILOU, where seqeval's
+    default joins them, as it does not know U and L. A tag without a prefix is a span of one word, as in `conlleval
+    -r`; seqeval drops its first letter and joins equal neighbours. Where there is no span at all, the first three
+    scores are 0.
     """
     if sentences.tags is None:
         raise ValueError("sentences without tags cannot be scored")
-    right = given = wanted = equal = 0
+    correct = guessed = existing = equal = 0
     untyped = {tag for tags in (*sentences.tags, *predicted) for tag in tags} <= UNTYPED
     for gold, guess in zip(sentences.tags, predicted, strict=True):
         gold_spans, guessed_spans = spans(gold, untyped), spans(guess, untyped)
-        right += len(gold_spans & guessed_spans)
-        given += len(guessed_spans)
-        wanted += len(gold_spans)
+        correct += len(gold_spans & guessed_spans)
+        guessed += len(guessed_spans)
+        existing += len(gold_spans)
         equal += sum(a == b for a, b in zip(gold, guess, strict=True))
     return {
-        "f1": 2 * right / (given + wanted) if right else 0.0,
-        "precision": right / given if right else 0.0,
-        "recall": right / wanted if right else 0.0,
+        "f1": 2 * correct / (guessed + existing) if correct else 0.0,
+        "precision": correct / guessed if correct else 0.0,
+        "recall": correct / existing if correct else 0.0,
         "accuracy": equal / sum(map(len, sentences.tags)),
     }
 
@@ -249,26 +253,26 @@ def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str,
 def spans(tags: Sequence[str], untyped: bool = False) -> set[tuple[str, int, int]]:
     """Type, first and last word of each span that the tags of a sentence mark, in IOB1, IOB2, IOBES, BMES or BILOU.
 
-    As in conlleval (Tjong Kim Sang and De Meulder 2003), a span begins at B or S, after O, E or S, and wherever the
-    type changes: an I needs no B before it. A tag without a prefix, as of a part of speech, is a span of one word; of
-    `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
+    A span begins at B, S or U, after O, E, S, L or U, and wherever the type changes: an I needs no B before it, as in
+    conlleval (Tjong Kim Sang and De Meulder 2003). A tag without a prefix, as of a part of speech, is a span of one
+    word. In `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
 
     >>> sorted(spans(["B-PER", "I-PER", "O", "I-LOC", "NOUN"]))
     [('LOC', 3, 3), ('NOUN', 4, 4), ('PER', 0, 1)]
     """
-    found: list[tuple[str, int, int]] = []
+    result: list[tuple[str, int, int]] = []
     is_open = False
     for i, tag in enumerate(tags):
         if tag == OUTSIDE:
             is_open = False
             continue
         prefix, kind = tag.split("-", 1) if re.match("[BIMESLU]-.", tag) else (tag, "") if untyped else ("S", tag)
-        if is_open and prefix not in "BSU" and found[-1][0] == kind:
-            found[-1] = (kind, found[-1][1], i)
+        if is_open and prefix not in "BSU" and result[-1][0] == kind:
+            result[-1] = (kind, result[-1][1], i)
         else:
-            found.append((kind, i, i))
+            result.append((kind, i, i))
         is_open = prefix in "BIM"
-    return set(found)
+    return set(result)
 
 
 def write(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> str:
@@ -309,4 +313,5 @@ def load_tags(
         scores,
         lambda logits: scores(logits)["f1"],
         lambda logits: write(sentences, predicted(logits)),
+        task.selection,
     )

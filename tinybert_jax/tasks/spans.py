@@ -1,4 +1,4 @@
-"""Windows over the contexts of questions, and the answers that a model's logits on them point at."""
+"""Windows over the contexts of questions, and the answers that a model's logits on them give."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tinybert_jax.tasks.split import Split
 from tinybert_jax.tasks.squad import Questions
 
 STRIDE = 128  # tokens that two windows over a context share, at most
-FORMAT_VERSION = 1  # of the cached windows; count it up when the same questions would give other windows
+FORMAT_VERSION = 1  # of the cached windows; increase it when the same questions would give other windows
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Where the windows and their tokens are: the question of each window, and each token's characters in its context.
+    """The question of each window, and the characters of each token in the context.
 
-    Windows are in the order of their questions. The second and third are aligned with `Tokens.input_ids`.
+    Windows are in the order of their questions. `char_starts` and `char_ends` are aligned with `Tokens.input_ids`.
     """
 
     questions: np.ndarray  # int32 [n], numbers of questions
-    char_starts: np.ndarray  # int32 [sum of lengths], -1 where the token is not of the context
-    char_ends: np.ndarray  # int32 [sum of lengths], one past the last character; -1 likewise
+    char_starts: np.ndarray  # int32 [sum of lengths], -1 for a token outside the context
+    char_ends: np.ndarray  # int32 [sum of lengths], one past the last character; -1 outside the context
 
 
 def windows(
@@ -46,35 +46,35 @@ def windows(
     max_question_length: int = 64,
     cache_dir: Path | None = None,
 ) -> tuple[Tokens, Windows]:
-    """Each question with all parts of its context: `[CLS] question [SEP] part [SEP]`, a row for each part.
+    """Each question with every part of its context: `[CLS] question [SEP] part [SEP]`, one row per part.
 
-    Labels are the first and the last token of the first answer, int32 [n, 2]; 0, 0, that is [CLS], in windows without
-    all of it, as in BERT (Devlin et al., arXiv 1810.04805, section 4.3).
+    Labels are the first and the last token of the first answer, int32 [n, 2]. In windows without the whole answer they
+    are 0, 0, the position of [CLS], as in BERT (Devlin et al., arXiv 1810.04805, section 4.3).
 
     Args:
         questions: as read.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
-        max_length: tokens a window, special ones included.
-        stride: tokens that successive windows share.
-        max_question_length: tokens; the rest of a longer question is cut.
-        cache_dir: as in `rows.read_rows`.
+        max_length: tokens per window, special tokens included.
+        stride: tokens that consecutive windows share.
+        max_question_length: tokens; a longer question is cut.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
-        InputError: beside a question, the context has no more than `stride` tokens; or the cache cannot be written.
+        InputError: a question leaves no more than `stride` tokens for the context; or the cache cannot be written.
     """
     sizes = [max_length, stride, max_question_length]
     form = [FORMAT_VERSION, questions.fingerprint, tokenizer_fingerprint(tokenizer), *sizes]
     fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
-    arrays = cached_arrays(cache_dir, "windows", fingerprint, lambda: _encode(questions, tokenizer, *sizes))
+    arrays = cached_arrays(cache_dir, "windows", fingerprint, lambda: _window_arrays(questions, tokenizer, *sizes))
     placed = Windows(*(arrays.pop(name) for name in ("questions", "char_starts", "char_ends")))
     labels = _labels(questions, placed, arrays["offsets"])
     return Tokens(**arrays, labels=labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id), placed
 
 
-def _encode(
+def _window_arrays(
     questions: Questions, tokenizer: Any, max_length: int, stride: int, max_question_length: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of `Tokens` and of `Windows`."""
+    """The fields of `Tokens` that the tokenizer computes, and those of `Windows`."""
     from tqdm import tqdm
 
     n = len(questions)
@@ -85,7 +85,7 @@ def _encode(
     with tqdm(total=n, desc="tokenize", unit="question", disable=n < PROGRESS_FROM) as bar:
         for start in range(0, n, TOKENIZE_AT_ONCE):
             part = slice(start, start + TOKENIZE_AT_ONCE)
-            asked, longest = _cut(questions.questions[part], tokenizer, max_question_length)
+            texts, longest = _cut_questions(questions.questions[part], tokenizer, max_question_length)
             room = max_length - longest - 3
             if room <= stride:
                 raise InputError(
@@ -93,7 +93,7 @@ def _encode(
                     f" {longest}; windows share {stride}: give a larger max_length"
                 )
             encoded = tokenizer(
-                asked,
+                texts,
                 list(questions.contexts[part]),
                 truncation="only_second",
                 max_length=max_length,
@@ -106,14 +106,14 @@ def _encode(
             for row, types, places in zip(
                 encoded["input_ids"], encoded["token_type_ids"], encoded["offset_mapping"], strict=True
             ):
-                first = types.count(0)
+                pair_start = types.count(0)
                 place = np.full((len(row), 2), -1, np.int32)
-                place[first:-1] = np.reshape(places[first:-1], (-1, 2))
+                place[pair_start:-1] = np.reshape(places[pair_start:-1], (-1, 2))
                 ids.append(np.array(row, np.int32))
                 chars.append(place)
-                pair_starts.append(first)
+                pair_starts.append(pair_start)
             numbers += [start + i for i in encoded["overflow_to_sample_mapping"]]
-            bar.update(len(asked))
+            bar.update(len(texts))
     places = np.concatenate(chars)
     return {
         "input_ids": np.concatenate(ids),
@@ -125,8 +125,8 @@ def _encode(
     }
 
 
-def _cut(questions: Sequence[str], tokenizer: Any, max_question_length: int) -> tuple[list[str], int]:
-    """The questions, up to their last token that counts, and the most tokens that one has."""
+def _cut_questions(questions: Sequence[str], tokenizer: Any, max_question_length: int) -> tuple[list[str], int]:
+    """The questions, cut to `max_question_length` tokens, and the largest number of tokens of one."""
     encoded = tokenizer(
         list(questions),
         add_special_tokens=False,
@@ -140,20 +140,22 @@ def _cut(questions: Sequence[str], tokenizer: Any, max_question_length: int) -> 
 
 
 def _labels(questions: Questions, windows: Windows, offsets: np.ndarray) -> np.ndarray:
-    """First and last token of the first answer in each window, int32 [n, 2]; zeros where it is not whole."""
+    """The first and last token of the first answer in each window, int32 [n, 2]; zeros unless the answer is whole."""
     begins = np.array([starts[0] if starts else -1 for starts in questions.answer_starts])
     ends = begins + [len(texts[0]) if texts else 0 for texts in questions.answers]
     window = np.repeat(np.arange(len(windows.questions)), np.diff(offsets))
     question = windows.questions[window]
     inside = (windows.char_ends > begins[question]) & (windows.char_starts < ends[question])
-    # The answer is whole where its outermost tokens of all windows are: its own ends may lie within a token, or on a
-    # character that the tokenizer drops.
+    # A window has the whole answer if it has the answer's outermost tokens of all windows. The ends of the answer may
+    # lie within a token, or on a character that the tokenizer drops.
     left = np.full(len(questions), np.iinfo(np.int32).max)
     right = np.full(len(questions), -1)
     np.minimum.at(left, question[inside], windows.char_starts[inside])
     np.maximum.at(right, question[inside], windows.char_ends[inside])
     labels = np.zeros((len(windows.questions), 2), np.int32)
-    firsts = np.flatnonzero(inside & (windows.char_starts == left[question]))[::-1]  # of equal ones the first stays
+    firsts = np.flatnonzero(inside & (windows.char_starts == left[question]))[
+        ::-1
+    ]  # reversed, so that the first one wins
     lasts = np.flatnonzero(inside & (windows.char_ends == right[question]))
     labels[window[firsts], 0] = firsts - offsets[window[firsts]]
     labels[window[lasts], 1] = lasts - offsets[window[lasts]]
@@ -168,20 +170,21 @@ def answers(
     max_answer_length: int = 30,
     null_threshold: float = 0.0,
 ) -> list[str]:
-    """The text of each question's best answer, cut from its context; "" where it has none.
+    """The text of each question's best answer, cut from its context; "" for no answer.
 
-    The best span is that of the greatest sum of start and end logits, over all windows and all spans of their context
-    (not only over those of the 20 best starts and ends, so nothing is missed). Where `questions.unanswerable`, there
-    is no answer if the sum at [CLS], the least over the windows, exceeds the best span's by more than
-    `null_threshold` (Devlin et al., arXiv 1810.04805, section 4.3).
+    The best span has the greatest sum of start and end logits, over all windows and all spans of the context, not only
+    those of the 20 best starts and ends. If `questions.unanswerable`, the score of no answer is the sum at [CLS], and
+    the smallest over the windows. There is no answer if that exceeds the best span's sum by more than `null_threshold`
+    (Devlin et al., arXiv 1810.04805, section 4.3).
 
     Args:
         questions: as read.
         windows: the second result of `windows`.
-        tokens: the first.
-        logits: of start and end [n, q, 2], on the rows of `tokens`, in their order; q is not under the longest row's.
-        max_answer_length: tokens.
-        null_threshold: in logits.
+        tokens: the first result of `windows`.
+        logits: start and end logits [n, q, 2] of the rows of `tokens`, in their order; q is at least the longest row's
+            length.
+        max_answer_length: in tokens.
+        null_threshold: in units of logits.
     """
     if logits.shape != (len(tokens), logits.shape[1], 2) or logits.shape[1] < tokens.lengths.max():
         raise ValueError(f"logits {logits.shape} must be [{len(tokens)}, q >= {tokens.lengths.max()}, 2]")
@@ -189,32 +192,41 @@ def answers(
     in_context = windows.char_starts >= 0
     start, end = np.where(in_context[:, None], flat, -np.inf).T
     window = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    best = start + end  # of the spans that start here: first those of one token
+    best = start + end  # the best sum of the spans that start here; at first, spans of one token
     last = np.arange(len(flat))
-    for more in range(1, min(max_answer_length, logits.shape[1])):
-        score = np.where(window[:-more] == window[more:], start[:-more] + end[more:], -np.inf)
-        better = np.flatnonzero(score > best[:-more])
+    for distance in range(1, min(max_answer_length, logits.shape[1])):
+        score = np.where(window[:-distance] == window[distance:], start[:-distance] + end[distance:], -np.inf)
+        better = np.flatnonzero(score > best[:-distance])
         best[better] = score[better]
-        last[better] = better + more
+        last[better] = better + distance
     first_windows = np.searchsorted(windows.questions, np.arange(len(questions) + 1))
     null = np.minimum.reduceat(flat[tokens.offsets[:-1]].sum(axis=1), first_windows[:-1])
     bounds = tokens.offsets[first_windows]
     texts = []
     for i, context in enumerate(questions.contexts):
-        first = bounds[i] + np.argmax(best[bounds[i] : bounds[i + 1]])
-        is_null = questions.unanswerable and null[i] - best[first] > null_threshold
-        has_span = best[first] > -np.inf and not is_null
-        texts.append(context[windows.char_starts[first] : windows.char_ends[last[first]]] if has_span else "")
+        best_start = bounds[i] + np.argmax(best[bounds[i] : bounds[i + 1]])
+        is_null = questions.unanswerable and null[i] - best[best_start] > null_threshold
+        has_span = best[best_start] > -np.inf and not is_null
+        texts.append(
+            context[windows.char_starts[best_start] : windows.char_ends[last[best_start]]] if has_span else ""
+        )
     return texts
 
 
-def load_answers(task: Task, source: DataSource, split: SplitName, tokenizer: Any, max_length: int) -> Split:
+def load_answers(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Split:
     """A split of questions; arguments and errors as in `tasks.kinds.load_split`."""
     if source.tfds is not None:
         questions = squad.from_tfds(source.tfds, split)
     else:
         questions = squad.read_squad(split_path(task, source, split))
-    # a window must go forward: of short ones, less is shared
+    # windows must advance, so short ones share less
     tokens, placed = windows(questions, tokenizer, max_length, min(STRIDE, max_length // 4))
 
     def predicted(logits: np.ndarray) -> list[str]:
@@ -230,4 +242,5 @@ def load_answers(task: Task, source: DataSource, split: SplitName, tokenizer: An
         score,
         lambda logits: score(logits)["f1"],
         lambda logits: squad.write(questions, predicted(logits)),
+        task.selection,
     )

@@ -10,13 +10,15 @@ import numpy as np
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
 
+LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Tokens, and pure functions of a model's logits on them, in the order of the rows.
 
     `score` gives the task's metrics, `skill` how far the model is above chance (0) on the way to perfection (1), and
-    `predictions` the content of a predictions file.
+    `predictions` the content of a predictions file. `majority` gives the accuracy, and the share of the largest class.
     """
 
     tokens: Tokens
@@ -25,4 +27,24 @@ class Split:
     score: Callable[[np.ndarray], dict[str, float]]
     skill: Callable[[np.ndarray], float]
     predictions: Callable[[np.ndarray], str]
+    selection: str  # the score by which the best state is chosen
+    measure: str = "F1"  # what `skill` is
+    chance: float = LOW_F1  # the skill that guesses reach
+    majority: Callable[[np.ndarray], tuple[float, float]] | None = None  # None: the outputs are no classes of rows
     rows: Rows | None = None  # what the tokens were made of, where it was rows
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows have the same label, so that no score can tell a good model from a bad one."""
+        return self.rows is not None and len(np.unique(self.tokens.labels)) < 2
+
+    def failure(self, logits: np.ndarray) -> str:
+        """How a model is no better than one that never read a text, or "" where it is better."""
+        skill = self.skill(logits)
+        numbers = [f"{self.measure} {skill:.3f}, and guesses reach {self.chance:.3f}"] if skill < self.chance else []
+        if self.majority is not None:
+            accuracy, share = self.majority(logits)
+            # with scores for skewed classes, such as F1, a good model may have fewer rows right
+            if numbers or (self.selection == "accuracy" and accuracy <= share):
+                numbers.append(f"accuracy {accuracy:.3f}, and the majority class has {share:.3f}")
+        return f"it is no better than chance ({'; '.join(numbers)})" if numbers else ""

@@ -1,4 +1,4 @@
-"""Question answering on SQuAD 1.1 and 2.0: the questions of a file, the official score, the file of predictions."""
+"""Question answering on SQuAD 1.1 and 2.0: reading questions, the official score, and the file of predictions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tinybert_jax.data.reader import json_type, read_text
 from tinybert_jax.data.tfds import tfds_records
 from tinybert_jax.errors import InputError
 
-FORMAT_VERSION = 1  # count it up when the same file would give other questions
+FORMAT_VERSION = 1  # increase it when the same file would give other questions
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
     """n questions, each about its context.
 
-    `answers` are the texts that are right, `()` where there is none, and `answer_starts` their first characters in the
-    context. Without `labelled` nobody knows the answers. With `unanswerable`, as in SQuAD 2.0, a question may have
+    `answers` are the correct texts of each question, `()` for none, and `answer_starts` their first characters in the
+    context. `labelled` says whether the answers are known. With `unanswerable`, as in SQuAD 2.0, a question may have
     none.
     """
 
@@ -42,9 +42,9 @@ class Questions:
 
 
 def read_squad(path: Path) -> Questions:
-    """The questions of a file in SQuAD's layout, 1.1 or 2.0; `answers` may be missing in all of them.
+    """The questions of a file in the layout of SQuAD 1.1 or 2.0. `answers` may be missing in all of them.
 
-    An answer may differ from the context in the white space around it, as a few of the official ones do.
+    An answer may differ from the context in the white space around it, as a few official ones do.
 
     Raises:
         InputError: `path: data[3].paragraphs[0].qas[2]: what is wrong and what to do`.
@@ -54,21 +54,21 @@ def read_squad(path: Path) -> Questions:
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise InputError(f"{path}:{line}: not JSON ({error}): give a file in SQuAD's layout") from None
-    found = []
+    entries = []
     for i, article in enumerate(_field(content, "data", list, str(path))):
         for j, paragraph in enumerate(_field(article, "paragraphs", list, f"{path}: data[{i}]")):
             where = f"{path}: data[{i}].paragraphs[{j}]"
             context = _text(paragraph, "context", where)
             for k, qa in enumerate(_field(paragraph, "qas", list, where)):
-                found.append((f"{where}.qas[{k}]", context, qa))
-    return _questions(str(path), found, str(content.get("version", "")).lstrip("vV").startswith("2"))
+                entries.append((f"{where}.qas[{k}]", context, qa))
+    return _questions(str(path), entries, str(content.get("version", "")).lstrip("vV").startswith("2"))
 
 
 def from_tfds(name: str, split: str) -> Questions:
     """The questions of a prepared TFDS set with SQuAD's features, such as squad/v1.1 and squad/v2.0.
 
     Args:
-        name: of the set.
+        name: the name of the set.
         split: train, dev (TFDS calls it validation) or test.
 
     Raises:
@@ -78,9 +78,9 @@ def from_tfds(name: str, split: str) -> Questions:
     features, records = tfds_records(name, part)
     for feature in ("id", "context", "question", "answers"):
         if feature not in features:
-            there = ", ".join(map(repr, features))
-            raise InputError(f"{name}[{part}]: no feature {feature!r}; there are {there}: give a set like squad/v1.1")
-    found = []
+            names = ", ".join(map(repr, features))
+            raise InputError(f"{name}[{part}]: no feature {feature!r}; there are {names}: give a set like squad/v1.1")
+    entries = []
     for i, record in enumerate(records):
         answers = zip(record["answers"]["text"], record["answers"]["answer_start"], strict=True)
         qa: dict[str, Any] = {
@@ -90,24 +90,24 @@ def from_tfds(name: str, split: str) -> Questions:
         }
         if "is_impossible" in features:
             qa["is_impossible"] = bool(record["is_impossible"])
-        found.append((f"{name}[{part}]:{i}", record["context"].decode(), qa))
-    return _questions(f"{name}[{part}]", found, "is_impossible" in features)
+        entries.append((f"{name}[{part}]:{i}", record["context"].decode(), qa))
+    return _questions(f"{name}[{part}]", entries, "is_impossible" in features)
 
 
-def _questions(where: str, found: Iterable[tuple[str, str, Any]], unanswerable: bool) -> Questions:
-    """From the place, context and JSON object of each question."""
+def _questions(where: str, entries: Iterable[tuple[str, str, Any]], unanswerable: bool) -> Questions:
+    """Check the questions. An entry is a question's place, for messages, its context and its JSON object."""
     places: dict[str, str] = {}
     rows: list[tuple[str, str, list[tuple[str, int]]]] = []
     unlabelled = []
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, unanswerable]).encode())
-    for at, context, qa in found:
-        name, question = _text(qa, "id", at), _text(qa, "question", at)
+    for place, context, qa in entries:
+        name, question = _text(qa, "id", place), _text(qa, "question", place)
         if name in places:
-            raise InputError(f"{at}: the id {name!r} is that of {places[name]} too: give each question its own")
-        places[name] = at
-        answers = _answers(qa, context, at)
+            raise InputError(f"{place}: the id {name!r} is also used by {places[name]}: give each question its own")
+        places[name] = place
+        answers = _answers(qa, context, place)
         if answers is None:
-            unlabelled.append(at)
+            unlabelled.append(place)
         rows.append((question, context, answers or []))
         unanswerable |= "is_impossible" in qa
         content.update(json.dumps([name, *rows[-1], answers is None]).encode())
@@ -128,7 +128,7 @@ def _questions(where: str, found: Iterable[tuple[str, str, Any]], unanswerable: 
 
 
 def _answers(qa: dict[str, Any], context: str, where: str) -> list[tuple[str, int]] | None:
-    """Text, as the context has it, and first character of each answer; None where they are not given."""
+    """The text, as in the context, and the first character of each answer; None without answers in the file."""
     impossible = _field(qa, "is_impossible", bool, where) if "is_impossible" in qa else False
     if "answers" not in qa and not impossible:
         return None
@@ -137,30 +137,30 @@ def _answers(qa: dict[str, Any], context: str, where: str) -> list[tuple[str, in
         raise InputError(f"{where}: is_impossible is true, but there are answers: correct one of the two")
     if not impossible and not answers:
         raise InputError(f"{where}: there is no answer: give one, or is_impossible true (or no 'answers' in the file)")
-    found = []
+    result = []
     for i, answer in enumerate(answers):
-        at = f"{where}.answers[{i}]"
-        text, start = _text(answer, "text", at).strip(), _field(answer, "answer_start", int, at)
+        place = f"{where}.answers[{i}]"
+        text, start = _text(answer, "text", place).strip(), _field(answer, "answer_start", int, place)
         rest = context[start:].lstrip() if start >= 0 else ""
         if not text or not rest.startswith(text):
-            there = context[max(start, 0) :][: len(text)]
+            text_there = context[max(start, 0) :][: len(text)]
             raise InputError(
-                f"{at}: answer_start {start} points at {there!r} and not at {text!r}: count characters from 0"
+                f"{place}: answer_start {start} points at {text_there!r} and not at {text!r}: count characters from 0"
             )
-        found.append((text, len(context) - len(rest)))
-    return found
+        result.append((text, len(context) - len(rest)))
+    return result
 
 
 def _field(owner: Any, key: str, kind: type, where: str) -> Any:
-    """The value of a key in the JSON object at `where`, checked to be there and of the kind."""
+    """The value of a key in the JSON object at `where`. It is checked that the key exists and the type is `kind`."""
     if not isinstance(owner, dict):
         raise InputError(f"{where}: {json_type(owner)} instead of an object: give a file in SQuAD's layout")
     if key not in owner:
         raise InputError(f"{where}: no key {key!r}: give a file in SQuAD's layout")
     value = owner[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        wanted = {list: "a list", str: "a string", bool: "true or false", int: "a whole number"}[kind]
-        raise InputError(f"{where}: {key!r} is {json_type(value)} instead of {wanted}: write one")
+        expected = {list: "a list", str: "a string", bool: "true or false", int: "a whole number"}[kind]
+        raise InputError(f"{where}: {key!r} is {json_type(value)} instead of {expected}: write one")
     return value
 
 
@@ -172,33 +172,33 @@ def _text(owner: Any, key: str, where: str) -> str:
 
 
 def score(questions: Questions, predictions: Sequence[str]) -> dict[str, float]:
-    """Means of `f1` and `exact_match`, in [0, 1], each against the best of the right answers.
+    """The means of `f1` and `exact_match`, in [0, 1]. The best of a question's correct answers counts.
 
-    They are counted as in the official evaluation scripts: v2.0's where `questions.unanswerable`, else v1.1's. These
-    differ only on answers that are nothing but articles and punctuation.
+    They are computed as in the official evaluation scripts: v2.0's if `questions.unanswerable`, else v1.1's. The two
+    scripts differ only on answers that consist of articles and punctuation.
     """
     f1 = exact = 0.0
     for gold, prediction in zip(questions.answers, predictions, strict=True):
-        wanted = [_normalised(text) for text in gold]
+        answers = [_normalised(text) for text in gold]
         if questions.unanswerable:
-            wanted = [words for words in wanted if words] or [[]]
-        given = _normalised(prediction)
-        exact += max(given == words for words in wanted)
-        f1 += max(_f1(given, words, float(questions.unanswerable)) for words in wanted)
+            answers = [words for words in answers if words] or [[]]
+        predicted = _normalised(prediction)
+        exact += max(predicted == words for words in answers)
+        f1 += max(_f1(predicted, words, float(questions.unanswerable)) for words in answers)
     return {"f1": f1 / len(questions), "exact_match": exact / len(questions)}
 
 
 def _normalised(text: str) -> list[str]:
-    """The words that count: lower case, without ASCII punctuation and articles."""
+    """The words that are compared: lower case, without ASCII punctuation and articles."""
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def _f1(given: list[str], wanted: list[str], nothing: float) -> float:
-    """Of words, each as often as it occurs in both; `nothing` where both are empty."""
-    if not given and not wanted:
-        return nothing
-    return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))
+def _f1(predicted: list[str], answer: list[str], if_empty: float) -> float:
+    """F1 of words, each counted as often as it occurs in both; `if_empty` if both are empty."""
+    if not predicted and not answer:
+        return if_empty
+    return 2 * (Counter(predicted) & Counter(answer)).total() / (len(predicted) + len(answer))
 
 
 def write(questions: Questions, predictions: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
-"""The targets of every row, or augmented variant, that a stage reads more than once: computed before its first step,
-kept on disk, and brought by its batches, so that the steps run no teacher.
+"""The cache of a teacher's targets, for rows or augmented variants that a stage reads more than once.
+
+Targets are computed before the first step and kept on disk. Batches bring them, so the steps run no teacher.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import outputs
 from tinybert_jax.precision import float32_precision
 
-FORMAT_VERSION = 2  # count it up when the same teacher would say something else of the same rows
-STALE = 24 * 3600  # seconds, after which what another run began to write is not coming any more
-TOKENS = -1  # in a shape, of an axis as long as the row has tokens
+FORMAT_VERSION = 2  # increase it when cached targets would change
+STALE = 24 * 3600  # seconds after which an entry that another run began to write counts as abandoned
+TOKENS = -1  # in a shape: an axis over the tokens of the row
 COMPACT = np.dtype(jnp.bfloat16)
 
 
 class TargetSpec(NamedTuple):
-    """One array of the targets, as a row has it."""
+    """The shape of one array of the targets, for one row, and its dtype."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     def of(self, tokens: int) -> tuple[int, ...]:
-        """The shape of a row of that many tokens."""
+        """The shape for a row of `tokens` tokens."""
         return tuple(tokens if size == TOKENS else size for size in self.shape)
 
     def sizes(self, tokens: np.ndarray) -> np.ndarray:
-        """Numbers that rows have, int64 [n]."""
+        """The number of values per row, int64 [n]."""
         result = np.ones(len(tokens), np.int64)
         for size in self.shape:
             result *= tokens if size == TOKENS else size
@@ -55,19 +56,19 @@ class TargetSpec(NamedTuple):
 
 
 class OverLimit(Exception):
-    """The targets of all rows are larger than what may be kept; says how large."""
+    """The targets of all rows exceed the limit. The message has their size."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExamplesWithTargets:
-    """n rows with the targets of each, as `data.Examples`; what lies behind a row's tokens is 0."""
+    """n rows with their targets, as `batch.Examples`. Targets past a row's tokens are 0."""
 
     examples: Examples
-    tokens: np.ndarray  # int64 [n]: how many of a row's are kept
-    offsets: Sequence[np.ndarray]  # int64 [n] of each array: where a row begins
-    flat: Sequence[np.ndarray]  # of each array, the numbers of all rows
+    tokens: np.ndarray  # int64 [n], tokens per row whose targets are kept
+    offsets: Sequence[np.ndarray]  # for each array, int64 [n]: the start of each row
+    flat: Sequence[np.ndarray]  # for each array, the values of all rows
     specs: Sequence[TargetSpec]
-    tree: Any  # the targets' structure
+    tree: Any  # the structure of the targets
 
     @property
     def lengths(self) -> np.ndarray:
@@ -76,14 +77,14 @@ class ExamplesWithTargets:
 
     @property
     def fingerprint(self) -> str:
-        """Of the rows."""
+        """The fingerprint of the rows."""
         return self.examples.fingerprint
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
-        """The rows' batch with `targets`, in the place of the teacher's own tokens."""
+        """The batch of the rows, with `targets` in place of `teacher_inputs`."""
         leaves = [self._padded(number, rows, length) for number in range(len(self.specs))]
         targets = jax.tree.unflatten(self.tree, leaves)
         return self.examples.batch(rows, length, epoch)._replace(teacher_inputs=None, targets=targets)
@@ -94,25 +95,23 @@ class ExamplesWithTargets:
         for i, row in enumerate(rows):
             if row >= 0:
                 shape = spec.of(int(self.tokens[row]))
-                own = flat[offsets[row] : offsets[row] + int(np.prod(shape))]
-                at: tuple[Any, ...] = (i, *map(slice, shape))
-                result[at] = own.reshape(shape)
+                values = flat[offsets[row] : offsets[row] + int(np.prod(shape))]
+                index: tuple[Any, ...] = (i, *map(slice, shape))
+                result[index] = values.reshape(shape)
         return result
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherCache:
-    """A teacher, what is asked of it, and how.
+    """A teacher, the objective whose targets it gives, and how they are computed.
 
     Args:
-        objective: a `distill.Objective`.
-        params: the teacher's, on the mesh.
-        identity: of the teacher's files and of all that determines the targets, beside the rows.
-        mesh: where they are computed.
-        batch_size: rows that are computed at once.
-        buckets: lengths that batches are padded to.
-        padding: the loss reads the targets of padding too.
-        compact: keep arrays in bfloat16, a relative error of up to 1/256.
+        objective: an `Objective`; it says whether the targets of padding are read, and which dtype is kept.
+        params: the teacher's parameters, on the mesh.
+        identity: the teacher's files, and all else that determines the targets, except the rows.
+        mesh: the devices that compute the targets.
+        batch_size: rows computed at once.
+        buckets: the padded lengths of batches.
     """
 
     objective: Any
@@ -121,70 +120,70 @@ class TeacherCache:
     mesh: Mesh
     batch_size: int
     buckets: tuple[int, ...]
-    padding: bool = False
-    compact: bool = False
 
     def with_targets(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> ExamplesWithTargets:
-        """The rows with their targets, read from the cache where an equal run on equal devices has left them there.
+        """The rows with their targets. The cache keeps targets for equal runs on equal devices.
 
         Args:
             examples: n rows whose batches are the same in every epoch.
-            limit: bytes that the cache may keep of all runs' targets; older ones make room.
-            cache_dir: as in `rows.read_rows`. Of several processes each keeps all for itself, until it ends.
+            limit: bytes that the cache may hold of the targets of all runs. Old ones make room for new ones.
+            cache_dir: see `cache.cache_folder`. Each of several processes keeps a copy of its own until it ends.
 
         Raises:
             OverLimit: the rows need more than `limit`.
             InputError: the disk has no room, or the cache cannot be written.
         """
         specs, tree = self._specs(examples)
-        tokens = np.full(len(examples), self.buckets[-1]) if self.padding else np.asarray(examples.lengths)
+        tokens = (
+            np.full(len(examples), self.buckets[-1]) if self.objective.reads_padding else np.asarray(examples.lengths)
+        )
         sizes = [int(spec.sizes(tokens).sum()) for spec in specs]
         needed = sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True))
         if needed > limit:
             raise OverLimit(f"need {needed / 1e9:,.1f} GB")
-        order = np.argsort(examples.lengths, kind="stable")  # of `eval_batches`, which appends to the files
+        order = np.argsort(examples.lengths, kind="stable")  # that of `eval_batches`, in which files are written
         offsets = []
         for spec in specs:
-            own = spec.sizes(tokens)
-            offset = np.empty_like(own)
-            offset[order] = np.cumsum(own[order]) - own[order]
+            row_sizes = spec.sizes(tokens)
+            offset = np.empty_like(row_sizes)
+            offset[order] = np.cumsum(row_sizes[order]) - row_sizes[order]
             offsets.append(offset)
 
         def build(folder: Path) -> None:
             self._write(folder, examples, tokens, specs)
 
         def load(folder: Path) -> list[np.ndarray]:
-            """The files, mapped; each is read once, for its checksum."""
+            """Map the files into memory. Each is read once, for its checksum."""
             checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
-            found: list[np.ndarray] = []
+            arrays: list[np.ndarray] = []
             for number, (size, spec) in enumerate(zip(sizes, specs, strict=True)):
                 file = folder / f"{number}.bin"
                 if _checksum(file) != checksums[number]:
-                    raise ValueError(f"the checksum of {file.name} is another one")
-                found.append(np.memmap(file, spec.dtype, "r", shape=(size,)))
-            return found
+                    raise ValueError(f"the checksum of {file.name} is wrong")
+                arrays.append(np.memmap(file, spec.dtype, "r", shape=(size,)))
+            return arrays
 
         folder = cache_folder(cache_dir) / "targets"
-        if jax.process_count() > 1:  # one that finds them in its cache would leave the others waiting
+        if jax.process_count() > 1:  # a process that reads its cache would leave the others waiting in the computation
             _make_room(folder, needed, limit)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-", ignore_cleanup_errors=True) as temporary:
                     build(Path(temporary))
-                    flat = load(Path(temporary))  # what is mapped stays, without its name
+                    flat = load(Path(temporary))  # a mapped file outlives its name
             except OSError as error:
                 raise InputError(f"{folder}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
             return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
         entry = folder / self._fingerprint(examples, specs)
-        with contextlib.suppress(OSError):  # there is none yet, or the cache is somebody else's
-            os.utime(entry)  # what was used longest ago makes room
+        with contextlib.suppress(OSError):  # there is no entry yet, or another user owns it
+            os.utime(entry)  # entries used longest ago are removed first
         if not entry.is_dir():
             _make_room(folder, needed, limit)
         flat = cached(entry, build, load)
         return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
 
     def _specs(self, examples: Examples) -> tuple[list[TargetSpec], Any]:
-        """The arrays of the targets: an axis that is longer in a longer batch runs over tokens."""
+        """The arrays of the targets. An axis that is longer in a longer batch runs over tokens."""
         longest = self.buckets[-1]
         shapes = [
             jax.eval_shape(self.objective.targets, self.params, examples.batch(np.array([-1]), length, 0))
@@ -195,15 +194,17 @@ class TeacherCache:
         for leaf, shorter in zip(leaves, jax.tree.leaves(shapes[1]), strict=True):
             sizes = zip(leaf.shape[1:], shorter.shape[1:], strict=True)
             shape = tuple(size if size == other else TOKENS for size, other in sizes)
-            specs.append(TargetSpec(shape, COMPACT if self.compact else np.dtype(leaf.dtype)))
+            specs.append(
+                TargetSpec(shape, COMPACT if self.objective.target_dtype == COMPACT else np.dtype(leaf.dtype))
+            )
         return specs, tree
 
     def _fingerprint(self, examples: Examples, specs: Sequence[TargetSpec]) -> str:
-        described = [(spec.shape, spec.dtype.name) for spec in specs]
+        arrays = [(spec.shape, spec.dtype.name) for spec in specs]
         device, mesh = self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape)
         versions = [FORMAT_VERSION, jax.__version__, os.environ.get("XLA_FLAGS", ""), float32_precision()]
-        computed = [self.batch_size, self.buckets, self.padding, device, mesh, versions]
-        content = [*self.identity, examples.fingerprint, described, computed]
+        computed = [self.batch_size, self.buckets, self.objective.reads_padding, device, mesh, versions]
+        content = [*self.identity, examples.fingerprint, arrays, computed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @functools.cached_property
@@ -211,8 +212,8 @@ class TeacherCache:
         return make_targets_step(self.objective, self.mesh, self.params)
 
     def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, specs: Sequence[TargetSpec]) -> None:
-        """A file for each array, the rows in the order of `eval_batches`, and the files' checksums."""
-        # written, not mapped: of a full disk a write raises, where a map would kill the process
+        """Write a file for each array, with the rows in the order of `eval_batches`, and the files' checksums."""
+        # Files are written, not mapped: on a full disk, a write raises, but a write to a map kills the process.
         with contextlib.ExitStack() as opened:
             files = [opened.enter_context((folder / f"{number}.bin").open("wb")) for number in range(len(specs))]
             checksums = [0] * len(files)
@@ -220,15 +221,24 @@ class TeacherCache:
             for rows, targets in computed:
                 for number, (spec, leaf) in enumerate(zip(specs, jax.tree.leaves(targets), strict=True)):
                     host = np.asarray(leaf).astype(spec.dtype)
-                    for row, own in zip(rows, host, strict=True):
+                    for row, values in zip(rows, host, strict=True):
                         if row >= 0:
-                            content = own[tuple(map(slice, spec.of(int(tokens[row]))))].tobytes()
+                            content = values[tuple(map(slice, spec.of(int(tokens[row]))))].tobytes()
                             files[number].write(content)
                             checksums[number] = zlib.crc32(content, checksums[number])
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
         (folder / "checksums.json").write_text(json.dumps(checksums), "utf-8")
+
+
+def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithTargets:
+    """The rows with outputs [n, ...] that are known without a teacher."""
+    spec = TargetSpec(outputs.shape[1:], outputs.dtype)
+    offsets = np.arange(len(outputs), dtype=np.int64) * int(np.prod(spec.shape))
+    return ExamplesWithTargets(
+        examples, np.asarray(examples.lengths), [offsets], [outputs.ravel()], [spec], jax.tree.structure(0)
+    )
 
 
 def _checksum(file: Path) -> int:
@@ -241,15 +251,15 @@ def _checksum(file: Path) -> int:
 
 
 def _make_room(folder: Path, needed: int, limit: float) -> None:
-    """Remove what was used longest ago, until `needed` bytes more stay within `limit`.
+    """Remove the entries that were used longest ago, until `needed` more bytes fit into `limit`.
 
     Raises:
-        InputError: the disk has no room for them.
+        InputError: the disk has no room for the new bytes.
     """
     used: dict[Path, float] = {}
     kept: dict[Path, int] = {}
     for path in folder.glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another run makes room too, or has finished
+        with contextlib.suppress(FileNotFoundError):  # another run removes entries too, or has just finished one
             size = sum(file.stat().st_size for file in path.rglob("*"))
             used[path], kept[path] = path.stat().st_mtime, size
     for path in sorted(used, key=lambda path: used[path]):
@@ -266,8 +276,9 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
 
 
 def make_targets_step(objective: Any, mesh: Mesh, teacher_params: Params) -> Callable[[Params, Batch], Any]:
-    """The compiled `(teacher_params, batch) -> targets` of an objective; every process passes the whole batch, and
-    gets all targets.
+    """The compiled `(teacher_params, batch) -> targets` of an objective.
+
+    Every process passes the whole batch, and gets all targets.
     """
     rows = batch_sharding(mesh)
     compiled = jax.jit(

@@ -1,12 +1,17 @@
-"""A teacher that is a BERT directory."""
+"""What gives an objective its targets: a model that runs beside the student, or outputs that are known ahead."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinybert_jax.batch import Params
+from tinybert_jax.data.rows import Rows
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import check_head, check_outputs, check_positions
 from tinybert_jax.settings.experiment import Experiment
@@ -14,16 +19,27 @@ from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
 
 
-class Teacher(NamedTuple):
-    """What is learnt from: fine-tuned on the task, or, for a corpus, as pretrained."""
+class TeacherModel(NamedTuple):
+    """A teacher that runs: fine-tuned on the task, or, for a corpus, as pretrained."""
 
     config: BertConfig
     params: Params  # on the host
     tokenizer: Any
 
 
-def load_teacher(experiment: Experiment) -> Teacher:
-    """The teacher of an experiment, checked to fit its task.
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """What is learnt from. Either `model` runs in the step, or `outputs_of` gives the outputs for rows ahead of it."""
+
+    name: str
+    fingerprint: str  # of all that determines its outputs, beside the rows
+    label_names: tuple[str, ...]  # the classes in the order of its outputs
+    model: TeacherModel | None = None
+    outputs_of: Callable[[Rows], np.ndarray] | None = None  # -> logits float32 [n, c]; in regression numbers [n]
+
+
+def load_model_teacher(experiment: Experiment) -> Teacher:
+    """The teacher in a Hugging Face directory or hub id, checked to fit the task.
 
     Raises:
         InputError: it cannot be read, or does not fit the task.
@@ -36,4 +52,5 @@ def load_teacher(experiment: Experiment) -> Teacher:
         task = get_task(experiment.task)
         check_head(name, config, params, task.head, experiment.max_length)
         check_outputs(name, config, task)
-    return Teacher(config, params, load_tokenizer(name, config))
+    model = TeacherModel(config, params, load_tokenizer(name, config))
+    return Teacher(name, fingerprint(name), config.id2label, model)

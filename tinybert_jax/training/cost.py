@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tinybert_jax.batch import Batch
-from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.parameters import BACKWARD, forward_flops
-from tinybert_jax.objectives.masked_lm import MASKED_SHARE
-from tinybert_jax.settings.choices import ObjectiveName
+from tinybert_jax.objectives.objective import Objective
 
 TIMED_STEPS = 3
 
@@ -35,41 +32,21 @@ class Cost(NamedTuple):
         )
 
 
-def step_flops(
-    objective: ObjectiveName,
-    student: BertConfig,
-    teacher: BertConfig | None,
-    rows: int,
-    tokens: int,
-    students: int = 1,
-    targets_known: bool = False,
-) -> float:
-    """Floating-point operations of one training step: the students forward and backward, the teacher forward unless
-    its targets are known. What the backward pass computes again, to save memory, does not count.
+def step_flops(objective: Objective, rows: int, tokens: int, students: int = 1, targets_known: bool = False) -> float:
+    """Floating-point operations of one training step: the students forward and backward, and the teacher forward
+    unless its targets are known. What the backward pass recomputes to save memory does not count.
 
+    >>> from tinybert_jax.models.config import BertConfig
+    >>> from tinybert_jax.objectives.transformer import transformer_objective
     >>> teacher = BertConfig()  # BERT_BASE; eight TinyBERT4 behind it, against eight runs
     >>> student = BertConfig(num_hidden_layers=4, hidden_size=312, intermediate_size=1200)
-    >>> together, alone = (step_flops("transformer", student, teacher, 32, 128, n) for n in (8, 1))
+    >>> objective = transformer_objective(student, teacher)
+    >>> together, alone = (step_flops(objective, 32, 128, n) for n in (8, 1))
     >>> round(together / (8 * alone), 2)
     0.28
     """
-    own = (1 + BACKWARD) * forward_flops(student, tokens)
-    if objective == "masked_lm":
-        decoder = student.hidden_size * (student.vocab_size + student.hidden_size)
-        own += (1 + BACKWARD) * 2.0 * decoder * tokens / MASKED_SHARE
-    if objective == "transformer":
-        assert teacher is not None
-        states = student.num_hidden_layers + 1
-        own += (1 + BACKWARD) * 2.0 * states * student.hidden_size * teacher.hidden_size * tokens
-        # the loss computes both sides' scores, or three relations, and their gradient for the student
-        widths = [config.all_head_size for config in (student, teacher)]
-        products = 1 if student.num_attention_heads == teacher.num_attention_heads else 3
-        own += 2.0 * products * student.num_hidden_layers * tokens**2 * ((1 + BACKWARD) * widths[0] + widths[1])
-    own *= students
-    if objective in ("transformer", "prediction") and not targets_known:
-        assert teacher is not None
-        own += forward_flops(teacher, tokens)
-    return rows * own
+    teacher = 0.0 if targets_known else objective.teacher_flops(tokens)
+    return rows * (students * objective.student_flops(tokens) + teacher)
 
 
 def seconds_per_step(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from tinybert_jax.batch import Examples, Params
 from tinybert_jax.data import tokens
@@ -19,16 +18,18 @@ from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
-from tinybert_jax.models.heads import HEAD_KEYS, HEADS
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
 from tinybert_jax.objectives.projections import PROJECTIONS
 from tinybert_jax.objectives.transformer import transformer_objective
-from tinybert_jax.settings.choices import STUDENTS, Head, Start
+from tinybert_jax.settings.arithmetic import arithmetic
+from tinybert_jax.settings.choices import STUDENTS, NamedStart, student_shape
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task, get_task
@@ -36,7 +37,9 @@ from tinybert_jax.students import start
 from tinybert_jax.students.presets import student_config
 from tinybert_jax.tasks.kinds import load_split, second_task
 from tinybert_jax.tasks.split import Split
-from tinybert_jax.teachers.teacher import Teacher, load_teacher
+from tinybert_jax.teachers.cache import with_known_targets
+from tinybert_jax.teachers.table import load_teacher
+from tinybert_jax.teachers.teacher import Teacher, TeacherModel
 from tinybert_jax.training.population import check_members
 
 # Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
@@ -49,24 +52,29 @@ OF_MODEL = ("loaded", "keep_head", "fingerprints")  # of `Inputs`, what depends 
 class Inputs:
     """What a run trains, what it learns from, and on which rows. Parameters wait on the host until they are placed."""
 
-    head: Head
-    config: BertConfig  # of the model that is trained, with the task's labels, its vocabulary padded
-    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset
+    head: str  # a row of `models.heads.HEADS`
+    config: BertConfig  # of the model that is trained, with the task's labels
+    compute: Compute
+    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset or size
     keep_head: bool  # the model's own head fits the task
     tokenizer: Any
     train: Examples
     dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
-    selection: str  # the score of the first dev set that selects the best state
     buckets: tuple[int, ...]
     teacher: Teacher | None  # its vocabulary padded
     teacher_dev: dict[str, Split]  # the same in the teacher's tokens
     fingerprints: dict[str, str]  # of the rows, and of the models' files
 
+    @property
+    def teacher_model(self) -> TeacherModel | None:
+        """The teacher, where it is a model that runs."""
+        return None if self.teacher is None else self.teacher.model
+
     def examples(self, stage: Stage) -> Examples:
         """What a stage trains on: masked in the one stage that predicts masked tokens."""
-        if stage.objective == "masked_lm":
+        if isinstance(stage.objective, MaskedLM):
             assert isinstance(self.train, Corpus), "Experiment allows masked_lm on a corpus only"
-            return dataclasses.replace(self.train, masking_probability=stage.masking_probability)
+            return dataclasses.replace(self.train, masking_probability=stage.objective.masking_probability)
         return self.train
 
 
@@ -78,16 +86,22 @@ def load_inputs(experiment: Experiment) -> Inputs:
     """
     source = experiment.source
     teacher = None if experiment.teacher is None else load_teacher(experiment)
-    distils = any(stage.distils for stage in experiment.stages)
+    model = None if teacher is None else teacher.model
+    distils = any(stage.objective.distils for stage in experiment.stages)
     loaded: Params | None = None
-    if experiment.model in STUDENTS:
-        assert teacher is not None, "Experiment asks for a teacher where the model is a preset"
-        config, tokenizer = student_config(experiment.model, teacher.config), teacher.tokenizer
-        start.check_start(experiment.start, config, teacher.config)
+    if student_shape(experiment.model) is not None:
+        if model is None:
+            raise InputError(
+                f"{experiment.teacher}: brings no vocabulary, which student {experiment.model!r} needs: give a"
+                " directory as --student"
+            )
+        config, tokenizer = student_config(experiment.model, model.config), model.tokenizer
+        start.check_start(experiment.start, config, model.config)
     else:
         if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
             raise InputError(
-                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a directory"
+                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a size, as"
+                " 6x384, or a directory"
             )
         config, loaded = load_hf(experiment.model)
         tokenizer = load_tokenizer(experiment.model, config)
@@ -95,60 +109,64 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
     def check_pairs(pairs: bool) -> None:
         check_token_types(experiment.model, config, pairs)
-        if distils and teacher is not None:
-            check_token_types(str(experiment.teacher), teacher.config, pairs)
+        if distils and model is not None:
+            check_token_types(str(experiment.teacher), model.config, pairs)
 
     if isinstance(source, CorpusSource):
-        head: Head = "masked_lm" if any(s.objective == "masked_lm" for s in experiment.stages) else "encoder"
+        head = "masked_lm" if any(stage.objective.masks_tokens for stage in experiment.stages) else "encoder"
         check_pairs(source.pairs)
-        if not _same_tokenizer(tokenizer, teacher):
+        if not _same_tokenizer(tokenizer, model):
             raise InputError(_different_vocabularies(experiment))
-        if distils and teacher is not None:
-            transformer_objective(config, teacher.config, experiment.layer_map, experiment.preset)
+        if distils and model is not None:
+            transformer_objective(config, model.config, experiment.layer_map, experiment.preset)
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        teacher_dev, selection = dev, ""
-        keep_head = loaded is not None and head == "masked_lm" and "cls" in loaded
+        teacher_dev = dev
+        keep_head = loaded is not None and HEADS[head].is_in(loaded)
     else:
         task = get_task(experiment.task)
-        head, selection = task.head, task.selection
+        head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, teacher_dev = split.tokens, dev
         check_pairs(any(own.tokens.has_pairs for own in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
-        if teacher is not None and not _same_tokenizer(tokenizer, teacher):
+        if teacher is not None and teacher.outputs_of is not None:
+            if split.rows is None or experiment.augmented is not None:
+                raise InputError(f"{experiment.teacher}: knows the training rows alone: leave out --augmented")
+            train = with_known_targets(train, teacher.outputs_of(split.rows))
+        if model is not None and not _same_tokenizer(tokenizer, model):
             if not _can_differ(experiment, task):
                 raise InputError(_different_vocabularies(experiment))
-            theirs, teacher_dev = _read_splits(experiment, task, source, teacher.tokenizer, teacher.config, teacher)
-            train = tokens.TwoVocabularies(split.tokens, theirs.tokens)
+            other, teacher_dev = _read_splits(experiment, task, source, model.tokenizer, model.config, teacher)
+            train = tokens.TwoVocabularies(split.tokens, other.tokens)
         config, keep_head = fit_head(config, loaded, task, split.label_names)
-    config = dataclasses.replace(config, compute_dtype=experiment.compute_dtype, remat=experiment.remat)
-    config = dataclasses.replace(config, vocab_multiple=VOCAB_MULTIPLE)
+    compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
+    prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
     if teacher is not None:
-        own = dataclasses.replace(
-            teacher.config, compute_dtype=experiment.compute_dtype, vocab_multiple=VOCAB_MULTIPLE
-        )
-        padded = resize_vocabulary(teacher.params, own.padded_vocab_size)
-        teacher = teacher._replace(config=own, params=jax.device_get(padded))
-    models = {"teacher": experiment.teacher} | ({"model": experiment.model} if loaded is not None else {})
+        prints["teacher"] = teacher.fingerprint
+    if loaded is not None:
+        prints["model"] = fingerprint(experiment.model)
+    if teacher is not None and model is not None:
+        padded = resize_vocabulary(model.params, compute.vocab_rows(model.config))
+        teacher = dataclasses.replace(teacher, model=model._replace(params=padded))
     return Inputs(
         head=head,
         config=config,
-        loaded=jax.device_get(loaded),
+        compute=compute,
+        loaded=loaded,
         keep_head=keep_head,
         tokenizer=tokenizer,
         train=train,
         dev=dev,
-        selection=selection,
-        # the means of the other presets count padding, so they need one padded length
-        buckets=bucket_lengths(experiment.max_length) if experiment.preset == "default" else (experiment.max_length,),
+        # means that count padding need one padded length
+        buckets=bucket_lengths(experiment.max_length)
+        if arithmetic(experiment.preset).padding == "exclude"
+        else (experiment.max_length,),
         teacher=teacher,
         teacher_dev=teacher_dev,
-        fingerprints={"train": train.fingerprint}
-        | {name: split.tokens.fingerprint for name, split in dev.items()}
-        | {role: fingerprint(name) for role, name in models.items() if name is not None},
+        fingerprints=prints,
     )
 
 
@@ -176,44 +194,52 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
     return [by_model[experiment.model] for experiment in experiments]
 
 
+def named_start(experiment: Experiment, inputs: Inputs) -> tuple[NamedStart, str]:
+    """Where the experiment's student starts, and where that was left to "auto", why."""
+    if experiment.start != "auto":
+        return experiment.start, ""
+    if inputs.loaded is not None or inputs.teacher_model is None:
+        return "random", ""  # not read: the model brings its parameters
+    distils, tokens = any(stage.objective.distils for stage in experiment.stages), int(inputs.train.lengths.sum())
+    return start.auto_start(inputs.config, inputs.teacher_model.config, experiment.preset, distils, tokens)
+
+
 def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
     """Where each member's training starts, on the host; what several take from the teacher is computed once."""
-    given: dict[Start, Params] = {}
+    given: dict[NamedStart, Params] = {}
     params = []
     for experiment, inputs in zip(experiments, members, strict=True):
-        if inputs.loaded is None and experiment.start not in given:
-            given[experiment.start] = processes.tree_from_primary(_from_teacher(experiment, inputs))
-        params.append(jax.device_get(_initial_params(experiment, inputs, given)))
+        name, _ = named_start(experiment, inputs)
+        if inputs.loaded is None and name not in given:
+            given[name] = processes.tree_from_primary(_from_teacher(name, experiment, inputs))
+        params.append(jax.device_get(_initial_params(experiment, inputs, given.get(name, {}))))
     return params
 
 
-def _initial_params(experiment: Experiment, inputs: Inputs, given: Mapping[Start, Params]) -> Params:
+def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Params:
     """What the model brought or the start gives, and random values for the rest."""
-    config = dataclasses.replace(inputs.config, vocab_multiple=1)
-    params = init_params(HEADS[inputs.head](config), jax.random.key(experiment.seed))
-    params = {"bert": params} if inputs.head == "encoder" else params
+    params = init_params(HEADS[inputs.head].model(inputs.config), jax.random.key(experiment.seed))
+    params = {"encoder": params} if HEADS[inputs.head].key is None else params
     if inputs.loaded is not None:
-        kept = {HEAD_KEYS[inputs.head]} if inputs.keep_head else set()
-        for name in ("bert", *kept):
+        head_key = HEADS[inputs.head].key
+        for name in ("encoder", *([head_key] if inputs.keep_head and head_key else [])):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:
-        params = start.start_params(params, given[experiment.start])
-    return resize_vocabulary(params, inputs.config.padded_vocab_size)
+        params = start.start_params(params, given)
+    return resize_vocabulary(params, inputs.compute.vocab_rows(inputs.config))
 
 
-def _from_teacher(experiment: Experiment, inputs: Inputs) -> Params:
-    """What the experiment's start takes from the teacher, its vocabulary not padded."""
-    assert inputs.teacher is not None, "Experiment asks for a teacher where the model is a preset"
+def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> Params:
+    """What a start takes from the teacher, its vocabulary not padded."""
+    assert inputs.teacher_model is not None, "a student without parameters is refused where no model teaches"
     # padded to one length: in buckets, the first batches are not a fair sample
     order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
     batches = min(SAMPLE_BATCHES, steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
     sample = train_batches(inputs.train, *order, 0, batches)
-    student, teacher = (
-        dataclasses.replace(config, vocab_multiple=1) for config in (inputs.config, inputs.teacher.config)
-    )
-    params = resize_vocabulary(inputs.teacher.params, teacher.vocab_size)
-    return start.from_teacher(experiment.start, student, teacher, params, experiment.layer_map, sample)
+    student, teacher = inputs.config, inputs.teacher_model.config
+    params = resize_vocabulary(inputs.teacher_model.params, teacher.vocab_size)
+    return start.from_teacher(name, student, teacher, params, experiment.layer_map, sample)
 
 
 def _read_splits(
@@ -230,15 +256,14 @@ def _read_splits(
     def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
         return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
-    named = not task.is_regression and task.head != "span"
-    train = load(task, "train", teacher.config.id2label if teacher is not None and named else None)
+    train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
     if teacher is None and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
     for split, loaded in (("training", train), ("dev", dev["dev"])):
         if not loaded.labelled:
             raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
-    if task.head == "sequence" and len(np.unique(dev["dev"].tokens.labels)) < 2:
+    if dev["dev"].is_constant:
         raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
     if (second := second_task(task, source)) is not None:
         dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)
@@ -255,8 +280,8 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
 
 def _can_differ(experiment: Experiment, task: Task) -> bool:
     """Whether teacher and student may have different vocabularies: no stage compares their positions."""
-    predicts = all(stage.objective in ("supervised", "prediction") for stage in experiment.stages)
-    return predicts and task.head == "sequence" and experiment.augmented is None
+    predicts = not any(stage.objective.matches_tokens for stage in experiment.stages)
+    return predicts and not HEADS[task.head].per_token and experiment.augmented is None
 
 
 def _different_vocabularies(experiment: Experiment) -> str:
@@ -266,5 +291,5 @@ def _different_vocabularies(experiment: Experiment) -> str:
     )
 
 
-def _same_tokenizer(tokenizer: Any, teacher: Teacher | None) -> bool:
+def _same_tokenizer(tokenizer: Any, teacher: TeacherModel | None) -> bool:
     return teacher is None or tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(teacher.tokenizer)

@@ -12,15 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.method import build_method
 from tinybert_jax.data.batches import steps_per_epoch, train_batches
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_sharding, fetch, global_batch, local_rows, place
-from tinybert_jax.errors import InputError
-from tinybert_jax.objectives.masked_lm import masked_lm_objective
-from tinybert_jax.objectives.objective import Objective
-from tinybert_jax.objectives.prediction import prediction_objective
-from tinybert_jax.objectives.supervised import supervised_objective
-from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.objectives.objective import Context, Objective
+from tinybert_jax.objectives.table import build_objective
+from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
@@ -32,8 +30,6 @@ from tinybert_jax.training.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.training.inputs import Inputs
 from tinybert_jax.training.logs import StageLog
 from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_own_params, make_train_step
-
-SCORED = ("supervised", "prediction")  # the objectives that train the task's head
 
 
 class Stopped(Exception):
@@ -53,9 +49,8 @@ class Run(NamedTuple):
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
-    """The number of steps of a stage over that many training rows."""
-    steps = stage.epochs * steps_per_epoch(rows, stage.batch_size)
-    return steps if stage.max_steps is None else min(steps, stage.max_steps)
+    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`."""
+    return stage.epochs * steps_per_epoch(rows, stage.batch_size) if stage.max_steps is None else stage.max_steps
 
 
 def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Objective:
@@ -64,19 +59,13 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     Raises:
         InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
-    if stage.temperature != 1 and inputs.head == "sequence" and inputs.config.num_labels == 1:
-        raise InputError(
-            f"temperature is {stage.temperature}; it is for classes, and task {experiment.task!r} has none"
-        )
-    if stage.objective == "supervised":
-        return supervised_objective(inputs.config, inputs.head)
-    if stage.objective == "masked_lm":
-        return masked_lm_objective(inputs.config)
-    assert inputs.teacher is not None, "Experiment asks for a teacher where a stage distils"
-    teacher = inputs.teacher.config
-    if stage.objective == "transformer":
-        return transformer_objective(inputs.config, teacher, experiment.layer_map, experiment.preset)
-    return prediction_objective(inputs.config, teacher, experiment.preset, inputs.head)
+    teacher = None if inputs.teacher_model is None else inputs.teacher_model.config
+    facts = arithmetic(experiment.preset)
+    context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
+    objective = build_objective(stage.objective, context)
+    for settings in experiment.compression:
+        objective = build_method(settings).wrap(objective)
+    return objective
 
 
 def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> None:
@@ -101,15 +90,15 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
     """
     experiment, members = run.experiments[0], len(run.experiments)
     stage = experiment.stages[index]
-    name = f"{index + 1}-{stage.objective}"
+    name = f"{index + 1}-{stage.objective.name}"
     objective = make_objective(experiment, stage, run.inputs)
     state = _initial_state(run, index, objective, params)
     with contextlib.closing(Checkpoints(run.out / "checkpoints" / name)) as checkpoints:
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored
-        state = _train(run, index, name, objective, state, checkpoints, announce=restored is None)
-    trained = fetch(state.best_params if stage.objective in SCORED else state.params)
+        state = _train(run, index, name, objective, params, state, checkpoints, announce=restored is None)
+    trained = fetch(state.best_params if stage.objective.trains_head else state.trainable)
     return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
 
 
@@ -118,6 +107,7 @@ def _train(
     index: int,
     name: str,
     objective: Objective,
+    initial: list[Params],
     state: TrainState,
     checkpoints: Checkpoints,
     announce: bool,
@@ -127,18 +117,23 @@ def _train(
     stage = experiment.stages[index]
     examples, teacher_params = inputs.examples(stage), run.teacher_params
     done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
-    if done < total and _reads_rows_again(experiment, stage, inputs, total):
+    reads_rows_again = total > steps_per_epoch(len(inputs.train), stage.batch_size)
+    if done < total and objective.reads_teacher and reads_rows_again:
         examples, teacher_params = _with_cached_targets(run, stage, objective, examples)
     hyper = population.stack([own.stages[index].hyper for own in run.experiments])
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
-    scored = stage.objective in SCORED
+    scored = stage.objective.trains_head
     evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
     optimizer = _optimizer(experiment, stage)
-    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
+    train_step = make_train_step(
+        objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps, total
+    )
     keep_best, own_params = make_keep_best(mesh, state), make_own_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
-        print(f"{name}: {_cost(run, stage, train_step, state, examples, teacher_params, hyper)}", flush=True)
+        print(
+            f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper)}", flush=True
+        )
     part = local_rows(mesh, stage.batch_size)
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     stage_log = StageLog(run.out, members, name, done, total)
@@ -157,8 +152,10 @@ def _train(
                 log.step(*running)  # raises before a state that is not finite is saved
                 running, selection = None, None
                 if score_now:
-                    scores = [run.score(own_params(state.params, i), inputs.dev["dev"]) for i in range(members)]
-                    reached = log.scores(step, scores, inputs.selection)
+                    trained = (own_params(state.trainable, i) for i in range(members))
+                    models = map(objective.export, trained, initial)
+                    scores = [run.score(model, inputs.dev["dev"]) for model in models]
+                    reached = log.scores(step, scores, inputs.dev["dev"].selection)
                     state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
                     # a population's best states are in its newest: no step is the best of all members
                     selection = reached[0] if members == 1 else None
@@ -176,7 +173,7 @@ def _train(
 
 
 def _optimizer(experiment: Experiment, stage: Stage) -> Any:
-    return optim.make_optimizer("bert_adam" if experiment.preset == "official" else "adamw", stage.weight_decay)
+    return optim.make_optimizer(arithmetic(experiment.preset).optimizer, stage.weight_decay)
 
 
 def _initial_state(run: Run, index: int, objective: Objective, params: list[Params]) -> TrainState:
@@ -187,44 +184,37 @@ def _initial_state(run: Run, index: int, objective: Objective, params: list[Para
         initial.append(objective.init(init_key, before))
         keys.append(dropout_key)
     stage = run.experiments[0].stages[index]
-    optimizer, scored = _optimizer(run.experiments[0], stage), stage.objective in SCORED
+    optimizer, scored = _optimizer(run.experiments[0], stage), stage.objective.trains_head
     return create_state(population.stack(initial), optimizer, population.stack(keys), run.mesh, scored)
-
-
-def _reads_rows_again(experiment: Experiment, stage: Stage, inputs: Inputs, total: int) -> bool:
-    """Whether a stage of `total` steps would ask the teacher about a row again."""
-    # a regression of the authors' code learns its predictions from the labels
-    labels = stage.objective == "prediction" and experiment.preset == "official" and inputs.config.num_labels == 1
-    return stage.distils and not labels and total > steps_per_epoch(len(inputs.train), stage.batch_size)
 
 
 def _with_cached_targets(run: Run, stage: Stage, objective: Objective, examples: Examples) -> tuple[Examples, Params]:
     """The rows with the teacher's outputs, and no teacher; where they are too many to be kept, both as they are."""
     experiment, inputs = run.experiments[0], run.inputs
-    layers = stage.objective == "transformer"
-    identity = [inputs.fingerprints["teacher"], experiment.compute_dtype, stage.objective, experiment.preset]
     cache = TeacherCache(
         objective,
         run.teacher_params,
-        identity + ([experiment.layer_map] if layers else []),
+        [inputs.fingerprints["teacher"], experiment.compute_dtype, stage.objective.name, *objective.identity],
         run.mesh,
         run.eval_batch_size,
         inputs.buckets,
-        padding=experiment.preset != "default",
-        compact=layers,
     )
     try:
         return cache.with_targets(examples, 1e9 * experiment.teacher_cache_gb), {}
     except OverLimit as needed:
         if experiment.teacher_cache_gb and processes.is_primary():
             limit = f"--teacher-cache-gb {experiment.teacher_cache_gb:g}"
-            print(f"{stage.objective}: the teacher's outputs {needed}, and {limit}: it runs in every step", flush=True)
+            print(
+                f"{stage.objective.name}: the teacher's outputs {needed}, and {limit}: it runs in every step",
+                flush=True,
+            )
         return examples, run.teacher_params
 
 
 def _cost(
     run: Run,
     stage: Stage,
+    objective: Objective,
     train_step: Callable[..., Any],
     state: TrainState,
     examples: Examples,
@@ -237,14 +227,5 @@ def _cost(
     batch = examples.batch(rows, length, 0)
     batch = place(batch, jax.tree.map(lambda _: batch_sharding(run.mesh), batch))
     seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
-    teacher = None if run.inputs.teacher is None else run.inputs.teacher.config
-    flops = step_flops(
-        stage.objective,
-        run.inputs.config,
-        teacher,
-        rows=stage.batch_size,
-        tokens=length,
-        students=len(run.experiments),
-        targets_known=batch.targets is not None,
-    )
+    flops = step_flops(objective, stage.batch_size, length, len(run.experiments), batch.targets is not None)
     return Cost(total, total * flops, seconds)

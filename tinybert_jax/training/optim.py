@@ -6,7 +6,7 @@ Transforms are learning-rate-free: the training step multiplies by `hyper.learni
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,18 @@ from jaxtyping import Array
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import check_choice
-from tinybert_jax.settings.choices import ScheduleName
+from tinybert_jax.settings.choices import OptimizerName, ScheduleName
 
 Schedule = Callable[[ArrayLike], Array]
 STACKED = ("encoder", "layer")
-OptimizerName = Literal["adamw", "bert_adam"]
 
 
 def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.1) -> Schedule:
     """The multiplier of the learning rate at a step, counted from 0.
 
     "constant" is 1. "linear" rises from 0 over `warmup_ratio * total_steps` steps and falls to 0 at `total_steps`; as
-    in the original code, with a warm-up the first update is zero.
+    in the original code, with a warm-up the first update is zero. A single step has no warm-up, which would leave no
+    step that trains.
 
     Raises:
         InputError: another name.
@@ -38,6 +38,8 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.
     check_choice("schedule", name, ScheduleName)
     if name == "constant":
         return lambda step: jnp.ones(())
+    if total_steps == 1:
+        warmup_ratio = 0.0
 
     def linear(step: ArrayLike) -> Array:
         progress = jnp.asarray(step) / total_steps

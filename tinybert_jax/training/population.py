@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from jax.sharding import Mesh
 from tinybert_jax.devices.sharding import of_member
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.stages import Hyper
 
 # Where members may differ: in what they start from, and in the numbers that a step takes as arrays.
 OWN_FIELDS = ("model", "start", "seed")
@@ -22,8 +20,14 @@ OWN_FIELDS = ("model", "start", "seed")
 
 def shared_part(experiment: Experiment) -> dict[str, Any]:
     """The fields of an experiment that are not a member's own: where they are equal, two can train together."""
-    fields = dataclasses.asdict(experiment) | {"data_seed": experiment.order_seed}
-    stages = [{name: stage[name] for name in stage if name not in Hyper._fields} for stage in fields["stages"]]
+    fields = experiment.as_dict() | {"data_seed": experiment.order_seed}
+    stages = [
+        {name: value for name, value in described.items() if name != "learning_rate"}
+        | {"objective": {name: value for name, value in described["objective"].items() if name not in swept}}
+        for described, swept in zip(
+            fields["stages"], [stage.objective.swept for stage in experiment.stages], strict=True
+        )
+    ]
     return {name: fields[name] for name in fields if name not in OWN_FIELDS} | {"stages": stages}
 
 
@@ -41,8 +45,13 @@ def check_members(experiments: Sequence[Experiment]) -> None:
             if value != first[name]:
                 raise InputError(
                     f"member {number} of the population has {name} {value!r}, and member 0 {first[name]!r}; members"
-                    f" may differ in {', '.join(OWN_FIELDS)}, and in {', '.join(Hyper._fields)} of a stage"
+                    f" may differ in {', '.join(OWN_FIELDS)}, and in {', '.join(_swept(experiments[0]))} of a stage"
                 )
+
+
+def _swept(experiment: Experiment) -> list[str]:
+    """The numbers of the stages that members may differ in."""
+    return ["learning_rate", *dict.fromkeys(name for stage in experiment.stages for name in stage.objective.swept)]
 
 
 def stack(trees: Sequence[Any]) -> Any:

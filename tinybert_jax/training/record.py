@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -18,14 +17,14 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Params
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.heads import PIPELINES
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
-FORMAT_VERSION = 2  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
+FORMAT_VERSION = 3  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
 PREDICT = """predict = tb.load_predictor("this directory")
 print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
 LOAD = """config, params = tb.load_hf("this directory")"""
@@ -139,7 +138,7 @@ def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: 
 
 def settings(experiments: Sequence[Experiment]) -> Any:
     """`experiment.json`'s "experiment", as it is read back: tuples are lists."""
-    members = json.loads(json.dumps([dataclasses.asdict(experiment) for experiment in experiments]))
+    members = json.loads(json.dumps([experiment.as_dict() for experiment in experiments]))
     return members if len(members) > 1 else members[0]
 
 
@@ -166,18 +165,19 @@ def write_model_card(
     teacher_scores: dict[str, float] | None,
 ) -> None:
     """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
-    config, (pipeline, auto_model) = inputs.config, PIPELINES[inputs.head]
+    config, head = inputs.config, HEADS[inputs.head]
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
-    use = PREDICT if inputs.head == "sequence" else LOAD
-    if distilled := any(stage.distils for stage in experiment.stages):
+    use = PREDICT if head.on_tasks and not head.per_token else LOAD
+    if distilled := any(stage.objective.distils for stage in experiment.stages):
         how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
     else:
-        how = "trained on masked words" if inputs.head == "masked_lm" else "trained on labels"
+        masked = any(stage.objective.masks_tokens for stage in experiment.stages)
+        how = "trained on masked words" if masked else "trained on labels"
     text = f"""---
 library_name: transformers
-pipeline_tag: {pipeline}
+pipeline_tag: {head.pipeline}
 tags: [{"tinybert, distillation" if distilled else "bert"}]
 ---
 # {experiment.model} on {experiment.task}
@@ -192,11 +192,11 @@ A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
 import tinybert_jax as tb
 {use}
 ```
-`transformers` loads it too: `{auto_model}.from_pretrained("this directory")`.
+`transformers` loads it too: `Auto{head.architecture}.from_pretrained("this directory")`.
 
 ## Recipe
 ```json
-{json.dumps(dataclasses.asdict(experiment), indent=2)}
+{json.dumps(experiment.as_dict(), indent=2)}
 ```
 """
     (student / "README.md").write_text(text, "utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
+from tinybert_jax.compression.method import build_method
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_shares, choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
@@ -25,12 +26,11 @@ from tinybert_jax.objectives.projections import without_projections
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.training import record
-from tinybert_jax.training.inputs import Inputs, initial_params, load_population
+from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
 from tinybert_jax.training.logs import Diverged
-from tinybert_jax.training.loop import SCORED, Run, check_params, make_objective, train_stage
+from tinybert_jax.training.loop import Run, check_params, make_objective, train_stage
 
 EVAL_BATCH_SIZE = 64
-LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
 FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
 
 
@@ -105,11 +105,13 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     with processes.primary_first():
         record.check_out(out, resume)
         members = load_population(experiments)
+    experiments = _with_named_starts(experiments, members)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # of every member, as they refuse what does not fit before anything is computed
     of_each = [[make_objective(own, stage, inputs) for stage in own.stages] for own in experiments]
     objectives = of_each[0]
-    configs = {"model": inputs.config} | ({"teacher": inputs.teacher.config} if inputs.teacher else {})
+    teacher = inputs.teacher_model
+    configs = {"model": inputs.config} | ({"teacher": teacher.config} if teacher is not None else {})
     heads = {role: config.num_attention_heads for role, config in configs.items()}
     parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
     mesh = choose_mesh(axes, parts, heads, len(members))
@@ -130,11 +132,16 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         )
     teacher_params: Params = {}
     teacher_scores = None
-    if inputs.teacher is not None and any(stage.distils for stage in experiment.stages):
-        teacher_params = place(inputs.teacher.params, tree_shardings(mesh, inputs.teacher.params))
+    if teacher is not None and any(stage.objective.distils for stage in experiment.stages):
+        teacher_params = place(teacher.params, tree_shardings(mesh, teacher.params))
         if inputs.teacher_dev:
-            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher.config, teacher_params, mesh)
+            teacher_scores = _score_teacher(experiment, inputs, teacher.config, teacher_params, mesh)
     params = initial_params(experiments, members)
+    for settings in experiment.compression:
+        changed = [build_method(settings).apply(inputs.config, member, inputs.train) for member in params]
+        inputs, params = dataclasses.replace(inputs, config=changed[0][0]), [member for _, member in changed]
+    if experiment.compression:
+        objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
     check_params(objectives, params)
     if processes.is_primary():
         if not resume:
@@ -143,26 +150,38 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
     processes.barrier("run directory")
     bare = without_projections(params[0])
-    predict_step = make_predict_step(HEADS[inputs.head](inputs.config), mesh, bare)  # compiled once
+    predict_step = make_predict_step(
+        HEADS[inputs.head].model(inputs.config, inputs.compute), mesh, bare
+    )  # compiled once
 
-    def score(params: Params, split: Split) -> dict[str, float]:
+    def outputs(params: Params, split: Split) -> np.ndarray:
         logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():
             raise Diverged("the model's outputs are not finite")
-        return split.score(logits)
+        return logits
+
+    def score(params: Params, split: Split) -> dict[str, float]:
+        return split.score(outputs(params, split))
 
     whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
     for index in range(len(experiment.stages)):
         params = train_stage(whole, index, params)
-    trained_head = any(stage.objective in SCORED for stage in experiment.stages)
+    trained_head = any(stage.objective.trains_head for stage in experiment.stages)
     results = []
     for i, directory in enumerate(record.member_dirs(out, len(experiments))):
-        scores = {}
+        scores, failure = {}, ""
         if trained_head:
             placed = place(params[i], tree_shardings(mesh, params[i]))
-            scores = _named({name: score(placed, split) for name, split in inputs.dev.items()})
+            logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
+            scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
+            failure = inputs.dev["dev"].failure(logits["dev"])
         student = directory / "student"
         if processes.is_primary():
+            if failure:
+                advice = "try more epochs or steps, or a higher learning rate"
+                if inputs.loaded is None and experiments[i].start == "random":
+                    advice += ", or --start spectral where the student has its teacher's heads"
+                print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
             # where training cut the texts, `predict` and `transformers` cut them
             inputs.tokenizer.model_max_length = experiment.max_length
             save_hf(student, inputs.config, params[i], inputs.tokenizer)
@@ -172,33 +191,42 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     return results
 
 
+def _with_named_starts(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Experiment]:
+    """The experiments with the starts that "auto" means, each of which is printed once."""
+    starts = [named_start(experiment, inputs) for experiment, inputs in zip(experiments, members, strict=True)]
+    if processes.is_primary():
+        for name, reason in dict.fromkeys(starts):
+            if reason:
+                print(f"start: {name} ({reason})", flush=True)
+    return [
+        dataclasses.replace(experiment, start=name) for experiment, (name, _) in zip(experiments, starts, strict=True)
+    ]
+
+
 def _score_teacher(
     experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
 ) -> dict[str, float]:
-    """The teacher's dev scores. Below what independent guesses reach in 1 of 40 cases, and of answers and tags below
-    LOW_F1, the teacher knows nothing.
+    """The teacher's dev scores. Below what guesses reach, the teacher knows nothing.
 
     Raises:
         InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
     """
-    step, scores = make_predict_step(HEADS[inputs.head](config), mesh, params), {}
+    step, scores = make_predict_step(HEADS[inputs.head].model(config, inputs.compute), mesh, params), {}
     for name, dev in inputs.teacher_dev.items():
         logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():
             raise InputError(f"{experiment.teacher}: its outputs on the dev set are not finite")
         skill = dev.skill(logits)
-        chance = min(0.5, 2 / math.sqrt(len(dev.tokens))) if inputs.head == "sequence" else LOW_F1
-        if skill < chance:
-            measure = "correlation with the labels" if inputs.head == "sequence" else "F1"
-            found = (
-                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({measure}"
-                f" {skill:.3f}, and guesses reach {chance:.3f}); fine-tune it on this task, or for longer, or check"
-                f" its label order {config.id2label}"
+        if skill < dev.chance:
+            message = (
+                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({dev.measure}"
+                f" {skill:.3f}, and guesses reach {dev.chance:.3f}); fine-tune it on this task, or for longer, or"
+                f" check its label order {config.id2label}"
             )
             if len(dev.tokens) >= FEW_ROWS:
-                raise InputError(found)
+                raise InputError(message)
             if processes.is_primary():
-                print(f"warning: {found}", file=sys.stderr)
+                print(f"warning: {message}", file=sys.stderr)
         scores[name] = dev.score(logits)
     return _named(scores)
 

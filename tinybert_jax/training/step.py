@@ -17,15 +17,17 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.devices.sharding import batch_sharding, for_members, on_mesh, place, replicated, tree_shardings
+from tinybert_jax.objectives.objective import join_carried, split_carried
 from tinybert_jax.settings.stages import Hyper
 from tinybert_jax.training.optim import Schedule
 from tinybert_jax.training.population import over_members
 
 
 class TrainState(NamedTuple):
-    """All that training changes; arrays only. `best_params` are those of the evaluation with `best_metric`.
+    """All that training changes; arrays only. `best_params` is the trainable tree at the best evaluation.
 
-    Of a population, every leaf has the members on axis 0.
+    `carried` holds what the loss reads and no gradient reaches, such as masks. In a population, every leaf has the
+    members on axis 0.
     """
 
     step: Int[Array, "*members"]
@@ -34,6 +36,12 @@ class TrainState(NamedTuple):
     key: Key[Array, "*members"]
     best_metric: Float[Array, "*members"]
     best_params: Params
+    carried: Params
+
+    @property
+    def trainable(self) -> Params:
+        """The parameters with what is carried, as the objective knows them."""
+        return join_carried(self.params, self.carried)
 
     @property
     def of_members(self) -> bool:
@@ -57,7 +65,8 @@ def create_state(
     def create(params: Params, key: PRNGKeyArray) -> TrainState:
         step, best = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf)
         best_params = jax.tree.map(jnp.copy, params) if keeps_best else {}
-        return TrainState(step, params, optimizer.init(params), key, best, best_params)
+        params, carried = split_carried(params)
+        return TrainState(step, params, optimizer.init(params), key, best, best_params, carried)
 
     members = key.ndim > 0
     build = jax.vmap(create) if members else create
@@ -74,6 +83,7 @@ def make_train_step(
     state: TrainState,
     teacher_params: Params,
     accumulation_steps: int = 1,
+    total_steps: int | None = None,
 ) -> Callable[[TrainState, Params, Batch, Hyper], tuple[TrainState, dict[str, Array]]]:
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
@@ -88,6 +98,7 @@ def make_train_step(
             bring its targets.
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
             result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
+        total_steps: of the stage, so that the loss sees its progress in `hyper.progress`; None: it is 0.
 
     Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
     batch, and the teacher's targets are computed once for all.
@@ -96,7 +107,7 @@ def make_train_step(
     `real_tokens`, the share of the batch's positions that is no padding; scalars (of a population, one per member),
     still on the device.
     """
-    members = state.of_members
+    members, advance = state.of_members, getattr(objective, "advance", None)
 
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
         return over_members(function, mesh) if members else function
@@ -115,6 +126,8 @@ def make_train_step(
         state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
         keys = each(jax.random.fold_in)(state.key, state.step)
+        if total_steps is not None:
+            hyper = hyper._replace(progress=state.step / total_steps)
 
         def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[Params, dict[str, Array]]:
             known = batch.targets is not None
@@ -123,10 +136,15 @@ def make_train_step(
             if mesh.shape["member"] > 1:
                 targets, batch = for_members(targets), for_members(batch._replace(targets=None))
 
-            def gradient(params: Params, hyper: Hyper, key: PRNGKeyArray) -> tuple[Params, dict[str, Array]]:
-                return jax.grad(objective.loss, has_aux=True)(params, targets, batch, hyper, key)
+            def gradient(
+                params: Params, carried: Params, hyper: Hyper, key: PRNGKeyArray
+            ) -> tuple[Params, dict[str, Array]]:
+                def loss(params: Params) -> Any:
+                    return objective.loss(join_carried(params, carried), targets, batch, hyper, key)
 
-            return each(gradient)(state.params, hyper, keys)
+                return jax.grad(loss, has_aux=True)(params)
+
+            return each(gradient)(state.params, state.carried, hyper, keys)
 
         if accumulation_steps == 1:
             grads, metrics = gradients(batch, keys)
@@ -137,6 +155,8 @@ def make_train_step(
         # only what changes passes through the members' loop, which copies what it is given
         params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads, hyper)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        if advance is not None:
+            state = state._replace(carried=each(advance)(state.carried, params, hyper))
         real_tokens = jnp.mean(batch.attention_mask, dtype=jnp.float32)
         return state, metrics | numbers | {"real_tokens": jnp.broadcast_to(real_tokens, keys.shape)}
 
@@ -181,18 +201,18 @@ def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.nd
         def kept(params: Array, best: Array) -> Array:
             return jnp.where(better.reshape(better.shape + (1,) * (params.ndim - better.ndim)), params, best)
 
-        best_params = jax.tree.map(kept, state.params, state.best_params)
+        best_params = jax.tree.map(kept, state.trainable, state.best_params)
         return state._replace(best_metric=jnp.where(better, metric, state.best_metric), best_params=best_params)
 
     return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.of_members), donate_argnums=0)
 
 
 def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
-    """`(state.params, i) -> params` of member i, placed as those of a single run; which gets its own as they are."""
+    """`(state.trainable, i) -> trainable` of member i, placed as that of a single run."""
     if not state.of_members:
         return lambda params, i: params
 
     def own(params: Params, i: ArrayLike) -> Params:
         return jax.tree.map(lambda leaf: leaf[i], params)
 
-    return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.params, 0)))
+    return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.trainable, 0)))

@@ -57,7 +57,7 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
     build(tmp_path / "out", rows, tokenizer, model, preset, max_length=32, batch_size=8)
     table, _ = load_table(tmp_path / "out", rows, tokenizer)
     one = compiled(model, ASKED[preset])
-    embeddings = np.asarray(model[1]["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    embeddings = np.asarray(model[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     near = embedding_neighbours(embeddings, tokenizer)
     expected = []
     for text in (text for row in rows.texts for text in row):
@@ -165,6 +165,8 @@ def test_each_preset_leaves_its_own_words_alone(word, presets):
 def test_stop_words_are_lower_case_words():
     assert all(word.isalpha() and word.islower() for word in STOP_WORDS)
     assert {"the", "is", "not", "you", "s", "t"} <= STOP_WORDS
+    halves = "ain aren couldn didn doesn don hadn hasn haven isn mightn mustn needn shan shouldn wasn weren won wouldn"
+    assert {*halves.split()} <= STOP_WORDS, "as in the authors' list"
     assert not {"film", "good", "bad", "great", "first"} & STOP_WORDS
 
 
@@ -184,7 +186,7 @@ def test_a_word_of_several_pieces_takes_its_nearest_words(tokenizer, model, tmp_
     build(tmp_path / "out", rows_of("a walking scene"), tokenizer, model)
     table, _ = load_table(tmp_path / "out", rows_of("a walking scene"), tokenizer)
     found = dict(candidates_by_word(table, tokenizer))["walking"]
-    embeddings = np.asarray(model[1]["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    embeddings = np.asarray(model[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     (near,) = embedding_neighbours(embeddings, tokenizer).find(["walking"])
     assert [tokenizer.convert_ids_to_tokens(ids) for ids in found] == [[word] for word in near]
 

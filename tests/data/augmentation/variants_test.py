@@ -321,7 +321,7 @@ def test_a_variants_file_appears_whole_or_not_at_all(tokenizer, model, tmp_path,
         return variant_texts(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinybert_jax.augment.variant_texts", interrupted)
+        patch.setattr("tinybert_jax.data.augmentation.variants.variant_texts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_variants(tmp_path / "variants.tsv", augmented, rows, tokenizer, train, ("sentence",))
     assert {path.name for path in tmp_path.iterdir()} == {"out", "train.tsv"}

@@ -22,8 +22,8 @@ UNIT_BYTES, MAX_LENGTH = 2000, 24
 BUILD = f"""
 import sys, time
 from transformers import BertTokenizer
-from tinybert_jax import corpus, shards, text
-from tinybert_jax.experiment import CorpusSource
+from tinybert_jax.data.corpus import corpus, shards, text
+from tinybert_jax.settings.sources import CorpusSource
 text.UNIT_BYTES = {UNIT_BYTES}
 processes, file, vocabulary, out, wait = sys.argv[1:]
 def slowly(*args):
@@ -186,7 +186,7 @@ def die():
 
 
 def test_workers_import_no_jax():
-    code = "import sys, tinybert_jax.shards; sys.exit('jax' in sys.modules)"
+    code = "import sys, tinybert_jax.data.corpus.shards; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -14,12 +14,12 @@ from tinybert_jax.errors import InputError, check_seed
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import check_positions
-from tinybert_jax.models.heads import masked_lm_function
+from tinybert_jax.models.masked_lm import masked_lm_function
 from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
 
-SAMPLES = 3  # rows of which variants are returned to be looked at
+SAMPLES = 3  # rows whose variants are returned as samples
 
 
 def build(
@@ -35,20 +35,21 @@ def build(
     tsv: Path | None = None,
     seed: int = 0,
 ) -> list[list[tuple[str, ...]]]:
-    """Compute the candidates of every word of the training rows into `out`, or what is left of them.
+    """Compute the candidates of all words of the training rows into `out`, or those that are missing there.
 
     Args:
         model: a Hugging Face directory or hub id with a masked-LM head.
-        task: a row of the task table, of a sequence task.
+        task: a row of the task table, for a sequence task.
         source: where the training rows are.
-        out: the directory, made; one that was begun with the same settings is continued.
+        out: the directory, which is created; a table that was begun with the same settings is continued.
         glove: a GloVe or word2vec text file; None: neighbours come from the model's word embeddings.
-        preset: whose rules say which words are replaced, and by what.
-        variants: of a row in training, itself among them; default: the task's.
+        preset: the rules that say which words are replaced, and by which words.
+        variants: variants per row in training, the row itself included, or with preset official excluded; default: the
+            task's.
         max_length: tokens of the longest text that the model reads; default: the task's.
-        batch_size: masked words a call of the model; default: 16 on a CPU, else 64.
+        batch_size: masked words per call of the model; default: 16 on a CPU, else 64.
         tsv: write every variant here, in the layout of the training file.
-        seed: of the variants written or returned; training draws by its own.
+        seed: the seed of the variants written or returned; training draws with its own.
 
     Returns:
         The first variants of a few rows, the row itself first.
@@ -58,7 +59,7 @@ def build(
     """
     check_seed("seed", seed)
     row = get_task(task)
-    if row.head != "sequence":
+    if not row.kind.has_columns:
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
     if tsv is not None:
         if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
@@ -71,9 +72,10 @@ def build(
             f"{model}: has no masked-LM head, which proposes the words; train one:"
             f" tinybert pretrain --stage masked_lm --student {model} --corpus FILE --out DIR"
         )
+    asked = row.variants if variants is None else variants
     settings = Settings(
         preset,
-        row.variants if variants is None else variants,
+        asked + 1 if preset == "official" else asked,
         row.max_length if max_length is None else max_length,
         fingerprint(model),
     )
@@ -83,7 +85,7 @@ def build(
     tokenizer = load_tokenizer(model, config)
     check_truncation(tokenizer)
     rows = read_rows(row, source, "train")
-    table = np.asarray(params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     near = neighbours.load_neighbours(None if glove is None else Path(glove), table, tokenizer, preset)
     predict = masked_lm_function(config, params, candidates.ASKED[preset])
     candidates.build_table(out, rows, tokenizer, predict, near, settings, batch_size)

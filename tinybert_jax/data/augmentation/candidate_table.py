@@ -18,21 +18,23 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
-FORMAT_VERSION = 1  # of the table; count it up when the same settings would give another
+# Versions of the table, by preset; increase one when the same settings would give another table.
+FORMAT_VERSIONS: dict[str, int] = {"default": 1, "paper": 1, "official": 2}
 SETTINGS_FILE = "augmentation.json"
-ROWS_PER_FILE = 256  # what a build that is killed loses at most
+ROWS_PER_FILE = 256  # a killed build loses at most so many
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a table was made with, beside its rows and its tokenizer.
+    """The settings of a table, beside its rows and its tokenizer.
 
-    `variants` are those of a row in training, itself among them; the table does not depend on it.
+    `variants` counts the variants per row in training, the row itself included. The table does not depend on it. With
+    preset `official` it is one more than requested, because the authors' code writes the row and N copies.
     """
 
     preset: Preset
     variants: int
-    max_length: int  # tokens of the longest text that the masked LM reads; words behind are left alone
+    max_length: int  # tokens of the longest text that the masked LM reads; later words get no candidates
     model: str  # fingerprint of the masked LM
 
     def __post_init__(self) -> None:
@@ -44,17 +46,17 @@ class Settings:
 
     @property
     def input_length(self) -> int:
-        """Tokens of the masked LM's longest input; `official` has the sentence twice."""
+        """Tokens of the masked LM's longest input, which holds the sentence twice with `official`."""
         return 2 * self.max_length - 1 if self.preset == "official" else self.max_length
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateTable:
-    """Words and candidates of all texts, one after the other; a row of a pair task has two texts.
+    """The concatenated words and candidates of all texts. A row of a pair task has two texts.
 
-    The words of text i are `text_words[i]` to `text_words[i + 1]`; pieces and candidates of word j are those from
-    `word_pieces[j]` and `word_candidates[j]` on. A candidate of one piece is that id; one of several is -1 - p, and
-    its pieces are those of phrase p.
+    Text i has the words `text_words[i]` to `text_words[i + 1]`. The pieces and candidates of word j start at
+    `word_pieces[j]` and `word_candidates[j]`. A candidate of one piece is stored as the id of that piece. A candidate
+    of several pieces is stored as -1 - p, and its pieces are those of phrase p.
     """
 
     pieces: np.ndarray  # int32
@@ -69,40 +71,41 @@ class CandidateTable:
 def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings: Settings) -> None:
     """Write the settings into the directory, for a table that is begun or continued.
 
-    Another number of variants is taken, and said: what was computed does not depend on it. Where nothing was computed
-    yet, all settings are taken.
+    Another number of variants is accepted with a note, because the candidates do not depend on it. If nothing has been
+    computed yet, all settings are accepted.
 
     Raises:
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
     """
-    described = dataclasses.asdict(settings) | {
-        "format_version": FORMAT_VERSION,
+    content = dataclasses.asdict(settings) | {
+        "format_version": FORMAT_VERSIONS[settings.preset],
         "rows": rows.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "neighbours": neighbours,
     }
-    there = _described(directory)
-    free = not directory.exists() or (
+    existing = _read_settings(directory)
+    is_free = not directory.exists() or (
         directory.is_dir() and all(path.suffix == ".tmp" for path in directory.iterdir())
     )
-    if there is None and not free:
+    if existing is None and not is_free:
         raise InputError(f"{directory}: exists and holds no augmentation: give another --out")
-    if there is not None and not any(directory.glob("rows-*.npz")):
-        there = None
-    for name, value in described.items():
-        if there is not None and there.get(name) != value and name != "variants":
-            what = {"rows": "of other rows", "tokenizer": "by another vocabulary", "neighbours": "by another --glove"}
-            found = what.get(name) or f"whose {name} is {there.get(name)!r}, not {value!r}"
-            raise InputError(f"{directory}: holds an augmentation {found}: give another --out, or remove it")
-    if there is not None and (before := there.get("variants")) != settings.variants:
+    if existing is not None and not any(directory.glob("rows-*.npz")):
+        existing = None
+    for name, value in content.items():
+        if existing is not None and existing.get(name) != value and name != "variants":
+            known = {"rows": "of other rows", "tokenizer": "by another vocabulary", "neighbours": "by another --glove"}
+            difference = known.get(name) or f"whose {name} is {existing.get(name)!r}, not {value!r}"
+            raise InputError(f"{directory}: holds an augmentation {difference}: give another --out, or remove it")
+    if existing is not None and (previous := existing.get("variants")) != settings.variants:
+        option = previous - 1 if settings.preset == "official" and isinstance(previous, int) else previous
         print(
-            f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"
-            f" distillation that was begun on these candidates, give --variants {before} again",
+            f"note: {directory}: variants of a row: {settings.variants} from now on, not {previous}; to resume a"
+            f" distillation that was begun on these candidates, give --variants {option} again",
             file=sys.stderr,
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / SETTINGS_FILE, (json.dumps(described, indent=2) + "\n").encode())
+        _replace(directory / SETTINGS_FILE, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}): give another --out") from None
 
@@ -111,19 +114,18 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
     """The candidates that `build_table` wrote, and the content of `augmentation.json`.
 
     Raises:
-        InputError: there are none, they are unfinished or damaged, or they are those of other rows or another
-            tokenizer.
+        InputError: they are missing, unfinished or damaged, or were made from other rows or with another tokenizer.
     """
-    described = _described(directory)
+    content = _read_settings(directory)
     again = "run `tinybert augment` again"
-    if described is None:
+    if content is None:
         raise InputError(f"{directory}: no {SETTINGS_FILE} in it: give a directory that `tinybert augment` wrote")
     where = directory / SETTINGS_FILE
-    if described.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") != FORMAT_VERSIONS.get(str(content.get("preset"))):
         raise InputError(f"{where}: written by another version of this program: {again} with another --out")
-    if described.get("rows") != rows.fingerprint:
+    if content.get("rows") != rows.fingerprint:
         raise InputError(f"{where}: made from other rows than the training rows given: {again} on these")
-    if described.get("tokenizer") != tokenizer_fingerprint(tokenizer):
+    if content.get("tokenizer") != tokenizer_fingerprint(tokenizer):
         raise InputError(f"{where}: made with another vocabulary than the model's: {again} with a --model of the same")
     parts = []
     for start in range(0, len(rows.texts), ROWS_PER_FILE):
@@ -135,11 +137,11 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
             raise InputError(f"{path}: no such file: the table is unfinished; {again}, and it goes on") from None
         except Exception as error:  # a damaged file can fail in any way
             raise InputError(f"{path}: damaged ({error}): delete this file, and {again}") from None
-    return _join(parts), described
+    return _join(parts), content
 
 
 def has_part(directory: Path, start: int) -> bool:
-    """Whether the file of the rows from `start` on is there; then it is whole."""
+    """Whether the file of the rows from `start` on exists. A file that exists is complete."""
     return _file(directory, start).exists()
 
 
@@ -151,18 +153,18 @@ def save_part(directory: Path, start: int, part: CandidateTable) -> None:
 
 
 def _join(parts: list[CandidateTable]) -> CandidateTable:
-    """One table of tables, whose offsets and phrase numbers count on."""
+    """The concatenation of tables, with continued offsets and phrase numbers."""
 
     def offsets(name: str) -> np.ndarray:
         arrays = [getattr(part, name) for part in parts]
-        before = np.cumsum([0, *(array[-1] for array in arrays)])
-        joined = [array[:-1] + begin for array, begin in zip(arrays, before, strict=False)]
-        return np.concatenate([*joined, before[-1:]])
+        starts = np.cumsum([0, *(array[-1] for array in arrays)])
+        joined = [array[:-1] + start for array, start in zip(arrays, starts, strict=False)]
+        return np.concatenate([*joined, starts[-1:]])
 
-    phrases_before = np.cumsum([0, *(len(part.phrase_pieces) - 1 for part in parts)])
+    phrase_starts = np.cumsum([0, *(len(part.phrase_pieces) - 1 for part in parts)])
     candidates = [
-        np.where(part.candidates < 0, part.candidates - before, part.candidates).astype(np.int32)
-        for part, before in zip(parts, phrases_before, strict=False)
+        np.where(part.candidates < 0, part.candidates - start, part.candidates).astype(np.int32)
+        for part, start in zip(parts, phrase_starts, strict=False)
     ]
     return CandidateTable(
         pieces=np.concatenate([part.pieces for part in parts]),
@@ -175,17 +177,18 @@ def _join(parts: list[CandidateTable]) -> CandidateTable:
     )
 
 
-def _described(directory: Path) -> dict[str, Any] | None:
+def _read_settings(directory: Path) -> dict[str, Any] | None:
+    """The content of `augmentation.json`; None if there is no such file."""
     path = directory / SETTINGS_FILE
     try:
-        described = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}): give another directory") from None
-    if not isinstance(described, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object: give another directory")
-    return described
+    return content
 
 
 def _file(directory: Path, start: int) -> Path:
@@ -193,6 +196,6 @@ def _file(directory: Path, start: int) -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same file
     temporary.write_bytes(content)
     os.replace(temporary, path)

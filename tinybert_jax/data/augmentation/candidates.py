@@ -1,8 +1,9 @@
-"""What may stand in the place of each word of each row: the first half of TinyBERT's data augmentation.
+"""The candidates that may replace each word of each row: the first half of TinyBERT's data augmentation.
 
-Algorithm 1 of arXiv 1909.10351: a word of one piece is masked, and a masked LM gives its K most probable words; a word
-of several pieces takes its K nearest by cosine. Both depend on the original sentence alone, so they are computed once,
-all masks of many sentences in one call, and every variant is a draw from them (`augment`).
+Algorithm 1 of arXiv 1909.10351: a word of one piece is masked, and its candidates are the K most probable words of a
+masked LM. The candidates of a word of several pieces are the K nearest words by cosine. Both depend only on the
+original sentence. So they are computed once, for many sentences per call, and every variant is a draw from them
+(`variants`).
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
 from tinybert_jax.settings.choices import Preset
 
-# Ids to ask the masked LM for. The original code drops what is no word from its 15; we go on until there are 15.
+# The number of ids that the masked LM gives. The original code drops those of its 15 that are not words; the other
+# presets keep the first 15 words of 30 ids.
 ASKED: dict[Preset, int] = {"default": 2 * CANDIDATES, "paper": 2 * CANDIDATES, "official": CANDIDATES}
-# What masked sentences are padded to; closer than in training, as padding is most of what could be saved here.
+# The padded lengths of masked sentences. They are closer than in training, because padding is most of the waste here.
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 512, 32))
+# Our own list, and the halves that an apostrophe leaves, which are in the authors' list: "won" and "t" of "won't".
 STOP_WORDS = frozenset(
     """a about above across after again against all almost alone along already also although always am among an and
     another any anyone anything are around as at away be became because become been before behind being below between
@@ -47,21 +50,23 @@ STOP_WORDS = frozenset(
     out over own per perhaps quite rather re s same shall she should since so some someone something still such t than
     that the their theirs them themselves then there therefore these they this those though through thus to together
     too toward towards under until up upon us ve very was we were what whatever when where whether which while who
-    whole whom whose why will with within without would yet you your yours yourself yourselves""".split()
+    whole whom whose why will with within without would yet you your yours yourself yourselves
+    ain aren couldn didn doesn don hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren won wouldn
+    y""".split()
 )
 MaskedLM = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class Words(NamedTuple):
-    """A text as words: their pieces' ids, and how they are written in the text."""
+    """The words of a text: the ids of their pieces, and their spelling in the text."""
 
     pieces: list[list[int]]
     written: list[str]
 
 
 def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
-    """The words that a tokenizer with a Rust backend cuts texts into before it cuts these into pieces."""
-    found = []
+    """The words into which a tokenizer with a Rust backend splits texts, before it splits the words into pieces."""
+    split = []
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     for text, encoding in zip(texts, encoded.encodings, strict=True):
         pieces: list[list[int]] = []
@@ -74,15 +79,15 @@ def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
             pieces[-1].append(id_)
             spans[-1][1] = end
             last = word
-        found.append(Words(pieces, [text[start:end] for start, end in spans]))
-    return found
+        split.append(Words(pieces, [text[start:end] for start, end in spans]))
+    return split
 
 
 def is_replaceable(word: str, preset: Preset) -> bool:
-    """Whether a word, as the tokenizer has normalised it, gets candidates.
+    """Whether a word, as the tokenizer normalises it, gets candidates.
 
-    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is no stop-word, by a list of ours;
-    `default`: what consists of letters, of any script.
+    With `paper`, every word does, as in algorithm 1. With `official`, a word of the letters a to z does unless it is
+    one of STOP_WORDS. With `default`, a word of letters of any script does.
     """
     if preset == "paper":
         return True
@@ -100,15 +105,15 @@ def build_table(
     settings: Settings,
     batch_size: int | None = None,
 ) -> None:
-    """Write the candidates of all rows, with `augmentation.json`; what a killed build has written is kept.
+    """Write the candidates of all rows, with `augmentation.json`. The files of a killed build are kept.
 
     Args:
-        directory: made where it does not exist; an unfinished table of the same settings is continued.
+        directory: created if it is missing; an unfinished table of the same settings is continued.
         rows: n rows of one or two texts.
         tokenizer: the masked LM's.
-        mlm: `mlm.masked_lm_function(config, params, ASKED[preset])`, of at least `settings.input_length` positions.
-        neighbours: of words of several pieces.
-        settings: the preset, and what else is kept with the table.
+        mlm: `masked_lm_function(config, params, ASKED[preset])`, with at least `settings.input_length` positions.
+        neighbours: for words of several pieces.
+        settings: the preset, and the other settings that are kept with the table.
         batch_size: masked sentences per call of the masked LM; default: 16 on a CPU, where more are
             slower, else 64.
 
@@ -134,7 +139,7 @@ def build_table(
     def part(start: int) -> list[tuple[str, ...]]:
         return list(rows.texts[start : start + ROWS_PER_FILE])
 
-    # those of all files, also where some are there already: the search is cached by its words
+    # The words of all files, finished files included: the search is cached under its words.
     unknown = sorted({word for start in starts for word in _of_several_pieces(part(start), vocabulary, settings)})
     phrases = _encode_neighbours(unknown, neighbours.find(unknown), vocabulary)
     done = len(rows.texts) - sum(len(part(start)) for start in missing)
@@ -153,7 +158,7 @@ def _has_only_letters(word: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Vocabulary:
-    """What is asked of a tokenizer again and again."""
+    """Facts about a tokenizer that are needed repeatedly."""
 
     tokenizer: Any
     tokens: list[str]  # by id
@@ -172,7 +177,7 @@ def _texts(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _forms(words: Words, vocabulary: _Vocabulary, settings: Settings) -> list[str | None]:
-    """The words as the tokenizer has normalised them, None for those that are left alone."""
+    """The words as the tokenizer normalises them; None for words that get no candidates."""
     forms: list[str | None] = []
     room = settings.max_length - 2  # [CLS] and [SEP]
     for pieces, written in zip(*words, strict=True):
@@ -180,8 +185,8 @@ def _forms(words: Words, vocabulary: _Vocabulary, settings: Settings) -> list[st
         form = "".join(vocabulary.tokens[i].removeprefix("##") for i in pieces)
         if pieces == [vocabulary.tokenizer.unk_token_id]:
             form = written
-        alone = room < 0 or pieces[0] in vocabulary.special or not is_replaceable(form, settings.preset)
-        forms.append(None if alone else form)
+        is_kept = room < 0 or pieces[0] in vocabulary.special or not is_replaceable(form, settings.preset)
+        forms.append(None if is_kept else form)
     return forms
 
 
@@ -197,7 +202,7 @@ def _of_several_pieces(rows: list[tuple[str, ...]], vocabulary: _Vocabulary, set
 def _encode_neighbours(
     words: list[str], near: list[list[str]], vocabulary: _Vocabulary
 ) -> dict[str, list[tuple[int, ...]]]:
-    """From each word to its neighbours' pieces, of those that the vocabulary can write."""
+    """The pieces of each word's neighbours. A neighbour that the vocabulary cannot write is left out."""
     names = sorted({name for row in near for name in row})
     encoded = vocabulary.tokenizer(names, add_special_tokens=False)["input_ids"] if names else []
     excluded = vocabulary.special | {vocabulary.tokenizer.unk_token_id}
@@ -223,13 +228,13 @@ def _part(
         if form is not None and len(pieces) == 1
     ]
     predicted = dict(zip(masked, _predict(split, masked, vocabulary, mlm, settings, batch_size), strict=True))
-    numbers: dict[tuple[int, ...], int] = {}  # of phrases, in the order in which they come
+    numbers: dict[tuple[int, ...], int] = {}  # the numbers of phrases, in order of occurrence
 
     def candidates(i: int, j: int) -> list[int]:
-        form, own = forms[i][j], tuple(split[i].pieces[j])
-        if form is None or len(own) == 1:
+        form, original = forms[i][j], tuple(split[i].pieces[j])
+        if form is None or len(original) == 1:
             return predicted.get((i, j), [])
-        near = dict.fromkeys(ids for ids in phrases[form] if ids != own)
+        near = dict.fromkeys(ids for ids in phrases[form] if ids != original)
         return [ids[0] if len(ids) == 1 else -1 - numbers.setdefault(ids, len(numbers)) for ids in near]
 
     pieces, word_pieces = _flat([ids for words in split for ids in words.pieces])
@@ -246,7 +251,7 @@ def _predict(
     settings: Settings,
     batch_size: int,
 ) -> list[list[int]]:
-    """The masked LM's candidates for word j of text i, for each (i, j) of `masked`."""
+    """The masked LM's candidates for word j of text i, for each (i, j) in `masked`."""
     tokenizer = vocabulary.tokenizer
     cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     sentences = [[i for ids in words.pieces for i in ids][: settings.max_length - 2] for words in split]
@@ -259,26 +264,26 @@ def _predict(
         pair_starts.append(len(ids))
         inputs.append(ids + sentences[i] + sep if settings.preset == "official" else ids)
     pairs = np.array(pair_starts, np.int32)
-    # as its label, each takes the position of its mask through batching
+    # Batching carries the position of the mask along as the label.
     queries = Tokens(*_flat(inputs), pairs, labels=positions, fingerprint="", pad_token_id=tokenizer.pad_token_id)
     lengths = (*(length for length in LENGTHS if length < settings.input_length), settings.input_length)
     calls = [
         (rows, mlm(batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.labels))
         for rows, batch in eval_batches(queries, batch_size, lengths)
     ]
-    found: list[list[int]] = [[] for _ in masked]
-    for rows, best in calls:  # fetched after all are dispatched, so that host and device overlap
+    candidates: list[list[int]] = [[] for _ in masked]
+    for rows, best in calls:  # fetched after all calls are dispatched, so that host and device overlap
         for row, ids in zip(rows.tolist(), np.asarray(best).tolist(), strict=True):
             if row >= 0:
                 i, j = masked[row]
                 # the original code may replace a word by itself
-                own = split[i].pieces[j][0] if settings.preset == "default" else -1
-                words = [id_ for id_ in ids if id_ in vocabulary.words and id_ != own]
-                found[row] = words[:CANDIDATES]
-    return found
+                original = split[i].pieces[j][0] if settings.preset == "default" else -1
+                words = [id_ for id_ in ids if id_ in vocabulary.words and id_ != original]
+                candidates[row] = words[:CANDIDATES]
+    return candidates
 
 
 def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Lists one after the other, int32, and where each begins, int64 [n + 1]."""
+    """The concatenated lists, int32, and the offset of each, int64 [n + 1]."""
     flat = np.array([value for values in lists for value in values], np.int32)
     return flat, np.cumsum([0, *(len(values) for values in lists)], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The words nearest to a word by cosine: in a GloVe or word2vec file, or in a model's own word embeddings."""
+"""The nearest words by cosine, in a GloVe or word2vec file or in a model's word embeddings."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
 from tinybert_jax.settings.choices import Preset
 
-FORMAT_VERSION = 1  # of the cached neighbours; count it up when the same file would give others
-OFFICIAL_ROWS = 100_000  # of the vectors that the original code reads
-BLOCK = 1024  # queries per matrix product, fewer where the vectors are many
-BLOCK_SCORES = 2**26  # at most, of one matrix product; they and their order take 16 bytes each
+FORMAT_VERSION = 1  # of the cached neighbours; increase it when the same file would give others
+OFFICIAL_ROWS = 100_000  # vectors that the original code reads
+BLOCK = 1024  # queries per matrix product; fewer with many vectors
+BLOCK_SCORES = 2**26  # at most, per matrix product; a score and its place in the order take 16 bytes
 CANDIDATES = 15  # K of algorithm 1
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """`find(words)` gives each word's nearest ones, nearest first; none for a word that is not known."""
+    """`find(words)` gives the nearest words of each word, nearest first. A word that is not known has none."""
 
     find: Callable[[list[str]], list[list[str]]]
-    fingerprint: str  # of all that determines them
+    fingerprint: str  # of all that determines the neighbours
 
 
 def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset: Preset) -> Neighbours:
-    """Neighbours in the file of vectors, or, where there is none, in the word embeddings; a note says so.
+    """Neighbours in a file of vectors; without a file, in the word embeddings, with a note.
 
     Args:
         path: a GloVe or word2vec text file.
         table: the model's word embeddings, float32 [v, d].
-        tokenizer: whose ids the table has.
+        tokenizer: its ids index the table.
         preset: `official` reads the first 100,000 vectors of the file, as the original code does.
 
     Raises:
@@ -56,15 +56,15 @@ def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset
 
 
 def vector_neighbours(path: Path, limit: int | None = None, cache_dir: Path | None = None) -> Neighbours:
-    """Neighbours in a GloVe or word2vec text file, kept in the cache: vectors are read only for a new set of words.
+    """Neighbours in a GloVe or word2vec text file. They are cached: vectors are read only for a new set of words.
 
     Args:
         path: the file.
-        limit: read only so many of its first vectors; None: all.
-        cache_dir: as in `rows.read_rows`.
+        limit: the number of vectors to read; None: all.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
-        InputError: the file cannot be read; when it is searched, that it holds no vectors.
+        InputError: the file cannot be read. `find` raises it if the file holds no vectors.
     """
     try:
         with path.open("rb") as file:
@@ -81,9 +81,9 @@ def vector_neighbours(path: Path, limit: int | None = None, cache_dir: Path | No
             index = {name: i for i, name in enumerate(names)}
             rows = [index.get(word, index.get(word.lower(), -1)) for word in words]
             known = [row for row in rows if row >= 0]
-            # one more than asked for: the nearest of all is the word itself
-            found = iter(nearest(vectors[known], vectors, CANDIDATES + 1))
-            near = [[] if row < 0 else [names[i] for i in next(found) if i != row][:CANDIDATES] for row in rows]
+            # one more than needed, because the nearest word is the word itself
+            nearest_rows = iter(nearest(vectors[known], vectors, CANDIDATES + 1))
+            near = [[] if row < 0 else [names[i] for i in next(nearest_rows) if i != row][:CANDIDATES] for row in rows]
             (folder / "neighbours.json").write_text(json.dumps(near), "utf-8")
 
         def load(folder: Path) -> list[list[str]]:
@@ -95,11 +95,11 @@ def vector_neighbours(path: Path, limit: int | None = None, cache_dir: Path | No
 
 
 def embedding_neighbours(table: np.ndarray, tokenizer: Any) -> Neighbours:
-    """Neighbours among the vocabulary's whole words; a word is the mean of its pieces' embeddings.
+    """Neighbours among the whole words of the vocabulary. A word's vector is the mean of its pieces' embeddings.
 
     Args:
         table: word embeddings, float32 [v, d].
-        tokenizer: whose ids the table has.
+        tokenizer: its ids index the table.
     """
     names = all_tokens(tokenizer)
     rows = np.flatnonzero(whole_words(tokenizer))
@@ -110,9 +110,9 @@ def embedding_neighbours(table: np.ndarray, tokenizer: Any) -> Neighbours:
         queries = np.zeros((len(words), table.shape[1]), np.float32)
         for i, ids in enumerate(pieces):
             queries[i] = table[ids].mean(axis=0)
-        found = rows[nearest(_unit(queries), vectors, CANDIDATES + 1)]
+        near = rows[nearest(_unit(queries), vectors, CANDIDATES + 1)]
         return [
-            [names[i] for i in row if [i] != ids][:CANDIDATES] for row, ids in zip(found.tolist(), pieces, strict=True)
+            [names[i] for i in row if [i] != ids][:CANDIDATES] for row, ids in zip(near.tolist(), pieces, strict=True)
         ]
 
     return Neighbours(find, "word embeddings")
@@ -124,29 +124,29 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
     Args:
         queries: unit vectors, float32 [n, d].
         vectors: unit vectors, float32 [v, d].
-        k: how many.
+        k: the number of rows per query.
 
     Returns:
         Row numbers of `vectors`, int64 [n, min(k, v)].
     """
     k = min(k, len(vectors))
-    found = np.zeros((len(queries), k), np.int64)
+    result = np.zeros((len(queries), k), np.int64)
     block = max(1, min(BLOCK, BLOCK_SCORES // len(vectors)))
     for start in range(0, len(queries), block):
         scores = queries[start : start + block] @ vectors.T
-        # sorted by number first, so that of equal scores the earlier row wins
+        # sorted by number first, so that the earlier row wins among equal scores
         best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-        found[start : start + block] = np.take_along_axis(best, order, axis=1)
-    return found
+        result[start : start + block] = np.take_along_axis(best, order, axis=1)
+    return result
 
 
 def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
     """The words of a GloVe or word2vec text file, and their unit vectors, float32 [v, d].
 
-    A line is a word, which may hold spaces, and d numbers. A first line `v d`, as word2vec writes it, is recognised,
-    where the lines after it do hold d numbers. Lines that cannot be used are left out, and a note on standard error
-    counts them.
+    A line is a word, which may hold spaces, and d numbers. A first line `v d`, as word2vec writes it, is skipped if
+    the lines after it hold d numbers. Lines that cannot be used are left out, and a note on standard error counts
+    them.
 
     Raises:
         InputError: no line holds a word and a vector.
@@ -158,11 +158,11 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
         head = list(itertools.islice(file, 100))
         if head:
             head[0] = head[0].removeprefix(b"\xef\xbb\xbf")
-        found = re.fullmatch(rb"\s*[0-9]+\s+([0-9]+)\s*", head[0]) if head else None
-        body = head[1:] if found else head
-        # A header is believed against widths, since a word with spaces makes a line wider, but not against numbers.
-        header = found is not None and found[1] == b"%d" % _most(map(_numbers_at_the_end, body))
-        width = int(found[1]) if found and header else _most(len(line.split()) - 1 for line in body)
+        match = re.fullmatch(rb"\s*[0-9]+\s+([0-9]+)\s*", head[0]) if head else None
+        body = head[1:] if match else head
+        # A header must agree with the numbers at the ends of lines. Words with spaces make lines wider.
+        header = match is not None and match[1] == b"%d" % _most_common(map(_numbers_at_the_end, body))
+        width = int(match[1]) if match and header else _most_common(len(line.split()) - 1 for line in body)
         for line, content in enumerate(itertools.islice(itertools.chain(head, file), header, None), 1 + header):
             if limit is not None and line - header > limit:
                 break
@@ -175,11 +175,11 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
                 vector = []
             if width < 1 or len(vector) != width:
                 bad.append(line)
-            elif index.setdefault(name, len(index)) == len(lines):  # of a word that comes twice, the first counts
+            elif index.setdefault(name, len(index)) == len(lines):  # the first of two equal words counts
                 numbers.extend(vector)
                 lines.append(line)
     vectors = np.frombuffer(numbers, np.float32).reshape(-1, width) if lines else np.zeros((0, 1), np.float32)
-    # a zero has no direction: its cosine is 0/0
+    # a zero vector has no direction: its cosine would be 0/0
     usable = np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
     bad += np.asarray(lines)[~usable].tolist()
     if not usable.any():
@@ -189,8 +189,8 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
 
 
-def _most(widths: Iterable[int]) -> int:
-    """The most common one; 0 where there is none."""
+def _most_common(widths: Iterable[int]) -> int:
+    """The most common width; 0 if there is none."""
     counts = Counter(widths)
     return max(counts, key=lambda width: counts[width], default=0)
 
@@ -205,9 +205,9 @@ def _numbers_at_the_end(line: bytes) -> int:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors, each divided by its norm, in place: a file of them can fill half the memory."""
-    # Squares of float32 end at 1e38 on one side, and at 1e-38 on the other: first, by a power of two, which changes no
-    # digit, the largest number of each vector goes to about 1.
+    """Divide each vector by its norm, in place, because the vectors of a file can fill half the memory."""
+    # Squares in float32 overflow above 1e38 and vanish below 1e-38. So each vector is first scaled by a power of two,
+    # which changes no digit, until its largest number is about 1.
     _, exponents = np.frexp(np.maximum(vectors.max(axis=1), -vectors.min(axis=1)))
     np.ldexp(vectors, -exponents[:, None], out=vectors)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,7 +1,7 @@
 """TinyBERT's data augmentation (arXiv 1909.10351, algorithm 1): variants of the rows, drawn when a batch needs them.
 
 A variant replaces each word with probability 0.4 by one of its candidates (`candidates`). It is a pure function of the
-seed, its row and its number, so nothing but the candidates is stored, and a run that continues sees the same variants.
+seed, its row and its number. So only the candidates are stored, and a resumed run sees the same variants.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from tinybert_jax.data.augmentation.candidates import split_words
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
 
-PROBABILITY = 0.4  # of a word to be replaced: the paper's p_t
+PROBABILITY = 0.4  # that a word is replaced: the paper's p_t
 
 
 @dataclass(frozen=True, eq=False)
 class Augmented:
-    """All variants of n rows, as `data.Examples`: number i * variants + v is variant v of row i, v = 0 the row itself.
+    """All variants of n rows, as `batch.Examples`. Number i * variants + v is variant v of row i.
 
-    The texts of a pair are drawn independently of each other.
+    Variant 0 is the row itself. The texts of a pair are drawn independently.
     """
 
     table: CandidateTable
-    pool: np.ndarray  # int32: every id, then the pieces of the words, then those of the phrases
+    pool: np.ndarray  # int32: all ids, then the pieces of words, then the pieces of phrases
     labels: np.ndarray  # [n], class ids or numbers
-    lengths: np.ndarray  # int64 [n * variants], of the longest that the variant can be
+    lengths: np.ndarray  # int64 [n * variants], of the longest possible draw
     variants: int
-    texts: int  # a row: one, or two of a pair
+    texts: int  # per row: one, or two for a pair
     max_length: int
     seed: int
     cls_token_id: int
@@ -51,18 +51,18 @@ class Augmented:
         """The batch of the given variants; the same in every epoch.
 
         Args:
-            rows: their numbers [b]; -1 gives a filler row, with all masks 0.
+            rows: their numbers [b]; -1 gives a filler row, whose masks are 0.
             length: tokens to pad to, q.
-            epoch: is not read.
+            epoch: not used.
 
         Returns:
-            What `data.tokenize` would give for the variants' texts, as a `Batch` of numpy arrays [b, q] and [b].
+            The batch that `tokens.tokenize` gives for the variants' texts: numpy arrays [b, q] and [b].
         """
         real = rows >= 0
         row, variant = np.divmod(np.where(real, rows, 0), self.variants)
-        first = row[:, None] * self.texts + np.arange(self.texts)  # texts [b, t]
-        begin = self.table.text_words[first]
-        count = np.where(real[:, None], self.table.text_words[first + 1] - begin, 0)
+        text = row[:, None] * self.texts + np.arange(self.texts)  # [b, t]
+        begin = self.table.text_words[text]
+        count = np.where(real[:, None], self.table.text_words[text + 1] - begin, 0)
         word = _ranges(begin.ravel(), count.ravel())
         numbers = row[real].tolist(), variant[real].tolist()
         drawn = [draw(self.table, self.texts, self.seed, i, v) for i, v in zip(*numbers, strict=True)]
@@ -81,7 +81,7 @@ class Augmented:
         )
 
     def _pieces(self, word: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the pieces of each word, or of what replaces it, begin in the pool, and how many they are."""
+        """The start in the pool, and the number, of the pieces of each word or of its replacement."""
         table = self.table
         vocabulary = len(self.pool) - len(table.pieces) - len(table.phrases)
         starts = table.word_pieces[word] + vocabulary
@@ -99,7 +99,7 @@ class Augmented:
     def _assemble(
         self, ids: np.ndarray, starts: np.ndarray, kept: np.ndarray, filled: np.ndarray, length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, mask and types of [CLS] A [SEP] (B [SEP]), where the texts begin at `starts` [b, t] in `ids`."""
+        """Ids, mask and types of [CLS] A [SEP] (B [SEP]). The texts start at `starts` [b, t] in `ids`."""
         position = np.arange(length)
         mask = position < filled[:, None]
         input_ids = np.full(mask.shape, self.pad_token_id, np.int32)
@@ -117,10 +117,10 @@ class Augmented:
 
 
 def check_truncation(tokenizer: Any) -> None:
-    """Refuse a tokenizer that cuts long texts on the left, which variants are not.
+    """Refuse a tokenizer that cuts long texts on the left, because variants are cut on the right.
 
     Raises:
-        InputError: says so.
+        InputError: the tokenizer does.
     """
     if tokenizer.truncation_side != "right":
         raise InputError(
@@ -130,32 +130,32 @@ def check_truncation(tokenizer: Any) -> None:
 
 
 def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length: int, seed: int) -> Augmented:
-    """The variants of the training rows, from the candidates in a directory that `tinybert augment` wrote.
+    """The variants of the training rows, drawn from the candidates in a directory that `tinybert augment` wrote.
 
     Args:
-        directory: what `candidates.build_table` filled.
-        rows: those that it was filled from.
-        tokenizer: a Hugging Face tokenizer with the same vocabulary as the masked LM's.
-        max_length: tokens a row, special ones included; longer variants are cut as `data.tokenize` cuts texts.
-        seed: of the draws.
+        directory: the directory that `candidates.build_table` filled.
+        rows: the rows whose candidates it holds.
+        tokenizer: a Hugging Face tokenizer with the vocabulary of the masked LM.
+        max_length: tokens per row, special tokens included; longer variants are cut as `tokens.tokenize` cuts texts.
+        seed: the seed of the draws.
 
     Raises:
-        InputError: the candidates are missing, unfinished or damaged, or they are those of other rows or another
-            vocabulary; the tokenizer cuts texts on the left.
+        InputError: the candidates are missing, unfinished or damaged, or were made from other rows or with another
+            vocabulary; or the tokenizer cuts texts on the left.
     """
     check_truncation(tokenizer)
-    table, described = load_table(Path(directory), rows, tokenizer)
-    texts, variants = len(rows.texts[0]), described["variants"]
-    digest = hashlib.sha256(json.dumps([described, max_length, seed], sort_keys=True).encode())
-    for array in vars(table).values():  # the same settings give other candidates on another device
+    table, settings = load_table(Path(directory), rows, tokenizer)
+    texts, variants = len(rows.texts[0]), settings["variants"]
+    digest = hashlib.sha256(json.dumps([settings, max_length, seed], sort_keys=True).encode())
+    for array in vars(table).values():  # the same settings can give other candidates on another device
         digest.update(array.tobytes())
-    own, longest = (
+    original, longest = (
         cut_longest_first(sizes.reshape(-1, texts), max_length - 1 - texts).sum(axis=1) + 1 + texts
         for sizes in _text_sizes(table)
     )
     lengths = np.repeat(longest[:, None], variants, axis=1)
-    lengths[:, 0] = own
-    # not their number, as in `neighbours.all_tokens`
+    lengths[:, 0] = original
+    # not the number of tokens, because ids can have gaps
     ids = max(tokenizer.get_vocab().values()) + 1
     return Augmented(
         table=table,
@@ -174,39 +174,39 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
 
 
 def draw(table: CandidateTable, texts: int, seed: int, row: int, variant: int) -> np.ndarray:
-    """What replaces each word of a row, of all its texts, in one variant.
+    """The replacements of the words of a row, in all its texts, in one variant.
 
     Args:
-        table: of all rows.
-        texts: a row.
-        seed: of the run.
-        row: its number.
-        variant: 0 is the row itself.
+        table: the candidates of all rows.
+        texts: the number of texts per row.
+        seed: the run's seed.
+        row: the number of the row.
+        variant: the number of the variant; 0 is the row itself.
 
     Returns:
-        Indices into `table.candidates`, int64 [words of the row]; -1 where the word stays.
+        Indices into `table.candidates`, int64 [words of the row]; -1 for a word that stays.
     """
     begin, end = (int(table.text_words[i * texts]) for i in (row, row + 1))
     if variant == 0:
         return np.full(end - begin, -1)
-    first, last = table.word_candidates[begin:end], table.word_candidates[begin + 1 : end + 1]
+    start, stop = table.word_candidates[begin:end], table.word_candidates[begin + 1 : end + 1]
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, row, variant])))
     replace, choice = random.random((2, end - begin))
-    return np.where((replace < PROBABILITY) & (last > first), first + (choice * (last - first)).astype(np.int64), -1)
+    return np.where((replace < PROBABILITY) & (stop > start), start + (choice * (stop - start)).astype(np.int64), -1)
 
 
 def variant_texts(augmented: Augmented, rows: Rows, tokenizer: Any, row: int) -> list[tuple[str, ...]]:
-    """All variants of a row as texts, itself first; of the others, the words are separated by spaces."""
+    """All variants of a row as texts, the row itself first. The words of the others are separated by spaces."""
     table, texts = augmented.table, rows.texts[row]
     split = split_words(texts, tokenizer)
     variants = [texts]
     for variant in range(1, augmented.variants):
         drawn = iter(draw(table, augmented.texts, augmented.seed, row, variant).tolist())
-        written = [
-            [_written(table, chosen, tokenizer) if (chosen := next(drawn)) >= 0 else word for word in words.written]
+        replaced = [
+            [_candidate_text(table, i, tokenizer) if (i := next(drawn)) >= 0 else word for word in words.written]
             for words in split
         ]
-        variants.append(tuple(" ".join(words) for words in written))
+        variants.append(tuple(" ".join(words) for words in replaced))
     return variants
 
 
@@ -219,35 +219,35 @@ def write_variants(
     text_columns: tuple[str, ...],
     headerless: tuple[str, ...] = (),
 ) -> None:
-    """Write all variants of the training rows as a TSV with the columns of the training file; nothing is quoted.
+    """Write all variants of the training rows as a TSV with the columns of the training file, without quotes.
 
     Args:
         path: the file to write.
         augmented: the variants.
         rows: the rows that `train` holds.
-        tokenizer: that of the candidates.
+        tokenizer: the tokenizer of the candidates.
         train: the training file, a TSV that `rows.read_rows` accepts.
         text_columns: the columns of the texts.
-        headerless: its columns, where it has no header.
+        headerless: the columns of a training file without a header.
 
     Raises:
-        InputError: `train` is no TSV.
+        InputError: `train` is not a TSV.
     """
     if train.suffix != ".tsv":
         raise InputError(f"{train}: not a .tsv: the variants are written in the layout of the training file")
     lines = [line.removesuffix("\r") for line in train.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")]
     header = [] if headerless else lines[:1]
     columns = list(headerless) or header[0].split("\t")
-    at = [columns.index(column) for column in text_columns]
-    partial = path.with_name(f".{path.name}.tmp")  # a command that was stopped can be given again
+    indices = [columns.index(column) for column in text_columns]
+    partial = path.with_name(f".{path.name}.tmp")  # so that a command that was stopped can be given again
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in header)
             for row, number in enumerate(rows.lines):
                 values = lines[number - 1].split("\t")
                 for texts in variant_texts(augmented, rows, tokenizer, row):
-                    for column, text in zip(at, texts, strict=True):
-                        values[column] = text
+                    for index, text in zip(indices, texts, strict=True):
+                        values[index] = text
                     file.write("\t".join(values) + "\n")
         os.replace(partial, path)
     finally:
@@ -255,18 +255,20 @@ def write_variants(
 
 
 def cut_longest_first(sizes: np.ndarray, room: int) -> np.ndarray:
-    """What is left of one or two texts a row, cut as Hugging Face's tokenizers do: tokens of the longer one first.
+    """The sizes of one or two texts per row after truncation as by Hugging Face's tokenizers.
 
-    Where both must give way, the second keeps the odd token, or the first if it was the longer one.
+    The longer text is cut first. If both are cut, the second keeps the odd token, or the first if it was the longer.
 
     Args:
-        sizes: tokens, int64 [b, t].
-        room: tokens for all t texts together.
+        sizes: tokens before truncation, int64 [b, t].
+        room: the number of tokens for all t texts.
     """
     if sizes.shape[1] == 1:
         return np.minimum(sizes, room)
     shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
-    fits = np.where(shorter + longer <= room, longer, room - shorter)  # of the longer, beside the whole shorter one
+    fits = np.where(
+        shorter + longer <= room, longer, room - shorter
+    )  # tokens of the longer text beside the whole shorter one
     both = fits < shorter
     shorter, longer = np.where(both, room // 2, shorter), np.where(both, room - room // 2, fits)
     first_is_longer = sizes[:, 0] > sizes[:, 1]
@@ -274,23 +276,23 @@ def cut_longest_first(sizes: np.ndarray, room: int) -> np.ndarray:
 
 
 def _text_sizes(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each text itself, and of the longest that a draw can make of it, int64 [texts]."""
-    own = np.diff(table.word_pieces)
+    """The tokens of each text, and of its longest possible draw, int64 [texts]."""
+    original = np.diff(table.word_pieces)
     sizes = np.ones(len(table.candidates), np.int64)
     several = table.candidates < 0
     sizes[several] = np.diff(table.phrase_pieces)[-1 - table.candidates[several]]
-    longest = own.copy()
+    longest = original.copy()
     chosen = np.diff(table.word_candidates) > 0
     if chosen.any():
         best = np.maximum.reduceat(sizes, table.word_candidates[:-1][chosen])
         longest[chosen] = np.maximum(longest[chosen], best)
-    own, longest = (np.concatenate([[0], np.cumsum(x)])[table.text_words] for x in (own, longest))
-    return np.diff(own), np.diff(longest)
+    original, longest = (np.concatenate([[0], np.cumsum(x)])[table.text_words] for x in (original, longest))
+    return np.diff(original), np.diff(longest)
 
 
-def _written(table: CandidateTable, chosen: int, tokenizer: Any) -> str:
+def _candidate_text(table: CandidateTable, index: int, tokenizer: Any) -> str:
     """The candidate with this index as text."""
-    candidate = int(table.candidates[chosen])
+    candidate = int(table.candidates[index])
     if candidate >= 0:
         return tokenizer.convert_ids_to_tokens(candidate)
     begin, end = table.phrase_pieces[-1 - candidate : 1 - candidate]
@@ -298,6 +300,6 @@ def _written(table: CandidateTable, chosen: int, tokenizer: Any) -> str:
 
 
 def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """`start, ..., start + size - 1` of each, one after the other."""
+    """The concatenated ranges `start, ..., start + size - 1`."""
     ends = np.cumsum(sizes)
     return np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)

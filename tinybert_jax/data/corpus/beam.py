@@ -1,9 +1,9 @@
-"""The shards of `corpus.build`, byte for byte, from an Apache Beam pipeline: for text that one machine is slow for.
+"""An Apache Beam pipeline that builds the shards of `corpus.build`, byte for byte. Large text needs many machines.
 
-    python -m tinybert_jax.corpus_beam --files gs://BUCKET/text/part.txt --tokenizer DIR --out gs://BUCKET/corpus \\
-        [--runner DataflowRunner and whatever else Beam takes]
+    python -m tinybert_jax.data.corpus.beam --files gs://BUCKET/text.txt --tokenizer DIR --out gs://BUCKET/corpus \\
+        [--runner DataflowRunner and other options of Beam]
 
-Needs the extra `beam`. Copy the directory to where it is trained from; `tinybert pretrain --corpus DIR` opens it.
+It needs the extra `beam`. Copy the directory to the training machine; `tinybert pretrain --corpus DIR` opens it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def run(
     """Build the shards of text files with Beam.
 
     Args:
-        source: text files, in any file system that Beam knows; `processes` is the runner's business and not read.
+        source: text files, in any file system that Beam knows; `processes` is not used.
         tokenizer: the Hugging Face directory of the model that is to be trained.
-        out: directory of the shards, in any file system that Beam knows.
-        max_length: tokens a sequence, special ones included.
-        seed: of pairs and short lengths.
-        pipeline_args: Beam's own, such as `--runner`.
+        out: the directory of the shards, in any file system that Beam knows.
+        max_length: tokens per sequence, special tokens included.
+        seed: the seed of pairs and short lengths.
+        pipeline_args: options of Beam, such as `--runner`.
 
     Raises:
-        InputError: as `corpus.build`; `out` holds a corpus. What is wrong with a text is found by a worker, and comes
-            in the error of the runner.
+        InputError: as in `corpus.build`, or `out` holds a corpus. An error in the text is found by a worker, and is
+            part of the runner's error.
     """
     import apache_beam as beam
     from apache_beam.io.filesystems import FileSystems
@@ -67,7 +67,7 @@ def run(
             pipeline
             | beam.Create([source])
             | "read" >> beam.FlatMap(_numbered_units)
-            | beam.Reshuffle()  # reading is quick and in order; the rest goes to all workers
+            | beam.Reshuffle()  # reading is fast and sequential; tokenizing is spread over all workers
             | "tokenize" >> beam.Map(functools.partial(_write, recipe=recipe, out=out))
             | beam.combiners.ToList()
             | "finish" >> beam.Map(functools.partial(_finish, recipe=recipe, out=out))
@@ -77,7 +77,7 @@ def run(
 def _numbered_units(source: CorpusSource) -> Iterator[tuple[int, bytes]]:
     from apache_beam.io.filesystems import FileSystems
 
-    # it decompresses what ends on .gz
+    # `open` decompresses files that end in .gz
     yield from enumerate(units(source.files, source.one_document_per_line, FileSystems.open))
 
 
@@ -94,7 +94,7 @@ def _finish(shards: list[Shard], recipe: Recipe, out: str) -> None:
 
 
 def _create(out: str, name: str, content: bytes) -> None:
-    """A file in `out`; a bundle that is retried writes the same content again."""
+    """Write a file in `out`. A bundle that is retried writes the same content again."""
     from apache_beam.io.filesystems import FileSystems
 
     with FileSystems.create(FileSystems.join(out, name)) as file:
@@ -103,17 +103,17 @@ def _create(out: str, name: str, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """Build the shards of text files with Apache Beam; options that are not known here go to Beam."""
+    """Build the shards of text files with Apache Beam. Options that are unknown here go to Beam."""
 
     source: Annotated[CorpusSource, tyro.conf.OmitArgPrefixes]
     tokenizer: str  # Hugging Face directory of the model that is to be trained
     out: str  # directory of the shards
-    max_length: int = 128  # tokens a sequence
-    seed: int = 0  # of pairs and short lengths
+    max_length: int = 128  # tokens per sequence
+    seed: int = 0  # seed of pairs and short lengths
 
 
 def main() -> None:
-    """Entry point. Exit code 2 and one line where the input is wrong."""
+    """Entry point. Wrong input ends with one line and exit code 2."""
     try:
         command, pipeline_args = tyro.cli(Command, return_unknown_args=True)
         run(command.source, command.tokenizer, command.out, command.max_length, command.seed, pipeline_args)

@@ -1,4 +1,4 @@
-"""A corpus: its shards of token sequences, built once, and batches read at random, masked as they are read."""
+"""A corpus: shards of token sequences, built once, and batches that are read at random and masked on the way."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tinybert_jax.settings.sources import CorpusSource
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """n sequences in shards, as `data.Examples`. Row numbers go through the shards in their order.
+    """n sequences in shards, as `batch.Examples`. Rows are numbered through the shards in their order.
 
-    With a `masking_probability` the batches are those of BERT's masked-LM training, drawn anew in every epoch, and the
-    labels are the ids to predict. Without, the tokens are as they were written, every one.
+    With a `masking_probability`, batches are masked as in BERT's training, anew in every epoch, and labels are the ids
+    to predict. Without one, all tokens are unchanged.
 
     Raises:
-        InputError: masking is asked for, and the tokenizer had no mask token.
+        InputError: there is a masking probability, but the tokenizer has no mask token.
     """
 
     records: Any  # an ArrayRecordDataSource
-    lengths: np.ndarray  # uint16 [n], tokens with the special ones
+    lengths: np.ndarray  # uint16 [n], tokens, special tokens included
     fingerprint: str
-    recipe: dict[str, Any]  # the manifest's: a `Recipe` without the tokenizer's JSON, and the records' dtype
+    recipe: dict[str, Any]  # from the manifest: a `Recipe` without the tokenizer's JSON, and the dtype of records
     seed: int  # of the masking
     masking_probability: float = 0.0
 
@@ -46,19 +46,19 @@ class Corpus:
 
     @functools.cached_property
     def ordinary(self) -> np.ndarray:
-        """Which ids are no special token's, bool [v]."""
+        """Which ids do not belong to special tokens, bool [v]."""
         return ~np.isin(np.arange(self.recipe["vocab_size"]), self.recipe["special_ids"])
 
     def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
         """The batch of the given rows.
 
         Args:
-            rows: row numbers [b]; -1 gives a filler row, with all masks 0.
+            rows: row numbers [b]; -1 gives a filler row, whose masks are 0.
             length: tokens to pad to, q.
-            epoch: another one masks other tokens.
+            epoch: each epoch masks other tokens.
 
         Returns:
-            A `Batch` of numpy arrays [b, q]; `labels` are the original ids where tokens are to be predicted, else -1.
+            A `Batch` of numpy arrays [b, q]. `labels` are the original ids of tokens to predict, else -1.
         """
         dtype = np.dtype(self.recipe["dtype"])
         input_ids = np.full((len(rows), length), self.recipe["pad_token_id"], np.int32)
@@ -84,41 +84,41 @@ class Corpus:
 def mask_tokens(
     ids: np.ndarray, ordinary: np.ndarray, mask_token_id: int, probability: float, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's masking (Devlin et al., arXiv 1810.04805, section 3.1), each token drawn for itself.
+    """BERT's masking (Devlin et al., arXiv 1810.04805, section 3.1), drawn independently for each token.
 
-    Of the chosen tokens 80 % become [MASK], 10 % a random ordinary id, and 10 % stay. Special tokens are never chosen;
-    with probability 0, none is.
+    80 % of the chosen tokens become [MASK], 10 % become a random ordinary id, and 10 % are unchanged. Special tokens
+    are never chosen.
 
     Args:
         ids: int [q].
-        ordinary: bool [v], the ids of a vocabulary of v that are no special token's.
+        ordinary: bool [v], which ids of a vocabulary of v do not belong to special tokens.
         mask_token_id: the id of [MASK].
-        probability: of an ordinary token to be chosen.
-        random: its draws depend on q and v alone.
+        probability: the chance that an ordinary token is chosen.
+        random: the number of draws depends only on q and v.
 
     Returns:
-        The ids with their masks, and the labels: the original id where a token was chosen, else -1. Both int32 [q].
+        The masked ids, and the labels: the original id of a chosen token, else -1. Both are int32 [q].
     """
     draw, kind = random.random((2, len(ids)))
     chosen = ordinary[ids] & (draw < probability)
-    other = np.flatnonzero(ordinary)[random.integers(ordinary.sum(), size=len(ids))]
-    masked = np.where(kind < 0.8, mask_token_id, np.where(kind < 0.9, other, ids))
+    random_ids = np.flatnonzero(ordinary)[random.integers(ordinary.sum(), size=len(ids))]
+    masked = np.where(kind < 0.8, mask_token_id, np.where(kind < 0.9, random_ids, ids))
     return np.where(chosen, masked, ids).astype(np.int32), np.where(chosen, ids, -1).astype(np.int32)
 
 
 def prepare(source: CorpusSource, tokenizer: Any, max_length: int, seed: int, cache_dir: Path | None = None) -> Corpus:
-    """The corpus of a source, from the shards in the user's cache folder, which are built where they are missing.
+    """The corpus of a source. Shards of text files are kept in the user's cache folder, and built if they are missing.
 
     Args:
         source: text files, or one directory of finished shards.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
-        max_length: tokens a sequence, special ones included.
-        seed: of pairs, short lengths and masking.
-        cache_dir: as in `rows.read_rows`.
+        max_length: tokens per sequence, special tokens included.
+        seed: the seed of pairs, short lengths and masking.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
-        InputError: a file is missing, empty or not UTF-8; the shards are damaged or were built for something else;
-            the cache cannot be written.
+        InputError: a file is missing, empty or not UTF-8; the shards are damaged or do not fit the model or the
+            source; or the cache cannot be written.
     """
     recipe = make_recipe(source, tokenizer, max_length, seed)
     if len(source.files) == 1 and Path(source.files[0]).is_dir():
@@ -135,14 +135,14 @@ def prepare(source: CorpusSource, tokenizer: Any, max_length: int, seed: int, ca
 
 
 def build(source: CorpusSource, tokenizer: Any, max_length: int, seed: int, out: Path) -> None:
-    """Build the shards of text files in a directory; a build of the same that was killed is continued.
+    """Build the shards of text files in a directory. A killed build of the same shards is continued.
 
     Args:
         source: text files; they are read twice, the first time to check them.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
-        max_length: tokens a sequence, special ones included.
-        seed: of pairs and short lengths.
-        out: the directory; new, empty, or from an earlier build of the same.
+        max_length: tokens per sequence, special tokens included.
+        seed: the seed of pairs and short lengths.
+        out: the directory: new, empty, or from an earlier build of the same shards.
 
     Raises:
         InputError: a file is missing, empty or not UTF-8; `out` holds something else, or cannot be written.
@@ -152,7 +152,7 @@ def build(source: CorpusSource, tokenizer: Any, max_length: int, seed: int, out:
 
 
 def load(directory: Path) -> Corpus:
-    """The corpus of a directory of finished shards, whose checksums are verified; nothing is masked.
+    """The corpus of a directory of finished shards, without masking. The checksums are verified.
 
     Raises:
         InputError: the directory is not finished or damaged, or has more shards than files may be open.
@@ -170,14 +170,14 @@ def load(directory: Path) -> Corpus:
     )
 
 
-def _check_fits(where: str, built: dict[str, Any], wanted: Recipe) -> None:
-    if built["tokenizer_fingerprint"] != wanted.tokenizer_fingerprint:
+def _check_fits(where: str, built: dict[str, Any], recipe: Recipe) -> None:
+    if built["tokenizer_fingerprint"] != recipe.tokenizer_fingerprint:
         raise InputError(f"{where}: the shards were built with another tokenizer: build them with this model's")
-    if built["max_length"] > wanted.max_length:
+    if built["max_length"] > recipe.max_length:
         raise InputError(
             f"{where}: the shards have up to {built['max_length']} tokens a sequence: take --max-length "
             f"{built['max_length']}, or build others"
         )
-    if wanted.pairs != built["pairs"]:
-        what, do = ("without pairs", "leave out --pairs") if wanted.pairs else ("of pairs", "add --pairs")
-        raise InputError(f"{where}: the shards were built {what}: {do}, or build others")
+    if recipe.pairs != built["pairs"]:
+        kind, remedy = ("without pairs", "leave out --pairs") if recipe.pairs else ("of pairs", "add --pairs")
+        raise InputError(f"{where}: the shards were built {kind}: {remedy}, or build others")

@@ -22,7 +22,7 @@ TOKENIZE_AT_ONCE = 1000  # sentences
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines the sequences of a text. Plain values: it is sent to other processes."""
+    """All that determines the sequences of a text. Its values are plain, because it is sent to other processes."""
 
     tokenizer: str  # the Rust backend, as JSON
     tokenizer_fingerprint: str
@@ -40,12 +40,12 @@ class Recipe:
 
     @property
     def dtype(self) -> str:
-        """Of a record."""
+        """The dtype of a record."""
         return "<u2" if self.vocab_size <= 1 << 16 else "<i4"
 
 
 class Document(NamedTuple):
-    """The tokens of a document, and where its sentences end."""
+    """The tokens of a document, and the ends of its sentences."""
 
     ids: np.ndarray  # [n]
     ends: list[int]  # increasing; the last is n
@@ -57,16 +57,17 @@ def make_recipe(source: CorpusSource, tokenizer: Any, max_length: int, seed: int
     Args:
         source: how the text is cut; its files are not read.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
-        max_length: tokens a sequence, special ones included.
-        seed: of pairs and short lengths.
+        max_length: tokens per sequence, special tokens included.
+        seed: the seed of pairs and short lengths.
 
     Raises:
-        InputError: `max_length` holds no text, or does not fit into 16 bits; the tokenizer lacks a special token.
+        InputError: `max_length` leaves no room for text, or does not fit into 16 bits; or the tokenizer lacks a
+            special token.
     """
-    least = 5 if source.pairs else 4
-    if not least <= max_length < 1 << 16:
+    minimum = 5 if source.pairs else 4
+    if not minimum <= max_length < 1 << 16:
         raise InputError(
-            f"max_length is {max_length}; with its special tokens a sequence needs {least}, and has at most 65535"
+            f"max_length is {max_length}; with its special tokens a sequence needs {minimum}, and has at most 65535"
         )
     for token in ("pad", "cls", "sep"):
         if getattr(tokenizer, f"{token}_token_id") is None:
@@ -89,27 +90,25 @@ def make_recipe(source: CorpusSource, tokenizer: Any, max_length: int, seed: int
 
 
 def sequences(text: bytes, recipe: Recipe, number: int) -> Iterator[np.ndarray]:
-    """The sequences of a text, each as one record: where its second segment starts, then its ids.
+    """The sequences of a text, without masks. Each is a record: the start of its second segment, then its ids.
 
-    Sentences are what lies between line ends, and between `.`, `!` or `?` and the space after it. As many whole ones
-    of a document as fit make a sequence `[CLS] A [SEP]`; where not even one fits it is cut, and its rest starts the
-    next sequence, so every token of the text comes once. With `recipe.short_sequence_probability` a sequence is cut to
-    a uniformly random length.
+    Sentences end at line ends, and at white space after `.`, `!` or `?`. A sequence `[CLS] A [SEP]` holds as many
+    whole sentences of a document as fit. A sentence that does not fit into a sequence is cut, and its rest starts the
+    next one. So every token of the text occurs once. With probability `recipe.short_sequence_probability`, a sequence
+    is cut to a uniformly random length.
 
-    With `recipe.pairs` such a stretch of text is divided after a random sentence, `[CLS] A [SEP] B [SEP]`, as for BERT
-    (Devlin et al., arXiv 1810.04805, section A.2). In half of the cases, and where the stretch is one sentence, B is
-    then replaced by text from a random place of another document; both are cut, the longer first, and what A did not
-    take starts the next sequence. Where the text is a single document every B continues its A, or is left out.
-
-    Nothing is masked.
+    With `recipe.pairs`, such a stretch of text is divided after a random sentence, `[CLS] A [SEP] B [SEP]`, as in BERT
+    (Devlin et al., arXiv 1810.04805, section A.2). In half of the cases, and if the stretch is one sentence, text from
+    a random place in another document replaces B. Both are then cut, the longer first, and the text after A starts the
+    next sequence. If the text is a single document, every B continues its A or is left out.
 
     Args:
-        text: UTF-8; the documents from which random texts come.
+        text: UTF-8; random texts come from its documents.
         recipe: how it is cut.
-        number: of the text in the corpus; each has its own random numbers.
+        number: the text's number in the corpus. Each number has its own random numbers.
 
     Returns:
-        Arrays of `recipe.dtype` [1 + tokens]. The token types are 0 up to the first value, and 1 from there.
+        Arrays of `recipe.dtype` [1 + tokens]. Token types are 0 up to the position in the first value, and then 1.
     """
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([recipe.seed, number])))
     documents = _tokenize(text, recipe)
@@ -124,7 +123,7 @@ def sequences(text: bytes, recipe: Recipe, number: int) -> Iterator[np.ndarray]:
 
 
 def split_documents(text: bytes, one_document_per_line: bool) -> Iterator[list[str]]:
-    """The sentences of each document; documents are lines, or what blank lines separate.
+    """The sentences of each document. Documents are lines, or are separated by blank lines.
 
     >>> list(split_documents(b"One. Two\\nthree.\\n\\nFour!", False))
     [['One.', 'Two', 'three.'], ['Four!']]
@@ -146,13 +145,13 @@ def _backend(serialized: str) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(serialized)
-    tokenizer.no_truncation()  # the last call's stay in it
+    tokenizer.no_truncation()  # the JSON holds those of the last call
     tokenizer.no_padding()
     return tokenizer
 
 
 def _tokenize(text: bytes, recipe: Recipe) -> list[Document]:
-    """All documents that have tokens."""
+    """The documents that have tokens."""
     tokenizer = _backend(recipe.tokenizer)
     texts: list[str] = []
     counts: list[int] = []
@@ -165,19 +164,19 @@ def _tokenize(text: bytes, recipe: Recipe) -> list[Document]:
         sentences += [np.array(sentence.ids, recipe.dtype) for sentence in encoded]
     documents = []
     for stop, count in zip(np.cumsum(counts), counts, strict=True):
-        own = [sentence for sentence in sentences[stop - count : stop] if len(sentence)]
-        if own:
-            documents.append(Document(np.concatenate(own), np.cumsum([len(sentence) for sentence in own]).tolist()))
+        parts = [sentence for sentence in sentences[stop - count : stop] if len(sentence)]
+        if parts:
+            documents.append(Document(np.concatenate(parts), np.cumsum([len(part) for part in parts]).tolist()))
     return documents
 
 
 def _target(limit: int, recipe: Recipe, random: np.random.Generator) -> int:
-    """How many tokens of text a sequence may have."""
+    """The number of text tokens that a sequence may have."""
     return int(random.integers(2, limit + 1)) if random.random() < recipe.short_sequence_probability else limit
 
 
 def _stop(document: Document, start: int, target: int) -> int:
-    """Where a stretch from `start` ends: after the last sentence that fits, or, where none does, at the limit."""
+    """The end of a stretch from `start`: after the last sentence that fits, or at the limit if none fits."""
     last = document.ends[bisect_right(document.ends, start + target) - 1]
     return last if start < last <= start + target else start + target
 
@@ -185,6 +184,7 @@ def _stop(document: Document, start: int, target: int) -> int:
 def _stretches(
     document: Document, recipe: Recipe, random: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The document as single segments; the second segment of each sequence is empty."""
     start = 0
     while start < len(document.ids):
         stop = _stop(document, start, _target(recipe.max_length - 2, recipe, random))
@@ -195,15 +195,16 @@ def _stretches(
 def _pairs(
     documents: list[Document], i: int, recipe: Recipe, random: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Document i as pairs of segments."""
     ids, ends = documents[i]
-    alone = len(documents) == 1
+    is_only = len(documents) == 1
     start = 0
     while start < len(ids):
         target = _target(recipe.max_length - 3, recipe, random)
         stop = _stop(documents[i], start, target)
         inner = ends[bisect_right(ends, start) : bisect_left(ends, stop)]
         border = inner[random.integers(len(inner))] if inner else stop
-        if alone or (inner and random.random() < 0.5):
+        if is_only or (inner and random.random() < 0.5):
             yield ids[start:border], ids[border:stop]
             start = stop
         else:
@@ -214,15 +215,15 @@ def _pairs(
             start += len(first)
 
 
-def _random_text(document: Document, wanted: int, random: np.random.Generator) -> np.ndarray:
-    """Whole sentences from a random one on: as few as have `wanted` tokens, at least one."""
+def _random_text(document: Document, tokens: int, random: np.random.Generator) -> np.ndarray:
+    """Whole sentences from a random one on: as few as hold `tokens` tokens, and at least one."""
     starts = [0, *document.ends[:-1]]
     start = starts[random.integers(len(starts))]
-    stop = bisect_left(document.ends, max(start + wanted, start + 1))
+    stop = bisect_left(document.ends, max(start + tokens, start + 1))
     return document.ids[start : document.ends[min(stop, len(starts) - 1)]]
 
 
 def _cut_pair(first: np.ndarray, second: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both from their start, together at most `limit` tokens; the longer one loses its end first."""
+    """Both segments, cut at their ends to `limit` tokens in total. The longer one is cut first."""
     second = second[: max(limit // 2, limit - len(first))]
     return first[: limit - len(second)], second

@@ -1,12 +1,12 @@
-"""Text -> token sequences in ArrayRecord shards, built by several processes, and continued after a kill.
+"""Text -> token sequences in ArrayRecord shards. Several processes build them, and a killed build is continued.
 
-The text is built in units, one shard each. A shard is a pure function of its unit, the recipe and its number, so the
-bytes are the same with any number of processes, and of a build that was killed only the missing shards are built.
+The text is read in units, and each unit gives one shard. A shard is a pure function of its unit, the recipe and its
+number. So the bytes do not depend on the number of processes, and a continued build makes only the missing shards.
 
-    00000.array_record   records: little-endian uint16, int32 where ids need it: where the second segment starts, ids
-    00000.lengths.npy    uint16, tokens of each record
-    corpus.json          recipe and shards with their checksums; written last
-    journal.jsonl        the finished shards, for a build that continues
+    00000.array_record   records: start of the second segment, ids; little-endian uint16, int32 for a large vocabulary
+    00000.lengths.npy    uint16, tokens per record
+    corpus.json          the recipe, and the shards with their checksums; written last
+    journal.jsonl        the finished shards, for a continued build
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tinybert_jax.data.corpus.text import READ_BYTES, Text, units
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import CorpusSource
 
-FORMAT_VERSION = 1  # of the shards; count it up when the same text would give others
+FORMAT_VERSION = 1  # of the shards; increase it when the same text would give others
 MANIFEST, JOURNAL = "corpus.json", "journal.jsonl"
 TEMPORARY = ".tmp-"
 
 
 class Shard(NamedTuple):
-    """A finished shard; the checksum is that of the records' file and the lengths' file, one after the other."""
+    """A finished shard. The checksum covers the file of records and then the file of lengths."""
 
     name: str
     sequences: int
@@ -51,13 +51,13 @@ def build_shards(source: CorpusSource, recipe: Recipe, text: Text, out: Path) ->
     """Build the shards of a source's files; see `corpus.build`.
 
     Args:
-        source: names the files, and the processes that build.
-        recipe: of the sequences.
-        text: what `text.survey` found in the files.
-        out: directory; new, empty, or from an earlier build of the same.
+        source: the files, and the number of processes.
+        recipe: how sequences are made of text.
+        text: the result of `text.survey` on the files.
+        out: the directory: new, empty, or from an earlier build of the same shards.
 
     Raises:
-        InputError: the files have changed since; `out` holds something else, or cannot be written.
+        InputError: the files have changed since `text.survey`; `out` holds something else, or cannot be written.
     """
     check_open_files(out, text.units)
     try:
@@ -66,7 +66,7 @@ def build_shards(source: CorpusSource, recipe: Recipe, text: Text, out: Path) ->
             raise InputError(f"{out}: not empty, and not a build of these shards: give another directory")
         with (out / JOURNAL).open("a+", encoding="utf-8") as journal:
             _lock(journal, out)
-            finished = _continue(journal, {"key": key(recipe, text)}, out)
+            finished = _finished_shards(journal, {"key": key(recipe, text)}, out)
             for leftover in out.glob(f"{TEMPORARY}*"):
                 leftover.unlink()
             _build_missing(source, recipe, text, out, finished, journal)
@@ -78,10 +78,10 @@ def build_shards(source: CorpusSource, recipe: Recipe, text: Text, out: Path) ->
 
 
 def write_shard(directory: Path, number: int, text: bytes, recipe: Recipe) -> Shard:
-    """Write the sequences of a unit of text; the two files appear by renaming.
+    """Write the sequences of a unit of text. The two files appear by renaming.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -90,12 +90,12 @@ def write_shard(directory: Path, number: int, text: bytes, recipe: Recipe) -> Sh
     temporary = [file.with_name(TEMPORARY + file.name) for file in files]
     lengths = []
     try:
-        writer = ArrayRecordWriter(str(temporary[0]), "group_size:1")  # what random access needs
+        writer = ArrayRecordWriter(str(temporary[0]), "group_size:1")  # needed for random access
         for record in sequences(text, recipe, number):
             writer.write(record.tobytes())
             lengths.append(len(record) - 1)
         writer.close()
-    except RuntimeError as error:  # its name for a full disk
+    except RuntimeError as error:  # ArrayRecord raises it for a full disk
         raise OSError(str(error)) from None
     with temporary[1].open("wb") as file:
         np.save(file, np.array(lengths, np.uint16), allow_pickle=False)
@@ -114,12 +114,12 @@ def manifest(recipe: Recipe, shards: Sequence[Shard]) -> str:
     """
     if not any(shard.sequences for shard in shards):
         raise InputError("the tokenizer finds no tokens in the corpus: give other files")
-    fields = _described(recipe) | {"shards": [shard._asdict() for shard in sorted(shards)]}
+    fields = _recipe_fields(recipe) | {"shards": [shard._asdict() for shard in sorted(shards)]}
     return json.dumps(fields, indent=1) + "\n"
 
 
 def read_manifest(directory: Path) -> tuple[dict[str, Any], list[Shard], str]:
-    """The recipe, without the tokenizer's JSON, of a directory; its shards, verified; and the sha256 of both.
+    """The recipe of a directory, without the tokenizer's JSON; its verified shards; and the manifest's sha256.
 
     Raises:
         InputError: the directory is not finished or damaged, or has more shards than files may be open.
@@ -146,16 +146,16 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], list[Shard], str]:
 
 def key(recipe: Recipe, text: Text) -> str:
     """sha256 of all that determines the shards."""
-    return hashlib.sha256(json.dumps([_described(recipe), text.sha256], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_recipe_fields(recipe), text.sha256], sort_keys=True).encode()).hexdigest()
 
 
 def shard_files(directory: Path, name: str) -> tuple[Path, Path]:
-    """The records' file and the lengths' file."""
+    """The file of records and the file of lengths."""
     return directory / f"{name}.array_record", directory / f"{name}.lengths.npy"
 
 
 def checksum(directory: Path, name: str) -> str | None:
-    """See `Shard`; None where a file is missing."""
+    """The checksum of a shard, as in `Shard`; None if a file is missing."""
     digest = hashlib.sha256()
     for path in shard_files(directory, name):
         if not path.is_file():
@@ -167,26 +167,26 @@ def checksum(directory: Path, name: str) -> str | None:
 
 
 def check_open_files(directory: Path, shards: int) -> None:
-    """Refuse more shards than may be open at a time.
+    """Refuse more shards than files may be open.
 
     Raises:
-        InputError: with the command that allows more.
+        InputError: there are too many. The message has the command that allows more.
     """
     import resource
 
-    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], shards + 200  # what else a run has open
+    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], shards + 200  # 200: the other files of a run
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise InputError(f"{directory}: {shards} shards, and only {limit} files may be open: run `ulimit -n {needed}`")
 
 
-def _described(recipe: Recipe) -> dict[str, Any]:
+def _recipe_fields(recipe: Recipe) -> dict[str, Any]:
     fields = dataclasses.asdict(recipe) | {"dtype": recipe.dtype, "format_version": FORMAT_VERSION}
-    del fields["tokenizer"]  # its fingerprint stays; the JSON also holds the last call's truncation
+    del fields["tokenizer"]  # the fingerprint is kept; the JSON also holds the last call's truncation
     return fields
 
 
 def _lock(journal: TextIO, out: Path) -> None:
-    """Wait until no other process builds there: it may be another host of the same run."""
+    """Wait until no other process builds there. The process may run on another host."""
     import fcntl
 
     try:
@@ -196,8 +196,8 @@ def _lock(journal: TextIO, out: Path) -> None:
         fcntl.flock(journal, fcntl.LOCK_EX)
 
 
-def _continue(journal: TextIO, header: dict[str, str], out: Path) -> dict[int, Shard]:
-    """The shards of the journal that are there and whole, by number; a new journal gets its header."""
+def _finished_shards(journal: TextIO, header: dict[str, str], out: Path) -> dict[int, Shard]:
+    """The journal's shards that exist and are undamaged, by number. A new journal gets its header."""
     journal.seek(0)
     *lines, torn = journal.read().split("\n")
     if not lines:
@@ -209,7 +209,7 @@ def _continue(journal: TextIO, header: dict[str, str], out: Path) -> dict[int, S
     journal.write("\n" if torn else "")
     shards = []
     for line in lines[1:]:
-        with contextlib.suppress(ValueError, TypeError):  # a kill met its writing
+        with contextlib.suppress(ValueError, TypeError):  # a kill interrupted its writing
             shards.append(Shard(**json.loads(line)))
     return {int(shard.name): shard for shard in shards if checksum(out, shard.name) == shard.sha256}
 
@@ -217,7 +217,7 @@ def _continue(journal: TextIO, header: dict[str, str], out: Path) -> dict[int, S
 def _build_missing(
     source: CorpusSource, recipe: Recipe, text: Text, out: Path, finished: dict[int, Shard], journal: TextIO
 ) -> None:
-    """Adds the missing shards to the directory, to `finished` and to the journal."""
+    """Add the missing shards to the directory, to `finished` and to the journal."""
     from tqdm import tqdm
 
     content = hashlib.sha256()
@@ -231,20 +231,20 @@ def _build_missing(
                 else:
                     yield number, unit
 
-        for shard, size in _written(missing(), recipe, out, min(source.processes, text.units - len(finished))):
+        for shard, size in _build_units(missing(), recipe, out, min(source.processes, text.units - len(finished))):
             finished[int(shard.name)] = shard
             journal.write(json.dumps(shard._asdict()) + "\n")
             journal.flush()
             bar.update(size)
     if content.hexdigest() != text.sha256:
-        shutil.rmtree(out)  # these shards are not what their key says
+        shutil.rmtree(out)  # these shards do not match their key
         raise InputError(f"{', '.join(source.files)}: changed while they were read: run again")
 
 
-def _written(
+def _build_units(
     missing: Iterator[tuple[int, bytes]], recipe: Recipe, out: Path, processes: int
 ) -> Iterator[tuple[Shard, int]]:
-    """The shards as they are finished, and the bytes of their text; few units are in memory at a time."""
+    """Build the shards of units: each shard when it is finished, and the size of its text. Few units are in memory."""
     if processes <= 1:
         for number, unit in missing:
             yield write_shard(out, number, unit, recipe), len(unit)
@@ -255,7 +255,7 @@ def _written(
         for future in concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED).done:
             yield future.result(), pending.pop(future)
 
-    # Not fork: jax has threads. What is spawned imports no jax.
+    # No fork, because jax has threads. A spawned worker imports no jax.
     pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
     try:
         with pool:
@@ -273,13 +273,13 @@ def _written(
 
 
 def _start_worker() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already work in parallel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A pool's workers would wait for ever for a parent that was killed."""
+    """End this worker with its parent. Otherwise it would wait for ever for a parent that was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

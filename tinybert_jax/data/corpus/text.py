@@ -1,4 +1,4 @@
-"""Text files of any size -> units of text of a bounded one, checked."""
+"""Text files of any size -> checked units of text of bounded size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import CorpusSource
 
-UNIT_BYTES = 32 << 20  # of text, at most: 20 GB are 600 shards, which are open at a time
+UNIT_BYTES = 32 << 20  # at most; 20 GB of text are 600 shards, which are all open at a time
 READ_BYTES = 1 << 20
 
 
 class Text(NamedTuple):
-    """What a first reading of all files gives."""
+    """The result of a first reading of all files."""
 
     sha256: str
     size: int  # bytes
@@ -25,7 +25,7 @@ class Text(NamedTuple):
 
 
 def survey(source: CorpusSource) -> Text:
-    """Reads and checks all files of a source; see `units`."""
+    """Read and check all files of a source; see `units`."""
     from tqdm import tqdm
 
     content, size, count = hashlib.sha256(), 0, 0
@@ -40,44 +40,45 @@ def survey(source: CorpusSource) -> Text:
 def units(
     files: Sequence[str], one_document_per_line: bool, opener: Callable[[str], Any] | None = None
 ) -> Iterator[bytes]:
-    """The text of the files, one after the other, in units of at most `UNIT_BYTES`, however large a file is.
+    """The concatenated text of the files, in units of at most `UNIT_BYTES`.
 
-    A unit ends where a document does; a document that is longer than a unit is cut at a line. A file ends a document.
+    A unit ends at the end of a document. A document that is longer than a unit is cut at a line. Every file ends a
+    document.
 
     Args:
-        files: UTF-8 text; what ends on .gz is decompressed.
-        one_document_per_line: else documents end at blank lines.
-        opener: gives a file's decompressed bytes; for files that are not local.
+        files: UTF-8 text; a file that ends in .gz is decompressed.
+        one_document_per_line: every line is a document. Otherwise documents end at blank lines.
+        opener: opens a file that is not local, decompressed.
 
     Raises:
         InputError: a file is missing, empty, damaged or not UTF-8 (`file:line`), or a line is longer than a unit.
     """
     opener = opener or _open
-    rest = bytearray()
+    buffer = bytearray()
     for path in files:
-        for piece in _pieces(path, opener):
-            rest += piece
-            while len(rest) >= UNIT_BYTES:
-                stop = _last_border(rest[:UNIT_BYTES], one_document_per_line)
+        for block in _blocks(path, opener):
+            buffer += block
+            while len(buffer) >= UNIT_BYTES:
+                stop = _last_border(buffer[:UNIT_BYTES], one_document_per_line)
                 if not stop:
                     raise InputError(f"{path}: a line has more than {UNIT_BYTES:,} bytes: break it between sentences")
-                yield from _checked(bytes(rest[:stop]), files, opener)
-                del rest[:stop]
-    yield from _checked(bytes(rest), files, opener)
+                yield from _checked_unit(bytes(buffer[:stop]), files, opener)
+                del buffer[:stop]
+    yield from _checked_unit(bytes(buffer), files, opener)
 
 
 def _open(path: str) -> io.BufferedIOBase:
     return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
 
 
-def _pieces(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
-    """The bytes of a file without byte order mark, and a blank line."""
-    empty, first = True, True
+def _blocks(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
+    """The bytes of a file without its byte order mark, and a blank line."""
+    empty, at_start = True, True
     try:
         with opener(path) as file:
             while data := file.read(READ_BYTES):
-                yield data.removeprefix(b"\xef\xbb\xbf") if first else data
-                first, empty = False, empty and not data.strip()
+                yield data.removeprefix(b"\xef\xbb\xbf") if at_start else data
+                at_start, empty = False, empty and not data.strip()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file: name one that exists with --corpus") from None
     except IsADirectoryError:
@@ -90,7 +91,7 @@ def _pieces(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
 
 
 def _last_border(text: bytearray, one_document_per_line: bool) -> int:
-    """Where the last document ends that ends in the text; if none does, the last line; 0 if none does either."""
+    """The offset after the last complete document; else after the last complete line; else 0."""
     end = len(text)
     while (newline := text.rfind(b"\n", 0, end)) >= 0:
         line = text.rfind(b"\n", 0, newline) + 1
@@ -100,20 +101,21 @@ def _last_border(text: bytearray, one_document_per_line: bool) -> int:
     return text.rfind(b"\n") + 1
 
 
-def _checked(text: bytes, files: Sequence[str], opener: Callable[[str], Any]) -> Iterator[bytes]:
-    """The text, if there is any, as one unit."""
+def _checked_unit(text: bytes, files: Sequence[str], opener: Callable[[str], Any]) -> Iterator[bytes]:
+    """The text as one unit, or nothing if it is blank."""
     try:
         text.decode()
-        wrong = b"\0" in text
+        invalid = b"\0" in text
     except UnicodeDecodeError:
-        wrong = True
-    if wrong:
-        raise _first_wrong_line(files, opener)
+        invalid = True
+    if invalid:
+        raise _invalid_line(files, opener)
     if text.strip():
         yield text
 
 
-def _first_wrong_line(files: Sequence[str], opener: Callable[[str], Any]) -> InputError:
+def _invalid_line(files: Sequence[str], opener: Callable[[str], Any]) -> InputError:
+    """The error that names the first line of the files that is invalid."""
     for path in files:
         with opener(path) as file:
             for line, content in enumerate(file, 1):

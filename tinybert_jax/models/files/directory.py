@@ -19,6 +19,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
 from tinybert_jax.models.files.weights import TORCH_FILE, first_line, read_json, read_tensors
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
             torch is installed), or a hub id.
 
     Returns:
-        The config, and the parameters as `{"bert": ...}` plus heads; leaves of `encoder/layer` are stacked [l, ...].
+        The config, and the parameters as `{"encoder": ...}` plus heads; leaves of layers are stacked [l, ...].
         A TinyBERT as its authors' code saves it also has `fit_dense`, or, stacked [l + 1, ...], `fit_denses`:
         projections of its hidden states to its teacher's width; its classifier is left out, with a note.
 
@@ -117,9 +118,10 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     config = load_config(path)
     params = from_hf_tensors(config, read_tensors(path), str(path))
     architectures = re.findall(r"\w+", str(read_json(path / "config.json").get("architectures")))
-    if "BertForTokenClassification" in architectures:
-        params["bert"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
-    ours = {"BertForSequenceClassification", "BertForTokenClassification"} & set(architectures)
+    of_heads = {head: config.family.architecture + HEADS[head].architecture for head in ("sequence", "tokens")}
+    if of_heads["tokens"] in architectures:
+        params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
+    ours = set(of_heads.values()) & set(architectures)
     if "classifier" in params and any(name in params for name in FIT_NAMES) and not ours:
         del params["classifier"]
         print(
@@ -146,13 +148,20 @@ def save_hf(
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    hf = config.to_hf() | {"architectures": [architecture(params)], "dtype": "float32"}
+    hf = config.to_hf() | {"architectures": [architecture(params, config)], "dtype": "float32"}
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
     # renamed into place: a directory that has weights has whole ones
-    tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size))
+    tensors, written = (
+        to_hf_tensors(resize_vocabulary(params, config.vocab_size), config),
+        path / "model.safetensors.tmp",
+    )
+    written.unlink(missing_ok=True)
+    written.touch()
+    mode = written.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
     try:
-        save_file(tensors, path / "model.safetensors.tmp", metadata={"format": "pt"})
-        os.replace(path / "model.safetensors.tmp", path / "model.safetensors")
+        save_file(tensors, written, metadata={"format": "pt"})
+        written.chmod(mode)
+        os.replace(written, path / "model.safetensors")
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,10 +16,10 @@ from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
-from tinybert_jax.models.heads import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
+from tinybert_jax.models.heads import HEADS
 
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-LAYER = ("bert", "encoder", "layer")
+LAYER = ("encoder", "encoder", "layer")
 STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
 FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
@@ -31,7 +32,9 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     Raises:
         InputError: names `where` and the tensors that are missing, surplus, of another shape or without numbers.
     """
-    prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
+    family = config.family
+    prefix = "" if any(name.startswith(f"{family.prefix}.") for name in tensors) else f"{family.prefix}."
+    head = _named_head(config, tensors)
     flat: dict[tuple[str, ...], Any] = {}
     numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     names: dict[tuple[str, ...], str] = {}
@@ -39,7 +42,9 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
         theirs = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
         if theirs[-1] in IGNORED:
             continue
-        path = _to_ours(theirs)
+        path = _to_ours(family.to_ours(theirs, head))
+        if theirs[:2] == (family.prefix, "pooler") and head in family.head_names:
+            continue  # the head brings a pooler of its own, and nothing reads the encoder's
         if theirs[-1] in OURS:
             raise InputError(f"{where}: the weights hold {name!r}, which no BERT has: remove or rename it")
         if path in names:
@@ -58,21 +63,24 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     for path, values in numbered.items():
         flat[path] = _stack(config, path, values, where)
     _check_shapes(config, flat, where)
-    return traverse_util.unflatten_dict({path: jnp.asarray(value) for path, value in flat.items()})
+    return traverse_util.unflatten_dict(flat)
 
 
-def to_hf_tensors(params: Params) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face's names, in its orientation. A bare encoder loses the prefix `bert.`, as there."""
+def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
+    """Tensors under Hugging Face's names, in its orientation. A bare encoder has no prefix, as there."""
     tensors = {}
+    family, head = config.family, head_of(params)
     for path, leaf in traverse_util.flatten_dict(params).items():
         value = np.asarray(jax.device_get(leaf))
         if group := _numbered(path):
             for i, own in enumerate(value):
-                tensors[".".join(_to_theirs((*group, str(i), *path[len(group) :])))] = _transpose(path, own)
+                tensors[".".join(_to_theirs(family.to_hf((*group, str(i), *path[len(group) :]), head)))] = _transpose(
+                    path, own
+                )
         else:
-            tensors[".".join(_to_theirs(path))] = _transpose(path, value)
-    if set(params) == {"bert"}:
-        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+            tensors[".".join(_to_theirs(family.to_hf(path, head)))] = _transpose(path, value)
+    if set(params) == {"encoder"}:
+        tensors = {name.removeprefix(f"{family.prefix}."): tensor for name, tensor in tensors.items()}
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
 
 
@@ -131,7 +139,7 @@ def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarr
 def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
     """Drop the masked-LM decoder's copies of what it shares with the embedding and the bias."""
     for copy, original in (
-        (("cls", "predictions", "decoder", "kernel"), ("bert", "embeddings", "word_embeddings", "embedding")),
+        (("cls", "predictions", "decoder", "kernel"), ("encoder", "embeddings", "word_embeddings", "embedding")),
         (("cls", "predictions", "decoder", "bias"), ("cls", "predictions", "bias")),
     ):
         if copy in flat:
@@ -145,19 +153,13 @@ def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
 
 def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: str) -> None:
     expected = traverse_util.flatten_dict(
-        _shapes(BertModel(config, add_pooler=("bert", "pooler", "dense", "kernel") in flat))
+        _shapes(BertModel(config, add_pooler=("encoder", "pooler", "dense", "kernel") in flat))
     )
-    expected = {("bert", *path): leaf for path, leaf in expected.items()}
-    heads = {path[0] for path in flat} - {"bert"}
-    for head, model in (
-        ("classifier", BertForTokenClassification(config)),
-        ("qa_outputs", BertForQuestionAnswering(config)),
-        ("cls", BertForMaskedLM(config)),
-    ):
-        if head in heads:
-            expected |= {
-                path: leaf for path, leaf in traverse_util.flatten_dict(_shapes(model)).items() if path[0] == head
-            }
+    expected = {("encoder", *path): leaf for path, leaf in expected.items()}
+    heads = {path[0] for path in flat} - {"encoder"}
+    for key, model in {row.key: row.model for row in HEADS.values() if row.key in heads}.items():
+        shapes = traverse_util.flatten_dict(_shapes(model(config)))
+        expected |= {path: leaf for path, leaf in shapes.items() if path[0] == key}
     if ("cls", "seq_relationship", "kernel") in flat:  # next sentence prediction, of checkpoints as pretrained
         width = config.hidden_size
         expected[("cls", "seq_relationship", "kernel")] = jax.ShapeDtypeStruct((width, 2), jnp.float32)
@@ -189,12 +191,22 @@ def _shapes(model: Any) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def architecture(params: Params) -> str:
+def head_of(params: Params) -> str:
+    """The row of `HEADS` of the head that the parameters hold; "encoder" where they hold none."""
+    return next((name for name, row in HEADS.items() if row.is_in(params)), "encoder")
+
+
+def architecture(params: Params, config: BertConfig) -> str:
     """The name of the class of `transformers` that holds these parameters."""
-    if "classifier" in params:
-        return "BertForSequenceClassification" if "pooler" in params["bert"] else "BertForTokenClassification"
-    if "qa_outputs" in params:
-        return "BertForQuestionAnswering"
-    if "cls" in params:
-        return "BertForPreTraining" if "seq_relationship" in params["cls"] else "BertForMaskedLM"
-    return "BertModel"
+    if "seq_relationship" in params.get("cls", {}):
+        return f"{config.family.architecture}ForPreTraining"
+    return config.family.architecture + HEADS[head_of(params)].architecture
+
+
+def _named_head(config: BertConfig, tensors: Iterable[str]) -> str | None:
+    """The head whose tensors have names of their own in this family, where the file holds them."""
+    paths = [tuple(name.split(".")) for name in tensors]
+    for head, pairs in config.family.head_names.items():
+        if all(any(path[: len(theirs)] == theirs for path in paths) for _, theirs in pairs):
+            return head
+    return None

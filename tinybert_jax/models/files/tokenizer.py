@@ -12,7 +12,6 @@ import numpy as np
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.files.directory import resolve
 from tinybert_jax.models.files.weights import first_line
 from tinybert_jax.settings.choices import MIN_LENGTH
 
@@ -29,6 +28,9 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     from transformers import AutoTokenizer
+
+    # `directory` imports jax, which a worker that builds shards needs no more than the tasks do.
+    from tinybert_jax.models.files.directory import resolve
 
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt")):

@@ -1,0 +1,5 @@
+"""BERT (Devlin et al., arXiv 1810.04805), whose names and defaults are ours."""
+
+from tinybert_jax.models.families.family import Family
+
+BERT = Family("bert", "Bert", prefix="bert", names=((("encoder",), ("bert",)),))

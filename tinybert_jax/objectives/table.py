@@ -1,0 +1,30 @@
+"""The table of objectives: from the settings of a stage to the functions that it trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.objectives import masked_lm, prediction, supervised, transformer
+from tinybert_jax.objectives.objective import Context, Objective
+from tinybert_jax.settings.objectives import MaskedLM, ObjectiveSettings, Prediction, Supervised, Transformer
+
+OBJECTIVES: dict[type[ObjectiveSettings], Callable[[Any, Context], Objective]] = {
+    Transformer: transformer.build,
+    Prediction: prediction.build,
+    Supervised: supervised.build,
+    MaskedLM: masked_lm.build,
+}
+
+
+def build_objective(settings: ObjectiveSettings, context: Context) -> Objective:
+    """The objective that a stage's settings describe.
+
+    Raises:
+        InputError: the settings have no row in `OBJECTIVES`, or do not fit the models.
+    """
+    if type(settings) not in OBJECTIVES:
+        known = ", ".join(row.__name__ for row in OBJECTIVES)
+        raise InputError(f"objective {settings.name!r} has no row in the table of objectives; known are {known}")
+    return OBJECTIVES[type(settings)](settings, context)

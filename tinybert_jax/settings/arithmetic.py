@@ -1,0 +1,58 @@
+"""The presets: whose arithmetic a run follows, as named facts. Any combination of facts is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.choices import OptimizerName, Preset
+
+Padding = Literal["exclude", "include", "zero"]
+Projections = Literal["separate", "shared"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How losses count padding, how states are projected, what regression learns from, and which optimizer trains.
+
+    `padding`: "exclude": means are over real positions; "include": means are over all positions; "zero": as "include",
+    and attention scores of padded keys count as 0 on both sides, as in the code of TinyBERT's authors.
+    `projections`: "separate": a kernel for embeddings and one for hidden states; "shared": one dense layer with bias.
+    """
+
+    padding: Padding = "exclude"
+    projections: Projections = "separate"
+    class_mean: bool = False  # the prediction loss is divided by the number of classes
+    regression_from_labels: bool = False  # prediction distillation of a number learns from the label, not the teacher
+    optimizer: OptimizerName = "adamw"
+    target_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of kept hidden states, queries and keys of a teacher
+    start_from_teacher: bool = True  # start "auto" takes a student's first parameters from the teacher where it can
+
+
+PRESETS: dict[Preset, Arithmetic] = {
+    "default": Arithmetic(),
+    "paper": Arithmetic(padding="include", target_dtype="float32", start_from_teacher=False),
+    "official": Arithmetic(
+        "zero",
+        "shared",
+        class_mean=True,
+        regression_from_labels=True,
+        optimizer="bert_adam",
+        target_dtype="float32",
+        start_from_teacher=False,
+    ),
+}
+
+
+def arithmetic(preset: Preset | Arithmetic) -> Arithmetic:
+    """The facts of a preset, or those that are given.
+
+    Raises:
+        InputError: the preset is unknown.
+    """
+    if isinstance(preset, Arithmetic):
+        return preset
+    if preset not in PRESETS:
+        raise InputError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
