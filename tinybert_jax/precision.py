@@ -67,5 +67,5 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         # not into float32: where devices share i, they send each other parts of the sum, and bfloat16 is enough
-        y = product("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype), self.dtype)
+        y = product("...i,io->...o", jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype), self.dtype)
         return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(self.dtype)
