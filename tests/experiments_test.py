@@ -217,7 +217,7 @@ def test_no_setting_of_the_ablations_trains_longer_or_is_scored_oftener_for_havi
     wanted = {"transformer": (40, None), "prediction": (50, 50), "supervised": (50, 50)}
     for setting in ablations.settings(full, "tinybert-3l-192d").values():
         rows = 64 * (20 if setting.augmented else 1)
-        taken = {own.objective: (stage_steps(own, rows), own.evaluate_every) for own in setting.stages}
+        taken = {own.objective.name: (stage_steps(own, rows), own.evaluate_every) for own in setting.stages}
         assert taken == {name: wanted[name] for name in taken}
 
 

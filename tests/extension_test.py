@@ -99,9 +99,9 @@ def half_of_classifier(settings: HalfOfClassifier) -> Method:
 
         def init(key: Any, student_params: Any) -> Any:
             trainable = objective.init(key, student_params)
-            sizes = np.abs(trainable["classifier"]["kernel"])
-            mask = np.float32(sizes >= np.quantile(sizes, 1 - settings.share))
-            return trainable | {CARRIED: {"mask": mask, "steps": np.float32(0)}}
+            sizes = jnp.abs(trainable["classifier"]["kernel"])
+            mask = (sizes >= jnp.quantile(sizes, 1 - settings.share)).astype(jnp.float32)
+            return trainable | {CARRIED: {"mask": mask, "steps": jnp.zeros(())}}
 
         def advance(carried: Any, params: Any, hyper: Any) -> Any:
             return carried | {"steps": carried["steps"] + 1}
@@ -133,21 +133,23 @@ def logged(out: Path, name: str) -> list[float]:
 
 
 def test_an_objective_is_settings_and_a_row(
-    common: dict[str, Any], blank_student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    common: dict[str, Any], pretrained: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the cache, resumption, logs, a population over its number, and the stage's progress."""
     experiment = tb.Experiment(
         **common,
-        model=str(blank_student),
+        model=str(pretrained),
         teacher=str(teacher),
-        stages=(tb.Stage(LogitError(scale=0.5), epochs=3, learning_rate=1e-2),),
+        stages=(tb.Stage(LogitError(scale=0.5), epochs=12, learning_rate=3e-3, evaluate_every=24),),
     )
     with pytest.raises(tb.InputError, match="objective 'logit_error' has no row in the table of objectives"):
         tb.run(experiment, tmp_path / "run")
     monkeypatch.setitem(OBJECTIVES, LogitError, logit_error)
     result = tb.run(experiment, tmp_path / "run")
     assert result.scores["accuracy"] > 0.8
-    assert logged(tmp_path / "run", "progress") == pytest.approx([9 / 18, 17 / 18])
+    assert logged(tmp_path / "run", "progress") == pytest.approx(
+        [(step - 1) / 72 for step in (*range(10, 71, 10), 72)]
+    )
     described = json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]
     assert described["stages"][0]["objective"] == {"name": "logit_error", "scale": 0.5}
     weights = (result.directory / "model.safetensors").read_bytes()
@@ -208,13 +210,13 @@ def test_a_family_is_a_row(
 
 
 def test_a_compression_method_is_settings_and_a_row(
-    common: dict[str, Any], blank_student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    common: dict[str, Any], pretrained: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its mask is carried through both stages and checkpoints, and acts in loss, scores and export."""
-    stages = (tb.Stage(tb.Prediction(), epochs=6, learning_rate=1e-2),)
+    stages = (tb.Stage(tb.Prediction(), epochs=12, learning_rate=3e-3, evaluate_every=24),)
     experiment = tb.Experiment(
         **common,
-        model=str(blank_student),
+        model=str(pretrained),
         teacher=str(teacher),
         stages=stages,
         compression=(HalfOfClassifier(),),

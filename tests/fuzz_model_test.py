@@ -96,7 +96,7 @@ def test_weights_that_the_config_does_not_describe_are_refused(folder, content):
     put(folder / "model.safetensors", (TINY / "model.safetensors").read_bytes())
     loaded = read_or_refused(lambda: tb.load_hf(folder), folder)
     if loaded is not None:
-        assert to_hf_tensors(loaded[1]).keys() == TENSORS.keys()
+        assert to_hf_tensors(loaded[1], loaded[0]).keys() == TENSORS.keys()
 
 
 # ---- weights
@@ -130,7 +130,7 @@ def check_weights(folder: Path, content: bytes) -> None:
     put(folder / "model.safetensors", content)
     loaded = read_or_refused(lambda: tb.load_hf(folder), folder)
     if loaded is not None:
-        ours, theirs = to_hf_tensors(loaded[1]), read_plainly(content)
+        ours, theirs = to_hf_tensors(loaded[1], loaded[0]), read_plainly(content)
         assert {name: (t.shape, t.tobytes()) for name, t in ours.items()} == {
             name: (t.shape, t.tobytes()) for name, t in theirs.items()
         }

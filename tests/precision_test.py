@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ import tinybert_jax as tb
 from tinybert_jax.objectives.masked_lm import masked_lm_objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.transformer import transformer_objective
-from tinybert_jax.precision import product
+from tinybert_jax.precision import Dense, product
 
 TEACHER = tb.BertConfig(
     vocab_size=50,
@@ -34,6 +36,9 @@ OBJECTIVES = {
     "prediction": lambda s, t, compute: prediction_objective(s, t, compute=compute),
     "masked_lm": lambda s, t, compute: masked_lm_objective(s, compute),
 }
+
+
+OBJECTIVES_OF = [*((name, STUDENT) for name in OBJECTIVES), ("transformer", TWO_HEADS)]
 
 
 def batch_of(rows: int, length: int, masked: bool) -> tb.Batch:
@@ -75,12 +80,12 @@ def test_no_product_of_relations_is_float32s() -> None:
     assert len([operands for operands in products if "xf32>" in operands]) == 1
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_each_leafs_gradient_is_near_that_of_float32(name: str) -> None:
+@pytest.mark.parametrize(("name", "student"), OBJECTIVES_OF, ids=[*OBJECTIVES, "relations"])
+def test_each_leafs_gradient_is_near_that_of_float32(name: str, student: tb.BertConfig) -> None:
     """A sum over 2,048 tokens in bfloat16 would miss some of them."""
     gradients = []
     for dtype in ("float32", "bfloat16"):
-        step, *arguments = value_and_grad(name, dtype, STUDENT, batch_of(32, 64, name == "masked_lm"))
+        step, *arguments = value_and_grad(name, dtype, student, batch_of(32, 64, name == "masked_lm"))
         gradients.append(step(*arguments)[1])
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradients[0]))
 
@@ -90,6 +95,41 @@ def test_each_leafs_gradient_is_near_that_of_float32(name: str) -> None:
         assert error < 0.05, jax.tree_util.keystr(path)
 
     jax.tree.map_with_path(near, *gradients)
+
+
+def dense(dtype: str) -> tuple[Dense, tb.Params, jax.Array]:
+    """A dense layer, its parameters, and an input [2, 3, 8]."""
+    layer, x = Dense(4, dtype, nn.initializers.normal()), jax.random.normal(jax.random.key(0), (2, 3, 8))
+    return layer, layer.init(jax.random.key(1), x), x
+
+
+@pytest.mark.parametrize(("name", "result"), [("dense", "bf16"), ("product", "f32")])
+def test_a_kernels_gradient_is_summed_in_float32_and_an_inputs_as_the_result(name: str, result: str) -> None:
+    """XLA's own choice for CPUs is bfloat16, from jaxlib 0.11.2 on."""
+    layer, params, x = dense("bfloat16")
+
+    def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        if name == "dense":
+            return jnp.sum(layer.apply({"params": {"kernel": kernel, "bias": jnp.zeros(4)}}, x))
+        return jnp.sum(product("bqi,io->bqo", x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)))
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(params["params"]["kernel"], x).as_text()
+    products = re.findall(r"stablehlo\.dot_general.* : \(.*xbf16>, .*xbf16>\) -> tensor<(.*)x(\w+)>", text)
+    assert sorted(products) == [("2x3x8", result), ("8x4", "f32")]
+
+
+def test_in_float32_a_dense_layer_and_its_gradients_are_a_matmuls() -> None:
+    layer, params, x = dense("float32")
+
+    def plain(params: tb.Params, x: jax.Array) -> jax.Array:
+        return jnp.matmul(x, params["params"]["kernel"]) + params["params"]["bias"].reshape(1, 1, -1)
+
+    np.testing.assert_array_equal(layer.apply(params, x), plain(params, x))
+
+    def gradients(f: Callable[..., jax.Array]) -> Any:
+        return jax.grad(lambda *arguments: jnp.sum(jnp.sin(f(*arguments))), (0, 1))(params, x)
+
+    jax.tree.map(np.testing.assert_array_equal, gradients(layer.apply), gradients(plain))
 
 
 def test_a_product_and_its_gradients_are_einsums() -> None:

@@ -1,6 +1,6 @@
-"""Pure losses of one example: no batch axis, no hidden reduction over examples. `jax.vmap` gives the batch.
+"""Pure losses of one example: no batch axis, no hidden reduction over examples. `jax.vmap` adds the batch.
 
-Source: TinyBERT, arXiv 1909.10351, equations 7 to 10; for unlike heads, MiniLMv2, arXiv 2012.15828.
+Sources: TinyBERT, arXiv 1909.10351, equations 7 to 10; MiniLMv2, arXiv 2012.15828, for other numbers of heads.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, Num, Shaped
 from tinybert_jax.precision import product
 
 
-def _mean(values: Float[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
-    """Mean of `values` where `mask`, which broadcasts; an empty mask gives 0, in value and in gradient."""
+def _masked_mean(values: Float[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
+    """The mean of `values` over `mask`, which broadcasts. An empty mask gives 0, in value and in gradient."""
     mask = mask.astype(jnp.float32)
     counted = jnp.sum(mask) * (values.size // mask.size)
     return jnp.sum(values * mask) / jnp.maximum(counted, 1.0)
@@ -31,16 +31,16 @@ def attention_mse(
 
     Args:
         student: scores q.k / sqrt(head_dim), without the additive mask.
-        teacher: the same of the teacher's mapped layer.
+        teacher: the same scores of the teacher's mapped layer.
         mask: 1 on real tokens; None: all positions count.
-        padding: "exclude": the mean over pairs of real tokens. "zero": the original code's arithmetic: scores of
+        padding: "exclude" averages over pairs of real tokens. "zero" is the original code's arithmetic: scores of
             padded keys, and scores of -100 and less, count as 0 on both sides, and the mean is over all pairs.
 
     Returns:
         A scalar, in squared score units.
 
     Raises:
-        ValueError: another padding.
+        ValueError: `padding` is neither.
 
     >>> student, teacher = jnp.zeros((1, 2, 2)), jnp.array([[[1.0, 5.0], [5.0, 5.0]]])
     >>> float(attention_mse(student, teacher, jnp.array([1, 0])))
@@ -52,7 +52,7 @@ def attention_mse(
     real = jnp.ones(student.shape[-1]) if mask is None else mask
     if padding == "exclude":
         pairs = (real[:, None] * real[None, :])[None]
-        return _mean(jnp.square(student - teacher), pairs)
+        return _masked_mean(jnp.square(student - teacher), pairs)
 
     if padding != "zero":
         raise ValueError(f"padding is {padding!r}; it must be exclude or zero")
@@ -66,19 +66,19 @@ def attention_mse(
 def relation_kl(
     student: Float[Array, "q d"], teacher: Float[Array, "q e"], mask: Num[Array, "q"], relation_heads: int
 ) -> Float[Array, ""]:
-    """KL divergence of self-attention relations, which needs no equal numbers of heads (MiniLMv2, arXiv 2012.15828).
+    """KL divergence of self-attention relations (MiniLMv2, arXiv 2012.15828). The numbers of heads may differ.
 
-    The concatenated heads are split anew into `relation_heads`; a relation head's rows are
+    The concatenated heads are split again into `relation_heads`. The relations of a relation head are
     softmax(x x^T / sqrt(width)) over the real tokens.
 
     Args:
         student: queries, keys or values of all heads.
         teacher: the same of the teacher's mapped layer, of any width.
         mask: 1 on real tokens.
-        relation_heads: divides both widths.
+        relation_heads: the number of relation heads; it divides both widths.
 
     Returns:
-        A scalar, in nats: KL(teacher || student), a mean over relation heads and the rows of real tokens.
+        A scalar, in nats: KL(teacher || student), averaged over relation heads and the rows of real tokens.
 
     >>> x = jnp.array([[2.0, 0.0], [0.0, 2.0], [9.0, 9.0]])
     >>> round(float(relation_kl(x, x, jnp.array([1, 1, 0]), 1)), 6)
@@ -92,9 +92,9 @@ def relation_kl(
         products = product("qre,kre->rqk", split, split) / jnp.sqrt(jnp.float32(split.shape[-1]))
         return jax.nn.log_softmax(jnp.where(mask[None, None, :] > 0, products, -1e9))
 
-    ours, theirs = log_relations(student), log_relations(teacher)
-    divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    return _mean(divergence, jnp.broadcast_to(mask[None], divergence.shape))
+    student_log, teacher_log = log_relations(student), log_relations(teacher)
+    divergence = jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), axis=-1)
+    return _masked_mean(divergence, jnp.broadcast_to(mask[None], divergence.shape))
 
 
 def hidden_mse(
@@ -103,7 +103,7 @@ def hidden_mse(
     """Mean squared error of hidden states or embeddings (equations 8 and 9).
 
     Args:
-        student: states already projected to the teacher's width.
+        student: states that are already projected to the teacher's width.
         teacher: states of the teacher's mapped layer.
         mask: 1 on real tokens; None: all positions count, as in the original code.
 
@@ -115,7 +115,7 @@ def hidden_mse(
     """
     student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
     real = jnp.ones(student.shape[0]) if mask is None else mask
-    return _mean(jnp.square(student - teacher), real[:, None])
+    return _masked_mean(jnp.square(student - teacher), real[:, None])
 
 
 def soft_cross_entropy(
@@ -126,7 +126,7 @@ def soft_cross_entropy(
     Args:
         student: logits.
         teacher: logits.
-        temperature: divides both; there is no factor temperature**2.
+        temperature: divides both. The loss has no factor temperature**2.
 
     Returns:
         A scalar, in nats.
@@ -164,8 +164,8 @@ def token_cross_entropy(logits: Float[Array, "q c"], labels: Int[Array, "q"]) ->
     >>> round(float(token_cross_entropy(jnp.zeros((3, 2)), jnp.array([1, -1, -1]))), 4)
     0.6931
     """
-    each = jax.vmap(cross_entropy)(logits, jnp.maximum(labels, 0))
-    return _mean(each, labels >= 0)
+    losses = jax.vmap(cross_entropy)(logits, jnp.maximum(labels, 0))
+    return _masked_mean(losses, labels >= 0)
 
 
 def soft_token_cross_entropy(
@@ -179,11 +179,11 @@ def soft_token_cross_entropy(
     >>> round(float(soft_token_cross_entropy(jnp.zeros((2, 2)), jnp.ones((2, 2)), jnp.array([1, 0]))), 4)
     0.6931
     """
-    return _mean(jax.vmap(soft_cross_entropy, (0, 0, None))(student, teacher, temperature), mask)
+    return _masked_mean(jax.vmap(soft_cross_entropy, (0, 0, None))(student, teacher, temperature), mask)
 
 
 def span_cross_entropy(logits: Float[Array, "q 2"], span: Int[Array, "2"], mask: Num[Array, "q"]) -> Float[Array, ""]:
-    """Mean of the cross-entropies of an answer's first and last token over the real positions, in nats.
+    """Mean of the cross-entropies of an answer's first and last token, in nats. Only real positions compete.
 
     >>> round(float(span_cross_entropy(jnp.zeros((4, 2)), jnp.array([0, 1]), jnp.array([1, 1, 0, 0]))), 4)
     0.6931
@@ -198,7 +198,7 @@ def soft_span_cross_entropy(
     mask: Num[Array, "q"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """Mean of the `soft_cross_entropy` of an answer's first and of its last token over the real positions.
+    """Mean of the `soft_cross_entropy` of an answer's first and last token, in nats. Only real positions compete.
 
     >>> zeros = jnp.zeros((4, 2))
     >>> round(float(soft_span_cross_entropy(zeros, zeros, jnp.array([1, 1, 0, 0]))), 4)
@@ -210,6 +210,6 @@ def soft_span_cross_entropy(
 
 
 def _over_positions(logits: Float[Array, "q 2"], mask: Num[Array, "q"]) -> tuple[Array, Array]:
-    """The logits of start and of end, each a distribution over positions without the padding."""
+    """The logits of start and end over positions, very low on padding."""
     start, end = jnp.where(mask[:, None] > 0, logits.astype(jnp.float32), -1e9).T
     return start, end

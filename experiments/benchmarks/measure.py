@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tinybert_jax.batch import Batch
-from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.cli.process import prepare_process
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.settings.choices import ComputeDtype

@@ -273,15 +273,14 @@ def test_a_start_that_the_teacher_cannot_give_is_refused(
         ("transformer", "--temperature", "--temperature"),
         ("supervised", "--temperature", "--temperature"),
         ("transformer", "--evaluate-every", "--evaluate-every"),
-        ("prediction", "--layer-map", "--layer-map"),
     ],
 )
 def test_options_that_no_stage_reads_are_refused(
     stage: str, option: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
-    code = tinybert(monkeypatch, *arguments, "--stage", loop, option, 5)
-    assert_refused(capsys, code, f"--stage {loop} does not read {named}: leave it out")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, 5)
+    assert_refused(capsys, code, f"--stage {stage} does not read {named}: leave it out")
 
 
 @pytest.mark.parametrize(
@@ -300,18 +299,28 @@ def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
 ) -> None:
     arguments = distill_arguments(tmp_path / "teacher", Path("2x16"), tmp_path / "data", tmp_path / "run")
     code = tinybert(monkeypatch, *arguments, "--stage", stage, "--layer-map", "top", *more)
-    assert_refused(capsys, code, "does not read --layer-map" if refused else "teacher: no such directory")
+    unread = "layer_map is 'top', but no stage and no start reads it: leave it out"
+    assert_refused(capsys, code, unread if refused else "teacher: no such directory")
 
 
 @pytest.mark.parametrize(
-    ("stage", "option", "value"), [("transformer", "--masking-probability", 0.1), ("masked_lm", "--layer-map", "top")]
+    ("stage", "option", "value", "message"),
+    [
+        (
+            "transformer",
+            "--masking-probability",
+            0.1,
+            "transformer does not read --masking-probability: leave it",
+        ),
+        ("masked_lm", "--layer-map", "top", "layer_map is 'top', but no stage and no start reads it: leave it out"),
+    ],
 )
 def test_options_that_no_stage_on_text_reads_are_refused(
-    stage: str, option: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    stage: str, option: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = ["pretrain", "--corpus", tmp_path / "text", "--student", tmp_path / "student", "--out", tmp_path / "o"]
-    code = tinybert(monkeypatch, *arguments, "--stage", loop, option, value)
-    assert_refused(capsys, code, f"--stage {loop} does not read {option}: leave it out")
+    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, value)
+    assert_refused(capsys, code, message)
 
 
 @pytest.mark.usefixtures("nothing_compiles")

@@ -216,7 +216,7 @@ def measure_members(meshes: dict[str, Mesh]) -> dict[str, Any]:
             "flops": flops,
         }
     objective, batch, _ = objective_of("transformer")
-    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER, COMPUTE), jax.random.key(0))
     targets = jax.jit(objective.targets).lower(teacher, batch).compile()
     return found | {"flops": {"alone": alone[0].flops, "teacher": targets.cost_analysis()["flops"]}}
 

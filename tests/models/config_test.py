@@ -64,6 +64,10 @@ REFUSED = {
     "tb.Stage('transformer', evaluate_every=5)": (
         "evaluate_every is 5, but stage 'transformer' trains no head and is not evaluated: leave it out"
     ),
+    "tb.Stage('transformer', schedule='constant', warmup_ratio=0.2)": (
+        "warmup_ratio is 0.2, but schedule 'constant' has no warm-up: leave it out"
+    ),
+    "experiment(teacher_cache_gb=1.0)": "teacher_cache_gb is 1.0, but no stage has a teacher: leave it out",
     "tb.Transformer(hidden_weight=-1.0)": "hidden_weight is -1.0; it must be finite and not negative",
     "experiment(layer_map='top')": "layer_map is 'top', but no stage and no start reads it: leave it out",
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",

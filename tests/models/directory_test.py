@@ -78,10 +78,11 @@ def test_sharded_safetensors_are_read_like_one_file(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    _, sharded = tb.load_hf(directory)
-    assert to_hf_tensors(sharded).keys() == to_hf_tensors(whole).keys()
-    for name, tensor in to_hf_tensors(whole).items():
-        np.testing.assert_array_equal(to_hf_tensors(sharded)[name], tensor)
+    config, sharded = tb.load_hf(directory)
+    read, expected = to_hf_tensors(sharded, config), to_hf_tensors(whole, config)
+    assert read.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(read[name], tensor)
     (directory / "b.safetensors").unlink()
     with pytest.raises(tb.InputError, match=r"b\.safetensors: no such file, but the index names it"):
         tb.load_hf(directory)
@@ -95,9 +96,9 @@ def test_tensorflow_names_of_layer_norm_are_understood(directory: Path) -> None:
             tensors[name.replace("weight", "gamma").replace("bias", "beta")] = tensors.pop(name)
 
     edit_tensors(directory, rename)
-    _, params = tb.load_hf(directory)
-    for name, tensor in to_hf_tensors(expected).items():
-        np.testing.assert_array_equal(to_hf_tensors(params)[name], tensor)
+    config, params = tb.load_hf(directory)
+    for name, tensor in to_hf_tensors(expected, config).items():
+        np.testing.assert_array_equal(to_hf_tensors(params, config)[name], tensor)
 
 
 def test_torch_file_is_read_where_torch_is_installed(directory: Path) -> None:
@@ -106,9 +107,9 @@ def test_torch_file_is_read_where_torch_is_installed(directory: Path) -> None:
     tensors = {name: torch.from_numpy(t.copy()) for name, t in load_file(directory / "model.safetensors").items()}
     (directory / "model.safetensors").unlink()
     torch.save(tensors, directory / "pytorch_model.bin")
-    _, params = tb.load_hf(directory)
-    for name, tensor in to_hf_tensors(expected).items():
-        np.testing.assert_array_equal(to_hf_tensors(params)[name], tensor)
+    config, params = tb.load_hf(directory)
+    for name, tensor in to_hf_tensors(expected, config).items():
+        np.testing.assert_array_equal(to_hf_tensors(params, config)[name], tensor)
 
 
 def test_torch_file_that_is_no_state_dict_is_refused(directory: Path) -> None:
@@ -235,7 +236,7 @@ def drop_layer(tensors) -> None:
         (lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}), r"classifier/bias has the shape \(5,\)"),
         (
             lambda t: t.update({"bert.encoder.layer.1.output.dense.bias": np.zeros(5, np.float32)}),
-            "the layers' tensors of bert/encoder/layer/output/dense/bias are not all of one shape",
+            "the layers' tensors of encoder/encoder/layer/output/dense/bias are not all of one shape",
         ),
         (drop_layer, "config.json says 3 layers, but the weights hold 2 of .*; missing: layer 1"),
     ],
@@ -252,7 +253,7 @@ def test_weights_that_do_not_match_the_config_are_refused(directory: Path, chang
     [
         ({"num_attention_heads": 5}, r"config\.json: num_attention_heads 5 does not divide hidden_size 24"),
         ({"vocab_size": 90}, r"word_embeddings/embedding has the shape"),
-        ({"model_type": "roberta"}, r"config\.json: model_type 'roberta' is not supported"),
+        ({"model_type": "mpnet"}, r"config\.json: model_type 'mpnet' is not supported; known are 'bert', 'roberta'"),
         ({"hidden_size": "wide"}, r"config\.json: hidden_size is 'wide'; it must be a whole number"),
         (
             {"num_hidden_layers": 10**9},

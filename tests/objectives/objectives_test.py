@@ -428,7 +428,7 @@ def test_relations_are_weighed_by_the_attention_weight_and_can_be_asked_of_like_
         (TWO_HEADS, {"preset": "official"}, "student has 2 attention heads and the teacher 4; only relations"),
         (TWO_HEADS, {"preset": "paper"}, "student has 2 attention heads and the teacher 4; only relations"),
         (TWO_HEADS, {"attention": "scores"}, "student has 2 attention heads and the teacher 4; only relations"),
-        (STUDENT, {"preset": "paper", "attention": "relations"}, "preset paper learns attention scores"),
+        (STUDENT, {"preset": "paper", "attention": "relations"}, "relations leave padding out of the means"),
         (TWO_HEADS, {"relation_heads": 3}, "relation_heads 3 does not divide both widths, 16 and 24"),
     ],
 )

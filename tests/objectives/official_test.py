@@ -102,7 +102,7 @@ def named_tensors(trainable: Any) -> Tensors:
     tree = dict(trainable)
     projections = tree.pop("projections", {})
     prefix = "bert." if set(tree) == {"encoder"} else ""
-    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree, STUDENT_CONFIG).items()}
+    tensors = {prefix + name: tensor for name, tensor in to_hf_tensors(tree, STUDENT).items()}
     for name, layer in projections.items():
         tensors |= {f"{name}.weight": np.asarray(layer["kernel"]).T, f"{name}.bias": np.asarray(layer["bias"])}
     return tensors

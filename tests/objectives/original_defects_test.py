@@ -16,7 +16,7 @@ SHOWN: dict[str, str] = {
     "the epochs and lengths of a task never apply": "original_defects::test_a_tasks_recipe_applies",
     "weight decay is read and ignored": "original_defects::test_weight_decay_of_the_stage_applies",
     "the teacher's dropout is active": (
-        "distill::test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none"
+        "objectives::test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none"
     ),
     "the mismatched dev set of MNLI overwrites the one that selects": (
         "every_task::test_mnli_selects_on_the_matched_set_scores_both_and_writes_both_submissions"
@@ -27,25 +27,25 @@ SHOWN: dict[str, str] = {
     "several devices wrap the teacher instead of the student": (
         "sharding::test_every_mesh_gives_the_loss_and_the_gradients_of_one_device"
     ),
-    "half precision calls a method that does not exist": "train::test_bfloat16_distils_with_float32_parameters",
-    "the cache folder is hard-coded": "rows::test_the_cache_is_where_the_user_says",
+    "half precision calls a method that does not exist": "run::test_bfloat16_distils_with_float32_parameters",
+    "the cache folder is hard-coded": "cache::test_the_cache_is_where_the_user_says",
     "masking probability 0 still masks": "corpus::test_probability_0_masks_nothing",
     "variants of the second text all come with the last of the first": (
-        "augment::test_both_texts_of_a_pair_vary_and_independently"
+        "variants::test_both_texts_of_a_pair_vary_and_independently"
     ),
     "augmented rows are written quoted and read raw": (
-        "augment::test_the_variants_file_has_the_columns_of_the_training_file_and_reads_back"
+        "variants::test_the_variants_file_has_the_columns_of_the_training_file_and_reads_back"
     ),
     "GloVe tokens with spaces crash it": "neighbours::test_words_may_hold_spaces_and_numbers",
     "few GloVe rows give NaN": (
         "neighbours::test_of_equal_vectors_the_earlier_comes_first_and_all_are_given_where_there_are_few"
     ),
     "projections of second-version checkpoints start anew": (
-        "distill::test_projections_that_a_student_brings_are_trained_on_and_not_exported"
+        "objectives::test_projections_that_a_student_brings_are_trained_on_and_not_exported"
     ),
     "augmentation cannot be restarted": "candidates::test_a_build_that_was_killed_goes_on_where_it_was",
-    "runs cannot be resumed": "train::test_a_stopped_run_resumes_to_the_same_bits",
-    "there are no test predictions": "cli::test_a_test_file_without_labels_gets_predictions_and_nothing_else",
+    "runs cannot be resumed": "run::test_a_stopped_run_resumes_to_the_same_bits",
+    "there are no test predictions": "command::test_a_test_file_without_labels_gets_predictions_and_nothing_else",
     "there is no SQuAD and no token classification": (
         "every_task::test_answers_and_tags_are_learnt_distilled_and_written"
     ),
@@ -58,7 +58,8 @@ SHOWN: dict[str, str] = {
 @pytest.mark.parametrize("defect", SHOWN)
 def test_every_defect_has_a_test(defect: str) -> None:
     module, name = SHOWN[defect].split("::")
-    tree = ast.parse((HERE / f"{module}_test.py").read_text("utf-8"))
+    [file] = HERE.rglob(f"{module}_test.py")
+    tree = ast.parse(file.read_text("utf-8"))
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

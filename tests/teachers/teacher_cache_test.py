@@ -143,7 +143,7 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
         experiment = dataclasses.replace(first, **changes)
         own = dataclasses.replace(inputs, buckets=buckets)
         mesh = sharding.make_mesh()
-        run = Run([experiment], own, own.teacher.params, lambda *_: {}, rows, mesh, tmp_path)
+        run = Run([experiment], own, own.teacher_model.params, lambda *_: {}, rows, mesh, tmp_path)
         asked_stage = experiment.stages[number]
         _with_cached_targets(run, asked_stage, make_objective(experiment, asked_stage, own), own.train)
 
@@ -155,6 +155,7 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     ask(compute_dtype="bfloat16")
     ask(preset="paper")
     ask(preset="official")
+    assert keys.pop() == keys[-1], "both read the padding of the same layers"
     ask(rows=32)
     ask(buckets=(16,))
     ask(1)
@@ -182,7 +183,7 @@ def test_only_the_default_preset_keeps_layers_in_fewer_bits(
         max_length=16,
     )
     inputs = load_inputs(experiment)
-    run = Run([experiment], inputs, inputs.teacher.params, lambda *_: {}, 64, sharding.make_mesh(), tmp_path)
+    run = Run([experiment], inputs, inputs.teacher_model.params, lambda *_: {}, 64, sharding.make_mesh(), tmp_path)
     for stage, dtype in zip(experiment.stages, (kept, "float32"), strict=True):
         known, params = _with_cached_targets(run, stage, make_objective(experiment, stage, inputs), inputs.train)
         assert params == {}

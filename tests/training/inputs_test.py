@@ -151,7 +151,7 @@ def test_parameters_wait_on_the_host(
         "classification", source, model or str(pretrained), stages, teacher=teacher, max_length=16
     )
     (loaded,) = load_population([described])
-    assert loaded.teacher is not None
+    assert loaded.teacher_model is not None
     assert (loaded.loaded is None) == (model is not None)
-    for params in (loaded.teacher.params, loaded.loaded, initial_params([described], [loaded])):
+    for params in (loaded.teacher_model.params, loaded.loaded, initial_params([described], [loaded])):
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)), "a second copy on a device"

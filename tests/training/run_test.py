@@ -176,7 +176,7 @@ def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: Resul
 def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, train.initial_params
+    projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, run.initial_params
     monkeypatch.setattr(run, "initial_params", lambda *args: [params | projections for params in given(*args)])
     with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
@@ -230,7 +230,7 @@ def run_until(stage: str, step: int, number: int, arguments: list[str], out: Pat
 def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     """Without Python's own end, which XLA's threads may not survive: what is registered for it is not called."""
     out = tmp_path / "run"
-    program = "import atexit, sys; atexit.register(print, 'an orderly end'); from tinybert_jax import cli; cli.main()"
+    program = "import atexit; from tinybert_jax.cli.main import main; atexit.register(print, 'an orderly end'); main()"
     arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]
     arguments += ["--max-length", "16", "--epochs", "500", "--out", str(out)]
     process = run_until("1-supervised", 10, signal.SIGTERM, [sys.executable, "-c", program, *arguments], out)
@@ -247,12 +247,13 @@ def test_a_signal_before_the_first_step_ends_the_program_in_order(
     """SIGTERM's own action would leave the others waiting and temporary files behind."""
     program = """
 import os, signal, tempfile
-from tinybert_jax import cli, train
+from tinybert_jax.cli.main import main
+from tinybert_jax.training import run
 def load(experiments):
     with tempfile.TemporaryDirectory(dir="."):
         os.kill(os.getpid(), signal.SIGTERM)
-train.load_population = load
-cli.main()
+run.load_population = load
+main()
 """
     arguments = [
         "finetune",

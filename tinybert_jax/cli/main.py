@@ -21,6 +21,7 @@ import tyro
 from tinybert_jax.cli.augment import augment
 from tinybert_jax.cli.evaluate import evaluate
 from tinybert_jax.cli.options import DeviceOptions
+from tinybert_jax.cli.process import prepare_process
 from tinybert_jax.cli.train import distill, execute, finetune, pretrain
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
@@ -56,17 +57,6 @@ def run(
     if seed is not None:
         described = dataclasses.replace(described, seed=seed)
     execute([described], out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume, devices)
-
-
-def prepare_process() -> None:
-    """Keep libraries' hints to themselves, and on Linux start the program anew with glibc's huge pages, which it reads
-    from the environment: XLA on CPU allocates its buffers anew in every step, a page fault per page.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""From files to batches: reading, checking, tokenising, bucketing."""
+"""From files to batches: reading, checking, tokenizing, bucketing."""

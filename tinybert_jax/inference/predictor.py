@@ -97,7 +97,7 @@ def load_predictor(
     Raises:
         InputError: the directory cannot be read, or holds no such head; another head; a number is too small.
     """
-    predicting = [name for name, row in HEADS.items() if row.losses is not None]
+    predicting = [name for name, row in HEADS.items() if row.on_tasks]
     if head not in predicting:
         raise InputError(f"head is {head!r}; it must be one of {', '.join(predicting)}")
     if batch_size < 1 or (max_length is not None and max_length < MIN_LENGTH):

@@ -12,7 +12,6 @@ from jaxtyping import Array
 
 from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.data.batches import eval_batches
-from tinybert_jax.data.tokens import PROGRESS_FROM
 from tinybert_jax.devices.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 
 
@@ -28,6 +27,8 @@ def outputs(
     numbers. Of many rows a progress bar, `named`, is shown.
     """
     from tqdm import tqdm
+
+    from tinybert_jax.data.tokens import PROGRESS_FROM  # a tokenizer's module, which the predict step does without
 
     running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
     with tqdm(total=len(examples), desc=named, unit="row", disable=len(examples) < PROGRESS_FROM) as bar:

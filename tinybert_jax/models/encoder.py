@@ -1,4 +1,4 @@
-"""The BERT encoder: layers stacked on axis 0; every hidden state and pre-softmax attention score is returned."""
+"""The BERT encoder. Layers are stacked on axis 0; all hidden states and pre-softmax attention scores are returned."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from tinybert_jax.models.layers import (
 
 
 class BertOutput(NamedTuple):
-    """What a BERT computed. Whoever does not read a field does not pay for it under `jit`."""
+    """The outputs of a BERT. Under `jit`, a field that is not read costs nothing."""
 
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
     attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
     qkv: Float[Array, "l n b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
     pooled: Any = None  # [b, d]; None without a pooler
-    logits: Any = None  # [b, c], or [b, q, c] of heads that label tokens; None without a head
+    logits: Any = None  # [b, c], or [b, q, c] for token heads; None without a head
 
 
 class Layer(BertModule):
-    """One Transformer layer, as the body of the scan over layers: writes its scores, and its queries, keys and values,
-    into their slots of the carry.
+    """One Transformer layer, the body of the scan over layers.
+
+    It writes its scores, and its queries, keys and values, into their slots of the carry.
     """
 
     deterministic: bool = True
@@ -48,8 +49,8 @@ class Layer(BertModule):
         x, scores, qkv = carry
         x, parts = Attention(self.config, self.compute, name="attention")(x, attention_mask, self.deterministic)
         if scores.shape[0]:
-            own = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
-            scores = jax.lax.dynamic_update_index_in_dim(scores, own, slots[0], axis=0)
+            layer_scores = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
+            scores = jax.lax.dynamic_update_index_in_dim(scores, layer_scores, slots[0], axis=0)
         if qkv.shape[0]:
             stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
             qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
@@ -59,8 +60,10 @@ class Layer(BertModule):
 
 
 class Encoder(BertModule):
-    """All layers -> the last state, all states [l+1, b, q, d], the scores of `score_layers` [l, b, h, q, k], and the
-    first `qkv_parts` of queries, keys and values of `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
+    """All layers -> the last state, all states, attention scores, and queries, keys and values.
+
+    All states are [l+1, b, q, d]. Scores are those of `score_layers` [l, b, h, q, k]. Of queries, keys and values, the
+    first `qkv_parts` of `qkv_layers` are returned [l, qkv_parts, b, q, h * head_dim].
     """
 
     @nn.compact
@@ -91,24 +94,24 @@ class Encoder(BertModule):
         (last, scores, qkv), states = layers(config, self.compute, deterministic, name="layer")(
             (x, scores, qkv), (score_slots, qkv_slots), attention_mask
         )
-        # the last state leaves with the carry, so that whoever needs it alone does not keep the others
+        # the last state is taken from the carry, so that reading it alone does not keep the others
         states = jnp.concatenate([x[None], states])
         return last, states, scores[: len(score_layers)], qkv[: len(qkv_layers)]
 
 
-def _slots(wanted: tuple[int, ...], depth: int) -> tuple[Array, int]:
-    """Each layer's slot [l] in the buffer of what is wanted, and the number of slots, 0 where nothing is.
+def _slots(selected: tuple[int, ...], depth: int) -> tuple[Array, int]:
+    """The slot of each layer [l] in a buffer of the selected layers, and the number of slots, 0 without a selection.
 
-    A layer that nobody asked for writes into the slot of the next wanted one, which then overwrites it; past the last
-    wanted layer a spare slot takes what comes. So the buffer needs no branch in the scan.
+    A layer that is not selected writes into the slot of the next selected layer, which then overwrites it. Layers past
+    the last selected one share a spare slot. So the scan needs no branch.
 
     Raises:
-        ValueError: what is wanted is no increasing selection of 0, ..., depth - 1.
+        ValueError: the selected layers do not increase, or are not in 0, ..., depth - 1.
     """
-    if list(wanted) != [layer for layer in range(depth) if layer in wanted]:
-        raise ValueError(f"layers {wanted}: they must increase, from 0 up to {depth - 1}")
-    slots = np.searchsorted(wanted, np.arange(depth))
-    return jnp.asarray(slots), int(slots[-1]) + 1 if wanted else 0
+    if list(selected) != [layer for layer in range(depth) if layer in selected]:
+        raise ValueError(f"layers {selected}: they must increase, from 0 up to {depth - 1}")
+    slots = np.searchsorted(selected, np.arange(depth))
+    return jnp.asarray(slots), int(slots[-1]) + 1 if selected else 0
 
 
 class Pooler(BertModule):
@@ -116,19 +119,19 @@ class Pooler(BertModule):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        first = x[:, 0]
+        first_token = x[:, 0]
         if self.config.family.dropout_before_pooler:
-            first = Dropout(classifier_dropout(self.config))(first, deterministic)
-        return jnp.tanh(self.dense(self.config.hidden_size, "dense")(first))
+            first_token = Dropout(classifier_dropout(self.config))(first_token, deterministic)
+        return jnp.tanh(self.dense(self.config.hidden_size, "dense")(first_token))
 
 
 class BertModel(BertModule):
-    """The BERT encoder (Devlin et al., arXiv 1810.04805), with `pooled` where `add_pooler`.
+    """The BERT encoder (Devlin et al., arXiv 1810.04805). `add_pooler` adds `pooled` to its outputs.
 
     `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
-    qkv_layers=(), qkv_parts=3, deterministic=True)`: `score_layers` are the layers (0-based, increasing, static) whose
-    attention scores are returned, all by default; `qkv_layers` those whose queries, keys and values are, or the first
-    `qkv_parts` of the three, none by default; with `deterministic=False` pass `rngs={"dropout": key}`.
+    qkv_layers=(), qkv_parts=3, deterministic=True)` returns the attention scores of `score_layers` (0-based,
+    increasing, static; by default all layers), and the first `qkv_parts` of queries, keys and values of `qkv_layers`
+    (by default no layer). With `deterministic=False`, pass `rngs={"dropout": key}`.
     """
 
     add_pooler: bool = True
@@ -150,10 +153,10 @@ class BertModel(BertModule):
             raise ValueError(f"{input_ids.shape[-1]} tokens, but the model has {config.max_tokens} positions")
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        wanted = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
+        selected = tuple(range(config.num_hidden_layers)) if score_layers is None else score_layers
         x = Embeddings(config, self.compute, name="embeddings")(input_ids, types, deterministic)
         last, states, scores, qkv = Encoder(config, self.compute, name="encoder")(
-            x, mask, wanted, qkv_layers, qkv_parts, deterministic
+            x, mask, selected, qkv_layers, qkv_parts, deterministic
         )
         pooled = Pooler(config, self.compute, name="pooler")(last, deterministic) if self.add_pooler else None
         return BertOutput(last, states, scores, qkv, pooled)

@@ -103,7 +103,8 @@ class Head(NamedTuple):
     title: str  # what messages call it
     pipeline: str  # of transformers, in a model card
     architecture: str  # the class of transformers, without the family's name
-    losses: Callable[[BertConfig], HeadLosses] | None = None  # None: it is not trained on a task
+    losses: Callable[[BertConfig], HeadLosses] | None = None  # None: it has no outputs
+    on_tasks: bool = True  # it is trained on a task's labels, and predicts
     per_token: bool = False  # logits are [b, q, c], not [b, c]
     labelled: bool = False  # its outputs are the config's labels
 
@@ -113,7 +114,7 @@ class Head(NamedTuple):
 
 
 HEADS: dict[str, Head] = {
-    "encoder": Head(BertModel, None, None, "encoder", "feature-extraction", "Model"),
+    "encoder": Head(BertModel, None, None, "encoder", "feature-extraction", "Model", on_tasks=False),
     "sequence": Head(
         BertForSequenceClassification,
         "classifier",
@@ -145,7 +146,17 @@ HEADS: dict[str, Head] = {
         losses=lambda config: SPANS,
         per_token=True,
     ),
-    "masked_lm": Head(BertForMaskedLM, "cls", None, "masked-LM head", "fill-mask", "ForMaskedLM", per_token=True),
+    "masked_lm": Head(
+        BertForMaskedLM,
+        "cls",
+        None,
+        "masked-LM head",
+        "fill-mask",
+        "ForMaskedLM",
+        losses=lambda config: TAGS,
+        on_tasks=False,
+        per_token=True,
+    ),
 }
 
 
@@ -153,9 +164,9 @@ def head_losses(head: str, config: BertConfig) -> HeadLosses:
     """The losses of a head in a model of that config.
 
     Raises:
-        ValueError: the head is not trained on a task.
+        ValueError: the head has no outputs.
     """
     make = HEADS[head].losses
     if make is None:
-        raise ValueError(f"a {HEADS[head].title} is not trained on a task")
+        raise ValueError(f"head {head!r} has no outputs")
     return make(config)

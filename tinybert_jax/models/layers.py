@@ -26,13 +26,13 @@ ACTIVATIONS = {
 
 
 def dropout(x: Float[Array, "... n"], rate: float, key: PRNGKeyArray) -> Float[Array, "... n"]:
-    """Inverted dropout from 8 random bits per element, since random numbers dominate a small student's step on CPU.
+    """Inverted dropout with 8 random bits per element. Random numbers dominate the step of a small student on a CPU.
 
-    `rate` is rounded to 1/256; kept values are scaled by what was really kept, rounded as `x` is, so in float32 the
-    expectation is exact.
+    `rate` is rounded to 1/256, and kept values are divided by the exact probability of being kept. So the expectation
+    is exact in float32.
     """
     keep, n = max(1, round((1 - rate) * 256)), x.shape[-1]
-    # four elements share a word: JAX computes a word for each byte that it is asked for
+    # four elements share a word, because JAX computes a whole word for every requested byte
     words = jax.random.bits(key, (*x.shape[:-1], -(-n // 4)), jnp.uint32)
     random = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., :n]
     return jnp.where(random <= keep - 1, x * jnp.asarray(256 / keep, x.dtype), jnp.zeros((), x.dtype))
@@ -91,15 +91,15 @@ class Embeddings(BertModule):
 
         def table(rows: int, name: str) -> Any:
             init = nn.initializers.normal(config.initializer_range)
-            return nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding
+            return jnp.asarray(nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding)
 
-        # from float32 tables: their gradients are sums over the tokens, which bfloat16 would not hold.
-        # Looked up in parts of the width, and what was found changes hands instead of the table: that is less as long
-        # as a device has fewer tokens than the table has rows
+        # Tables are float32: their gradients are sums over tokens, for which bfloat16 is not precise enough.
+        # Each device looks up its slice of the width, and the looked-up rows are exchanged. That moves less data than
+        # gathering the table if a device has fewer tokens than the table has rows.
         words = table(self.compute.vocab_rows(config), "word_embeddings")
         x = jnp.take(words, constrain(input_ids, "group", None), axis=0).astype(self.compute.dtype)
         x = constrain(constrain(x, "group", None, "embed"), "batch", None, None)
-        # as torch's `padding_idx`: looking [PAD] up does not train it, which shows where a loss counts padding
+        # As with torch's `padding_idx`, looking up [PAD] does not train it. It matters if a loss counts padding.
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
         positions = table(config.max_position_embeddings, "position_embeddings")
@@ -134,10 +134,10 @@ class SelfAttention(BertModule):
         query, key, value = project("query"), project("key"), project("value")
         rate = 0.0 if deterministic else config.attention_probs_dropout_prob
         weigh = functools.partial(_weigh, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
-        # its backward pass computes scores and weights again, so that no layer's [b, h, q, k] is kept
-        once_more = jax.checkpoint(weigh, prevent_cse=False)
-        weighed, total = once_more(query, key, value, attention_mask)
-        # the softmax's division comes last, on [b, h, q, d] instead of [b, h, q, k]
+        # the backward pass recomputes scores and weights, so that no layer's [b, h, q, k] is kept
+        recomputed = jax.checkpoint(weigh, prevent_cse=False)
+        weighed, total = recomputed(query, key, value, attention_mask)
+        # the division of the softmax comes last, on [b, h, q, d] instead of [b, h, q, k]
         context = (weighed / total).astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
         return context, (query, key, value)
 
@@ -145,11 +145,12 @@ class SelfAttention(BertModule):
 def _weigh(
     query: Array, key: Array, value: Array, attention_mask: Array, rate: float, dropout_key: PRNGKeyArray | None
 ) -> tuple[Array, Array]:
-    """The values [b, h, q, d], weighed by the exponential of the scores, with dropout, and the weights' sum without it
-    [b, h, q, 1]: in float32.
+    """The sum [b, h, q, d] of values, weighted by the exponentials of the scores; and the sum of weights [b, h, q, 1].
+
+    Both are float32. Dropout applies to the first sum only.
     """
     scores = constrain(attention_scores(query, key), "batch", "heads", None, None)
-    # finite: an example that is all padding attends everywhere instead of dividing 0 by 0
+    # a finite mask: an example that is all padding attends everywhere, instead of dividing 0 by 0
     masked = scores + jnp.where(attention_mask > 0, 0.0, -1e9)[:, None, None, :]
     weights = jnp.exp(masked - jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1)[..., None]
@@ -166,7 +167,7 @@ class Residual(BertModule):
     def __call__(self, x: Array, residual: Array, deterministic: bool) -> Array:
         config = self.config
         x = Dropout(config.hidden_dropout_prob)(self.dense(config.hidden_size, "dense")(x), deterministic)
-        # whole states on every device of a row: a layer's kernels are gathered, not its activations cut
+        # every device of a row holds whole states: the kernels of a layer are gathered, activations are not split
         return constrain(self.layer_norm()(x + residual), "batch", None, None)
 
 
@@ -186,7 +187,7 @@ class Intermediate(BertModule):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # its backward pass recomputes what it needs: cheaper than a trip of four such tensors through memory
+        # recomputing in the backward pass is cheaper than moving four such tensors through memory
         activation = jax.checkpoint(ACTIVATIONS[self.config.hidden_act], prevent_cse=False)
         wide = self.dense(self.config.intermediate_size, "dense")(x)
         return activation(constrain(wide, "batch", None, "mlp"))

@@ -64,7 +64,7 @@ def _dense(params: Params, states: Float[Array, "..."]) -> Array:
 
 
 def _product(states: Float[Array, "..."], params: Params) -> Array:
-    return product("...d,de->...e", states, params["kernel"].astype(states.dtype))
+    return product("...d,de->...e", states, jnp.asarray(params["kernel"], states.dtype))
 
 
 def without_projections(student_params: Params) -> Params:

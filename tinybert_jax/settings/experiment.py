@@ -86,6 +86,8 @@ class Experiment:
             raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
+        if self.teacher_cache_gb != Experiment.teacher_cache_gb and not distils:
+            raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}, but no stage has a teacher: leave it out")
         if not self.teacher_cache_gb >= 0:
             raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")
         check_seed("seed", self.seed)

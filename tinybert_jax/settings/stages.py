@@ -89,6 +89,10 @@ class Stage:
             )
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
+        if self.schedule == "constant" and self.warmup_ratio != Stage.warmup_ratio:
+            raise InputError(
+                f"warmup_ratio is {self.warmup_ratio}, but schedule 'constant' has no warm-up: leave it out"
+            )
         if self.evaluate_every is not None and not self.objective.trains_head:
             raise InputError(
                 f"evaluate_every is {self.evaluate_every}, but stage {self.objective.name!r} trains no head and is not"

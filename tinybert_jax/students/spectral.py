@@ -1,7 +1,8 @@
-"""The spectral start of a student: its teacher, written on the principal directions of the teacher's own states.
+"""The spectral start of a student: the teacher projected onto the principal components of its hidden states.
 
-One part of the student after the other is fitted to what the teacher computes on a sample of text, each on what the
-parts before it really give: in closed form, by least squares and singular values. Nothing in it is random.
+The parts of the student are fitted one after another to the teacher's states on a sample of text. The input of each
+part is the fitted student's output up to there. The fits are closed-form (least squares, singular values), and nothing
+is random.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention, position_ids
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
 
-SAMPLE_TOKENS = 16_384  # a sample ends here: ten times the rows that the largest fit needs
-RIDGE = 1e-2  # of the mean variance of what is fitted from
+SAMPLE_TOKENS = 16_384  # at which a sample ends: ten times the rows that the largest fit needs
+RIDGE = 1e-2  # relative to the mean variance of the regressors
 
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Batches of text, and the way between what is computed per batch and one row per real token."""
+    """Batches of text. It converts between arrays per batch and arrays with one row per real token."""
 
     batches: list[Batch]
     masks: list[np.ndarray]  # bool [b, q]
@@ -46,12 +47,12 @@ class _Sample:
         return cls(taken, masks)
 
     def tokens(self, arrays: Iterable[Any]) -> np.ndarray:
-        """Per batch [b, q, ...] -> float64 [n, ...]."""
+        """Arrays per batch [b, q, ...] -> float64 [n, ...]."""
         pairs = zip(arrays, self.masks, strict=True)
         return np.concatenate([np.asarray(array)[mask] for array, mask in pairs]).astype(np.float64)
 
     def batched(self, tokens: np.ndarray) -> list[np.ndarray]:
-        """[n, d] -> float32 per batch [b, q, d], 0 on padding."""
+        """An array [n, d] -> float32 arrays per batch [b, q, d], 0 on padding."""
         parts = np.split(tokens, np.cumsum([mask.sum() for mask in self.masks])[:-1])
         arrays = [np.zeros((*mask.shape, tokens.shape[1]), np.float32) for mask in self.masks]
         for array, mask, part in zip(arrays, self.masks, parts, strict=True):
@@ -64,14 +65,14 @@ def spectral_start(
 ) -> Params:
     """`{"encoder": {"embeddings", "encoder"}, "projections"}`, fitted to the teacher's states on a sample of text.
 
-    The student's state m is to be H B, with H the teacher's state g(m) and B the basis of the d - 1 principal
-    directions of all mapped states, turned so that the coordinates of a token add up to 0, as LayerNorm makes them.
-    Attention scores are the best of the student's head width that the sample allows (a singular value decomposition,
-    head by head); of the feed-forward neurons those stay that move the teacher's output most.
+    The target of the student's state m is H B. H is the teacher's state g(m). B is a basis of the d - 1 principal
+    directions of all mapped states, rotated so that the coordinates of a token add up to 0, as after LayerNorm. Each
+    head's attention scores are the best approximation on the sample with the student's head width, by a singular value
+    decomposition. The feed-forward neurons that change the teacher's output most are kept.
 
     Raises:
         InputError: the numbers of heads differ, the student is wider than the teacher, the layer map does not fit, or
-            the sample holds too few tokens.
+            the sample has too few tokens.
     """
     check_narrower(student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
@@ -84,19 +85,19 @@ def spectral_start(
     basis = _basis(targets, student.hidden_size)
     attend = jax.jit(lambda params, x, mask: Attention(teacher).apply({"params": params}, x, mask, True)[0])
     embeddings, x = _fit_embeddings(teacher, bert["embeddings"], targets[0], basis, sample)
-    found, layers = [x], []
+    student_states, layers = [x], []
     for g, target in zip(mapped, targets[1:], strict=True):
         params = jax.tree.map(lambda leaf, g=g: np.asarray(leaf[g - 1]), bert["encoder"]["layer"])
         inputs = zip(states[g - 1], sample.masks, strict=True)
         middle = sample.tokens(attend(params["attention"], h, mask) for h, mask in inputs)
-        before = sample.tokens(states[g - 1])
-        attention, x = _fit_attention(student, params["attention"], x, before, middle, basis, sample)
+        teacher_input = sample.tokens(states[g - 1])
+        attention, x = _fit_attention(student, params["attention"], x, teacher_input, middle, basis, sample)
         feed_forward, x = _fit_feed_forward(student, params, x, middle, target, basis)
         layers.append({"attention": attention} | feed_forward)
-        found.append(x)
+        student_states.append(x)
     projections = {
-        "embedding": {"kernel": _least_squares(found[0], targets[0])},
-        "hidden": {"kernel": _least_squares(np.concatenate(found[1:]), np.concatenate(targets[1:]))},
+        "embedding": {"kernel": _least_squares(student_states[0], targets[0])},
+        "hidden": {"kernel": _least_squares(np.concatenate(student_states[1:]), np.concatenate(targets[1:]))},
     }
     encoder = {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
     result = {"encoder": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
@@ -104,12 +105,12 @@ def spectral_start(
 
 
 def needed_tokens(student: BertConfig) -> int:
-    """Tokens that a sample must have."""
+    """The number of tokens that a sample must have."""
     return 2 * student.hidden_size
 
 
 def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
-    """Refuse a student that cannot be a teacher on few directions.
+    """Refuse a student that is not a projection of the teacher.
 
     Raises:
         InputError: the numbers of heads differ, or the student is wider than the teacher.
@@ -120,15 +121,16 @@ def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
             f" teacher {teacher.num_attention_heads}"
         )
     for name in ("hidden_size", "attention_head_dim", "intermediate_size"):
-        own, other = getattr(student, name), getattr(teacher, name)
-        if own > other:
-            raise InputError(f"start 'spectral' needs a narrower student: its {name} is {own}, the teacher's {other}")
+        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+        if student_size > teacher_size:
+            sizes = f"its {name} is {student_size}, the teacher's {teacher_size}"
+            raise InputError(f"start 'spectral' needs a narrower student: {sizes}")
 
 
 def _teacher_states(
     teacher: BertConfig, bert: Params, layers: list[int], sample: _Sample
 ) -> dict[int, list[np.ndarray]]:
-    """The teacher's hidden states after `layers`, 0 being the embeddings: per batch float32 [b, q, d]."""
+    """The teacher's hidden states after `layers`, where 0 is the embeddings: float32 [b, q, d] per batch."""
     model = BertModel(teacher, add_pooler=False)
 
     @jax.jit
@@ -138,36 +140,37 @@ def _teacher_states(
 
     states: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
     for batch in sample.batches:
-        found = run(bert, *(jnp.asarray(array) for array in batch[:3]))
+        hidden_states = run(bert, *(jnp.asarray(array) for array in batch[:3]))
         for layer in layers:
-            states[layer].append(np.asarray(found[layer]))
+            states[layer].append(np.asarray(hidden_states[layer]))
     return states
 
 
 def _basis(states: list[np.ndarray], width: int) -> np.ndarray:
-    """The principal directions of states [n, d], not centred, as projections have no bias -> [d, width].
+    """A basis [d, width] of the principal directions of states [n, d].
 
-    Its columns span width - 1 directions and add up to 0.
+    Its columns span width - 1 directions and add up to 0. States are not centred, because projections have no bias.
     """
     moment = sum(x.T @ x / len(x) for x in states)
     _, vectors = np.linalg.eigh(moment)
     principal = vectors[:, ::-1][:, : width - 1]
     principal = principal * _signs(principal)
-    # rows of the cosine transform but the first, the constant, share the energy out among all coordinates
+    # the cosine transform without its first row, the constant, spreads the energy over all coordinates
     return principal @ scipy.fft.dct(np.eye(width), axis=0, norm="ortho")[1:]
 
 
 def _fit_embeddings(
     teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: _Sample
 ) -> tuple[Params, np.ndarray]:
-    """The tables in the basis, each word as the teacher's LayerNorm scales it; and what they give [n, d]."""
+    """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d]."""
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
     words, positions, types = (np.asarray(params[name]["embedding"], np.float64) for name in names)
     norm = {name: np.asarray(leaf, np.float64) for name, leaf in params["LayerNorm"].items()}
     ids = sample.tokens(batch.input_ids for batch in sample.batches).astype(int)
     segments = sample.tokens(batch.token_type_ids for batch in sample.batches).astype(int)
     at = sample.tokens(position_ids(teacher, batch.input_ids) for batch in sample.batches).astype(int)
-    # the deviation of a sum is mostly its word's; the word's own table can be divided by it, the others by its mean
+    # LayerNorm divides by the deviation of a sum, which is mostly that of the word. So the table of words is divided
+    # by the deviation of each word, and the other tables by its mean.
     deviation = (words + positions[at].mean(0) + types[segments].mean(0)).std(axis=1, keepdims=True)
     shared = deviation[ids].mean()
     tables = [
@@ -184,21 +187,22 @@ def _fit_attention(
     student: BertConfig,
     params: Params,
     x: np.ndarray,
-    before: np.ndarray,
+    teacher_input: np.ndarray,
     middle: np.ndarray,
     basis: np.ndarray,
     sample: _Sample,
 ) -> tuple[Params, np.ndarray]:
-    """The attention half of a layer on the student's states `x` [n, d]; and what it gives.
+    """The attention half of a layer, fitted on the student's states `x` [n, d]; and its output.
 
-    `before` and `middle` are the teacher's states before and after its own half, `params` that half's.
+    `teacher_input` and `middle` are the teacher's states before and after its attention half. `params` are those of
+    that half.
     """
     heads, width = student.num_attention_heads, student.attention_head_dim
-    read = _affine(x, before)
+    read = _affine(x, teacher_input)
     ones = np.append(x, np.ones((len(x), 1)), axis=1)
     moment = ones.T @ ones / len(x)
     values, vectors = np.linalg.eigh(moment + 1e-6 * np.trace(moment) / len(moment) * np.eye(len(moment)))
-    # in the coordinates root @ weights, a squared error of weights is one of what they give on the sample
+    # in the coordinates root @ weights, the squared error of weights is that of their outputs on the sample
     root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
 
     def project(name: str) -> np.ndarray:
@@ -207,7 +211,7 @@ def _fit_attention(
 
     query, key, value = project("query"), project("key"), project("value")
     out = np.asarray(params["output"]["dense"]["kernel"], np.float64).reshape(heads, -1, len(basis)) @ basis
-    scale = np.sqrt(width / query.shape[-1])  # either side divides its scores by the root of its own width
+    scale = np.sqrt(width / query.shape[-1])  # student and teacher divide scores by the root of different head widths
     weights: dict[str, list[np.ndarray]] = {"query": [], "key": [], "value": []}
     for h in range(heads):
         left, right = _factors(root @ query[:, h] @ key[:, h].T @ root * scale, width)
@@ -216,9 +220,9 @@ def _fit_attention(
         weights["value"].append(inverse @ _factors(root @ value[:, h] @ out[h], width)[0])
     attention = {name: _linear(np.concatenate(parts, axis=1)) for name, parts in weights.items()}
     attend = jax.jit(lambda params, x, mask: SelfAttention(student).apply({"params": params}, x, mask, True)[0])
-    own = _float32(attention)
+    attention_params = _float32(attention)
     inputs = zip(sample.batched(x), sample.masks, strict=True)
-    context = sample.tokens(attend(own, states, mask) for states, mask in inputs)
+    context = sample.tokens(attend(attention_params, states, mask) for states, mask in inputs)
     target = middle @ basis
     dense = _affine(context, target - x)
     layer_norm, x = _fit_layer_norm(x + _apply(dense, context), target)
@@ -228,9 +232,10 @@ def _fit_attention(
 def _fit_feed_forward(
     student: BertConfig, params: Params, x: np.ndarray, middle: np.ndarray, target: np.ndarray, basis: np.ndarray
 ) -> tuple[Params, np.ndarray]:
-    """The feed-forward half of a layer on the student's states `x` [n, d]; and what it gives.
+    """The feed-forward half of a layer, fitted on the student's states `x` [n, d]; and its output.
 
-    `middle` and `target` are the teacher's states before and after its own half, `params` its layer's.
+    `middle` and `target` are the teacher's states before and after its feed-forward half. `params` are those of its
+    layer.
     """
     inner, outer = params["intermediate"]["dense"], params["output"]["dense"]
     widen = _then(_affine(x, middle), inner["kernel"], inner["bias"])
@@ -244,7 +249,7 @@ def _fit_feed_forward(
 
 
 def _fit_layer_norm(x: np.ndarray, target: np.ndarray) -> tuple[Params, np.ndarray]:
-    """Scale and bias that bring normalised x [n, d] nearest to the target; and what they give."""
+    """The scale and bias that bring normalised x [n, d] nearest to the target; and their output."""
     x = x - x.mean(axis=1, keepdims=True)
     x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True))
     centred = x - x.mean(axis=0)
@@ -254,14 +259,14 @@ def _fit_layer_norm(x: np.ndarray, target: np.ndarray) -> tuple[Params, np.ndarr
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The kernel [d, e] of y [n, e] from x [n, d], by ridge regression, as dropout shakes all of x."""
+    """The kernel [d, e] that predicts y [n, e] from x [n, d], by ridge regression, because dropout perturbs x."""
     moment = x.T @ x / len(x)
     ridge = RIDGE * np.trace(moment) / len(moment) * np.eye(len(moment))
     return scipy.linalg.solve(moment + ridge, x.T @ y / len(x), assume_a="pos")
 
 
 def _affine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kernel and, as the last row, bias [d + 1, e] of y [n, e] from x [n, d], by ridge regression."""
+    """Kernel and, in the last row, bias [d + 1, e] that predict y [n, e] from x [n, d], by ridge regression."""
     mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     moment = (x - mean).T @ (x - mean) / len(x)
     ridge = RIDGE * np.trace(moment) / len(moment) * np.eye(len(moment))
@@ -274,7 +279,7 @@ def _apply(affine: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _then(affine: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """One affine map after another."""
+    """The composition of an affine map with a second one."""
     result = affine @ np.asarray(kernel, np.float64)
     result[-1] += bias
     return result
@@ -285,7 +290,7 @@ def _linear(affine: np.ndarray) -> Params:
 
 
 def _factors(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """left @ right.T, the best approximation of a matrix in that rank, of equal norms."""
+    """Factors of equal norm whose product left @ right.T is the best approximation of the matrix with that rank."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     root = np.sqrt(values[:rank])
     signs = _signs(left[:, :rank])
@@ -293,7 +298,7 @@ def _factors(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
-    """The sign of each column's largest entry: what is arbitrary in a decomposition, decided."""
+    """The sign of each column's largest entry. It fixes the sign, which a decomposition leaves open."""
     return np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
 
 

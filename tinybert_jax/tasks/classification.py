@@ -67,7 +67,7 @@ def load_sequences(
         else:
             written = written_labels(task, rows.label_names)
             values = [written[i] for i in logits.argmax(axis=1)]
-        # of a set whose rows are numbered, those numbers: some rows may have been left out
+        # the rows of a TFDS set keep their numbers, because some rows may have been left out
         numbers = range(len(values)) if source.tfds is None else rows.lines
         lines = (f"{i}\t{value}" for i, value in zip(numbers, values, strict=True))
         return "\n".join(["index\tprediction", *lines]) + "\n"

@@ -219,7 +219,7 @@ def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs])
 def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Params:
     """What the model brought or the start gives, and random values for the rest."""
     params = init_params(HEADS[inputs.head].model(inputs.config), jax.random.key(experiment.seed))
-    params = {"encoder": params} if inputs.head == "encoder" else params
+    params = {"encoder": params} if HEADS[inputs.head].key is None else params
     if inputs.loaded is not None:
         head_key = HEADS[inputs.head].key
         for name in ("encoder", *([head_key] if inputs.keep_head and head_key else [])):

@@ -169,7 +169,7 @@ def write_model_card(
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
-    use = LOAD if head.per_token or head.losses is None else PREDICT
+    use = PREDICT if head.on_tasks and not head.per_token else LOAD
     if distilled := any(stage.objective.distils for stage in experiment.stages):
         how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
     else:

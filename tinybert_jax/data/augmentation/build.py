@@ -43,8 +43,9 @@ def build(
         source: where the training rows are.
         out: the directory, which is created; a table that was begun with the same settings is continued.
         glove: a GloVe or word2vec text file; None: neighbours come from the model's word embeddings.
-        preset: whose rules say which words are replaced, and by what.
-        variants: of a row in training, itself among them; with preset official, beside itself; default: the task's.
+        preset: the rules that say which words are replaced, and by which words.
+        variants: variants per row in training, the row itself included, or with preset official excluded; default: the
+            task's.
         max_length: tokens of the longest text that the model reads; default: the task's.
         batch_size: masked words per call of the model; default: 16 on a CPU, else 64.
         tsv: write every variant here, in the layout of the training file.

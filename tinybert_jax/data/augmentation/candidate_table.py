@@ -18,23 +18,23 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
-# Of the table, by preset; count it up when the same settings would give another.
+# Versions of the table, by preset; increase one when the same settings would give another table.
 FORMAT_VERSIONS: dict[str, int] = {"default": 1, "paper": 1, "official": 2}
 SETTINGS_FILE = "augmentation.json"
-ROWS_PER_FILE = 256  # what a build that is killed loses at most
+ROWS_PER_FILE = 256  # a killed build loses at most so many
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a table was made with, beside its rows and its tokenizer.
+    """The settings of a table, beside its rows and its tokenizer.
 
-    `variants` are those of a row in training, itself among them; the table does not depend on it. With preset
-    `official` they are one more than asked for, as the authors' code writes the row and N copies.
+    `variants` counts the variants per row in training, the row itself included. The table does not depend on it. With
+    preset `official` it is one more than requested, because the authors' code writes the row and N copies.
     """
 
     preset: Preset
     variants: int
-    max_length: int  # tokens of the longest text that the masked LM reads; words behind are left alone
+    max_length: int  # tokens of the longest text that the masked LM reads; later words get no candidates
     model: str  # fingerprint of the masked LM
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Settings:
 
     @property
     def input_length(self) -> int:
-        """Tokens of the masked LM's longest input; `official` has the sentence twice."""
+        """Tokens of the masked LM's longest input, which holds the sentence twice with `official`."""
         return 2 * self.max_length - 1 if self.preset == "official" else self.max_length
 
 
@@ -77,35 +77,35 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
     Raises:
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
     """
-    described = dataclasses.asdict(settings) | {
+    content = dataclasses.asdict(settings) | {
         "format_version": FORMAT_VERSIONS[settings.preset],
         "rows": rows.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "neighbours": neighbours,
     }
-    there = _read_settings(directory)
-    free = not directory.exists() or (
+    existing = _read_settings(directory)
+    is_free = not directory.exists() or (
         directory.is_dir() and all(path.suffix == ".tmp" for path in directory.iterdir())
     )
-    if there is None and not free:
+    if existing is None and not is_free:
         raise InputError(f"{directory}: exists and holds no augmentation: give another --out")
-    if there is not None and not any(directory.glob("rows-*.npz")):
-        there = None
-    for name, value in described.items():
-        if there is not None and there.get(name) != value and name != "variants":
-            what = {"rows": "of other rows", "tokenizer": "by another vocabulary", "neighbours": "by another --glove"}
-            found = what.get(name) or f"whose {name} is {there.get(name)!r}, not {value!r}"
-            raise InputError(f"{directory}: holds an augmentation {found}: give another --out, or remove it")
-    if there is not None and (before := there.get("variants")) != settings.variants:
-        asked = before - 1 if settings.preset == "official" and isinstance(before, int) else before
+    if existing is not None and not any(directory.glob("rows-*.npz")):
+        existing = None
+    for name, value in content.items():
+        if existing is not None and existing.get(name) != value and name != "variants":
+            known = {"rows": "of other rows", "tokenizer": "by another vocabulary", "neighbours": "by another --glove"}
+            difference = known.get(name) or f"whose {name} is {existing.get(name)!r}, not {value!r}"
+            raise InputError(f"{directory}: holds an augmentation {difference}: give another --out, or remove it")
+    if existing is not None and (previous := existing.get("variants")) != settings.variants:
+        option = previous - 1 if settings.preset == "official" and isinstance(previous, int) else previous
         print(
-            f"note: {directory}: variants of a row: {settings.variants} from now on, not {before}; to resume a"
-            f" distillation that was begun on these candidates, give --variants {asked} again",
+            f"note: {directory}: variants of a row: {settings.variants} from now on, not {previous}; to resume a"
+            f" distillation that was begun on these candidates, give --variants {option} again",
             file=sys.stderr,
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / SETTINGS_FILE, (json.dumps(described, indent=2) + "\n").encode())
+        _replace(directory / SETTINGS_FILE, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}): give another --out") from None
 
@@ -116,16 +116,16 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
     Raises:
         InputError: they are missing, unfinished or damaged, or were made from other rows or with another tokenizer.
     """
-    described = _read_settings(directory)
+    content = _read_settings(directory)
     again = "run `tinybert augment` again"
-    if described is None:
+    if content is None:
         raise InputError(f"{directory}: no {SETTINGS_FILE} in it: give a directory that `tinybert augment` wrote")
     where = directory / SETTINGS_FILE
-    if described.get("format_version") != FORMAT_VERSIONS.get(str(described.get("preset"))):
+    if content.get("format_version") != FORMAT_VERSIONS.get(str(content.get("preset"))):
         raise InputError(f"{where}: written by another version of this program: {again} with another --out")
-    if described.get("rows") != rows.fingerprint:
+    if content.get("rows") != rows.fingerprint:
         raise InputError(f"{where}: made from other rows than the training rows given: {again} on these")
-    if described.get("tokenizer") != tokenizer_fingerprint(tokenizer):
+    if content.get("tokenizer") != tokenizer_fingerprint(tokenizer):
         raise InputError(f"{where}: made with another vocabulary than the model's: {again} with a --model of the same")
     parts = []
     for start in range(0, len(rows.texts), ROWS_PER_FILE):
@@ -137,7 +137,7 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
             raise InputError(f"{path}: no such file: the table is unfinished; {again}, and it goes on") from None
         except Exception as error:  # a damaged file can fail in any way
             raise InputError(f"{path}: damaged ({error}): delete this file, and {again}") from None
-    return _join(parts), described
+    return _join(parts), content
 
 
 def has_part(directory: Path, start: int) -> bool:
@@ -181,14 +181,14 @@ def _read_settings(directory: Path) -> dict[str, Any] | None:
     """The content of `augmentation.json`; None if there is no such file."""
     path = directory / SETTINGS_FILE
     try:
-        described = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}): give another directory") from None
-    if not isinstance(described, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object: give another directory")
-    return described
+    return content
 
 
 def _file(directory: Path, start: int) -> Path:

@@ -39,7 +39,7 @@ from tinybert_jax.settings.choices import Preset
 ASKED: dict[Preset, int] = {"default": 2 * CANDIDATES, "paper": 2 * CANDIDATES, "official": CANDIDATES}
 # The padded lengths of masked sentences. They are closer than in training, because padding is most of the waste here.
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 512, 32))
-# A list of ours, and the halves that an apostrophe leaves, as in the authors' list: won and t of won't.
+# Our own list, and the halves that an apostrophe leaves, which are in the authors' list: "won" and "t" of "won't".
 STOP_WORDS = frozenset(
     """a about above across after again against all almost alone along already also although always am among an and
     another any anyone anything are around as at away be became because become been before behind being below between
@@ -84,10 +84,10 @@ def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
 
 
 def is_replaceable(word: str, preset: Preset) -> bool:
-    """Whether a word, as the tokenizer has normalised it, gets candidates.
+    """Whether a word, as the tokenizer normalises it, gets candidates.
 
-    `paper`: every word, as in algorithm 1; `official`: what consists of a to z and is none of STOP_WORDS;
-    `default`: what consists of letters, of any script.
+    With `paper`, every word does, as in algorithm 1. With `official`, a word of the letters a to z does unless it is
+    one of STOP_WORDS. With `default`, a word of letters of any script does.
     """
     if preset == "paper":
         return True
@@ -228,7 +228,7 @@ def _part(
         if form is not None and len(pieces) == 1
     ]
     predicted = dict(zip(masked, _predict(split, masked, vocabulary, mlm, settings, batch_size), strict=True))
-    numbers: dict[tuple[int, ...], int] = {}  # of phrases, in order of occurrence
+    numbers: dict[tuple[int, ...], int] = {}  # the numbers of phrases, in order of occurrence
 
     def candidates(i: int, j: int) -> list[int]:
         form, original = forms[i][j], tuple(split[i].pieces[j])

@@ -144,9 +144,9 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
             vocabulary; or the tokenizer cuts texts on the left.
     """
     check_truncation(tokenizer)
-    table, described = load_table(Path(directory), rows, tokenizer)
-    texts, variants = len(rows.texts[0]), described["variants"]
-    digest = hashlib.sha256(json.dumps([described, max_length, seed], sort_keys=True).encode())
+    table, settings = load_table(Path(directory), rows, tokenizer)
+    texts, variants = len(rows.texts[0]), settings["variants"]
+    digest = hashlib.sha256(json.dumps([settings, max_length, seed], sort_keys=True).encode())
     for array in vars(table).values():  # the same settings can give other candidates on another device
         digest.update(array.tobytes())
     original, longest = (
