@@ -1,8 +1,9 @@
-"""Hugging Face's BERT and ours compute the same: torch's stored outputs always, torch itself where installed."""
+"""Hugging Face's models and ours compute the same: torch's stored outputs always, torch itself where installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,13 +14,20 @@ import pytest
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
+from tinybert_jax.models.families import FAMILIES
+from tinybert_jax.models.heads import HEADS
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-HEADS = {
-    "tiny-bert": "BertForSequenceClassification",
-    "tiny-bert-token": "BertForTokenClassification",
-    "tiny-bert-qa": "BertForQuestionAnswering",
-    "tiny-bert-mlm": "BertForMaskedLM",
+STORED = {
+    "tiny-bert": "sequence",
+    "tiny-bert-token": "tokens",
+    "tiny-bert-qa": "span",
+    "tiny-bert-mlm": "masked_lm",
+    "tiny-roberta": "sequence",
+    "tiny-roberta-token": "tokens",
+    "tiny-roberta-qa": "span",
+    "tiny-roberta-mlm": "masked_lm",
+    "tiny-xlm-roberta": "encoder",
 }
 TOLERANCE = 1e-5  # of the tensor's largest absolute value, or of 1 where that is smaller
 
@@ -34,18 +42,35 @@ def assert_equal_outputs(ours: tb.BertOutput, theirs: dict[str, Any]) -> None:
 
 def forward(directory: Path, head: str, inputs: dict[str, Any]) -> tb.BertOutput:
     config, params = tb.load_hf(directory)
-    model = getattr(tb, head)(config)
+    model: Any = HEADS[head].model(config)
     arrays = {name: jnp.asarray(values) for name, values in inputs.items()}
-    return model.apply({"params": params["encoder"] if head == "BertModel" else params}, **arrays)
+    return model.apply({"params": params["encoder"] if head == "encoder" else params}, **arrays)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_loaded_model_gives_the_stored_outputs_of_torch(name: str) -> None:
+def stored(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs, and what torch made of them."""
     expected = load_file(FIXTURES / f"expected-{name}.safetensors")
-    inputs = {key: expected.pop(key) for key in ("input_ids", "attention_mask", "token_type_ids")}
+    return {key: expected.pop(key) for key in ("input_ids", "attention_mask", "token_type_ids")}, expected
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_loaded_model_gives_the_stored_outputs_of_torch(name: str) -> None:
+    inputs, expected = stored(name)
     assert (inputs["attention_mask"] == 0).any()
-    assert (inputs["token_type_ids"] == 1).any()
-    assert_equal_outputs(forward(FIXTURES / name, HEADS[name], inputs), expected)
+    assert (inputs["token_type_ids"] == 1).any() == (tb.load_hf(FIXTURES / name)[0].type_vocab_size > 1)
+    assert_equal_outputs(forward(FIXTURES / name, STORED[name], inputs), expected)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_saved_copy_has_the_tensors_and_the_description_of_its_original(name: str, tmp_path: Path) -> None:
+    tb.save_hf(tmp_path, *tb.load_hf(FIXTURES / name))
+    before, after = (load_file(path / "model.safetensors") for path in (FIXTURES / name, tmp_path))
+    assert before.keys() == after.keys()
+    for tensor in before:
+        assert before[tensor].tobytes() == after[tensor].tobytes(), tensor
+    before, after = (json.loads((path / "config.json").read_text()) for path in (FIXTURES / name, tmp_path))
+    for key in ("architectures", "model_type", "pad_token_id", "type_vocab_size", "max_position_embeddings"):
+        assert before[key] == after[key], key
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +81,16 @@ def reference() -> ModuleType:
     return torch_reference
 
 
-@pytest.fixture
-def inputs() -> dict[str, np.ndarray]:
+def random_inputs(pad_token_id: int, types: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     lengths = np.array([24, 17, 9, 2])
     positions = np.arange(24)
     mask = (positions < lengths[:, None]).astype(np.int32)
+    second = (positions >= lengths[:, None] // 2) * mask if types > 1 else 0 * mask
     return {
-        "input_ids": (rng.integers(5, 100, mask.shape) * mask).astype(np.int32),
+        "input_ids": np.where(mask, rng.integers(5, 100, mask.shape), pad_token_id).astype(np.int32),
         "attention_mask": mask,
-        "token_type_ids": ((positions >= lengths[:, None] // 2) * mask).astype(np.int32),
+        "token_type_ids": second.astype(np.int32),
     }
 
 
@@ -79,11 +104,13 @@ def assert_parity_with_torch(
     import torch
     import transformers
 
-    kind = getattr(transformers, head)
+    kind = getattr(transformers, tb.load_hf(directory)[0].family.architecture + HEADS[head].architecture)
 
     def torch_outputs(path: Path, dtype: torch.dtype) -> Any:
+        model, loading = kind.from_pretrained(path, attn_implementation="eager", output_loading_info=True)
+        assert not any(loading.values()), loading  # no key is missing, unexpected, or of another shape
         with torch.inference_mode():
-            return reference.run(kind.from_pretrained(path, attn_implementation="eager").eval().to(dtype), **inputs)
+            return reference.run(model.eval().to(dtype), **inputs)
 
     exact = torch_outputs(directory, torch.float64)
     expected = {"hidden_states": torch.stack(exact.hidden_states), "attention_scores": torch.stack(exact.scores)}
@@ -102,26 +129,30 @@ def assert_parity_with_torch(
     assert theirs.logits is None or torch.equal(theirs.logits, again.logits)
 
 
-@pytest.mark.parametrize("head", [*HEADS.values(), "BertModel"])
-def test_random_bert_matches_torch_both_ways(
-    reference: ModuleType, tmp_path: Path, head: str, inputs: dict[str, np.ndarray]
+WIDE = {"hidden_size": 60, "num_hidden_layers": 4, "num_attention_heads": 5, "intermediate_size": 112}
+NARROW = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "sizes", [WIDE, NARROW | {"hidden_act": "relu", "type_vocab_size": 1}], ids=["wide", "narrow"]
+)
+def test_random_model_matches_torch_both_ways(
+    reference: ModuleType, tmp_path: Path, head: str, family: str, sizes: dict[str, Any]
 ) -> None:
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=100,
-        hidden_size=60,
-        num_hidden_layers=4,
-        num_attention_heads=5,
-        intermediate_size=112,
-        max_position_embeddings=32,
-        initializer_range=0.2,
-    )
-    model = getattr(transformers, head)(config)
+    kind = getattr(transformers, FAMILIES[family].architecture + HEADS[head].architecture)
+    # RoBERTa's positions go from 2 to 33
+    rows = 34 if FAMILIES[family].positions_after_padding else 32
+    config = kind.config_class(vocab_size=100, max_position_embeddings=rows, initializer_range=0.2, **sizes)
+    model = kind(config)
     reference.perturb(model, seed=1)
     model.save_pretrained(tmp_path / "torch")
+    inputs = random_inputs(config.pad_token_id, config.type_vocab_size)
     assert_parity_with_torch(reference, tmp_path / "torch", tmp_path / "ours", head, inputs)
 
 
@@ -133,4 +164,4 @@ def test_pretrained_encoder_matches_torch_both_ways(reference: ModuleType, tmp_p
     tokenizer = tb.load_tokenizer(directory, tb.load_hf(directory)[0])
     inputs = tokenizer(["A film as dull as it is long.", "Short!"], ["Nobody laughed.", "Yes."], padding=True)
     inputs = {name: np.asarray(values, np.int32) for name, values in inputs.items()}
-    assert_parity_with_torch(reference, directory, tmp_path / "ours", "BertModel", inputs)
+    assert_parity_with_torch(reference, directory, tmp_path / "ours", "encoder", inputs)

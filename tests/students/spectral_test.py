@@ -28,11 +28,11 @@ TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.r
 STUDENT_PARAMS = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
 
 
-def batches(count: int, seed: int = 0) -> Iterator[tb.Batch]:
+def batches(count: int, seed: int = 0, pad_token_id: int = 0) -> Iterator[tb.Batch]:
     random = np.random.default_rng(seed)
     for _ in range(count):
         mask = (np.arange(12) < random.integers(4, 13, (16, 1))).astype(np.int32)
-        ids = random.integers(5, 40, (16, 12)).astype(np.int32) * mask
+        ids = np.where(mask, random.integers(5, 40, (16, 12)), pad_token_id).astype(np.int32)
         types = mask * (np.arange(12) > 5).astype(np.int32)
         yield tb.Batch(ids, mask, types, np.zeros(16, np.int32), np.ones(16, np.float32))
 
@@ -59,6 +59,26 @@ def test_every_term_of_the_loss_starts_far_below_that_of_a_random_start(layer_ma
     random, fitted = metrics(STUDENT_PARAMS, layer_map), metrics(params, layer_map)
     for name in random:
         assert fitted[name] < 0.75 * random[name], name
+
+
+def test_positions_behind_padding_are_fitted_where_they_are() -> None:
+    teacher, student = (
+        dataclasses.replace(config, model_type="roberta", pad_token_id=1, max_position_embeddings=16)
+        for config in (TEACHER, STUDENT)
+    )
+    teacher_params = tb.init_params(tb.BertForSequenceClassification(teacher), jax.random.key(0))
+    given = from_teacher("spectral", student, teacher, teacher_params, "uniform", batches(16, pad_token_id=1))
+    batch = next(batches(1, seed=9, pad_token_id=1))
+    states = [
+        tb.BertModel(config, add_pooler=False).apply({"params": params}, *map(jnp.asarray, batch[:3])).hidden_states[0]
+        for config, params in (
+            (teacher, {name: teacher_params["encoder"][name] for name in ("embeddings", "encoder")}),
+            (student, given["encoder"]),
+        )
+    ]
+    real = batch.attention_mask > 0
+    error = (states[1] @ given["projections"]["embedding"]["kernel"] - states[0])[real]
+    assert jnp.square(error).mean() < 0.5 * jnp.square(states[0][real]).mean()
 
 
 def test_projections_and_encoder_are_given_pooler_and_head_stay() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tinybert_jax.devices.sharding import constrain
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
@@ -69,6 +71,17 @@ class BertModule(nn.Module):
         return nn.LayerNorm(self.config.layer_norm_eps, self.compute.dtype, use_fast_variance=False, name="LayerNorm")
 
 
+def position_ids(config: BertConfig, input_ids: Int[Array | np.ndarray, "b q"]) -> Int[Array, "b q"]:
+    """The row of the position embeddings that each token takes.
+
+    BERT counts all tokens from 0. RoBERTa counts those that are not padding, from the row after that of padding.
+    """
+    if not config.family.positions_after_padding:
+        return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+    real = jnp.asarray(input_ids != config.pad_token_id, jnp.int32)
+    return jnp.cumsum(real, axis=1) * real + config.pad_token_id
+
+
 class Embeddings(BertModule):
     """Words, positions and token types [b, q] -> [b, q, d]."""
 
@@ -76,7 +89,7 @@ class Embeddings(BertModule):
     def __call__(self, input_ids: Array, token_type_ids: Array, deterministic: bool) -> Array:
         config = self.config
 
-        def table(rows: int, name: str) -> Array:
+        def table(rows: int, name: str) -> Any:
             init = nn.initializers.normal(config.initializer_range)
             return jnp.asarray(nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding)
 
@@ -91,8 +104,9 @@ class Embeddings(BertModule):
         x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
         positions = table(config.max_position_embeddings, "position_embeddings")
         if config.family.positions_after_padding:
-            real = (input_ids != config.pad_token_id).astype(jnp.int32)
-            x = x + jnp.take(positions, jnp.cumsum(real, axis=-1) * real + config.pad_token_id, axis=0)
+            at = jnp.take(positions, position_ids(config, input_ids), axis=0)
+            # padding has a row here, too, which torch does not train
+            x = x + jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(at), at)
         else:
             x = x + positions[None, : input_ids.shape[-1]]
         return Dropout(config.hidden_dropout_prob)(self.layer_norm()(x), deterministic)

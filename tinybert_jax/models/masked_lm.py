@@ -24,8 +24,8 @@ class Transform(BertModule):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = self.dense(self.config.hidden_size, "dense")(x)
-        return self.layer_norm()(ACTIVATIONS[self.config.hidden_act](x))
+        activation = self.config.family.lm_activation or self.config.hidden_act
+        return self.layer_norm()(ACTIVATIONS[activation](self.dense(self.config.hidden_size, "dense")(x)))
 
 
 class Predictions(BertModule):

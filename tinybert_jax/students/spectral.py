@@ -21,7 +21,7 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
-from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention
+from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention, position_ids
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
 
 SAMPLE_TOKENS = 16_384  # at which a sample ends: ten times the rows that the largest fit needs
@@ -84,7 +84,7 @@ def spectral_start(
     targets = [sample.tokens(states[g]) for g in (0, *mapped)]
     basis = _basis(targets, student.hidden_size)
     attend = jax.jit(lambda params, x, mask: Attention(teacher).apply({"params": params}, x, mask, True)[0])
-    embeddings, x = _fit_embeddings(bert["embeddings"], targets[0], basis, sample)
+    embeddings, x = _fit_embeddings(teacher, bert["embeddings"], targets[0], basis, sample)
     student_states, layers = [x], []
     for g, target in zip(mapped, targets[1:], strict=True):
         params = jax.tree.map(lambda leaf, g=g: np.asarray(leaf[g - 1]), bert["encoder"]["layer"])
@@ -160,7 +160,7 @@ def _basis(states: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def _fit_embeddings(
-    params: Params, target: np.ndarray, basis: np.ndarray, sample: _Sample
+    teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: _Sample
 ) -> tuple[Params, np.ndarray]:
     """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d]."""
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -168,18 +168,17 @@ def _fit_embeddings(
     norm = {name: np.asarray(leaf, np.float64) for name, leaf in params["LayerNorm"].items()}
     ids = sample.tokens(batch.input_ids for batch in sample.batches).astype(int)
     segments = sample.tokens(batch.token_type_ids for batch in sample.batches).astype(int)
-    arange = (np.broadcast_to(np.arange(mask.shape[1]), mask.shape) for mask in sample.masks)
-    position_ids = sample.tokens(arange).astype(int)
+    at = sample.tokens(position_ids(teacher, batch.input_ids) for batch in sample.batches).astype(int)
     # LayerNorm divides by the deviation of a sum, which is mostly that of the word. So the table of words is divided
     # by the deviation of each word, and the other tables by its mean.
-    deviation = (words + positions[position_ids].mean(0) + types[segments].mean(0)).std(axis=1, keepdims=True)
+    deviation = (words + positions[at].mean(0) + types[segments].mean(0)).std(axis=1, keepdims=True)
     shared = deviation[ids].mean()
     tables = [
         (words / deviation * norm["scale"]) @ basis,
         (positions / shared * norm["scale"]) @ basis,
         (types / shared * norm["scale"] + norm["bias"]) @ basis,
     ]
-    x = tables[0][ids] + tables[1][position_ids] + tables[2][segments]
+    x = tables[0][ids] + tables[1][at] + tables[2][segments]
     layer_norm, x = _fit_layer_norm(x, target @ basis)
     return {name: {"embedding": table} for name, table in zip(names, tables, strict=True)} | layer_norm, x
 

@@ -24,6 +24,7 @@ class Family(NamedTuple):
     defaults: Mapping[str, Any] = {}  # of config.json, where they are not BERT's
     positions_after_padding: bool = False  # positions count real tokens and begin behind the row of padding
     dropout_before_pooler: bool = False  # the classifier drops out its input before the pooler, too
+    lm_activation: str | None = None  # of the masked-LM head; None: the config's `hidden_act`
 
     def to_ours(self, path: Path, head: str | None = None) -> Path:
         """Our path of a tensor, from Hugging Face's; of a model with that head."""

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al., arXiv 1907.11692) and XLM-R (Conneau et al., arXiv 1911.02116).
 
 They are BERTs with other names, one token type, and positions that begin behind the row of padding. The dense layer of
-their sequence classifier is BERT's pooler, and their masked-LM head is BERT's.
+their sequence classifier is BERT's pooler. Their masked-LM head is BERT's, but always has GELU.
 """
 
 from tinybert_jax.models.families.family import Family
@@ -27,6 +27,7 @@ ROBERTA = Family(
     defaults={"vocab_size": 50265, "type_vocab_size": 2, "pad_token_id": 1},
     positions_after_padding=True,
     dropout_before_pooler=True,
+    lm_activation="gelu",
 )
 XLM_ROBERTA = ROBERTA._replace(
     model_type="xlm-roberta",
