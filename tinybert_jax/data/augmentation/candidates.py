@@ -78,7 +78,8 @@ def build_table(
         directory: created if it is missing; an unfinished table of the same settings is continued.
         rows: n rows of one or two texts.
         tokenizer: the masked LM's.
-        mlm: `masked_lm_function(config, params, RULES[preset].asked)`; the model has `settings.input_length` positions.
+        mlm: `masked_lm_function(config, params, RULES[preset].asked)`; the model has at least
+            `settings.input_length` positions.
         neighbours: for words of several pieces.
         settings: the preset, and the other settings that are kept with the table.
         batch_size: masked sentences per call of the masked LM; default: 16 on a CPU, where more are
