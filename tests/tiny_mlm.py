@@ -7,8 +7,9 @@ import numpy as np
 from transformers import BertTokenizer
 
 from tinybert_jax.data.augmentation.candidate_table import Settings
-from tinybert_jax.data.augmentation.candidates import ASKED, build_table
+from tinybert_jax.data.augmentation.candidates import build_table
 from tinybert_jax.data.augmentation.neighbours import embedding_neighbours
+from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.masked_lm import BertForMaskedLM, masked_lm_function
@@ -75,7 +76,7 @@ def build(directory, rows, tokenizer, model, preset="default", variants=5, max_l
     """The real thing; the neighbours are by default those of the model's own embeddings."""
     _, params = model
     table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
-    function = compiled(model, ASKED[preset])
+    function = compiled(model, RULES[preset].asked)
     settings = Settings(preset, variants, max_length, "model")
     near = embedding_neighbours(table, tokenizer) if near is None else near
     build_table(directory, rows, tokenizer, function, near, settings, **kwargs)

@@ -30,8 +30,9 @@ import transformers
 import tyro
 
 from tinybert_jax.data.augmentation.candidate_table import Settings
-from tinybert_jax.data.augmentation.candidates import ASKED, build_table, is_replaceable, split_words
+from tinybert_jax.data.augmentation.candidates import build_table, split_words
 from tinybert_jax.data.augmentation.neighbours import Neighbours
+from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.rows import Rows, read_rows
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
@@ -59,7 +60,7 @@ def first_rows(data: Path | None, task: str, rows: int) -> Rows:
 def ours(rows: Rows, tokenizer: Any, config: BertConfig, preset: Preset, max_length: int) -> Callable[[], float]:
     """Builds the table of the rows in an empty directory, files included; gives the share of tokens that are real."""
     params = init_params(BertForMaskedLM(config), jax.random.key(0))
-    compiled = masked_lm_function(config, params, ASKED[preset])
+    compiled = masked_lm_function(config, params, RULES[preset].asked)
     masks: list[np.ndarray] = []
 
     def mlm(ids: np.ndarray, mask: np.ndarray, types: np.ndarray, positions: np.ndarray) -> jax.Array:
@@ -91,14 +92,14 @@ def with_torch(
             sentence = [i for pieces in words.pieces for i in pieces][: max_length - 2]
             at = 1
             for pieces, written in zip(words.pieces, words.written, strict=True):
-                if len(pieces) == 1 and at <= len(sentence) and is_replaceable(written.lower(), preset):
+                if len(pieces) == 1 and at <= len(sentence) and RULES[preset].replaces(written.lower()):
                     ids = [cls, *sentence, sep]
                     ids[at] = mask
-                    second = [*sentence, sep] if preset == "official" else []
+                    second = [*sentence, sep] if RULES[preset].in_pairs else []
                     input_ids = np.array([ids + second])
                     types = np.array([[0] * len(ids) + [1] * len(second)])
                     inputs = torch_baseline.tensors(input_ids, np.ones_like(input_ids), types)
-                    found.append(model(**inputs).logits[0, at].topk(ASKED[preset]).indices.numpy())
+                    found.append(model(**inputs).logits[0, at].topk(RULES[preset].asked).indices.numpy())
                 at += len(pieces)
         return found
 

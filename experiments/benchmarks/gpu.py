@@ -10,7 +10,8 @@ with its share of the minutes left; what fails, or would take too long, is a lin
 `correctness` they are BERT_BASE and TinyBERT4, their activations bfloat16. The parts, in order:
 
 correctness  One training step of small models on the GPU and on the CPU, the teacher and dropout in it: the loss, and
-             the gradient's worst leaf (norm of the difference over the leaf's norm).
+             the gradient's worst leaf (norm of the difference over the leaf's norm, and 1 % of the largest number
+             of all leaves).
 step         A Transformer-distillation step of the authors' arithmetic: with the teacher in it, and with its outputs
              kept, which then already lie on the GPU. FLOPs are those of the matrix products by count.
 torch        The same step, teacher in it, by transformers under autocast. "eager" computes the attention by products
@@ -23,8 +24,8 @@ inference    Class logits, each call waited for. PyTorch's parameters are bfloat
              torch.compile's mode "reduce-overhead", with CUDA graphs.
 profile      The five kernels that the step spends most time in, CUDA graphs off.
 
-A time is the median of groups of five steps, waited for at their end; --tiny walks all parts with small models, on a
-CPU too.
+Times are medians; steps are given to the GPU in groups of five, and it is waited for at a group's end. --tiny walks
+all parts with small models, on a CPU too: its times say nothing.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def test_a_run_of_several_epochs_asks_the_teacher_once_and_learns_the_same(
 ) -> None:
     """Logits but for rounding; hidden states, queries and keys but for that of bfloat16."""
     read = []
-    make = stage.make_train_step
+    make = loop.make_train_step
 
     def make_train_step(*args: Any) -> Any:
         read.append(jax.tree.leaves(args[5]))  # the teacher's parameters

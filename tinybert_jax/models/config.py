@@ -145,10 +145,12 @@ class BertConfig:
         Raises:
             InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
         """
-        family = FAMILIES.get(hf.get("model_type") or "bert")
-        if family is None:
+        model_type = hf.get("model_type")
+        model_type = "bert" if model_type is None else model_type
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             known = ", ".join(map(repr, FAMILIES))
-            raise InputError(f"model_type {hf['model_type']!r} is not supported; known are {known}")
+            raise InputError(f"model_type {model_type!r} is not supported; known are {known}")
+        family = FAMILIES[model_type]
         if (hf.get("position_embedding_type") or "absolute") != "absolute":
             raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):

@@ -10,8 +10,9 @@ from tiny_mlm import VOCABULARY, WORDS, build, compiled, make_mlm, make_rows, ma
 
 from tinybert_jax.data.augmentation import candidate_table, candidates, neighbours
 from tinybert_jax.data.augmentation.candidate_table import Settings, load_table
-from tinybert_jax.data.augmentation.candidates import ASKED, STOP_WORDS, build_table, is_replaceable, split_words
-from tinybert_jax.data.augmentation.neighbours import CANDIDATES, embedding_neighbours
+from tinybert_jax.data.augmentation.candidates import build_table, split_words
+from tinybert_jax.data.augmentation.neighbours import embedding_neighbours
+from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES, STOP_WORDS
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import Frame
 
@@ -57,7 +58,7 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
     rows = make_rows(10, pair=True)
     build(tmp_path / "out", rows, tokenizer, model, preset, max_length=32, batch_size=8)
     table, _ = load_table(tmp_path / "out", rows, tokenizer)
-    one = compiled(model, ASKED[preset])
+    one = compiled(model, RULES[preset].asked)
     embeddings = np.asarray(model[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     near = embedding_neighbours(embeddings, tokenizer)
     expected = []
@@ -68,7 +69,7 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
         for pieces, written in zip(words.pieces, words.written, strict=True):
             word = written if pieces == [tokenizer.unk_token_id] else tokenizer.decode(pieces)
             found = []
-            if not is_replaceable(word, preset):
+            if not RULES[preset].replaces(word):
                 pass
             elif len(pieces) > 1:
                 found = tokenizer(near.find([word])[0], add_special_tokens=False)["input_ids"]
@@ -95,7 +96,7 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
 
 
 def test_a_call_holds_16_masked_words_on_a_cpu(tokenizer, model, tmp_path):
-    sizes, predict = [], compiled(model, ASKED["default"])
+    sizes, predict = [], compiled(model, RULES["default"].asked)
 
     def recorded(ids, mask, types, positions):
         sizes.append(len(ids))
@@ -114,7 +115,7 @@ def test_a_call_of_no_words_is_refused(tokenizer, model, tmp_path):
 
 @pytest.mark.parametrize("preset", ["default", "official"])
 def test_a_masked_sentence_is_padded_by_less_than_8_tokens_or_a_quarter(tokenizer, model, tmp_path, preset):
-    masks, predict = [], compiled(model, ASKED[preset])
+    masks, predict = [], compiled(model, RULES[preset].asked)
 
     def recorded(ids, mask, types, positions):
         masks.append(mask)
@@ -160,7 +161,7 @@ def test_default_never_offers_the_word_itself_and_no_preset_what_is_no_word(toke
     ],
 )
 def test_each_preset_leaves_its_own_words_alone(word, presets):
-    assert [preset for preset in PRESETS if is_replaceable(word, preset)] == presets.split()
+    assert [preset for preset in PRESETS if RULES[preset].replaces(word)] == presets.split()
 
 
 def test_stop_words_are_lower_case_words():
@@ -260,7 +261,7 @@ def test_the_number_of_rows_per_file_does_not_change_the_table(tokenizer, model,
     rows = dataclasses.replace(make_rows(3), texts=[("walking film",), ("slowly good",), ("walking bad",)])
     near = neighbours.Neighbours(lambda words: [["un-play", "softest", "talked", "film"]] * len(words), "near")
     monkeypatch.setattr(neighbours, "embedding_neighbours", None)
-    settings, function = Settings("default", 2, 32, ""), compiled(model, ASKED["default"])
+    settings, function = Settings("default", 2, 32, ""), compiled(model, RULES["default"].asked)
     found = []
     for size in (256, 1, 2):
         monkeypatch.setattr(candidates, "ROWS_PER_FILE", size)

@@ -1,17 +1,19 @@
 """Nearest words by cosine, from any file of vectors, however odd its lines."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny_mlm import make_tokenizer
 
 from tinybert_jax.data.augmentation import neighbours
 from tinybert_jax.data.augmentation.neighbours import (
-    CANDIDATES,
     load_neighbours,
     nearest,
     read_vectors,
     vector_neighbours,
 )
+from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
 
@@ -122,7 +124,7 @@ def test_a_file_without_vectors_is_refused(tmp_path, content):
 
 
 def test_official_reads_the_first_vectors_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(neighbours, "OFFICIAL_ROWS", 20)
+    monkeypatch.setitem(RULES, "official", dataclasses.replace(RULES["official"], vectors=20))
     path, _ = write_vectors(tmp_path, [f"word{i}" for i in range(50)])
     tokenizer, table = make_tokenizer(tmp_path), np.ones((100, 4), np.float32)
     found = {preset: load_neighbours(path, table, tokenizer, preset) for preset in ("default", "paper", "official")}

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinybert_jax.data.augmentation import candidates, neighbours
 from tinybert_jax.data.augmentation.candidate_table import Settings
+from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.augmentation.variants import check_truncation, load_augmented, variant_texts, write_variants
 from tinybert_jax.data.rows import read_rows, split_path
 from tinybert_jax.errors import InputError, check_seed
@@ -76,20 +77,20 @@ def build(
     asked = row.variants if variants is None else variants
     settings = Settings(
         preset,
-        asked + 1 if preset == "official" else asked,
+        asked if RULES[preset].counts_row else asked + 1,
         row.max_length if max_length is None else max_length,
         fingerprint(model),
     )
     tokenizer = load_tokenizer(model, config)
     frame = frame_of(tokenizer)
     check_positions(model, config, settings.input_length(frame))
-    if preset == "official" and frame.has_types and config.type_vocab_size < 2:
+    if RULES[preset].in_pairs and frame.has_types and config.type_vocab_size < 2:
         raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
     check_truncation(tokenizer)
     rows = read_rows(row, source, "train")
     table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     near = neighbours.load_neighbours(None if glove is None else Path(glove), table, tokenizer, preset)
-    predict = masked_lm_function(config, params, candidates.ASKED[preset])
+    predict = masked_lm_function(config, params, RULES[preset].asked)
     candidates.build_table(out, rows, tokenizer, predict, near, settings, batch_size)
     augmented = load_augmented(out, rows, tokenizer, settings.max_length, seed)
     if tsv is not None:

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import Frame
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
-# Versions of the table, by preset; increase one when the same settings would give another table.
-FORMAT_VERSIONS: dict[str, int] = {"default": 1, "paper": 1, "official": 2}
 SETTINGS_FILE = "augmentation.json"
 ROWS_PER_FILE = 256  # a killed build loses at most so many
 
@@ -47,7 +46,7 @@ class Settings:
 
     def input_length(self, frame: Frame) -> int:
         """Tokens of the masked LM's longest input, which holds the sentence twice with `official`."""
-        if self.preset == "official":
+        if RULES[self.preset].in_pairs:
             return 2 * (self.max_length - frame.size(1)) + frame.size(2)
         return self.max_length
 
@@ -80,7 +79,7 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
         InputError: the directory holds anything but a table of the same settings, or cannot be written.
     """
     content = dataclasses.asdict(settings) | {
-        "format_version": FORMAT_VERSIONS[settings.preset],
+        "format_version": RULES[settings.preset].format_version,
         "rows": rows.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "neighbours": neighbours,
@@ -99,7 +98,7 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
             difference = known.get(name) or f"whose {name} is {existing.get(name)!r}, not {value!r}"
             raise InputError(f"{directory}: holds an augmentation {difference}: give another --out, or remove it")
     if existing is not None and (previous := existing.get("variants")) != settings.variants:
-        option = previous - 1 if settings.preset == "official" and isinstance(previous, int) else previous
+        option = previous if RULES[settings.preset].counts_row or not isinstance(previous, int) else previous - 1
         print(
             f"note: {directory}: variants of a row: {settings.variants} from now on, not {previous}; to resume a"
             f" distillation that was begun on these candidates, give --variants {option} again",
@@ -123,7 +122,8 @@ def load_table(directory: Path, rows: Rows, tokenizer: Any) -> tuple[CandidateTa
     if content is None:
         raise InputError(f"{directory}: no {SETTINGS_FILE} in it: give a directory that `tinybert augment` wrote")
     where = directory / SETTINGS_FILE
-    if content.get("format_version") != FORMAT_VERSIONS.get(str(content.get("preset"))):
+    versions: dict[Any, int] = {preset: rules.format_version for preset, rules in RULES.items()}
+    if content.get("format_version") != versions.get(content.get("preset")):
         raise InputError(f"{where}: written by another version of this program: {again} with another --out")
     if content.get("rows") != rows.fingerprint:
         raise InputError(f"{where}: made from other rows than the training rows given: {again} on these")

@@ -8,8 +8,6 @@ original sentence. So they are computed once, for many sentences per call, and e
 
 from __future__ import annotations
 
-import functools
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,35 +24,17 @@ from tinybert_jax.data.augmentation.candidate_table import (
     has_part,
     save_part,
 )
-from tinybert_jax.data.augmentation.neighbours import CANDIDATES, Neighbours
+from tinybert_jax.data.augmentation.neighbours import Neighbours
+from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES
 from tinybert_jax.data.batches import eval_batches
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
-from tinybert_jax.settings.choices import Preset
 
-# The number of ids that the masked LM gives. The original code drops those of its 15 that are not words; the other
-# presets keep the first 15 words of 30 ids.
-ASKED: dict[Preset, int] = {"default": 2 * CANDIDATES, "paper": 2 * CANDIDATES, "official": CANDIDATES}
 # The padded lengths of masked sentences. They are closer than in training, because padding is most of the waste here.
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 512, 32))
-# Our own list, and the halves that an apostrophe leaves, which are in the authors' list: "won" and "t" of "won't".
-STOP_WORDS = frozenset(
-    """a about above across after again against all almost alone along already also although always am among an and
-    another any anyone anything are around as at away be became because become been before behind being below between
-    both but by can cannot could d did do does doing done down during each either else enough even ever every everyone
-    everything few for from further had has have having he her here hers herself him himself his how however i if in
-    into is it its itself just least less ll m made many may me might mine more most much must my myself near neither
-    never no nobody none nor not nothing now o of off often on once only onto or other others ought our ours ourselves
-    out over own per perhaps quite rather re s same shall she should since so some someone something still such t than
-    that the their theirs them themselves then there therefore these they this those though through thus to together
-    too toward towards under until up upon us ve very was we were what whatever when where whether which while who
-    whole whom whose why will with within without would yet you your yours yourself yourselves
-    ain aren couldn didn doesn don hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren won wouldn
-    y""".split()
-)
 MaskedLM = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
 
 
@@ -94,19 +74,6 @@ def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
     return split
 
 
-def is_replaceable(word: str, preset: Preset) -> bool:
-    """Whether a word, as the tokenizer normalises it, gets candidates.
-
-    With `paper`, every word does, as in algorithm 1. With `official`, a word of the letters a to z does unless it is
-    one of STOP_WORDS. With `default`, a word of letters of any script does.
-    """
-    if preset == "paper":
-        return True
-    if preset == "official":
-        return all("a" <= c <= "z" for c in word.lower()) and word.lower() not in STOP_WORDS
-    return _has_only_letters(word)
-
-
 def build_table(
     directory: Path,
     rows: Rows,
@@ -122,7 +89,8 @@ def build_table(
         directory: created if it is missing; an unfinished table of the same settings is continued.
         rows: n rows of one or two texts.
         tokenizer: the masked LM's.
-        mlm: `masked_lm_function(config, params, ASKED[preset])`, with at least `settings.input_length` positions.
+        mlm: `masked_lm_function(config, params, RULES[preset].asked)`; the model has at least
+            `settings.input_length` positions.
         neighbours: for words of several pieces.
         settings: the preset, and the other settings that are kept with the table.
         batch_size: masked sentences per call of the masked LM; default: 16 on a CPU, where more are
@@ -159,13 +127,6 @@ def build_table(
         for start in missing:
             save_part(directory, start, _part(part(start), vocabulary, mlm, phrases, settings, batch_size))
             bar.update(len(part(start)))
-
-
-@functools.lru_cache(maxsize=2**16)
-def _has_only_letters(word: str) -> bool:
-    # marks are parts of letters in scripts such as Devanagari
-    kinds = {unicodedata.category(c)[0] for c in word}
-    return "L" in kinds and kinds <= {"L", "M"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +170,7 @@ def _forms(words: Words, vocabulary: _Vocabulary, settings: Settings) -> list[st
         if frame.space or pieces == [vocabulary.tokenizer.unk_token_id]:
             form = written
         # a second space is a word of its own, without letters
-        is_word = bool(form) and pieces[0] not in vocabulary.special and is_replaceable(form, settings.preset)
+        is_word = bool(form) and pieces[0] not in vocabulary.special and RULES[settings.preset].replaces(form)
         forms.append(prefix + form if is_word and room >= 0 else None)
     return forms
 
@@ -288,7 +249,7 @@ def _predict(
     positions = np.array([begins[i][j] for i, j in masked], np.int32)
     inputs, pair_starts = [], []
     for (i, _), position in zip(masked, positions, strict=True):
-        ids, pair_start = frame.put(sentences[i], sentences[i] if settings.preset == "official" else None)
+        ids, pair_start = frame.put(sentences[i], sentences[i] if RULES[settings.preset].in_pairs else None)
         ids[position] = tokenizer.mask_token_id
         inputs.append(ids)
         pair_starts.append(pair_start)
@@ -309,7 +270,7 @@ def _predict(
                 original = split[i].pieces[j][0]
                 allowed = vocabulary.words if vocabulary.after_space(original) else vocabulary.first_words
                 # the original code may replace a word by itself
-                excluded = original if settings.preset == "default" else -1
+                excluded = -1 if RULES[settings.preset].may_keep_word else original
                 candidates[row] = [id_ for id_ in ids if id_ in allowed and id_ != excluded][:CANDIDATES]
     return candidates
 

@@ -18,16 +18,15 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.cache import cache_folder, cached
+from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words, write_words
 from tinybert_jax.settings.choices import Preset
 
 FORMAT_VERSION = 1  # of the cached neighbours; increase it when the same file would give others
-OFFICIAL_ROWS = 100_000  # vectors that the original code reads
 BLOCK = 1024  # queries per matrix product; fewer with many vectors
 BLOCK_SCORES = 2**26  # at most, per matrix product; a score and its place in the order take 16 bytes
-CANDIDATES = 15  # K of algorithm 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset
         InputError: the file is missing or holds no vectors.
     """
     if path is not None:
-        return vector_neighbours(path, OFFICIAL_ROWS if preset == "official" else None)
+        return vector_neighbours(path, RULES[preset].vectors)
     print("note: no --glove FILE: words of several pieces take the model's own embeddings instead", file=sys.stderr)
     return embedding_neighbours(table, tokenizer)
 
