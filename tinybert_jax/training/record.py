@@ -178,10 +178,10 @@ def write_model_card(
     text = f"""---
 library_name: transformers
 pipeline_tag: {head.pipeline}
-tags: [{"tinybert, distillation" if distilled else "bert"}]
+tags: [{"tinybert, distillation" if distilled else config.model_type}]
 ---
 # {experiment.model} on {experiment.task}
-A BERT of {config.num_hidden_layers} layers, {config.hidden_size} wide,
+{config.family.title} of {config.num_hidden_layers} layers, {config.hidden_size} wide,
 {count_parameters(resize_vocabulary(params, config.vocab_size)):,} parameters, {how}, with tinybert_jax.
 
 | dev set | this model | teacher |

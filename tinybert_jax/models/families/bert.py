@@ -2,4 +2,4 @@
 
 from tinybert_jax.models.families.family import Family
 
-BERT = Family("bert", "Bert", prefix="bert", names=((("encoder",), ("bert",)),))
+BERT = Family("bert", "Bert", "A BERT", prefix="bert", names=((("encoder",), ("bert",)),))

@@ -18,6 +18,7 @@ class Family(NamedTuple):
 
     model_type: str  # in config.json
     architecture: str  # what its classes in transformers begin with
+    title: str  # in a model card
     prefix: str  # of the encoder's tensors in a model with a head
     names: Names
     head_names: Mapping[str, Names] = {}

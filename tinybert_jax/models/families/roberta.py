@@ -10,6 +10,7 @@ _PREDICTIONS = ("cls", "predictions")
 ROBERTA = Family(
     "roberta",
     "Roberta",
+    "A RoBERTa",
     prefix="roberta",
     names=(
         (("encoder",), ("roberta",)),
@@ -32,5 +33,6 @@ ROBERTA = Family(
 XLM_ROBERTA = ROBERTA._replace(
     model_type="xlm-roberta",
     architecture="XLMRoberta",
+    title="An XLM-R",
     defaults={**ROBERTA.defaults, "vocab_size": 30522},
 )
