@@ -49,9 +49,9 @@ HERE = Path(__file__).resolve().parent
 Numbers = dict[str, Any]
 # part, function of `gpu_parts`, and its share of the minutes
 WORK = (
-    ("correctness", "correctness", 50),
-    ("step", "step", 140),
-    ("torch", "torch_step", 110),
+    ("correctness", "correctness", 70),
+    ("step", "step", 130),
+    ("torch", "torch_step", 100),
     ("population", "population", 60),
     ("inference", "inference", 30),
     ("inference", "torch_inference", 50),
