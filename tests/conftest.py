@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -78,21 +78,44 @@ GOOD, BAD = "lovely great fine tasty crisp".split(), "awful stale bland bitter b
 NEUTRAL = "the a bag of chips was and very rather quite i we bought it".split()
 
 
-def write_model(directory: Path, *, words: tuple[str, ...] = (), **sizes: int) -> Path:
-    """A random BERT with the tokenizer of the synthetic reviews, as a Hugging Face directory without a head."""
+def family_tokenizer(family: str, words: Sequence[str]) -> Any:
+    """RoBERTa's kind of tokenizer, or XLM-R's, with a token for each of these words after a space."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer, XLMRobertaTokenizer
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if family == "xlm-roberta":  # training one needs more text to find words
+        letters = dict.fromkeys("\u2581" + "".join(words), -9.0)
+        scores = dict.fromkeys(special, 0.0) | letters | dict.fromkeys((f"\u2581{word}" for word in words), -1.0)
+        return XLMRobertaTokenizer(vocab=[*scores.items()])
+    trained = ByteLevelBPETokenizer()
+    text = [f" {word}" for word in words] * 2
+    trained.train_from_iterator(text, vocab_size=1000, special_tokens=special, show_progress=False)
+    model = json.loads(trained.to_str())["model"]
+    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+
+
+def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "bert", **sizes: int) -> Path:
+    """A random model with the tokenizer of the synthetic reviews, as a Hugging Face directory without a head."""
     import jax
     from transformers import BertTokenizer
 
     import tinybert_jax as tb
 
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NEUTRAL, *GOOD, *BAD, *words]
+    vocabulary = [*NEUTRAL, *GOOD, *BAD, *words]
     directory.mkdir(parents=True)
-    (directory / "vocab.txt").write_text("\n".join(vocabulary))
-    config = tb.BertConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=32, num_attention_heads=4, initializer_range=0.1, **sizes
-    )
+    if family == "bert":
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary]
+        (directory / "vocab.txt").write_text("\n".join(vocabulary))
+        tokenizer: Any = BertTokenizer(vocab=str(directory / "vocab.txt"))
+    else:
+        tokenizer = family_tokenizer(family, vocabulary)
+        pad = tokenizer.pad_token_id
+        sizes = {"type_vocab_size": 1, "pad_token_id": pad, "max_position_embeddings": 33 + pad} | sizes
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 32} | sizes
+    config = tb.BertConfig(model_type=family, num_attention_heads=4, initializer_range=0.1, **sizes)
     params = {"encoder": tb.init_params(tb.BertModel(config), jax.random.key(0))}
-    tb.save_hf(directory, config, params, BertTokenizer(vocab=str(directory / "vocab.txt")))
+    tb.save_hf(directory, config, params, tokenizer)
     return directory
 
 

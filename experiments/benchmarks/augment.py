@@ -91,7 +91,7 @@ def with_torch(
         for words in split_words([text for row in rows.texts for text in row], tokenizer):
             sentence = [i for pieces in words.pieces for i in pieces][: max_length - 2]
             at = 1
-            for pieces, written in zip(*words, strict=True):
+            for pieces, written in zip(words.pieces, words.written, strict=True):
                 if len(pieces) == 1 and at <= len(sentence) and RULES[preset].replaces(written.lower()):
                     ids = [cls, *sentence, sep]
                     ids[at] = mask

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NER_WORDS, make_tokenizer, write_conll
+from conftest import NER_WORDS, family_tokenizer, make_tokenizer, write_conll
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.tasks import ner
 from tinybert_jax.tasks.ner import align, discover_labels, read_conll, score, spans, tags, write
 
@@ -18,6 +19,11 @@ GOOD = "-DOCSTART- -X- O\n\nAnna NNP B-PER\nlives VBZ O\n\nRome NNP B-LOC\n. . O
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("vocab"), [*NER_WORDS, "##s", "##m", "-"])
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta"])
+def any_tokenizer(request, tokenizer):
+    return tokenizer if request.param == "bert" else family_tokenizer(request.param, NER_WORDS)
 
 
 def read(tmp_path, content, name="train.txt"):
@@ -147,16 +153,16 @@ def many_sentences(tmp_path, n=40):
 
 
 @pytest.mark.parametrize("max_length", [3, 8, 17, 512])
-def test_every_word_is_labelled_once_and_no_row_is_too_long(tmp_path, tokenizer, max_length):
+def test_every_word_is_labelled_once_and_no_row_is_too_long(tmp_path, any_tokenizer, max_length):
     sentences = many_sentences(tmp_path)
     labels = discover_labels(sentences)
-    tokens = align(sentences, tokenizer, max_length, labels)
+    tokens = align(sentences, any_tokenizer, max_length, labels)
     assert tokens.lengths.max() <= max_length
     assert len(tokens) > len(sentences.words) or max_length == 512
     of_words = [labels[i] for i in tokens.labels[tokens.labels >= 0]]
     assert of_words == [tag for sentence in sentences.tags for tag in sentence]
     firsts, lasts = tokens.input_ids[tokens.offsets[:-1]], tokens.input_ids[tokens.offsets[1:] - 1]
-    assert (set(firsts), set(lasts)) == ({tokenizer.cls_token_id}, {tokenizer.sep_token_id})
+    assert (set(firsts), set(lasts)) == ({any_tokenizer.cls_token_id}, {any_tokenizer.sep_token_id})
 
 
 def test_pieces_are_those_of_the_tokenizer(tmp_path, tokenizer):
@@ -168,16 +174,28 @@ def test_pieces_are_those_of_the_tokenizer(tmp_path, tokenizer):
         assert tokens.input_ids[tokens.offsets[i] : tokens.offsets[i + 1]].tolist() == expected["input_ids"]
 
 
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_a_word_has_the_pieces_that_it_has_after_a_space(tmp_path, family):
+    """RoBERTa's pieces of a word alone are those of a word that goes on."""
+    tokenizer = family_tokenizer(family, NER_WORDS)
+    sentences = read(tmp_path, "anna B-PER\nlives O\nromes O\ncaf\u00e9 B-LOC\n")
+    tokens = align(sentences, tokenizer, 32, ("O", "B-LOC", "B-PER"))
+    assert tokens.input_ids.tolist() == tokenizer(" anna lives romes caf\u00e9")["input_ids"]
+    starts = tokenizer.convert_ids_to_tokens(tokens.input_ids[tokens.labels >= 0].tolist())
+    assert starts[:2] == [f"{frame_of(tokenizer).space}{word}" for word in ("anna", "lives")]
+    assert tokens.pair_starts.tolist() == tokens.lengths.tolist()
+
+
 @pytest.mark.parametrize("max_length", [8, 17, 512])
-def test_logits_that_are_sure_of_the_labels_give_the_tags_of_the_file(tmp_path, tokenizer, max_length):
+def test_logits_that_are_sure_of_the_labels_give_the_tags_of_the_file(tmp_path, any_tokenizer, max_length):
     sentences = many_sentences(tmp_path)
     labels = discover_labels(sentences)
-    tokens = align(sentences, tokenizer, max_length, labels)
+    tokens = align(sentences, any_tokenizer, max_length, labels)
     batch = tokens.batch(np.arange(len(tokens)), int(tokens.lengths.max()) + 2)
     logits = np.eye(len(labels), dtype=np.float32)[batch.labels]
     assert tags(sentences, tokens, logits, labels) == [list(sentence) for sentence in sentences.tags]
     unlabelled = dataclasses.replace(sentences, tags=None, fingerprint="unlabelled")
-    again = align(unlabelled, tokenizer, max_length, labels)
+    again = align(unlabelled, any_tokenizer, max_length, labels)
     assert tags(unlabelled, again, logits, labels) == [list(sentence) for sentence in sentences.tags]
     with pytest.raises(ValueError, match="must be"):
         tags(sentences, tokens, logits[:-1], labels)

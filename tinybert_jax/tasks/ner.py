@@ -17,6 +17,7 @@ from tinybert_jax.data.reader import read_text
 from tinybert_jax.data.rows import split_path
 from tinybert_jax.data.tokens import PROGRESS_FROM, TOKENIZE_AT_ONCE, Tokens
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
@@ -165,25 +166,27 @@ def _encode_words(sentences: Sequence[tuple[str, ...]], tokenizer: Any, max_leng
     """The arrays of `Tokens`, and the place of each word's first piece in `input_ids`."""
     from tqdm import tqdm
 
-    n = len(sentences)
+    n, frame = len(sentences), frame_of(tokenizer)
     ids: list[int] = []
     offsets = [0]
     first_pieces: list[int] = []
     with tqdm(total=n, desc="tokenize", unit="sentence", disable=n < PROGRESS_FROM) as bar:
         for start in range(0, n, TOKENIZE_AT_ONCE):
-            chunk = [list(words) for words in sentences[start : start + TOKENIZE_AT_ONCE]]
+            chunk = [
+                [frame.word_prefix + word for word in words] for words in sentences[start : start + TOKENIZE_AT_ONCE]
+            ]
             # A sentence beyond the model's length is no mistake here, so the tokenizer must not warn of it.
             encoded = tokenizer(chunk, is_split_into_words=True, add_special_tokens=False, verbose=False)
             for i, words in enumerate(chunk):
                 pieces: list[list[int]] = [[] for _ in words]
                 for word, piece in zip(encoded.word_ids(i), encoded["input_ids"][i], strict=True):
                     pieces[word].append(piece)
-                for row in _cut_rows([p or [tokenizer.unk_token_id] for p in pieces], max_length - 2):
-                    ids.append(tokenizer.cls_token_id)
+                for row in _cut_rows([p or [tokenizer.unk_token_id] for p in pieces], max_length - frame.size(1)):
+                    ids += frame.before
                     for word_pieces in row:
                         first_pieces.append(len(ids))
                         ids += word_pieces
-                    ids.append(tokenizer.sep_token_id)
+                    ids += frame.after
                     offsets.append(len(ids))
             bar.update(len(chunk))
     return {

@@ -15,6 +15,7 @@ from tinybert_jax.cache import cached_arrays
 from tinybert_jax.data.rows import split_path
 from tinybert_jax.data.tokens import PROGRESS_FROM, TOKENIZE_AT_ONCE, Tokens
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
@@ -77,7 +78,7 @@ def _window_arrays(
     """The fields of `Tokens` that the tokenizer computes, and those of `Windows`."""
     from tqdm import tqdm
 
-    n = len(questions)
+    n, frame = len(questions), frame_of(tokenizer)
     ids: list[np.ndarray] = []
     chars: list[np.ndarray] = []
     pair_starts: list[int] = []
@@ -86,7 +87,7 @@ def _window_arrays(
         for start in range(0, n, TOKENIZE_AT_ONCE):
             part = slice(start, start + TOKENIZE_AT_ONCE)
             texts, longest = _cut_questions(questions.questions[part], tokenizer, max_question_length)
-            room = max_length - longest - 3
+            room = max_length - longest - frame.size(2)
             if room <= stride:
                 raise InputError(
                     f"max_length {max_length} leaves {max(room, 0)} tokens for the context beside a question of"
@@ -100,18 +101,16 @@ def _window_arrays(
                 stride=stride,
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
-                return_token_type_ids=True,
                 return_attention_mask=False,
             )
-            for row, types, places in zip(
-                encoded["input_ids"], encoded["token_type_ids"], encoded["offset_mapping"], strict=True
-            ):
-                pair_start = types.count(0)
+            for i, (row, places) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+                begin = len(frame.before) + encoded.sequence_ids(i).count(0) + len(frame.between)
+                context = slice(begin, len(row) - len(frame.after))
                 place = np.full((len(row), 2), -1, np.int32)
-                place[pair_start:-1] = np.reshape(places[pair_start:-1], (-1, 2))
+                place[context] = np.reshape(places[context], (-1, 2))
                 ids.append(np.array(row, np.int32))
                 chars.append(place)
-                pair_starts.append(pair_start)
+                pair_starts.append(begin if frame.has_types else len(row))
             numbers += [start + i for i in encoded["overflow_to_sample_mapping"]]
             bar.update(len(texts))
     places = np.concatenate(chars)
@@ -136,7 +135,8 @@ def _cut_questions(questions: Sequence[str], tokenizer: Any, max_question_length
     )
     places = encoded["offset_mapping"]
     cut = [text[: place[-1][1]] if place else "" for text, place in zip(questions, places, strict=True)]
-    return cut, max(map(len, places))
+    # of a character that is several tokens, the cut leaves them all
+    return cut, max(len(ids) for ids in tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _labels(questions: Questions, windows: Windows, offsets: np.ndarray) -> np.ndarray:
@@ -207,9 +207,8 @@ def answers(
         best_start = bounds[i] + np.argmax(best[bounds[i] : bounds[i + 1]])
         is_null = questions.unanswerable and null[i] - best[best_start] > null_threshold
         has_span = best[best_start] > -np.inf and not is_null
-        texts.append(
-            context[windows.char_starts[best_start] : windows.char_ends[last[best_start]]] if has_span else ""
-        )
+        answer = context[windows.char_starts[best_start] : windows.char_ends[last[best_start]]] if has_span else ""
+        texts.append(answer.strip())  # a token may hold the space before its word
     return texts
 
 

@@ -20,6 +20,7 @@ from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
 from tinybert_jax.models.heads import HEADS
@@ -107,14 +108,15 @@ def load_inputs(experiment: Experiment) -> Inputs:
         tokenizer = load_tokenizer(experiment.model, config)
     check_positions(experiment.model, config, experiment.max_length)
 
-    def check_pairs(pairs: bool) -> None:
-        check_token_types(experiment.model, config, pairs)
+    def check_pairs(student_pairs: bool, teacher_pairs: bool) -> None:
+        check_token_types(experiment.model, config, student_pairs)
         if distils and model is not None:
-            check_token_types(str(experiment.teacher), model.config, pairs)
+            check_token_types(str(experiment.teacher), model.config, teacher_pairs)
 
     if isinstance(source, CorpusSource):
         head = "masked_lm" if any(stage.objective.masks_tokens for stage in experiment.stages) else "encoder"
-        check_pairs(source.pairs)
+        has_types = source.pairs and frame_of(tokenizer).has_types
+        check_pairs(has_types, has_types)
         if not _same_tokenizer(tokenizer, model):
             raise InputError(_different_vocabularies(experiment))
         if distils and model is not None:
@@ -129,7 +131,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, teacher_dev = split.tokens, dev
-        check_pairs(any(own.tokens.has_pairs for own in (split, *dev.values())))
+        pairs = teacher_pairs = any(part.tokens.has_pairs for part in (split, *dev.values()))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
         if teacher is not None and teacher.outputs_of is not None:
@@ -141,6 +143,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
                 raise InputError(_different_vocabularies(experiment))
             other, teacher_dev = _read_splits(experiment, task, source, model.tokenizer, model.config, teacher)
             train = tokens.TwoVocabularies(split.tokens, other.tokens)
+            teacher_pairs = any(part.tokens.has_pairs for part in (other, *teacher_dev.values()))
+        check_pairs(pairs, teacher_pairs)
         config, keep_head = fit_head(config, loaded, task, split.label_names)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
     prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}

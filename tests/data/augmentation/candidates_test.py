@@ -14,6 +14,7 @@ from tinybert_jax.data.augmentation.candidates import build_table, split_words
 from tinybert_jax.data.augmentation.neighbours import embedding_neighbours
 from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES, STOP_WORDS
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import Frame
 
 PRESETS = ("default", "paper", "official")
 
@@ -213,8 +214,10 @@ def test_words_behind_what_the_model_reads_are_left_alone(tokenizer, model, tmp_
 
 
 def test_official_needs_room_for_the_sentence_twice():
-    assert Settings("official", 1, 128, "").input_length == 2 * 126 + 3
-    assert Settings("default", 1, 128, "").input_length == 128
+    bert, roberta = (Frame((2,), between, (3,), True, "") for between in ((3,), (3, 3)))
+    assert Settings("official", 1, 128, "").input_length(bert) == 2 * 126 + 3
+    assert Settings("official", 1, 128, "").input_length(roberta) == 2 * 126 + 4
+    assert Settings("default", 1, 128, "").input_length(bert) == 128
 
 
 @pytest.mark.parametrize(("variants", "max_length"), [(0, 64), (5, 7)])

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import family_tokenizer
 from tiny_mlm import VOCABULARY, build, make_mlm, make_rows, make_tokenizer
 
 from tinybert_jax.data.augmentation import build as build_module
@@ -23,8 +24,10 @@ from tinybert_jax.data.augmentation.variants import (
 )
 from tinybert_jax.data.batches import bucket_lengths, train_batches
 from tinybert_jax.data.rows import read_rows
+from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
 
@@ -77,6 +80,35 @@ def test_a_batch_holds_what_the_tokenizer_makes_of_the_variants_texts(made, toke
         np.testing.assert_array_equal(getattr(batch, name), expected[name], err_msg=name)
         assert getattr(batch, name).dtype == np.int32
     np.testing.assert_array_equal(batch.labels, np.repeat(rows.labels, VARIANTS))
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+@pytest.mark.parametrize("preset", ["default", "paper", "official"])
+def test_tokens_that_hold_spaces_are_drawn_and_written_with_them(family, preset, tmp_path):
+    tokenizer = family_tokenizer(family, [word for word in VOCABULARY if word.isalpha()])
+    space = frame_of(tokenizer).space
+    made = make_rows(6, pair=True)
+    rows = dataclasses.replace(made, texts=[*made.texts, (" film  good, (film)", "Caf\u00e9!"), ("film", "don't")] * 3)
+    rows = dataclasses.replace(rows, labels=np.zeros(len(rows.texts), np.int32))
+    near = Neighbours(lambda words: [["softest", "talked", "film"]] * len(words), "near")
+    build(tmp_path / "out", rows, tokenizer, make_mlm(tokenizer), preset, variants=8, near=near)
+    for max_length in (9, 64):
+        augmented = load_augmented(tmp_path / "out", rows, tokenizer, max_length, seed=3)
+        texts = [texts for i in range(len(rows.texts)) for texts in variant_texts(augmented, rows, tokenizer, i)]
+        batch = augmented.batch(np.arange(len(augmented)), max_length)
+        expected = encode(texts, tokenizer, max_length).batch(np.arange(len(texts)), max_length)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), err_msg=name)
+    assert len(set(texts)) > 2 * len(rows.texts)
+    table = augmented.table
+    first = [table.pieces[table.word_pieces[j]] for j in range(len(table.word_pieces) - 1)]
+    for j, id_ in enumerate(first):
+        for candidate in table.candidates[table.word_candidates[j] : table.word_candidates[j + 1]]:
+            number = table.phrase_pieces[-1 - candidate] if candidate < 0 else None
+            begins = tokenizer.convert_ids_to_tokens(
+                int(candidate if number is None else table.phrases[number])
+            ).startswith(space)
+            assert begins == tokenizer.convert_ids_to_tokens(int(id_)).startswith(space)
 
 
 def test_some_words_are_replaced_by_several_pieces_and_some_of_several_are_replaced(made, tokenizer):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import family_tokenizer
 
 from tinybert_jax.data.corpus.sequences import make_recipe, sequences, split_documents
 from tinybert_jax.errors import InputError
@@ -52,6 +53,11 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("vocab"))
 
 
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta"])
+def any_tokenizer(request, tokenizer):
+    return tokenizer if request.param == "bert" else family_tokenizer(request.param, [*WORDS, "."])
+
+
 def recipe_of(tokenizer, max_length=24, seed=0, **options):
     return make_recipe(CorpusSource(("not read",), **options), tokenizer, max_length, seed)
 
@@ -66,13 +72,13 @@ def tokens_of(tokenizer, document):
 
 
 @pytest.mark.parametrize("short", [0.0, 0.1, 1.0])
-def test_every_token_comes_once_and_in_order(tokenizer, short):
-    rows = made(DOCUMENTS, recipe_of(tokenizer, short_sequence_probability=short))
+def test_every_token_comes_once_and_in_order(any_tokenizer, short):
+    rows = made(DOCUMENTS, recipe_of(any_tokenizer, short_sequence_probability=short))
     text = [token for _, ids in rows for token in ids[1:-1]]
-    assert text == [token for document in DOCUMENTS for token in tokens_of(tokenizer, document)]
+    assert text == [token for document in DOCUMENTS for token in tokens_of(any_tokenizer, document)]
     for pair_start, ids in rows:
-        assert ids[0] == tokenizer.cls_token_id
-        assert ids[-1] == tokenizer.sep_token_id
+        assert ids[0] == any_tokenizer.cls_token_id
+        assert ids[-1] == any_tokenizer.sep_token_id
         assert pair_start == len(ids) <= 24
 
 
@@ -106,6 +112,21 @@ def test_short_sequences_have_uniform_lengths(tokenizer):
     assert counts.std() < 3 * np.sqrt(len(lengths) / 21)
     long = made([["good " * 50_000]], recipe_of(tokenizer, short_sequence_probability=0.1))
     assert np.mean([len(ids) < 24 for _, ids in long]) == pytest.approx(0.1 * 20 / 21, abs=0.02)
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_pairs_are_framed_as_the_tokenizer_frames_them(family):
+    tokenizer = family_tokenizer(family, [*WORDS, "."])
+    rows = made(DOCUMENTS, recipe_of(tokenizer, max_length=32, pairs=True))
+    assert max(len(ids) for _, ids in rows) == 32
+    for pair_start, ids in rows:
+        assert ids[0] == tokenizer.cls_token_id
+        border = ids.index(tokenizer.sep_token_id)
+        assert ids[border:].count(tokenizer.sep_token_id) == (1 if border == len(ids) - 1 else 3)
+        assert border == len(ids) - 1 or ids[border + 1] == ids[-1] == tokenizer.sep_token_id
+        assert pair_start == len(ids), "there is one token type"
+    with pytest.raises(InputError, match="max_length is 5; with its special tokens a sequence needs 6"):
+        recipe_of(tokenizer, max_length=5, pairs=True)
 
 
 def test_pairs_are_continuations_and_random_texts_in_equal_parts(tokenizer):

@@ -13,6 +13,7 @@ from tinybert_jax.data.augmentation.variants import check_truncation, load_augme
 from tinybert_jax.data.rows import read_rows, split_path
 from tinybert_jax.errors import InputError, check_seed
 from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import check_positions
 from tinybert_jax.models.masked_lm import masked_lm_function
@@ -80,10 +81,11 @@ def build(
         row.max_length if max_length is None else max_length,
         fingerprint(model),
     )
-    check_positions(model, config, settings.input_length)
-    if RULES[preset].in_pairs and config.type_vocab_size < 2:
-        raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
     tokenizer = load_tokenizer(model, config)
+    frame = frame_of(tokenizer)
+    check_positions(model, config, settings.input_length(frame))
+    if RULES[preset].in_pairs and frame.has_types and config.type_vocab_size < 2:
+        raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
     check_truncation(tokenizer)
     rows = read_rows(row, source, "train")
     table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])

@@ -16,6 +16,7 @@ import numpy as np
 from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import Frame
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
@@ -43,10 +44,11 @@ class Settings:
                 f" {MIN_LENGTH}"
             )
 
-    @property
-    def input_length(self) -> int:
+    def input_length(self, frame: Frame) -> int:
         """Tokens of the masked LM's longest input, which holds the sentence twice with `official`."""
-        return 2 * self.max_length - 1 if RULES[self.preset].in_pairs else self.max_length
+        if RULES[self.preset].in_pairs:
+            return 2 * (self.max_length - frame.size(1)) + frame.size(2)
+        return self.max_length
 
 
 @dataclass(frozen=True, eq=False)

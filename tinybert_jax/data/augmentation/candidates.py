@@ -30,6 +30,7 @@ from tinybert_jax.data.batches import eval_batches
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
 
 # The padded lengths of masked sentences. They are closer than in training, because padding is most of the waste here.
@@ -38,28 +39,38 @@ MaskedLM = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class Words(NamedTuple):
-    """The words of a text: the ids of their pieces, and their spelling in the text."""
+    """The words of a text: the ids of their pieces, their spelling in the text, and what separates them.
+
+    A gap is the space before its word. Where tokens hold no spaces, all words but the first have one.
+    """
 
     pieces: list[list[int]]
     written: list[str]
+    gaps: list[str]
 
 
 def split_words(texts: Sequence[str], tokenizer: Any) -> list[Words]:
     """The words into which a tokenizer with a Rust backend splits texts, before it splits the words into pieces."""
     split = []
+    space = frame_of(tokenizer).space
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     for text, encoding in zip(texts, encoded.encodings, strict=True):
         pieces: list[list[int]] = []
         spans: list[list[int]] = []
+        gaps: list[str] = []
         last = None
-        for id_, word, (start, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+        for id_, token, word, (start, end) in zip(
+            encoding.ids, encoding.tokens, encoding.word_ids, encoding.offsets, strict=True
+        ):
             if word is None or word != last:
+                after_space = token.startswith(space) and (gaps or (space and text.startswith(" ")))
+                gaps.append(" " if after_space else "")
                 pieces.append([])
                 spans.append([start, end])
             pieces[-1].append(id_)
             spans[-1][1] = end
             last = word
-        split.append(Words(pieces, [text[start:end] for start, end in spans]))
+        split.append(Words(pieces, [text[start:end].removeprefix(" ") for start, end in spans], gaps))
     return split
 
 
@@ -109,7 +120,8 @@ def build_table(
 
     # The words of all files, finished files included: the search is cached under its words.
     unknown = sorted({word for start in starts for word in _of_several_pieces(part(start), vocabulary, settings)})
-    phrases = _encode_neighbours(unknown, neighbours.find(unknown), vocabulary)
+    near = neighbours.find([word.removeprefix(vocabulary.frame.word_prefix) for word in unknown])
+    phrases = _encode_neighbours(unknown, near, vocabulary)
     done = len(rows.texts) - sum(len(part(start)) for start in missing)
     with tqdm(total=len(rows.texts), initial=done, desc="augment", unit="row") as bar:
         for start in missing:
@@ -123,14 +135,20 @@ class _Vocabulary:
 
     tokenizer: Any
     tokens: list[str]  # by id
-    words: frozenset[int]  # the ids that can stand for a word
+    frame: Frame
+    words: frozenset[int]  # the ids that can stand for a word, after a space
+    first_words: frozenset[int]  # the same without a space before it, where tokens hold spaces
     special: frozenset[int]  # ids that are no text; that of unknown words is not among them
+
+    def after_space(self, id_: int) -> bool:
+        """Whether the token of a word holds the space before it; always where no token does."""
+        return self.tokens[id_].startswith(self.frame.space)
 
 
 def _vocabulary(tokenizer: Any) -> _Vocabulary:
-    tokens = all_tokens(tokenizer)
+    words, first_words = (frozenset(np.flatnonzero(whole_words(tokenizer, x)).tolist()) for x in (True, False))
     special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return _Vocabulary(tokenizer, tokens, frozenset(np.flatnonzero(whole_words(tokenizer)).tolist()), special)
+    return _Vocabulary(tokenizer, all_tokens(tokenizer), frame_of(tokenizer), words, first_words, special)
 
 
 def _texts(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -138,16 +156,22 @@ def _texts(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _forms(words: Words, vocabulary: _Vocabulary, settings: Settings) -> list[str | None]:
-    """The words as the tokenizer normalises them; None for words that get no candidates."""
+    """The words as the tokenizer normalises them, with the space that their first token holds.
+
+    None for words that get no candidates.
+    """
     forms: list[str | None] = []
-    room = settings.max_length - 2  # [CLS] and [SEP]
-    for pieces, written in zip(*words, strict=True):
+    frame = vocabulary.frame
+    room = settings.max_length - frame.size(1)
+    for pieces, written in zip(words.pieces, words.written, strict=True):
         room -= len(pieces)
+        prefix = frame.word_prefix if vocabulary.after_space(pieces[0]) else ""
         form = "".join(vocabulary.tokens[i].removeprefix("##") for i in pieces)
-        if pieces == [vocabulary.tokenizer.unk_token_id]:
+        if frame.space or pieces == [vocabulary.tokenizer.unk_token_id]:
             form = written
-        is_kept = room < 0 or pieces[0] in vocabulary.special or not RULES[settings.preset].replaces(form)
-        forms.append(None if is_kept else form)
+        # a second space is a word of its own, without letters
+        is_word = bool(form) and pieces[0] not in vocabulary.special and RULES[settings.preset].replaces(form)
+        forms.append(prefix + form if is_word and room >= 0 else None)
     return forms
 
 
@@ -164,11 +188,16 @@ def _encode_neighbours(
     words: list[str], near: list[list[str]], vocabulary: _Vocabulary
 ) -> dict[str, list[tuple[int, ...]]]:
     """The pieces of each word's neighbours. A neighbour that the vocabulary cannot write is left out."""
-    names = sorted({name for row in near for name in row})
+    prefix = vocabulary.frame.word_prefix
+    spelt = [
+        [f"{prefix}{name}" if word.startswith(prefix) else name for name in row]
+        for word, row in zip(words, near, strict=True)
+    ]
+    names = sorted({name for row in spelt for name in row})
     encoded = vocabulary.tokenizer(names, add_special_tokens=False)["input_ids"] if names else []
     excluded = vocabulary.special | {vocabulary.tokenizer.unk_token_id}
     ids = {name: tuple(row) for name, row in zip(names, encoded, strict=True) if row and not excluded & set(row)}
-    return {word: [ids[name] for name in row if name in ids] for word, row in zip(words, near, strict=True)}
+    return {word: [ids[name] for name in row if name in ids] for word, row in zip(words, spelt, strict=True)}
 
 
 def _part(
@@ -213,21 +242,22 @@ def _predict(
     batch_size: int,
 ) -> list[list[int]]:
     """The masked LM's candidates for word j of text i, for each (i, j) in `masked`."""
-    tokenizer = vocabulary.tokenizer
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    sentences = [[i for ids in words.pieces for i in ids][: settings.max_length - 2] for words in split]
-    begins = [np.cumsum([1, *(len(ids) for ids in words.pieces)]) for words in split]
+    tokenizer, frame = vocabulary.tokenizer, vocabulary.frame
+    room = settings.max_length - frame.size(1)
+    sentences = [[i for ids in words.pieces for i in ids][:room] for words in split]
+    begins = [np.cumsum([len(frame.before), *(len(ids) for ids in words.pieces)]) for words in split]
     positions = np.array([begins[i][j] for i, j in masked], np.int32)
     inputs, pair_starts = [], []
     for (i, _), position in zip(masked, positions, strict=True):
-        ids = cls + sentences[i] + sep
+        ids, pair_start = frame.put(sentences[i], sentences[i] if RULES[settings.preset].in_pairs else None)
         ids[position] = tokenizer.mask_token_id
-        pair_starts.append(len(ids))
-        inputs.append(ids + sentences[i] + sep if RULES[settings.preset].in_pairs else ids)
+        inputs.append(ids)
+        pair_starts.append(pair_start)
     pairs = np.array(pair_starts, np.int32)
     # Batching carries the position of the mask along as the label.
     queries = Tokens(*_flat(inputs), pairs, labels=positions, fingerprint="", pad_token_id=tokenizer.pad_token_id)
-    lengths = (*(length for length in LENGTHS if length < settings.input_length), settings.input_length)
+    longest = settings.input_length(frame)
+    lengths = (*(length for length in LENGTHS if length < longest), longest)
     calls = [
         (rows, mlm(batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.labels))
         for rows, batch in eval_batches(queries, batch_size, lengths)
@@ -237,10 +267,11 @@ def _predict(
         for row, ids in zip(rows.tolist(), np.asarray(best).tolist(), strict=True):
             if row >= 0:
                 i, j = masked[row]
+                original = split[i].pieces[j][0]
+                allowed = vocabulary.words if vocabulary.after_space(original) else vocabulary.first_words
                 # the original code may replace a word by itself
-                original = -1 if RULES[settings.preset].may_keep_word else split[i].pieces[j][0]
-                words = [id_ for id_ in ids if id_ in vocabulary.words and id_ != original]
-                candidates[row] = words[:CANDIDATES]
+                excluded = -1 if RULES[settings.preset].may_keep_word else original
+                candidates[row] = [id_ for id_ in ids if id_ in allowed and id_ != excluded][:CANDIDATES]
     return candidates
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from tinybert_jax.cache import cache_folder, cached
 from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.files.tokenizer import all_tokens, whole_words
+from tinybert_jax.models.files.frame import frame_of
+from tinybert_jax.models.files.tokenizer import all_tokens, whole_words, write_words
 from tinybert_jax.settings.choices import Preset
 
 FORMAT_VERSION = 1  # of the cached neighbours; increase it when the same file would give others
@@ -100,18 +101,20 @@ def embedding_neighbours(table: np.ndarray, tokenizer: Any) -> Neighbours:
         table: word embeddings, float32 [v, d].
         tokenizer: its ids index the table.
     """
-    names = all_tokens(tokenizer)
+    frame, tokens = frame_of(tokenizer), all_tokens(tokenizer)
     rows = np.flatnonzero(whole_words(tokenizer))
     vectors = _unit(table[rows])
 
     def find(words: list[str]) -> list[list[str]]:
-        pieces = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+        texts = [frame.word_prefix + word for word in words]
+        pieces = tokenizer(texts, add_special_tokens=False)["input_ids"] if words else []
         queries = np.zeros((len(words), table.shape[1]), np.float32)
         for i, ids in enumerate(pieces):
             queries[i] = table[ids].mean(axis=0)
         near = rows[nearest(_unit(queries), vectors, CANDIDATES + 1)]
         return [
-            [names[i] for i in row if [i] != ids][:CANDIDATES] for row, ids in zip(near.tolist(), pieces, strict=True)
+            [write_words(tokenizer, frame, [tokens[i]]) for i in row if [i] != ids][:CANDIDATES]
+            for row, ids in zip(near.tolist(), pieces, strict=True)
         ]
 
     return Neighbours(find, "word embeddings")

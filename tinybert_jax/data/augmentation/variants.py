@@ -20,6 +20,8 @@ from tinybert_jax.data.augmentation.candidate_table import CandidateTable, load_
 from tinybert_jax.data.augmentation.candidates import split_words
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import Frame, frame_of
+from tinybert_jax.models.files.tokenizer import write_words
 
 PROBABILITY = 0.4  # that a word is replaced: the paper's p_t
 
@@ -39,8 +41,7 @@ class Augmented:
     texts: int  # per row: one, or two for a pair
     max_length: int
     seed: int
-    cls_token_id: int
-    sep_token_id: int
+    frame: Frame
     pad_token_id: int
     fingerprint: str
 
@@ -70,8 +71,9 @@ class Augmented:
         ids = self.pool[_ranges(starts, sizes)]
         ends = np.concatenate([[0], np.cumsum(sizes)])[np.concatenate([[0], np.cumsum(count.ravel())])]
         text_sizes = np.diff(ends).reshape(count.shape)
-        kept = cut_longest_first(text_sizes, self.max_length - 1 - self.texts)
-        filled = np.where(real, kept.sum(axis=1) + 1 + self.texts, 0)
+        special = self.frame.size(self.texts)
+        kept = cut_longest_first(text_sizes, self.max_length - special)
+        filled = np.where(real, kept.sum(axis=1) + special, 0)
         if filled.max(initial=0) > length:
             raise ValueError(f"a variant of {filled.max()} tokens does not fit into {length}")
         return Batch(
@@ -99,20 +101,21 @@ class Augmented:
     def _assemble(
         self, ids: np.ndarray, starts: np.ndarray, kept: np.ndarray, filled: np.ndarray, length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, mask and types of [CLS] A [SEP] (B [SEP]). The texts start at `starts` [b, t] in `ids`."""
+        """Ids, mask and types of texts in their frame. The texts start at `starts` [b, t] in `ids`."""
         position = np.arange(length)
         mask = position < filled[:, None]
         input_ids = np.full(mask.shape, self.pad_token_id, np.int32)
-        input_ids[mask] = self.sep_token_id
-        input_ids[mask[:, 0], 0] = self.cls_token_id
         token_type_ids = np.zeros(mask.shape, np.int32)
-        begin = np.ones(len(mask), np.int64)
+        real = np.flatnonzero(filled)
+        begin = np.zeros(len(mask), np.int64)
         for text in range(self.texts):
+            begin = _put(input_ids, real, begin, self.frame.between if text else self.frame.before)
             offset = position - begin[:, None]
             inside = (offset >= 0) & (offset < kept[:, text, None])
             input_ids[inside] = ids[(starts[:, text, None] + offset)[inside]]
-            token_type_ids[mask & (offset >= 0)] = text
-            begin = begin + kept[:, text] + 1
+            token_type_ids[mask & (offset >= 0)] = text * self.frame.has_types
+            begin = begin + kept[:, text]
+        _put(input_ids, real, begin, self.frame.after)
         return input_ids, mask.astype(np.int32), token_type_ids
 
 
@@ -144,13 +147,14 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
             vocabulary; or the tokenizer cuts texts on the left.
     """
     check_truncation(tokenizer)
+    frame = frame_of(tokenizer)
     table, settings = load_table(Path(directory), rows, tokenizer)
     texts, variants = len(rows.texts[0]), settings["variants"]
     digest = hashlib.sha256(json.dumps([settings, max_length, seed], sort_keys=True).encode())
     for array in vars(table).values():  # the same settings can give other candidates on another device
         digest.update(array.tobytes())
     original, longest = (
-        cut_longest_first(sizes.reshape(-1, texts), max_length - 1 - texts).sum(axis=1) + 1 + texts
+        cut_longest_first(sizes.reshape(-1, texts), max_length - frame.size(texts)).sum(axis=1) + frame.size(texts)
         for sizes in _text_sizes(table)
     )
     lengths = np.repeat(longest[:, None], variants, axis=1)
@@ -166,8 +170,7 @@ def load_augmented(directory: str | Path, rows: Rows, tokenizer: Any, max_length
         texts=texts,
         max_length=max_length,
         seed=seed,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
+        frame=frame,
         pad_token_id=tokenizer.pad_token_id,
         fingerprint=digest.hexdigest(),
     )
@@ -196,17 +199,23 @@ def draw(table: CandidateTable, texts: int, seed: int, row: int, variant: int) -
 
 
 def variant_texts(augmented: Augmented, rows: Rows, tokenizer: Any, row: int) -> list[tuple[str, ...]]:
-    """All variants of a row as texts, the row itself first. The words of the others are separated by spaces."""
+    """All variants of a row as texts, the row itself first.
+
+    The words of the others are separated by spaces; where tokens hold spaces, by those of the row itself.
+    """
     table, texts = augmented.table, rows.texts[row]
     split = split_words(texts, tokenizer)
     variants = [texts]
     for variant in range(1, augmented.variants):
         drawn = iter(draw(table, augmented.texts, augmented.seed, row, variant).tolist())
         replaced = [
-            [_candidate_text(table, i, tokenizer) if (i := next(drawn)) >= 0 else word for word in words.written]
+            [
+                gap + (_candidate_text(augmented, i, tokenizer) if (i := next(drawn)) >= 0 else word)
+                for gap, word in zip(words.gaps, words.written, strict=True)
+            ]
             for words in split
         ]
-        variants.append(tuple(" ".join(words) for words in replaced))
+        variants.append(tuple("".join(words) for words in replaced))
     return variants
 
 
@@ -290,13 +299,23 @@ def _text_sizes(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
     return np.diff(original), np.diff(longest)
 
 
-def _candidate_text(table: CandidateTable, index: int, tokenizer: Any) -> str:
+def _candidate_text(augmented: Augmented, index: int, tokenizer: Any) -> str:
     """The candidate with this index as text."""
+    table = augmented.table
     candidate = int(table.candidates[index])
-    if candidate >= 0:
-        return tokenizer.convert_ids_to_tokens(candidate)
-    begin, end = table.phrase_pieces[-1 - candidate : 1 - candidate]
-    return " ".join(tokenizer.convert_ids_to_tokens(table.phrases[begin:end].tolist())).replace(" ##", "")
+    ids = [candidate]
+    if candidate < 0:
+        begin, end = table.phrase_pieces[-1 - candidate : 1 - candidate]
+        ids = table.phrases[begin:end].tolist()
+    return write_words(tokenizer, augmented.frame, tokenizer.convert_ids_to_tokens(ids))
+
+
+def _put(input_ids: np.ndarray, rows: np.ndarray, begin: np.ndarray, special: tuple[int, ...]) -> np.ndarray:
+    """Write special tokens into rows of `input_ids` [b, q] from `begin` [b] on, and return where they end."""
+    for id_ in special:
+        input_ids[rows, begin[rows]] = id_
+        begin = begin + 1
+    return begin
 
 
 def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.sources import CorpusSource
 
@@ -26,6 +27,7 @@ class Recipe:
 
     tokenizer: str  # the Rust backend, as JSON
     tokenizer_fingerprint: str
+    frame: Frame  # the fingerprint stands for it in `corpus.json`, where two of its ids are described
     cls_token_id: int
     sep_token_id: int
     pad_token_id: int
@@ -64,17 +66,19 @@ def make_recipe(source: CorpusSource, tokenizer: Any, max_length: int, seed: int
         InputError: `max_length` leaves no room for text, or does not fit into 16 bits; or the tokenizer lacks a
             special token.
     """
-    minimum = 5 if source.pairs else 4
+    for token in ("pad", "cls", "sep"):
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            raise InputError(f"the tokenizer has no {token} token, which every sequence needs: take a BERT's")
+    frame = frame_of(tokenizer)
+    minimum = frame.size(2 if source.pairs else 1) + 2
     if not minimum <= max_length < 1 << 16:
         raise InputError(
             f"max_length is {max_length}; with its special tokens a sequence needs {minimum}, and has at most 65535"
         )
-    for token in ("pad", "cls", "sep"):
-        if getattr(tokenizer, f"{token}_token_id") is None:
-            raise InputError(f"the tokenizer has no {token} token, which every sequence needs: take a BERT's")
     return Recipe(
         tokenizer=tokenizer.backend_tokenizer.to_str(),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        frame=frame,
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -115,10 +119,7 @@ def sequences(text: bytes, recipe: Recipe, number: int) -> Iterator[np.ndarray]:
     for i, document in enumerate(documents):
         segments = _pairs(documents, i, recipe, random) if recipe.pairs else _stretches(document, recipe, random)
         for first, second in segments:
-            ids = [recipe.cls_token_id, *first.tolist(), recipe.sep_token_id]
-            pair_start = len(ids)
-            if len(second):
-                ids += [*second.tolist(), recipe.sep_token_id]
+            ids, pair_start = recipe.frame.put(first.tolist(), second.tolist() if len(second) else None)
             yield np.array([pair_start, *ids], recipe.dtype)
 
 
@@ -156,7 +157,7 @@ def _tokenize(text: bytes, recipe: Recipe) -> list[Document]:
     texts: list[str] = []
     counts: list[int] = []
     for document in split_documents(text, recipe.one_document_per_line):
-        texts += document
+        texts += [document[0], *(recipe.frame.word_prefix + sentence for sentence in document[1:])]
         counts.append(len(document))
     sentences: list[np.ndarray] = []
     for start in range(0, len(texts), TOKENIZE_AT_ONCE):
@@ -187,7 +188,7 @@ def _stretches(
     """The document as single segments; the second segment of each sequence is empty."""
     start = 0
     while start < len(document.ids):
-        stop = _stop(document, start, _target(recipe.max_length - 2, recipe, random))
+        stop = _stop(document, start, _target(recipe.max_length - recipe.frame.size(1), recipe, random))
         yield document.ids[start:stop], document.ids[:0]
         start = stop
 
@@ -200,7 +201,7 @@ def _pairs(
     is_only = len(documents) == 1
     start = 0
     while start < len(ids):
-        target = _target(recipe.max_length - 3, recipe, random)
+        target = _target(recipe.max_length - recipe.frame.size(2), recipe, random)
         stop = _stop(documents[i], start, target)
         inner = ends[bisect_right(ends, start) : bisect_left(ends, stop)]
         border = inner[random.integers(len(inner))] if inner else stop

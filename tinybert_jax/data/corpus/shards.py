@@ -181,7 +181,7 @@ def check_open_files(directory: Path, shards: int) -> None:
 
 def _recipe_fields(recipe: Recipe) -> dict[str, Any]:
     fields = dataclasses.asdict(recipe) | {"dtype": recipe.dtype, "format_version": FORMAT_VERSION}
-    del fields["tokenizer"]  # the fingerprint is kept; the JSON also holds the last call's truncation
+    del fields["frame"], fields["tokenizer"]  # the fingerprint is kept; the JSON also holds the last call's truncation
     return fields
 
 

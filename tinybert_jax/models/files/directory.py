@@ -25,8 +25,9 @@ from tinybert_jax.models.parameters import resize_vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-HUB_FILES += ["tokenizer*", "vocab.txt", "special_tokens*", "added_tokens.json"]
+HUB_FILES += ["tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens*", "added_tokens.json"]
 
 
 def resolve(name: str) -> Path:
@@ -64,7 +65,7 @@ def _is_whole(cached: Path) -> bool:
     index = cached / "model.safetensors.index.json"
     weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     found = all((cached / file).is_file() for file in weights) or (cached / TORCH_FILE).is_file()
-    named = (cached / "tokenizer.json").is_file() or (cached / "vocab.txt").is_file()
+    named = any((cached / file).is_file() for file in TOKENIZER_FILES)
     return (cached / "config.json").is_file() and found and named
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.weights import first_line
 from tinybert_jax.settings.choices import MIN_LENGTH
 
@@ -30,11 +32,11 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     from transformers import AutoTokenizer
 
     # `directory` imports jax, which a worker that builds shards needs no more than the tasks do.
-    from tinybert_jax.models.files.directory import resolve
+    from tinybert_jax.models.files.directory import TOKENIZER_FILES, resolve
 
     path = resolve(str(directory))
-    if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise InputError(f"{path}: no tokenizer.json and no vocab.txt; copy the tokenizer's files into the directory")
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(f"{path}: no {' or '.join(TOKENIZER_FILES)}; copy the tokenizer's files into the directory")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust backend raises bare Exception
@@ -59,6 +61,11 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         raise InputError(
             f"{path}: the tokenizer's ids go up to {largest}, but the model's vocab_size is {config.vocab_size}:"
             " copy the files of the model's own tokenizer (to one without [MASK], a [MASK] is appended)"
+        )
+    if config.family.positions_after_padding and tokenizer.pad_token_id != config.pad_token_id:
+        raise InputError(
+            f"{path}: the tokenizer pads with the id {tokenizer.pad_token_id}, but config.json has the pad_token_id"
+            f" {config.pad_token_id}, from which positions count: copy the files of the model's own tokenizer"
         )
     length = tokenizer.model_max_length
     if isinstance(length, bool) or not isinstance(length, int | float) or not MIN_LENGTH <= length < float("inf"):
@@ -87,10 +94,27 @@ def all_tokens(tokenizer: Any) -> list[str]:
     return tokens
 
 
-def whole_words(tokenizer: Any) -> np.ndarray:
-    """Which ids of a vocabulary are words: bool [v], False for special and unused tokens and for later pieces."""
+def whole_words(tokenizer: Any, after_space: bool = True) -> np.ndarray:
+    """Which ids of a vocabulary are words: bool [v], False for special and unused tokens and for later pieces.
+
+    Args:
+        tokenizer: with a Rust backend.
+        after_space: of tokens that hold the space before them, whether those with it are meant, or those without: the
+            latter also begin a text, and can be later pieces. Such a token is a word if it is one after a space, too.
+    """
     special = {"", *tokenizer.all_special_tokens}
     tokens = all_tokens(tokenizer)
-    return np.array(
-        [t not in special and not t.startswith("##") and not t.startswith("[unused") for t in tokens], bool
-    )
+    space = frame_of(tokenizer).space
+    if not space:
+        return np.array(
+            [t not in special and not t.startswith("##") and not t.startswith("[unused") for t in tokens], bool
+        )
+    words = {t for t in tokens if t.startswith(space) and t != space} - special
+    return np.array([(t if after_space else space + t) in words for t in tokens], bool)
+
+
+def write_words(tokenizer: Any, frame: Frame, tokens: Sequence[str]) -> str:
+    """The text of the tokens of one word or more, without the space before it."""
+    if frame.space:
+        return tokenizer.backend_tokenizer.decoder.decode([*tokens]).removeprefix(" ")
+    return " ".join(tokens).replace(" ##", "")
