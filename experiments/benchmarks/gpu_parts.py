@@ -17,7 +17,7 @@ from typing import Any
 
 import measure
 import numpy as np
-from gpu import Lines, Numbers, versions
+from gpu_lines import Lines, Numbers, versions
 
 from tinybert_jax.models.config import BertConfig
 
