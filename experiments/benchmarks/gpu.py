@@ -35,65 +35,30 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_lines import CORE, TORCH, Lines, Numbers, first_line
+
 HERE = Path(__file__).resolve().parent
-Numbers = dict[str, Any]
 # part, function of `gpu_parts`, and its share of the minutes
 WORK = (
-    ("correctness", "correctness", 50),
-    ("step", "step", 140),
-    ("torch", "torch_step", 110),
+    ("correctness", "correctness", 70),
+    ("step", "step", 130),
+    ("torch", "torch_step", 100),
     ("population", "population", 60),
     ("inference", "inference", 30),
     ("inference", "torch_inference", 50),
     ("profile", "profile", 40),
 )
 PARTS = tuple(dict.fromkeys(part for part, _, _ in WORK))
-CORE = ("jax", "flax", "optax", "numpy", "jaxtyping", "wadler_lindig")  # the last is jaxtyping's
-TORCH = ("torch", "transformers")
 GRACE = 15  # seconds that a part gets beyond its share, to end by itself
 WHAT = ("part", "objective", "compared", "students", "model", "rows", "length", "teacher", "side")  # a line is about
-
-
-class Lines:
-    """Appends what a part finds to a file, until a time."""
-
-    def __init__(self, part: str, out: Path, until: float, tiny: bool) -> None:
-        self.part, self.out, self.until, self.tiny = part, out, until, tiny
-        self.last = 0.0  # seconds that the last measurement took
-
-    def write(self, **line: Any) -> None:
-        text = json.dumps({"part": self.part, **line})
-        print(text, flush=True)
-        with self.out.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-    def measure(self, numbers: Callable[..., Numbers], **what: Any) -> None:
-        """Write what `numbers(**what)` gives, or why it gives nothing; it is left out where it would end too late, did
-        it take as long as the last.
-        """
-        start = time.time()
-        if start + self.last > self.until:
-            self.write(**what, skipped="no time left for it")
-            return
-        try:
-            self.write(**what, **numbers(**what))
-        except Exception as error:
-            self.write(**what, error=first_line(error))
-        self.last = time.time() - start
-
-
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def missing(packages: Iterable[str]) -> list[str]:
@@ -106,20 +71,6 @@ def missing(packages: Iterable[str]) -> list[str]:
             return False
 
     return [package for package in packages if not is_there(package)]
-
-
-def versions() -> Numbers:
-    """Of the packages, and nvidia-smi's line where there is one."""
-    numbers: Numbers = {"python": platform.python_version(), "cpus": os.cpu_count()}
-    for name in ("jax", "jaxlib", *CORE[1:4], *TORCH):
-        try:
-            numbers[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            numbers[name] = None
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
-        numbers["nvidia_smi"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return numbers
 
 
 def environment(function: str, path: Sequence[str], tiny: bool) -> dict[str, str]:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import SHORT, run_here, write_conll, write_reviews, write_scored_reviews
+from conftest import SHORT, run_here, write_conll, write_reviews, write_scored_reviews, write_squad
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
@@ -425,7 +426,7 @@ def test_a_temperature_is_refused_where_there_are_no_classes(
         stages=(tb.Stage(tb.Prediction(temperature=2.0)),),
         max_length=24,
     )
-    with pytest.raises(tb.InputError, match=r"temperature is 2\.0; it is for classes, and task 'regression' has none"):
+    with pytest.raises(tb.InputError, match=r"temperature is 2\.0; it is for classes, and a number has none"):
         tb.run(experiment, tmp_path / "run")
 
 
@@ -532,18 +533,30 @@ def test_a_teacher_at_chance_is_refused_before_the_run_begins(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("head", "refused"), [("sequence", True), ("tokens", False), ("span", False)])
+@pytest.mark.parametrize(
+    ("task", "write", "refused"),
+    [("classification", write_reviews, True), ("ner", write_conll, False), ("squad", write_squad, False)],
+)
 def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
-    head: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+    task: str,
+    write: Callable[..., Path],
+    refused: bool,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A correlation of 0.1 on 200 rows can be luck; an F1 of 0.1 in tagging them is not."""
-    dev = SimpleNamespace(tokens=range(200), skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
-    monkeypatch.setattr(run, "make_predict_step", lambda *given: None)
-    monkeypatch.setattr(run, "predict_logits", lambda *given: np.zeros((200, 2), np.float32))
-    inputs = SimpleNamespace(head=head, teacher_dev={"dev": dev}, buckets=(16,))
-    given = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
+    config, _ = tb.load_hf(pretrained)
+    source = tb.DataSource(data=str(write(tmp_path / "data", train=16, dev=200)))
+    dev = load_split(get_task(task), source, "dev", tb.load_tokenizer(pretrained, config), 32)
+    dev = dataclasses.replace(dev, skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
+    monkeypatch.setattr(run, "make_predict_step", lambda *arguments: None)
+    monkeypatch.setattr(run, "predict_logits", lambda *arguments: np.zeros((200, 2), np.float32))
+    head = get_task(task).head
+    inputs = SimpleNamespace(head=head, teacher_dev={"dev": dev}, buckets=(32,), compute=tb.Compute())
+    arguments = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
     with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
-        assert _score_teacher.__wrapped__(*given) == {"f1": 0.1}
+        assert _score_teacher.__wrapped__(*arguments) == {"f1": 0.1}
 
 
 @pytest.mark.parametrize(("task", "seed"), [("classification", 0), ("regression", 0), ("ner", 1)])

@@ -44,7 +44,7 @@ def run_steps(mesh, hypers: list[tb.Hyper]):
 
 
 def test_loss_falls_and_another_hyper_is_no_recompilation() -> None:
-    hypers = [tb.Hyper(learning_rate=1e-2)] * 4 + [tb.Hyper(learning_rate=1e-2, temperature=2.0)]
+    hypers = [tb.Hyper(1e-2, temperature=1.0)] * 4 + [tb.Hyper(1e-2, temperature=2.0)]
     losses, step = run_steps(sharding.make_mesh(), hypers)
     assert losses[3] < 0.9 * losses[0]
     assert step._cache_size() == 1
