@@ -112,7 +112,8 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "
         tokenizer = family_tokenizer(family, vocabulary)
         pad = tokenizer.pad_token_id
         sizes = {"type_vocab_size": 1, "pad_token_id": pad, "max_position_embeddings": 33 + pad} | sizes
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 32} | sizes
+    # not the number of tokens: ids are left out where the words hold one twice
+    sizes = {"vocab_size": max(tokenizer.get_vocab().values()) + 1, "max_position_embeddings": 32} | sizes
     config = tb.BertConfig(model_type=family, num_attention_heads=4, initializer_range=0.1, **sizes)
     params = {"encoder": tb.init_params(tb.BertModel(config), jax.random.key(0))}
     tb.save_hf(directory, config, params, tokenizer)
