@@ -96,6 +96,8 @@ def make_recipe(source: CorpusSource, tokenizer: Any, max_length: int, seed: int
 def sequences(text: bytes, recipe: Recipe, number: int) -> Iterator[np.ndarray]:
     """The sequences of a text, without masks. Each is a record: the start of its second segment, then its ids.
 
+    The special tokens are those of the tokenizer's frame; here they are written as in BERT's.
+
     Sentences end at line ends, and at white space after `.`, `!` or `?`. A sequence `[CLS] A [SEP]` holds as many
     whole sentences of a document as fit. A sentence that does not fit into a sequence is cut, and its rest starts the
     next one. So every token of the text occurs once. With probability `recipe.short_sequence_probability`, a sequence
