@@ -1,4 +1,4 @@
-"""An Apache Beam pipeline that builds the shards of `corpus.build`, byte for byte. Large text needs many machines.
+"""Build the shards of `corpus.build`, byte for byte, with Apache Beam: for text that needs more than one machine.
 
     python -m tinybert_jax.data.corpus.beam --files gs://BUCKET/text.txt --tokenizer DIR --out gs://BUCKET/corpus \\
         [--runner DataflowRunner and other options of Beam]
