@@ -223,7 +223,7 @@ def pretrain(
             which gives a model the head that `tinybert augment` needs.
         preset: as in `tinybert distill`.
         layer_map: as in `tinybert distill`.
-        start: as in `tinybert distill`.
+        start: as in `tinybert distill`; the paper's general distillation starts at random.
         epochs: passes over the corpus.
         max_steps: length of the training in steps, in place of `epochs`.
         learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
