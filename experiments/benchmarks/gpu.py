@@ -82,6 +82,7 @@ def environment(function: str, path: Sequence[str], tiny: bool) -> dict[str, str
     else:
         env["JAX_PLATFORMS"] = "cpu" if function.startswith("torch") else "cuda,cpu"  # without a GPU, an error
         env.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is measured
+        env["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     if function == "profile":  # kernels of a CUDA graph have no names of ours
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
     return env
