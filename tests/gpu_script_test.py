@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
@@ -119,6 +120,13 @@ def test_of_a_table_the_last_number_counts_and_no_failed_part_is_lost(gpu: Modul
     table = gpu.table(lines)
     assert "| 1 |  | 1 |" in table
     assert "stopped 1" in table
+
+
+def test_a_machine_without_a_gpu_is_not_measured_as_one(gpu_parts: ModuleType) -> None:
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is one")
+    with pytest.raises(RuntimeError, match=r"jax sees no GPU, only .*--tiny runs on a CPU"):
+        gpu_parts.check_gpu()
 
 
 def test_the_worst_leaf_is_named_and_nan_is_worse_than_any_number(gpu_parts: ModuleType) -> None:

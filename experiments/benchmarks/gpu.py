@@ -80,7 +80,7 @@ def environment(function: str, path: Sequence[str], tiny: bool) -> dict[str, str
     if tiny:
         env.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiled for longer than computed
     else:
-        env["JAX_PLATFORMS"] = "cpu" if function.startswith("torch") else "cuda,cpu"  # without a GPU, an error
+        env["JAX_PLATFORMS"] = "cpu" if function.startswith("torch") else "cuda,cpu"
         env.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is measured
         env["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     if function == "profile":  # kernels of a CUDA graph have no names of ours
@@ -232,6 +232,8 @@ def main() -> None:
         try:
             import gpu_parts  # only here: it imports the package, and what that needs
 
+            if not args.tiny and not args.function.startswith("torch"):
+                gpu_parts.check_gpu()
             getattr(gpu_parts, args.function)(lines, gpu_parts.Sizes(args.tiny))
         except Exception as error:
             lines.write(error=f"{args.function}: {first_line(error)}")

@@ -48,6 +48,14 @@ class Sizes:
         return measure.random_batch(rows, length, self.pair.teacher.vocab_size, shortest=8)
 
 
+def check_gpu() -> None:
+    """Raises RuntimeError where jax sees no GPU: without its CUDA plugin it computes on the CPU and says nothing."""
+    import jax
+
+    if jax.default_backend() != "gpu":
+        raise RuntimeError(f"jax sees no GPU, only {jax.devices()}; --tiny runs on a CPU")
+
+
 def milliseconds(call: Callable[[], Any], wait: Callable[[Any], Any], group: int, turn: float) -> float:
     """Median of one call, after three: `group` of them are given to the device before it is waited for. At least ten
     and as many as fill `turn` seconds, or two seconds' worth.
