@@ -13,7 +13,8 @@ correctness  One training step of small models on the GPU and on the CPU, the te
              the gradient's worst leaf (norm of the difference over the leaf's norm, and 1 % of the largest number
              of all leaves).
 step         A Transformer-distillation step of the authors' arithmetic: with the teacher in it, and with its outputs
-             kept, which then already lie on the GPU. FLOPs are those of the matrix products by count.
+             kept, which then already lie on the GPU. The programs of all shapes are compiled side by side in threads,
+             and the time that all took is a line. FLOPs are those of the matrix products by count.
 torch        The same step, teacher in it, by transformers under autocast. "eager" computes the attention by products
              and softmax, "SDPA" by scaled_dot_product_attention, and beside it the scores before softmax where a loss
              reads them: in all of the student's layers and four of the teacher's. "compiled" is one graph of
@@ -48,13 +49,13 @@ from gpu_lines import CORE, TORCH, Lines, Numbers, first_line
 HERE = Path(__file__).resolve().parent
 # part, function of `gpu_parts`, and its share of the minutes
 WORK = (
-    ("correctness", "correctness", 70),
-    ("step", "step", 130),
-    ("torch", "torch_step", 100),
-    ("population", "population", 60),
-    ("inference", "inference", 30),
-    ("inference", "torch_inference", 50),
-    ("profile", "profile", 40),
+    ("correctness", "correctness", 90),
+    ("step", "step", 120),
+    ("torch", "torch_step", 90),
+    ("population", "population", 75),
+    ("inference", "inference", 35),
+    ("inference", "torch_inference", 40),
+    ("profile", "profile", 30),
 )
 PARTS = tuple(dict.fromkeys(part for part, _, _ in WORK))
 GRACE = 15  # seconds that a part gets beyond its share, to end by itself
@@ -74,7 +75,7 @@ def missing(packages: Iterable[str]) -> list[str]:
 
 
 def environment(function: str, path: Sequence[str], tiny: bool) -> dict[str, str]:
-    """Of a part's process."""
+    """The environment of a part's process."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
     env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if tiny:
@@ -176,8 +177,11 @@ def table(lines: Iterable[Numbers]) -> str:
     timed = {"compile_s": "compile s", "ms": "ms", "examples_per_s": "examples/s"}
     rates = {"tflops": "TFLOP/s", "share_of_peak": "share of peak"}
     memory = {"program_mb": "program MB", "temporary_mb": "of it temporary", "peak_mb": "peak MB"}
-    ours = [line | {"shape": shape(line)} for line in of["step"]]
-    columns = {"shape": "rows x tokens", "teacher": "teacher"} | timed | rates | memory
+    compiled = {"teacher": "teacher", "programs": "programs, side by side", "compile_s": "compile s"}
+    sections.append(markdown("step, compiling", compiled, (line for line in of["step"] if "programs" in line)))
+    ours = [line | {"shape": shape(line)} for line in of["step"] if "ms" in line]
+    steps = {name: heading for name, heading in timed.items() if name != "compile_s"}
+    columns = {"shape": "rows x tokens", "teacher": "teacher"} | steps | rates | memory
     sections.append(markdown("step, ours", columns, ours))
     ms = {line["shape"]: line["ms"] for line in ours if line["teacher"] == "in the step"}
     torch = [
@@ -253,9 +257,9 @@ def main() -> None:
     args.out.touch()
     offset = args.out.stat().st_size
     run(args.parts, args.out.resolve(), args.minutes, path, args.tiny)
-    found = read(args.out, offset)
-    print(f"\n{table(found)}")
-    if any("error" in line or line.get("passes") is False for line in found):
+    written = read(args.out, offset)
+    print(f"\n{table(written)}")
+    if any("error" in line or line.get("passes") is False for line in written):
         sys.exit(1)
 
 

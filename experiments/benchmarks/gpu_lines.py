@@ -51,7 +51,7 @@ def first_line(error: BaseException) -> str:
 
 
 def versions() -> Numbers:
-    """Of the packages, and nvidia-smi's line where there is one."""
+    """The versions of the packages, and nvidia-smi's line where there is one."""
     numbers: Numbers = {"python": platform.python_version(), "cpus": os.cpu_count()}
     for name in ("jax", "jaxlib", *CORE[1:4], *TORCH):
         try:

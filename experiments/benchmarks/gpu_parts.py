@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Sizes:
         self.pair = (TINY_PAIR if tiny else measure.SIZES["bert-base"]).computing(DTYPE)
         base = (32, 128), (128, 128), (32, 512), (512, 128), (128, 512), (1024, 128)
         self.grid = ((2, 16), (4, 16)) if tiny else base  # rows and tokens; more memory each time
+        self.first = self.grid[:3]  # for what is compiled for long, or differs little from the rest
         self.rows, self.length = (2, 16) if tiny else (32, 128)  # of a population
         self.students = (1, 2) if tiny else (1, 8, 32)
         self.inference = ((1, 16),) if tiny else ((1, 128), (32, 128), (256, 128))
@@ -74,7 +75,7 @@ def milliseconds(call: Callable[[], Any], wait: Callable[[Any], Any], group: int
 
 
 def speed(rows: int, ms: float, flops: float) -> Numbers:
-    """Of the FLOPs by count the rate, and its share of the peak of the devices in `PEAKS`."""
+    """The rate of the counted FLOPs, and its share of the peak of the devices in `PEAKS`."""
     import jax
 
     kind, rate = jax.devices()[0].device_kind, flops / ms * 1000
@@ -94,7 +95,7 @@ def correctness(lines: Lines, sizes: Sizes) -> None:
         a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in range(2))
         product = jax.jit(jnp.matmul)
         ms = milliseconds(lambda: product(a, b), jax.block_until_ready, 5, sizes.turn)
-        devices = [f"{found.platform}: {found.device_kind}" for found in jax.devices()]
+        devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
         return {"devices": devices, "product": n, "ms": ms} | speed(n, ms, 2.0 * n**3) | versions()
 
     lines.measure(device)
@@ -161,18 +162,35 @@ class Stepper:
     def __init__(self, make_stage: Callable[[], Any]) -> None:
         self.make_stage = make_stage
         self.stage: Any = None
+        self.programs: dict[tuple[int, ...], Any] = {}
+
+    def prepare(self, batches: Sequence[Any]) -> Numbers:
+        """Compile for all batches, side by side in threads: how many, and the seconds that all took."""
+        self.stage = self.make_stage()
+        start = time.perf_counter()
+        with ThreadPoolExecutor() as pool:
+            programs = list(pool.map(lambda batch: self._compiled(self.stage, batch), batches))
+        self.programs = {batch.input_ids.shape: program for batch, program in zip(batches, programs, strict=True)}
+        return {"programs": len(programs), "compile_s": time.perf_counter() - start}
+
+    def _compiled(self, stage: Any, batch: Any) -> Any:
+        return stage.step.lower(stage.state, stage.teacher_params, batch, stage.hyper).compile()
 
     def measure(self, batch: Any, turn: float) -> Numbers:
-        """Of one step: seconds to compile, milliseconds, MB of the program and, at most so far, of the process."""
+        """One step: seconds to compile, if it is not yet; milliseconds, MB of the program, and MB of the process at
+        most so far.
+        """
         import jax
 
         def process_peak() -> int:
             return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
         stage, self.stage, before = self.stage or self.make_stage(), None, process_peak()
-        start = time.perf_counter()
-        compiled = stage.step.lower(stage.state, stage.teacher_params, batch, stage.hyper).compile()
-        seconds = time.perf_counter() - start
+        compiled, seconds = self.programs.pop(batch.input_ids.shape, None), None
+        if compiled is None:
+            start = time.perf_counter()
+            compiled = self._compiled(stage, batch)
+            seconds = time.perf_counter() - start
 
         def step() -> Any:
             nonlocal stage
@@ -200,19 +218,28 @@ def step(lines: Lines, sizes: Sizes) -> None:
     from tinybert_jax.training.cost import step_flops
 
     pair = sizes.pair
+    grids = {"in the step": sizes.grid, "kept": sizes.first}
     steppers = {
         "in the step": Stepper(lambda: our_side.make_stage(pair)),
         "kept": Stepper(lambda: our_side.make_stage(pair, teacher=False)),
     }
 
-    def one(rows: int, length: int, teacher: str) -> Numbers:
-        kept, batch = teacher == "kept", jax.device_put(sizes.batch(rows, length))
-        found = steppers[teacher].measure(our_side.random_targets(pair, batch) if kept else batch, sizes.turn)
-        flops = step_flops(our_side.objective_of(pair), rows, length, targets_known=kept)
-        return found | speed(rows, found["ms"], flops)
+    def batch_of(rows: int, length: int, teacher: str) -> Any:
+        batch = jax.device_put(sizes.batch(rows, length))
+        return our_side.random_targets(pair, batch) if teacher == "kept" else batch
 
-    for teacher in steppers:
-        for rows, length in sizes.grid:
+    def prepare(teacher: str) -> Numbers:
+        return steppers[teacher].prepare([batch_of(*shape, teacher) for shape in grids[teacher]])
+
+    def one(rows: int, length: int, teacher: str) -> Numbers:
+        numbers = steppers[teacher].measure(batch_of(rows, length, teacher), sizes.turn)
+        flops = step_flops(our_side.objective_of(pair), rows, length, targets_known=teacher == "kept")
+        return numbers | speed(rows, numbers["ms"], flops)
+
+    for teacher, grid in grids.items():
+        lines.measure(prepare, teacher=teacher)
+        lines.last = 0.0  # says nothing of a step
+        for rows, length in grid:
             lines.measure(one, rows=rows, length=length, teacher=teacher)
         steppers[teacher].stage = None  # its memory is the next one's
 
@@ -226,9 +253,9 @@ def population(lines: Lines, sizes: Sizes) -> None:
 
     def one(students: int, rows: int, length: int) -> Numbers:
         batch = jax.device_put(sizes.batch(rows, length))
-        found = Stepper(lambda: our_side.make_stage(sizes.pair, students)).measure(batch, sizes.turn)
+        numbers = Stepper(lambda: our_side.make_stage(sizes.pair, students)).measure(batch, sizes.turn)
         flops = step_flops(our_side.objective_of(sizes.pair), rows, length, students)
-        return found | {"ms_per_student": found["ms"] / students} | speed(rows, found["ms"], flops)
+        return numbers | {"ms_per_student": numbers["ms"] / students} | speed(rows, numbers["ms"], flops)
 
     for students in sizes.students:
         lines.measure(one, students=students, rows=sizes.rows, length=sizes.length)
@@ -286,7 +313,7 @@ def profile(lines: Lines, sizes: Sizes) -> None:
 
 
 def top_kernels(events: list[Numbers], steps: int, count: int) -> Numbers:
-    """Of a trace: per step, the time of all kernels on the devices' streams and of the `count` longest by name; where
+    """The time per step, in a trace, of all kernels on the devices' streams and of the `count` longest by name; where
     no device has streams, as on a CPU, of all that is marked as an operation of XLA's.
     """
     names: dict[Any, str] = {}
@@ -375,8 +402,8 @@ def torch_step(lines: Lines, sizes: Sizes) -> None:
         return torch_baseline.make_intermediate_step(*sizes.pair, *TORCH_STEPS[side])
 
     torch = Torch(lines, sizes)
-    for side in TORCH_STEPS:
-        for rows, length in sizes.grid:
+    for side, (_, compiled) in TORCH_STEPS.items():
+        for rows, length in sizes.first if compiled else sizes.grid:
             torch.measure(make, 5, rows=rows, length=length, side=side)
 
 
