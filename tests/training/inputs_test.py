@@ -15,6 +15,8 @@ from conftest import rewrite_reviews, write_model, write_scored_reviews
 import tinybert_jax as tb
 from tinybert_jax.data.augmentation import build
 from tinybert_jax.inference import evaluate
+from tinybert_jax.tasks import kinds
+from tinybert_jax.training import inputs as inputs_module
 from tinybert_jax.training.inputs import initial_params, load_inputs, load_population
 
 REFUSED = r"has 1 token type, but the rows are pairs of texts: take a model with two$"
@@ -101,6 +103,27 @@ def test_members_of_a_regression_may_call_their_output_differently(
             tb.Experiment("regression", source, str(tmp_path / name), stages, max_length=16, seed=seed, data_seed=0)
         )
     assert [own.config.id2label for own in load_population(members)] == [("score",)] * 2
+
+
+@pytest.mark.parametrize(("labels", "readings"), [(("bad", "good"), 1), (("good", "bad"), 2)])
+def test_the_training_rows_are_read_again_only_for_a_model_with_another_order_of_labels(
+    labels: tuple[str, str], readings: int, of_one_type: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, params = tb.load_hf(of_one_type)
+    config = dataclasses.replace(config, id2label=labels)
+    tb.save_hf(of_one_type, config, params, tb.load_tokenizer(of_one_type, config))
+    splits: list[str] = []
+
+    def load_split(task: object, source: object, split: str, *args: object) -> object:
+        splits.append(split)
+        return kinds.load_split(task, source, split, *args)
+
+    monkeypatch.setattr(inputs_module, "load_split", load_split)
+    source, stages = tb.DataSource(data=str(reviews)), (tb.Stage("supervised"),)
+    inputs = load_inputs(tb.Experiment("classification", source, str(of_one_type), stages, max_length=16))
+    assert splits.count("train") == readings
+    assert inputs.config.id2label == labels
+    assert inputs.keep_head
 
 
 def test_a_model_whose_outputs_are_not_finite_is_not_scored(of_one_type: Path, reviews: Path) -> None:

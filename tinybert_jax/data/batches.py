@@ -9,6 +9,8 @@ import numpy as np
 
 from tinybert_jax.batch import Batch, Examples
 
+PROGRESS_FROM = 10_000  # rows; fewer are done too fast for a progress bar
+
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """The lengths that batches are padded to, up to `max_length`. They are few, because each is compiled once.

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from tinybert_jax.batch import Batch, Examples, Params
-from tinybert_jax.data.batches import eval_batches
+from tinybert_jax.data.batches import PROGRESS_FROM, eval_batches
 from tinybert_jax.devices.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 
 
@@ -23,12 +23,10 @@ def outputs(
     buckets: tuple[int, ...],
     named: str,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """What a compiled `(params, batch)` step gives of every row, in the order of `data.eval_batches`, with the row
-    numbers. Of many rows a progress bar, `named`, is shown.
+    """The outputs of a compiled `(params, batch)` step for every row, in the order of `eval_batches`, with the row
+    numbers. For many rows a progress bar, `named`, is shown.
     """
     from tqdm import tqdm
-
-    from tinybert_jax.data.tokens import PROGRESS_FROM  # a tokenizer's module, which the predict step does without
 
     running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
     with tqdm(total=len(examples), desc=named, unit="row", disable=len(examples) < PROGRESS_FROM) as bar:
@@ -49,10 +47,10 @@ def predict_logits(
     batch_size: int,
     buckets: tuple[int, ...],
 ) -> np.ndarray:
-    """Logits float32 [n, c] in the order of the rows, from a compiled `train_step.make_predict_step`.
+    """Logits float32 [n, c] in the order of the rows, from a step of `make_predict_step`.
 
-    Of heads that label tokens, [n, q, c] with q the longest bucket; what lies behind a row's bucket is 0. Of many rows
-    a progress bar is shown.
+    If the head labels tokens, the logits are [n, q, c] with q the longest bucket; behind a row's bucket they are 0.
+    For many rows a progress bar is shown.
     """
     result = np.zeros(0, np.float32)
     for rows, output in outputs(step, params, examples, batch_size, buckets, "predict"):

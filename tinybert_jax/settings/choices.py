@@ -11,6 +11,7 @@ from tinybert_jax.errors import InputError
 Preset = Literal["default", "paper", "official"]
 NamedStart = Literal["random", "copy", "spectral"]
 Start = Literal["auto", NamedStart]
+FROM_LAYERS = ("copy", "spectral")  # the starts that take the mapped layers of a teacher
 ScheduleName = Literal["constant", "linear"]
 OptimizerName = Literal["adamw", "bert_adam"]
 ComputeDtype = Literal["float32", "bfloat16"]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from tinybert_jax.errors import InputError, check_choice, check_seed
 from tinybert_jax.settings.arithmetic import PRESETS
-from tinybert_jax.settings.choices import MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
+from tinybert_jax.settings.choices import FROM_LAYERS, MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource, DataSource
@@ -41,6 +41,26 @@ class Experiment:
     def order_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
 
+    @property
+    def distils(self) -> bool:
+        """Whether a stage learns from the teacher."""
+        return any(stage.objective.distils for stage in self.stages)
+
+    @property
+    def matches_tokens(self) -> bool:
+        """Whether a stage compares student and teacher position by position, layer by layer."""
+        return any(stage.objective.matches_tokens for stage in self.stages)
+
+    @property
+    def masks_tokens(self) -> bool:
+        """Whether a stage predicts masked tokens of a corpus."""
+        return any(stage.objective.masked_share > 0 for stage in self.stages)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether a stage trains the task's head, so the model can be scored."""
+        return any(stage.objective.trains_head for stage in self.stages)
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values; objectives and methods have their names beside their numbers."""
         fields = dataclasses.asdict(self)
@@ -65,28 +85,27 @@ class Experiment:
             if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):
                 raise InputError(f"stage {stage.objective.name!r} is not one of task {self.task!r}")
         shape = student_shape(self.model)
-        if self.start in ("copy", "spectral") and shape is None:
+        if self.start in FROM_LAYERS and shape is None:
             raise InputError(
                 f"start {self.start!r} is for a student preset or size; {self.model!r} brings its own parameters"
             )
-        distils = any(stage.objective.distils for stage in self.stages)
-        if distils and self.teacher is None:
+        if self.distils and self.teacher is None:
             raise InputError("what is distilled needs a teacher: give --teacher DIR")
         if shape is not None and self.teacher is None:
             raise InputError(
                 f"student {self.model!r} takes its vocabulary from a teacher: give --teacher DIR, or a"
                 " directory as --student"
             )
-        reads_map = any(stage.objective.matches_tokens for stage in self.stages)
-        automatic = self.start == "auto" and shape is not None and distils and PRESETS[self.preset].start_from_teacher
-        reads_map |= self.start in ("copy", "spectral") or automatic
-        if self.layer_map != "uniform" and not reads_map:
+        starts_from_layers = self.start in FROM_LAYERS or (
+            self.start == "auto" and shape is not None and self.distils and PRESETS[self.preset].start_from_teacher
+        )
+        if self.layer_map != "uniform" and not (self.matches_tokens or starts_from_layers):
             raise InputError(f"layer_map is {self.layer_map!r}, but no stage and no start reads it: leave it out")
         if self.max_length < MIN_LENGTH:
             raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 1")
-        if self.teacher_cache_gb != Experiment.teacher_cache_gb and not distils:
+        if self.teacher_cache_gb != Experiment.teacher_cache_gb and not self.distils:
             raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}, but no stage has a teacher: leave it out")
         if not self.teacher_cache_gb >= 0:
             raise InputError(f"teacher_cache_gb is {self.teacher_cache_gb}; it must not be negative")

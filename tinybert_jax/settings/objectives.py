@@ -23,10 +23,14 @@ class ObjectiveSettings:
     distils: ClassVar[bool] = False  # it learns from a teacher
     trains_head: ClassVar[bool] = False  # it trains the task's head, so the model can be scored
     matches_tokens: ClassVar[bool] = False  # it compares student and teacher position by position, layer by layer
-    masks_tokens: ClassVar[bool] = False  # it predicts masked tokens of a corpus
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
     next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
+
+    @property
+    def masked_share(self) -> float:
+        """The share of a corpus's tokens that are masked, because the objective predicts them."""
+        return 0.0
 
     def check_positive(self, *names: str) -> None:
         """Refuse numbers that are not finite and greater than 0.
@@ -96,12 +100,15 @@ class MaskedLM(ObjectiveSettings):
     """Masked-LM training on raw text (Devlin et al., arXiv 1810.04805)."""
 
     name = "masked_lm"
-    masks_tokens = True
     on_tasks = False
     on_corpus = True
     next_step = "it has a masked-LM head: give this directory as --model to tinybert augment"
 
     masking_probability: float = 0.15  # of a token
+
+    @property
+    def masked_share(self) -> float:
+        return self.masking_probability
 
     def __post_init__(self) -> None:
         if not 0 < self.masking_probability <= 0.2:  # the decoder runs on 1 / MASKED_SHARE of the positions

@@ -268,9 +268,7 @@ def _least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _affine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Kernel and, in the last row, bias [d + 1, e] that predict y [n, e] from x [n, d], by ridge regression."""
     mean, y_mean = x.mean(axis=0), y.mean(axis=0)
-    moment = (x - mean).T @ (x - mean) / len(x)
-    ridge = RIDGE * np.trace(moment) / len(moment) * np.eye(len(moment))
-    kernel = scipy.linalg.solve(moment + ridge, (x - mean).T @ (y - y_mean) / len(x), assume_a="pos")
+    kernel = _least_squares(x - mean, y - y_mean)
     return np.append(kernel, (y_mean - mean @ kernel)[None], axis=0)
 
 

@@ -63,7 +63,7 @@ def from_teacher(
         student: what is trained.
         teacher: what it learns from.
         teacher_params: with at least "encoder".
-        layer_map: as in `distill.teacher_layers`.
+        layer_map: as in `teacher_layers`.
         batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
 
     Raises:
@@ -79,10 +79,10 @@ def from_teacher(
     assert_never(start)
 
 
-def start_params(random_params: Params, given: Params) -> Params:
-    """A student's parameters at a start: heads, and what else `from_teacher` does not give, stay as they are."""
-    bert = {name: value for name, value in given["encoder"].items() if name in random_params["encoder"]}
-    return random_params | given | {"encoder": random_params["encoder"] | bert}
+def start_params(random_params: Params, from_teacher: Params) -> Params:
+    """A student's parameters at a start: heads, and all else that the teacher does not give, stay as they are."""
+    bert = {name: value for name, value in from_teacher["encoder"].items() if name in random_params["encoder"]}
+    return random_params | from_teacher | {"encoder": random_params["encoder"] | bert}
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
@@ -95,9 +95,10 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
         check_narrower(student, teacher)
     elif start == "copy":
         for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size"):
-            own, other = getattr(student, name), getattr(teacher, name)
-            if own != other:
-                raise InputError(f"start 'copy' needs equal {name}: the student has {own}, the teacher {other}")
+            student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+            if student_size != teacher_size:
+                sizes = f"the student has {student_size}, the teacher {teacher_size}"
+                raise InputError(f"start 'copy' needs equal {name}: {sizes}")
 
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:

@@ -30,7 +30,6 @@ from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import STUDENTS, NamedStart, student_shape
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.objectives import MaskedLM
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task, get_task
@@ -72,11 +71,11 @@ class Inputs:
         return None if self.teacher is None else self.teacher.model
 
     def examples(self, stage: Stage) -> Examples:
-        """What a stage trains on: masked in the one stage that predicts masked tokens."""
-        if isinstance(stage.objective, MaskedLM):
-            assert isinstance(self.train, Corpus), "Experiment allows masked_lm on a corpus only"
-            return dataclasses.replace(self.train, masking_probability=stage.objective.masking_probability)
-        return self.train
+        """What a stage trains on: masked, if the stage predicts masked tokens."""
+        if not (share := stage.objective.masked_share):
+            return self.train
+        assert isinstance(self.train, Corpus), "Experiment allows an objective that masks tokens on a corpus only"
+        return dataclasses.replace(self.train, masking_probability=share)
 
 
 def load_inputs(experiment: Experiment) -> Inputs:
@@ -88,7 +87,6 @@ def load_inputs(experiment: Experiment) -> Inputs:
     source = experiment.source
     teacher = None if experiment.teacher is None else load_teacher(experiment)
     model = None if teacher is None else teacher.model
-    distils = any(stage.objective.distils for stage in experiment.stages)
     loaded: Params | None = None
     if student_shape(experiment.model) is not None:
         if model is None:
@@ -110,16 +108,16 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
     def check_pairs(student_pairs: bool, teacher_pairs: bool) -> None:
         check_token_types(experiment.model, config, student_pairs)
-        if distils and model is not None:
+        if experiment.distils and model is not None:
             check_token_types(str(experiment.teacher), model.config, teacher_pairs)
 
     if isinstance(source, CorpusSource):
-        head = "masked_lm" if any(stage.objective.masks_tokens for stage in experiment.stages) else "encoder"
+        head = "masked_lm" if experiment.masks_tokens else "encoder"
         has_types = source.pairs and frame_of(tokenizer).has_types
         check_pairs(has_types, has_types)
         if not _same_tokenizer(tokenizer, model):
             raise InputError(_different_vocabularies(experiment))
-        if distils and model is not None:
+        if experiment.distils and model is not None:
             transformer_objective(config, model.config, experiment.layer_map, experiment.preset)
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
@@ -185,16 +183,18 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
     by_model = {experiments[0].model: first}
     for experiment in experiments[1:]:
         if experiment.model not in by_model:
-            own = load_inputs(experiment)
-            theirs = own.config
-            if theirs.num_labels == first.config.num_labels == 1:  # a number's name is no shape
-                theirs = dataclasses.replace(theirs, id2label=first.config.id2label)
-            if theirs != first.config or own.fingerprints["train"] != first.fingerprints["train"]:
+            loaded = load_inputs(experiment)
+            config = loaded.config
+            if config.num_labels == first.config.num_labels == 1:  # a number's name is no shape
+                config = dataclasses.replace(config, id2label=first.config.id2label)
+            if config != first.config or loaded.fingerprints["train"] != first.fingerprints["train"]:
                 raise InputError(
                     f"{experiment.model}: is of another shape or vocabulary than {experiments[0].model}; the members"
                     " of a population differ in parameters only"
                 )
-            by_model[experiment.model] = dataclasses.replace(first, **{name: getattr(own, name) for name in OF_MODEL})
+            by_model[experiment.model] = dataclasses.replace(
+                first, **{name: getattr(loaded, name) for name in OF_MODEL}
+            )
     return [by_model[experiment.model] for experiment in experiments]
 
 
@@ -204,24 +204,24 @@ def named_start(experiment: Experiment, inputs: Inputs) -> tuple[NamedStart, str
         return experiment.start, ""
     if inputs.loaded is not None or inputs.teacher_model is None:
         return "random", ""  # not read: the model brings its parameters
-    distils, tokens = any(stage.objective.distils for stage in experiment.stages), int(inputs.train.lengths.sum())
-    return start.auto_start(inputs.config, inputs.teacher_model.config, experiment.preset, distils, tokens)
+    student, teacher = inputs.config, inputs.teacher_model.config
+    return start.auto_start(student, teacher, experiment.preset, experiment.distils, int(inputs.train.lengths.sum()))
 
 
 def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
     """Where each member's training starts, on the host; what several take from the teacher is computed once."""
-    given: dict[NamedStart, Params] = {}
+    from_teacher: dict[NamedStart, Params] = {}
     params = []
     for experiment, inputs in zip(experiments, members, strict=True):
         name, _ = named_start(experiment, inputs)
-        if inputs.loaded is None and name not in given:
-            given[name] = processes.tree_from_primary(_from_teacher(name, experiment, inputs))
-        params.append(jax.device_get(_initial_params(experiment, inputs, given.get(name, {}))))
+        if inputs.loaded is None and name not in from_teacher:
+            from_teacher[name] = processes.tree_from_primary(_from_teacher(name, experiment, inputs))
+        params.append(jax.device_get(_initial_params(experiment, inputs, from_teacher.get(name, {}))))
     return params
 
 
-def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Params:
-    """What the model brought or the start gives, and random values for the rest."""
+def _initial_params(experiment: Experiment, inputs: Inputs, from_teacher: Params) -> Params:
+    """The parameters of the model or of the start, and random values for the rest."""
     params = init_params(HEADS[inputs.head].model(inputs.config), jax.random.key(experiment.seed))
     params = {"encoder": params} if HEADS[inputs.head].key is None else params
     if inputs.loaded is not None:
@@ -230,7 +230,7 @@ def _initial_params(experiment: Experiment, inputs: Inputs, given: Params) -> Pa
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:
-        params = start.start_params(params, given)
+        params = start.start_params(params, from_teacher)
     return resize_vocabulary(params, inputs.compute.vocab_rows(inputs.config))
 
 
@@ -261,7 +261,7 @@ def _read_splits(
         return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
     train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
-    if teacher is None and set(config.id2label) == set(train.label_names):
+    if teacher is None and config.id2label != train.label_names and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
     for split, loaded in (("training", train), ("dev", dev["dev"])):
@@ -284,8 +284,7 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
 
 def _can_differ(experiment: Experiment, task: Task) -> bool:
     """Whether teacher and student may have different vocabularies: no stage compares their positions."""
-    predicts = not any(stage.objective.matches_tokens for stage in experiment.stages)
-    return predicts and not HEADS[task.head].per_token and experiment.augmented is None
+    return not (experiment.matches_tokens or HEADS[task.head].per_token or experiment.augmented is not None)
 
 
 def _different_vocabularies(experiment: Experiment) -> str:

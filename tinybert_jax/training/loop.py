@@ -29,7 +29,7 @@ from tinybert_jax.training.checkpoint import Checkpoints
 from tinybert_jax.training.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.training.inputs import Inputs
 from tinybert_jax.training.logs import StageLog
-from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_own_params, make_train_step
+from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_member_params, make_train_step
 
 
 class Stopped(Exception):
@@ -75,7 +75,7 @@ def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> N
         InputError: projections do not lead to the teacher's width, or the members' parameters are unlike.
     """
     for objective in objectives:
-        trainables = [jax.eval_shape(objective.init, jax.random.key(0), own) for own in params]
+        trainables = [jax.eval_shape(objective.init, jax.random.key(0), member) for member in params]
         jax.eval_shape(population.stack, trainables)
         params = [jax.eval_shape(objective.export, *pair) for pair in zip(trainables, params, strict=True)]
 
@@ -120,7 +120,7 @@ def _train(
     reads_rows_again = total > steps_per_epoch(len(inputs.train), stage.batch_size)
     if done < total and objective.reads_teacher and reads_rows_again:
         examples, teacher_params = _with_cached_targets(run, stage, objective, examples)
-    hyper = population.stack([own.stages[index].hyper for own in run.experiments])
+    hyper = population.stack([member.stages[index].hyper for member in run.experiments])
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective.trains_head
     evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
@@ -129,7 +129,7 @@ def _train(
     train_step = make_train_step(
         objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps, total
     )
-    keep_best, own_params = make_keep_best(mesh, state), make_own_params(mesh, state)
+    keep_best, member_params = make_keep_best(mesh, state), make_member_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
         print(
             f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper)}", flush=True
@@ -152,7 +152,7 @@ def _train(
                 log.step(*running)  # raises before a state that is not finite is saved
                 running, selection = None, None
                 if score_now:
-                    trained = (own_params(state.trainable, i) for i in range(members))
+                    trained = (member_params(state.trainable, i) for i in range(members))
                     models = map(objective.export, trained, initial)
                     scores = [run.score(model, inputs.dev["dev"]) for model in models]
                     reached = log.scores(step, scores, inputs.dev["dev"].selection)
@@ -178,9 +178,9 @@ def _optimizer(experiment: Experiment, stage: Stage) -> Any:
 
 def _initial_state(run: Run, index: int, objective: Objective, params: list[Params]) -> TrainState:
     initial, keys = [], []
-    for own, before in zip(run.experiments, params, strict=True):
+    for member, before in zip(run.experiments, params, strict=True):
         # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
-        init_key, dropout_key = (jax.random.fold_in(jax.random.key(own.seed), 2 * index + i) for i in (1, 2))
+        init_key, dropout_key = (jax.random.fold_in(jax.random.key(member.seed), 2 * index + i) for i in (1, 2))
         initial.append(objective.init(init_key, before))
         keys.append(dropout_key)
     stage = run.experiments[0].stages[index]
@@ -221,7 +221,7 @@ def _cost(
     teacher_params: Params,
     hyper: Any,
 ) -> Cost:
-    """Of the whole stage, if every sequence were of full length."""
+    """The cost of the whole stage, as if every sequence were of full length."""
     length, total = run.experiments[0].max_length, stage_steps(stage, len(examples))
     rows = np.arange(stage.batch_size, dtype=np.int64) % len(examples)
     batch = examples.batch(rows, length, 0)

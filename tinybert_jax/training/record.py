@@ -75,9 +75,9 @@ def check_processes(experiments: Sequence[Experiment], inputs: Sequence[Inputs],
         InputError: names the field that differs.
     """
     described = json.dumps(describe(experiments, inputs, mesh))
-    now, theirs = _flat(json.loads(described)), _flat(json.loads(processes.from_primary(described)))
-    for field in sorted(theirs.keys() | now.keys()):
-        here, there = now.get(field), theirs.get(field)
+    now, primary = _flat(json.loads(described)), _flat(json.loads(processes.from_primary(described)))
+    for field in sorted(primary.keys() | now.keys()):
+        here, there = now.get(field), primary.get(field)
         if here != there and not field.endswith(".source.processes"):
             raise InputError(
                 f"{field} is {here!r} in process {jax.process_index()}, and {there!r} in process 0: give all"
@@ -118,9 +118,9 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
 def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
     """What `experiment.json` holds: the settings, and what else the result depends on.
 
-    Of a population, both parts are lists.
+    In a population, both parts are lists.
     """
-    fingerprints = [own.fingerprints for own in inputs]
+    fingerprints = [member.fingerprints for member in inputs]
     return {
         "format": FORMAT_VERSION,
         "experiment": settings(experiments),
@@ -170,15 +170,14 @@ def write_model_card(
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
     use = PREDICT if head.on_tasks and not head.per_token else LOAD
-    if distilled := any(stage.objective.distils for stage in experiment.stages):
+    if experiment.distils:
         how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
     else:
-        masked = any(stage.objective.masks_tokens for stage in experiment.stages)
-        how = "trained on masked words" if masked else "trained on labels"
+        how = "trained on masked words" if experiment.masks_tokens else "trained on labels"
     text = f"""---
 library_name: transformers
 pipeline_tag: {head.pipeline}
-tags: [{"tinybert, distillation" if distilled else config.model_type}]
+tags: [{"tinybert, distillation" if experiment.distils else config.model_type}]
 ---
 # {experiment.model} on {experiment.task}
 {config.family.title} of {config.num_hidden_layers} layers, {config.hidden_size} wide,

@@ -58,14 +58,14 @@ def run(
         mesh: the sizes of the axes of the device mesh (`sharding.make_mesh`); default: all devices along `data`,
             as far as they share the batches evenly.
 
-    Of several processes (`jax.distributed`), all call it alike.
+    In a run of several processes (`jax.distributed`), all call it alike.
 
     Raises:
         InputError: something the experiment names is missing, damaged or does not fit; on a hundred dev rows or more,
             the teacher is at chance; `out` exists, cannot be written, or, with `resume`, holds another run; JAX has
             64 bits.
-        stage.Stopped: SIGINT or SIGTERM came; the state is saved.
-        stage.Diverged: the loss, the gradient or the parameters became infinite or NaN.
+        loop.Stopped: SIGINT or SIGTERM came; the state is saved.
+        logs.Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
     return run_population((experiment,), out, resume, mesh)[0]
 
@@ -85,18 +85,18 @@ def run_population(
 
     Raises:
         InputError: as in `run`; or the experiments do not go together.
-        stage.Stopped: as in `run`.
-        stage.Diverged: as in `run`, by any of the members.
+        loop.Stopped: as in `run`.
+        logs.Diverged: as in `run`, by any of the members.
     """
     try:
         return _run(experiments, Path(out), resume, mesh)
     except OSError as error:
-        found = f"{error.filename or out}: {error.strerror or error}"
+        message = f"{error.filename or out}: {error.strerror or error}"
         if record.is_begun(out):
-            found += (
+            message += (
                 f"; the checkpoints in {out} are sound: make room or mend the directory, then continue with --resume"
             )
-        raise InputError(found) from error
+        raise InputError(message) from error
 
 
 def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None) -> list[Result]:
@@ -108,7 +108,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     experiments = _with_named_starts(experiments, members)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # of every member, as they refuse what does not fit before anything is computed
-    of_each = [[make_objective(own, stage, inputs) for stage in own.stages] for own in experiments]
+    of_each = [[make_objective(member, stage, inputs) for stage in member.stages] for member in experiments]
     objectives = of_each[0]
     teacher = inputs.teacher_model
     configs = {"model": inputs.config} | ({"teacher": teacher.config} if teacher is not None else {})
@@ -132,7 +132,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         )
     teacher_params: Params = {}
     teacher_scores = None
-    if teacher is not None and any(stage.objective.distils for stage in experiment.stages):
+    if teacher is not None and experiment.distils:
         teacher_params = place(teacher.params, tree_shardings(mesh, teacher.params))
         if inputs.teacher_dev:
             teacher_scores = _score_teacher(experiment, inputs, teacher.config, teacher_params, mesh)
@@ -166,11 +166,10 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
     for index in range(len(experiment.stages)):
         params = train_stage(whole, index, params)
-    trained_head = any(stage.objective.trains_head for stage in experiment.stages)
     results = []
     for i, directory in enumerate(record.member_dirs(out, len(experiments))):
         scores, failure = {}, ""
-        if trained_head:
+        if experiment.trains_head:
             placed = place(params[i], tree_shardings(mesh, params[i]))
             logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
             scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
@@ -240,4 +239,4 @@ def _eval_batch_size(mesh: Mesh) -> int:
 def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
     """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
     suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
-    return {f"{metric}{suffixes[name]}": value for name, own in scores.items() for metric, value in own.items()}
+    return {f"{metric}{suffixes[name]}": value for name, of_set in scores.items() for metric, value in of_set.items()}

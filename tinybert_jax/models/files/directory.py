@@ -64,9 +64,9 @@ def _is_whole(cached: Path) -> bool:
     """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
     index = cached / "model.safetensors.index.json"
     weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    found = all((cached / file).is_file() for file in weights) or (cached / TORCH_FILE).is_file()
+    has_weights = all((cached / file).is_file() for file in weights) or (cached / TORCH_FILE).is_file()
     named = any((cached / file).is_file() for file in TOKENIZER_FILES)
-    return (cached / "config.json").is_file() and found and named
+    return (cached / "config.json").is_file() and has_weights and named
 
 
 def fingerprint(directory: str | Path) -> str:
@@ -119,11 +119,11 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     config = load_config(path)
     params = from_hf_tensors(config, read_tensors(path), str(path))
     architectures = re.findall(r"\w+", str(read_json(path / "config.json").get("architectures")))
-    of_heads = {head: config.family.architecture + HEADS[head].architecture for head in ("sequence", "tokens")}
-    if of_heads["tokens"] in architectures:
+    named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
+    if any(row.pooled is False for row in named):
         params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
-    ours = set(of_heads.values()) & set(architectures)
-    if "classifier" in params and any(name in params for name in FIT_NAMES) and not ours:
+    is_ours = any(row.key == "classifier" for row in named)
+    if "classifier" in params and any(name in params for name in FIT_NAMES) and not is_ours:
         del params["classifier"]
         print(
             f"note: {path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"

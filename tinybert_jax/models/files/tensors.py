@@ -39,13 +39,13 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     names: dict[tuple[str, ...], str] = {}
     for name, tensor in tensors.items():
-        theirs = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
-        if theirs[-1] in IGNORED:
+        hf_path = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
+        if hf_path[-1] in IGNORED:
             continue
-        path = _to_ours(family.to_ours(theirs, head))
-        if theirs[:2] == (family.prefix, "pooler") and head in family.head_names:
+        path = _to_ours(family.to_ours(hf_path, head))
+        if hf_path[:2] == (family.prefix, "pooler") and head in family.head_names:
             continue  # the head brings a pooler of its own, and nothing reads the encoder's
-        if theirs[-1] in OURS:
+        if hf_path[-1] in OURS:
             raise InputError(f"{where}: the weights hold {name!r}, which no BERT has: remove or rename it")
         if path in names:
             raise InputError(f"{where}: {names[path]!r} and {name!r} are the same tensor: keep one of the two")
@@ -73,12 +73,11 @@ def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
     for path, leaf in traverse_util.flatten_dict(params).items():
         value = np.asarray(jax.device_get(leaf))
         if group := _numbered(path):
-            for i, own in enumerate(value):
-                tensors[".".join(_to_theirs(family.to_hf((*group, str(i), *path[len(group) :]), head)))] = _transpose(
-                    path, own
-                )
+            for i, layer in enumerate(value):
+                name = ".".join(_to_hf(family.to_hf((*group, str(i), *path[len(group) :]), head)))
+                tensors[name] = _transpose(path, layer)
         else:
-            tensors[".".join(_to_theirs(family.to_hf(path, head)))] = _transpose(path, value)
+            tensors[".".join(_to_hf(family.to_hf(path, head)))] = _transpose(path, value)
     if set(params) == {"encoder"}:
         tensors = {name.removeprefix(f"{family.prefix}."): tensor for name, tensor in tensors.items()}
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
@@ -105,7 +104,7 @@ def _float32(tensor: np.ndarray, name: str, where: str) -> np.ndarray:
     return value
 
 
-def _to_theirs(path: tuple[str, ...]) -> tuple[str, ...]:
+def _to_hf(path: tuple[str, ...]) -> tuple[str, ...]:
     return (*path[:-1], "weight" if path[-1] in OURS else path[-1])
 
 
@@ -114,7 +113,7 @@ def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
 
 
 def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The beginning of a path that in their names a number follows, and in ours none, since we stack; else ()."""
+    """The beginning of a path after which Hugging Face's name has a number, where we stack; () if there is none."""
     return next((group for group in STACKED if path[: len(group)] == group and len(path) > len(group)), ())
 
 
@@ -207,6 +206,6 @@ def _named_head(config: BertConfig, tensors: Iterable[str]) -> str | None:
     """The head whose tensors have names of their own in this family, where the file holds them."""
     paths = [tuple(name.split(".")) for name in tensors]
     for head, pairs in config.family.head_names.items():
-        if all(any(path[: len(theirs)] == theirs for path in paths) for _, theirs in pairs):
+        if all(any(path[: len(beginning)] == beginning for path in paths) for _, beginning in pairs):
             return head
     return None
