@@ -110,8 +110,13 @@ def main() -> None:
     (args.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     metric = get_task(args.task).selection
     rows = [
-        [name, mean_sd(own, metric), paired(own, scores["full"], metric), f"{PAPER[name] - PAPER['full']:+.1f}"]
-        for name, own in scores.items()
+        [
+            name,
+            mean_sd(results, metric),
+            paired(results, scores["full"], metric),
+            f"{PAPER[name] - PAPER['full']:+.1f}",
+        ]
+        for name, results in scores.items()
     ]
     rows[0][2:] = ["", ""]
     print(f"\n{table(['setting', metric, 'difference to full ± s.e.', 'the paper says'], rows)}")
@@ -156,9 +161,12 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
         facts = arithmetic(setting.preset)
         context = Context(student, teacher, task.head, setting.layer_map, facts)
         for stage in setting.stages:
-            own = stage_steps(stage, rows * (variants if setting.augmented else 1))
+            stage_length = stage_steps(stage, rows * (variants if setting.augmented else 1))
             sizes = stage.batch_size, setting.max_length, students
-            steps, flops = steps + own, flops + own * step_flops(build_objective(stage.objective, context), *sizes)
+            steps, flops = (
+                steps + stage_length,
+                flops + stage_length * step_flops(build_objective(stage.objective, context), *sizes),
+            )
         return steps, flops
 
     alone = {name: setting_cost(setting, 1) for name, setting in named.items()}

@@ -113,8 +113,8 @@ def read_program(text: str) -> Program:
             name = opened[2]
             entry = name if opened[1] else entry
             computations[name] = []
-        elif found := re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)", line):
-            computations[name].append(_Instruction(*found.groups()))
+        elif instruction := re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)", line):
+            computations[name].append(_Instruction(*instruction.groups()))
     calls = _executions(computations, entry)
     found_inputs = {
         path[1].replace("\\", ""): _shapes(i.result)[0]
@@ -208,8 +208,8 @@ def _trips(computations: dict[str, list[_Instruction]], loop: _Instruction) -> i
 
 
 def _shapes(result: str) -> list[Shape]:
-    found = re.findall(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]", result)
-    return [(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in found]
+    shapes = re.findall(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]", result)
+    return [(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in shapes]
 
 
 def _bytes(shape: Shape) -> float:

@@ -76,11 +76,11 @@ def main() -> None:
     rows = [
         [
             name,
-            mean_sd(own, metric),
-            paired(own, scores["without"], metric) if name != "without" else "",
-            ", ".join(f"{100 * score[metric]:.1f}" for score in own),
+            mean_sd(results, metric),
+            paired(results, scores["without"], metric) if name != "without" else "",
+            ", ".join(f"{100 * score[metric]:.1f}" for score in results),
         ]
-        for name, own in scores.items()
+        for name, results in scores.items()
     ]
     print(f"\n{table(['general distillation', metric, 'paired difference ± s.e.', 'seeds'], rows)}")
 

@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     experiment = distillation(args, args.student, augmented=args.augmented, preset=args.preset, start=args.start)
     scores = run_seeds(experiment, args.seeds, args.out)
-    rows = [[name, mean_sd(scores, name), *(f"{100 * own[name]:.1f}" for own in scores)] for name in scores[0]]
+    rows = [[name, mean_sd(scores, name), *(f"{100 * result[name]:.1f}" for result in scores)] for name in scores[0]]
     print(f"\n{table(['dev set', 'mean ± sd', *(f'seed {seed}' for seed in args.seeds)], rows)}")
 
 

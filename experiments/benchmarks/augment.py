@@ -87,7 +87,7 @@ def with_torch(
 
     @torch.inference_mode()
     def predict() -> list[np.ndarray]:
-        found = []
+        candidates = []
         for words in split_words([text for row in rows.texts for text in row], tokenizer):
             sentence = [i for pieces in words.pieces for i in pieces][: max_length - 2]
             at = 1
@@ -99,9 +99,9 @@ def with_torch(
                     input_ids = np.array([ids + second])
                     types = np.array([[0] * len(ids) + [1] * len(second)])
                     inputs = torch_baseline.tensors(input_ids, np.ones_like(input_ids), types)
-                    found.append(model(**inputs).logits[0, at].topk(RULES[preset].asked).indices.numpy())
+                    candidates.append(model(**inputs).logits[0, at].topk(RULES[preset].asked).indices.numpy())
                 at += len(pieces)
-        return found
+        return candidates
 
     return predict
 

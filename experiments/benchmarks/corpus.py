@@ -103,10 +103,10 @@ def main(
             for processes in PROCESSES:
                 command = [ONE_BUILD, str(directory), str(file), f"{temporary}/{size}-{processes}", str(processes)]
                 done = subprocess.run([sys.executable, __file__, *command], check=True, stdout=subprocess.PIPE)
-                seconds, sequences, own, worker = json_module.loads(done.stdout)
+                seconds, sequences, main_process, worker = json_module.loads(done.stdout)
                 name = f"{size:g}MB_{processes}p"
                 numbers[f"{name}_MB/s"] = file.stat().st_size / 1e6 / seconds
-                numbers[f"{name}_peak_MB"] = own
+                numbers[f"{name}_peak_MB"] = main_process
                 numbers[f"{name}_worker_peak_MB"] = worker
             numbers[f"{size:g}MB_sequences"] = sequences
 

@@ -86,9 +86,9 @@ def random_batch(batch_size: int, length: int, vocab_size: int, shortest: int | 
 
 
 def seconds(call: Callable[[], Any], turn: float = TURN, warmup: int = 1) -> float:
-    """Of one call, after `warmup` of them: the first after a pause measures how long the processor takes to wake, and
-    the machine to give back the memory that it took. Short ones are repeated for a turn of so many seconds and their
-    median taken.
+    """The time of one call, after `warmup` of them: the first after a pause measures how long the processor takes to
+    wake, and the machine to give back the memory that it took. Short calls are repeated for a turn of so many seconds,
+    and their median is taken.
     """
     time.sleep(PAUSE)
     for _ in range(warmup):

@@ -28,7 +28,7 @@ from tinybert_jax.training.step import TrainState, create_state, make_train_step
 
 
 def matmul_flops_per_second(repeats: int) -> float:
-    """Of one large float32 product, 2048 x 768 x 3072, by JAX: what this machine reaches."""
+    """The rate of one large float32 product, 2048 x 768 x 3072, by JAX: what this machine reaches."""
     product = jax.jit(jnp.matmul)
     a, b = jnp.ones((2048, 768)), jnp.ones((768, 3072))
     ms = alternate({"matmul": lambda: product(a, b).block_until_ready()}, repeats)["matmul"]

@@ -54,9 +54,9 @@ def measure(command: str, commit: str, out: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         line = Path(directory) / "line"
         subprocess.run([sys.executable, str(HERE / name), *options, "--json", str(line)], check=True)
-        found = {"command": command, "commit": commit} | json.loads(line.read_text("utf-8"))
+        entry = {"command": command, "commit": commit} | json.loads(line.read_text("utf-8"))
     with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+        file.write(json.dumps(entry) + "\n")
 
 
 def versus(ours: str, other: str, unit: str, ratio: str) -> Callable[[Found], str]:
@@ -159,9 +159,9 @@ def table(lines: list[Found]) -> str:
     """README's lines."""
     rows = [["ours / the other; Nx: times faster or smaller", *SIZES.values()], ["---"] * 3]
     for label, (start, cell) in ROWS.items():
-        found = [matching(lines, start, size) for size in SIZES]
-        if any(found):
-            rows.append([label, *("" if line is None else cell(line) for line in found)])
+        cells = [matching(lines, start, size) for size in SIZES]
+        if any(cells):
+            rows.append([label, *("" if line is None else cell(line) for line in cells)])
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     rates = [line["matmul_gflops_per_s"] for line in lines if "matmul_gflops_per_s" in line]
     machine = lines[-1]
@@ -202,8 +202,8 @@ def draw(lines: list[Found]) -> None:
     bars = {name: bar for name, bar in bars.items() if any(matching(lines, bar[0], size) for size in SIZES)}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for offset, (size, name) in zip((-0.2, 0.2), SIZES.items(), strict=True):
-        found = [(matching(lines, start, size) or {}).get(number, 0.0) for start, number in bars.values()]
-        drawn = left.barh([i + offset for i in range(len(bars))], found, 0.4, label=name)
+        lengths = [(matching(lines, start, size) or {}).get(number, 0.0) for start, number in bars.values()]
+        drawn = left.barh([i + offset for i in range(len(bars))], lengths, 0.4, label=name)
         left.bar_label(drawn, fmt="%.1fx", fontsize=7, padding=2)
     left.axvline(1, color="black", linewidth=0.8)
     left.set(yticks=range(len(bars)), yticklabels=list(bars), title="times faster than PyTorch")

@@ -162,11 +162,11 @@ def _scores_and_states(model: Any, inputs: Inputs) -> tuple[list[Tensor], list[T
     mask = (1.0 - inputs["attention_mask"].float())[:, None, None] * torch.finfo(torch.float32).min
     scores, states = [], [x]
     for layer in model.encoder.layer:
-        attended, own = layer.attention(x, mask)
+        attended, layer_scores = layer.attention(x, mask)
         x = layer.feed_forward_chunk(attended)
         states.append(x)
-        if own is not None:
-            scores.append(own)
+        if layer_scores is not None:
+            scores.append(layer_scores)
     return scores, states
 
 

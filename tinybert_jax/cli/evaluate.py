@@ -34,7 +34,8 @@ def evaluate(
         batch_size: rows a compiled call.
         json_file: write the metrics here, as JSON.
         predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
-            tokens and tags. Of a GLUE task, a directory gets the file that the benchmark's server takes.
+            tokens and tags. If the path is a directory, it
+            gets the file that the server of GLUE takes; only GLUE's tasks have one.
     """
     for path in (json_file, predictions):
         if path is not None and not path.parent.is_dir():

@@ -273,8 +273,8 @@ def _read(kind: type[ObjectiveSettings], **numbers: Any) -> dict[str, Any]:
 
 
 def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
-    if given := [option for option, is_given in unread.items() if is_given]:
-        raise InputError(f"--stage {stage} does not read {', '.join(given)}: leave it out")
+    if options := [option for option, is_set in unread.items() if is_set]:
+        raise InputError(f"--stage {stage} does not read {', '.join(options)}: leave it out")
 
 
 def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
@@ -307,9 +307,9 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
     from tinybert_jax.training.loop import Stopped
     from tinybert_jax.training.run import run_population
 
-    # Of a read or write that failed, Orbax logs the traceback before it raises it, asyncio those of the writes beside
-    # it, and TensorStore ends the others when their event loop is closed, with a traceback each: our line, which says
-    # what to do, would be lost among them
+    # When a read or write fails, Orbax logs its traceback before it raises it, asyncio logs those of the writes beside
+    # it, and TensorStore those of the writes that end when the event loop is closed. Our line, which says what to do,
+    # would be lost among them.
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)

@@ -13,12 +13,12 @@ import numpy as np
 
 from tinybert_jax.batch import Batch
 from tinybert_jax.cache import cached_arrays
+from tinybert_jax.data.batches import PROGRESS_FROM
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 
 FORMAT_VERSION = 1  # of the cached tokens; increase it when the same rows would give other tokens
 TOKENIZE_AT_ONCE = 1000  # rows
-PROGRESS_FROM = 10_000  # rows; fewer are tokenized too fast for a progress bar
 
 
 @dataclass(frozen=True, eq=False)

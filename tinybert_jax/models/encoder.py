@@ -62,8 +62,8 @@ class Layer(BertModule):
 class Encoder(BertModule):
     """All layers -> the last state, all states, attention scores, and queries, keys and values.
 
-    All states are [l+1, b, q, d]. Scores are those of `score_layers` [l, b, h, q, k]. Of queries, keys and values, the
-    first `qkv_parts` of `qkv_layers` are returned [l, qkv_parts, b, q, h * head_dim].
+    All states are [l+1, b, q, d]. Scores are those of `score_layers` [l, b, h, q, k]. The first `qkv_parts` of
+    queries, keys and values are returned for `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
     """
 
     @nn.compact

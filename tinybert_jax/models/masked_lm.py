@@ -79,7 +79,7 @@ def masked_lm_function(config: BertConfig, params: Params, k: int) -> Callable[.
 
     Args:
         config: of the model.
-        params: as `hf.load_hf` gives them, with `cls`.
+        params: as `load_hf` gives them, with `cls`.
         k: ids per sequence; fewer where the vocabulary has not so many.
 
     Returns:

@@ -92,12 +92,12 @@ def transformer_objective(
 
     @_with_gradient
     def transfer_of_example(
-        own: Float[Array, "n q d"], teachers: Float[Array, "n q e"], mask: Array
+        student_qkv: Float[Array, "n q d"], teacher_qkv: Float[Array, "n q e"], mask: Array
     ) -> Float[Array, ""]:
         if relations:  # queries, keys and values are further layers; their divergences add up
             each = jax.vmap(losses.relation_kl, (0, 0, None, None))
-            return jnp.sum(each(own, teachers, mask, relations))
-        pairs = (own, teachers.astype(own.dtype))
+            return jnp.sum(each(student_qkv, teacher_qkv, mask, relations))
+        pairs = (student_qkv, teacher_qkv.astype(student_qkv.dtype))
         scores, wanted = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
         return losses.attention_mse(scores, wanted, mask, "zero" if padding == "zero" else "exclude")
 

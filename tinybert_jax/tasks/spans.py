@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.cache import cached_arrays
+from tinybert_jax.data.batches import PROGRESS_FROM
 from tinybert_jax.data.rows import split_path
-from tinybert_jax.data.tokens import PROGRESS_FROM, TOKENIZE_AT_ONCE, Tokens
+from tinybert_jax.data.tokens import TOKENIZE_AT_ONCE, Tokens
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint

@@ -146,8 +146,8 @@ def _partial_checksum(leaf: jax.Array) -> np.ndarray:
         words = data.view(np.uint32).ravel()  # all leaves of a state are of 32 bits
         place: np.ndarray = np.zeros((), np.uint32)
         for axis, size in enumerate(leaf.shape):
-            own = np.arange(size, dtype=np.uint32)[shard.index[axis]]
-            place = place[..., None] * np.uint32(size) + own
+            index = np.arange(size, dtype=np.uint32)[shard.index[axis]]
+            place = place[..., None] * np.uint32(size) + index
         place = place.ravel()
         mixed = (words ^ words >> 16) * np.uint32(0x85EBCA6B)
         products = np.stack([words * (2 * place + 1), mixed * (place * np.uint32(0x9E3779B2) + 1)])
@@ -155,9 +155,9 @@ def _partial_checksum(leaf: jax.Array) -> np.ndarray:
     return total
 
 
-def _difference(found: dict[str, str], saved: dict[str, str]) -> str:
+def _difference(restored: dict[str, str], saved: dict[str, str]) -> str:
     """Which leaves are not those that were saved; empty where all are."""
-    names = [name for name in found | saved if found.get(name) != saved.get(name)]
+    names = [name for name in restored | saved if restored.get(name) != saved.get(name)]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"the checksum of {names[0]} differs{more}" if names else ""
 

@@ -17,7 +17,7 @@ TIMED_STEPS = 3
 
 
 class Cost(NamedTuple):
-    """Of a whole stage."""
+    """The cost of a whole stage."""
 
     steps: int
     flops: float

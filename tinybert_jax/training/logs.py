@@ -127,10 +127,10 @@ class StageLog:
         for i, values in enumerate(members):
             watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
             if not all(math.isfinite(value) for value in watched.values()):
-                found = ", ".join(f"{name} is {value}" for name, value in watched.items())
+                state = ", ".join(f"{name} is {value}" for name, value in watched.items())
                 whose = "" if len(members) == 1 else f" of member {i}"
                 raise Diverged(
-                    f"step {step}{whose}: {found}; the checkpoints before it are sound. Start a new --out with a lower"
+                    f"step {step}{whose}: {state}; the checkpoints before it are sound. Start a new --out with a lower"
                     " learning rate"
                 )
         self._bar.update()
@@ -147,9 +147,9 @@ class StageLog:
 
     def scores(self, step: int, scores: list[dict[str, float]], selection: str) -> list[float]:
         """Show and log the members' scores, and return those that select."""
-        for log, own_scores in zip(self._members, scores, strict=False):  # no logs but the primary's
-            log.write(step, {f"dev/{name}": value for name, value in own_scores.items()})
-        reached = [own_scores[selection] for own_scores in scores]
+        for log, member_scores in zip(self._members, scores, strict=False):  # no logs but the primary's
+            log.write(step, {f"dev/{name}": value for name, value in member_scores.items()})
+        reached = [member_scores[selection] for member_scores in scores]
         self._bar.set_postfix({selection: _range(reached)})
         return reached
 

@@ -95,7 +95,7 @@ def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
     those of its run alone, bit for bit, and `vmap` would be slower; all at once on an accelerator, and where the
     mesh's axis `member` shares the members out.
     """
-    own = of_member(function)
+    one = of_member(function)
     if mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1:
-        return lambda *args: jax.lax.map(lambda member: own(*member), args)
-    return jax.vmap(own, spmd_axis_name="member")
+        return lambda *args: jax.lax.map(lambda member: one(*member), args)
+    return jax.vmap(one, spmd_axis_name="member")

@@ -1,5 +1,5 @@
-"""TrainState, and the jitted train and predict steps: the same function on one device and on a mesh, for one student
-and for a population of them.
+"""TrainState, and the compiled training step: the same function on one device and on a mesh, for one student and for a
+population of them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def create_state(
 ) -> TrainState:
     """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied.
 
-    Of a population, `params` and `key` have the members on axis 0. Where nothing is evaluated, no best is kept:
+    `params` and `key` of a population have the members on axis 0. Where nothing is evaluated, no best is kept:
     `best_params` are empty.
     """
 
@@ -88,7 +88,7 @@ def make_train_step(
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
     Args:
-        objective: a `distill.Objective`, or anything with functions `targets` and `loss` of its form, and, where a
+        objective: an `objectives.Objective`, or anything with functions `targets` and `loss` of its form, and, where a
             batch is computed in parts, `weight`.
         optimizer: a transform without learning rate (`optim.make_optimizer`).
         schedule: the learning rate's multiplier at a step.
@@ -100,12 +100,12 @@ def make_train_step(
             result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
         total_steps: of the stage, so that the loss sees its progress in `hyper.progress`; None: it is 0.
 
-    Of a population, `state`, `hyper` and the metrics have the members on axis 0; all members learn from the same
+    In a population, `state`, `hyper` and the metrics have the members on axis 0. All members learn from the same
     batch, and the teacher's targets are computed once for all.
 
     Metrics are the objective's, `learning_rate`, `gradient_norm`, `parameter_norm` (after the update), and
-    `real_tokens`, the share of the batch's positions that is no padding; scalars (of a population, one per member),
-    still on the device.
+    `real_tokens`, the share of the batch's positions that is no padding. They are scalars (in a population, one per
+    member), still on the device.
     """
     members, advance = state.of_members, getattr(objective, "advance", None)
 
@@ -191,7 +191,7 @@ def _accumulated(
 
 
 def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.ndarray], TrainState]:
-    """The compiled `(state, metric) -> state`: where `metric`, of a population [members], is better than ever, the
+    """The compiled `(state, metric) -> state`: where `metric` ([members] in a population) is better than ever, the
     parameters become the best; the state passed in is donated.
     """
 
@@ -207,12 +207,14 @@ def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.nd
     return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.of_members), donate_argnums=0)
 
 
-def make_own_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
+def make_member_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
     """`(state.trainable, i) -> trainable` of member i, placed as that of a single run."""
     if not state.of_members:
         return lambda params, i: params
 
-    def own(params: Params, i: ArrayLike) -> Params:
+    def member_params(params: Params, i: ArrayLike) -> Params:
         return jax.tree.map(lambda leaf: leaf[i], params)
 
-    return jax.jit(own, out_shardings=tree_shardings(mesh, jax.eval_shape(own, state.trainable, 0)))
+    return jax.jit(
+        member_params, out_shardings=tree_shardings(mesh, jax.eval_shape(member_params, state.trainable, 0))
+    )

@@ -29,14 +29,14 @@ class Family(NamedTuple):
 
     def to_ours(self, path: Path, head: str | None = None) -> Path:
         """Our path of a tensor, from Hugging Face's; of a model with that head."""
-        for ours, theirs in (*self.head_names.get(head or "", ()), *self.names):
-            if path[: len(theirs)] == theirs:
-                return ours + path[len(theirs) :]
+        for ours, hf in (*self.head_names.get(head or "", ()), *self.names):
+            if path[: len(hf)] == hf:
+                return ours + path[len(hf) :]
         return path
 
     def to_hf(self, path: Path, head: str | None = None) -> Path:
         """Hugging Face's path of a tensor, from ours; of a model with that head."""
-        for ours, theirs in (*self.head_names.get(head or "", ()), *self.names):
+        for ours, hf in (*self.head_names.get(head or "", ()), *self.names):
             if path[: len(ours)] == ours:
-                return theirs + path[len(ours) :]
+                return hf + path[len(ours) :]
         return path
