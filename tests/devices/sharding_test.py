@@ -207,10 +207,11 @@ def measure_members(meshes: dict[str, Mesh]) -> dict[str, Any]:
     for name, mesh in meshes.items():
         loss, state, flops = measure("transformer", mesh, seeds)
         gradients = sharding.fetch(state.opt_state)
-        errors = [worst(member(gradients, i, 4), sharding.fetch(own.state.opt_state)) for i, own in enumerate(alone)]
+        references = [member(sharding.fetch(single.state.opt_state), 0) for single in alone]
+        errors = [worst(member(gradients, i), reference) for i, reference in enumerate(references)]
         found[name] = {
             "loss": loss,
-            "alone": [own.loss for own in alone],
+            "alone": [single.loss[0] for single in alone],
             "gradient": errors,
             "shared_out": all(leaf.sharding.spec[:1] == ("member",) for leaf in jax.tree.leaves(state.params)),
             "flops": flops,

@@ -19,6 +19,8 @@ from tinybert_jax.devices import sharding
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.settings.arithmetic import arithmetic
+from tinybert_jax.settings.choices import OptimizerName, Preset
 from tinybert_jax.students import start
 from tinybert_jax.training import optim, population, step
 from tinybert_jax.training.checkpoint import Checkpoints
@@ -34,9 +36,15 @@ HYPERS = [
 ]
 
 
-def trained(objective: Objective, students: list[Any], hypers: list[tb.Hyper], parts: int = 1) -> Any:
-    """The state and the metrics after three steps of one student, or of a population."""
-    mesh, optimizer = sharding.make_mesh(), optim.make_optimizer("adamw")
+def trained(
+    objective: Objective,
+    students: list[Any],
+    hypers: list[tb.Hyper],
+    parts: int = 1,
+    optimizer_name: OptimizerName = "adamw",
+) -> Any:
+    """The state and the metrics after three steps of a population."""
+    mesh, optimizer = sharding.make_mesh(), optim.make_optimizer(optimizer_name)
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
     params = population.stack([objective.init(jax.random.key(2), student) for student in students])
     keys = population.stack([jax.random.key(int(hyper.numbers["temperature"])) for hyper in hypers])
@@ -53,15 +61,17 @@ def make_students(n: int) -> list[Any]:
     return [tb.init_params(model, jax.random.key(10 + i)) for i in range(n)]
 
 
-@pytest.mark.parametrize("kind", ["transformer", "prediction", "in parts"])
+@pytest.mark.parametrize("kind", ["transformer", "prediction", "in parts", "official"])
 def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
     make = prediction_objective if kind == "prediction" else transformer_objective
-    objective, students, parts = make(STUDENT, TEACHER), make_students(3), 2 if kind == "in parts" else 1
-    together = trained(objective, students, HYPERS, parts)
+    preset: Preset = "official" if kind == "official" else "default"
+    objective, students = make(STUDENT, TEACHER, preset=preset), make_students(3)
+    how: tuple[int, OptimizerName] = (2 if kind == "in parts" else 1, arithmetic(preset).optimizer)
+    together = trained(objective, students, HYPERS, *how)
     assert len(set(together[1]["loss"].tolist())) == 3
     for i in range(3):
-        alone = trained(objective, [students[i]], [HYPERS[i]], parts)
-        jax.tree.map(np.testing.assert_array_equal, population.member(together, i, 3), alone)
+        alone = trained(objective, [students[i]], [HYPERS[i]], *how)
+        jax.tree.map(np.testing.assert_array_equal, population.member(together, i), population.member(alone, 0))
 
 
 def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

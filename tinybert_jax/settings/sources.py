@@ -17,7 +17,7 @@ class DataSource:
 
     data: str | None = None  # directory with the task's files: train.tsv, dev.tsv (and test.tsv)
     train: str | None = None  # .tsv, .csv or .jsonl; for squad .json; for ner a CoNLL file
-    dev: str | None = None  # likewise; it selects the best checkpoint and is scored
+    dev: str | None = None  # likewise; it selects the best state and is scored
     test: str | None = None  # likewise: what `evaluate --split test` predicts
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
     text_columns: tuple[str, ...] = ()  # one or two; default: the task's

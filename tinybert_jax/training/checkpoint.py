@@ -1,8 +1,7 @@
-"""Orbax checkpoints of one stage: the newest and the best are kept, and what is restored is what was saved."""
+"""Orbax checkpoints of one stage: the newest two are kept, and what is restored is what was saved."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,47 +12,36 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 
-METRIC = "selection"
 T = TypeVar("T")
-
-
-def _ranked(metrics: dict[str, float]) -> float:
-    value = metrics[METRIC]
-    return -math.inf if math.isnan(value) else value  # NaN would rank first, and push out the best
 
 
 class Checkpoints:
     """The checkpoints of one stage in `directory`, written while training goes on."""
 
     def __init__(self, directory: Path) -> None:
-        policy = AnyPreservationPolicy(
-            [LatestN(n=2), BestN(get_metric_fn=_ranked, n=1, keep_checkpoints_without_metrics=False)]
-        )
         # a directory that cannot be made in the background keeps Orbax's threads, and the process, for 300 seconds
         in_the_foreground = ocp.AsyncOptions(create_directories_asynchronously=False)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, async_options=in_the_foreground)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, async_options=in_the_foreground)
         self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._step = 0  # of the last save that was begun
 
-    def save(self, step: int, state: Any, metric: float | None = None) -> None:
-        """Begin to save `state` as of `step`, with the evaluation's selection metric where there was one.
+    def save(self, step: int, state: Any) -> None:
+        """Begin to save `state` as of `step`. The best parameters so far are in it.
 
         Raises:
             InputError: this save, or the one before, failed; the older checkpoints are sound.
         """
         self._guarded(self._manager.wait_until_finished)  # its error would be reported as this one's
         self._step = step
-        metrics = None if metric is None else {METRIC: metric}
         state = jax.tree.map(jnp.copy, state)  # the next step donates the buffers of the original
         saved = ocp.args.StandardSave(state), ocp.args.JsonSave(checksums(state))
         args = ocp.args.Composite(state=saved[0], checksums=saved[1])
-        if not self._guarded(lambda: self._manager.save(step, args=args, metrics=metrics)):
+        if not self._guarded(lambda: self._manager.save(step, args=args)):
             raise RuntimeError(f"step {step} was not saved; {self._manager.latest_step()} is the newest")
 
     def check(self) -> None:
@@ -124,8 +112,8 @@ class Checkpoints:
 def checksums(tree: Any) -> dict[str, str]:
     """A checksum of every leaf, under its path; it does not depend on how the leaf is spread over devices.
 
-    The words of a leaf are summed modulo 2**32, twice, each multiplied by an odd number that is its place's own. So a
-    flipped bit always shows, the order of the sum does not matter, and every process can sum what it holds.
+    The words of a leaf are summed modulo 2**32, twice, each multiplied by an odd number that depends on its place. A
+    flipped bit always shows, the order of the sum does not matter, and every process can sum the part that it holds.
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     sums = np.stack([_partial_checksum(leaf) for leaf in leaves.values()])

@@ -37,11 +37,11 @@ class Stopped(Exception):
 
 
 class Run(NamedTuple):
-    """What all stages of a run share."""
+    """The things that all stages of a run share."""
 
-    experiments: Sequence[Experiment]  # of each member of the population
-    inputs: Inputs  # of the first member, for all that they share
-    teacher_params: Params  # on the mesh; none where there is no teacher
+    experiments: Sequence[Experiment]  # one for each member of the population
+    inputs: Inputs  # the first member's; the loop reads only what all members share
+    teacher_params: Params  # on the mesh; empty without a teacher
     score: Callable[[Params, Split], dict[str, float]]
     eval_batch_size: int
     mesh: Mesh
@@ -88,7 +88,7 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
         Stopped: a signal came.
         Diverged: a member's loss, gradient or parameters are not finite.
     """
-    experiment, members = run.experiments[0], len(run.experiments)
+    experiment = run.experiments[0]
     stage = experiment.stages[index]
     name = f"{index + 1}-{stage.objective.name}"
     objective = make_objective(experiment, stage, run.inputs)
@@ -99,7 +99,7 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
             state = restored
         state = _train(run, index, name, objective, params, state, checkpoints, announce=restored is None)
     trained = fetch(state.best_params if stage.objective.trains_head else state.trainable)
-    return [objective.export(population.member(trained, i, members), before) for i, before in enumerate(params)]
+    return [objective.export(population.member(trained, i), before) for i, before in enumerate(params)]
 
 
 def _train(
@@ -112,7 +112,7 @@ def _train(
     checkpoints: Checkpoints,
     announce: bool,
 ) -> TrainState:
-    """The loop: from a state to that after the last step. A run over raw text announces its cost."""
+    """Train from a state to the stage's last step. A run over raw text prints its cost first."""
     experiment, inputs, mesh, members = run.experiments[0], run.inputs, run.mesh, len(run.experiments)
     stage = experiment.stages[index]
     examples, teacher_params = inputs.examples(stage), run.teacher_params
@@ -138,7 +138,7 @@ def _train(
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     stage_log = StageLog(run.out, members, name, done, total)
     with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
-        running = None  # the step whose numbers are fetched once the next is dispatched: the device never waits
+        running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
             state, numbers = train_step(state, teacher_params, batch, hyper)
@@ -150,20 +150,18 @@ def _train(
             score_now = scored and (step % evaluate_every == 0 or step == total)
             if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
                 log.step(*running)  # raises before a state that is not finite is saved
-                running, selection = None, None
+                running = None
                 if score_now:
                     trained = (member_params(state.trainable, i) for i in range(members))
                     models = map(objective.export, trained, initial)
                     scores = [run.score(model, inputs.dev["dev"]) for model in models]
                     reached = log.scores(step, scores, inputs.dev["dev"].selection)
-                    state = keep_best(state, np.asarray(reached if members > 1 else reached[0], np.float32))
-                    # a population's best states are in its newest: no step is the best of all members
-                    selection = reached[0] if members == 1 else None
-                checkpoints.save(step, state, selection)
+                    state = keep_best(state, np.asarray(reached, np.float32))
+                checkpoints.save(step, state)
                 log.restart_clock()
             if stopping:
                 break
-        else:  # whoever asked while the last step was computed, scored and saved does not want the next stage
+        else:  # a stop signal during the last step also cancels the next stage
             stopping = index + 1 < len(experiment.stages) and stop.agreed(last=True)
         checkpoints.finish()
         if stopping:
@@ -189,7 +187,7 @@ def _initial_state(run: Run, index: int, objective: Objective, params: list[Para
 
 
 def _with_cached_targets(run: Run, stage: Stage, objective: Objective, examples: Examples) -> tuple[Examples, Params]:
-    """The rows with the teacher's outputs, and no teacher; where they are too many to be kept, both as they are."""
+    """The rows with the teacher's outputs, and no teacher. If these need too much disk, both stay as they are."""
     experiment, inputs = run.experiments[0], run.inputs
     cache = TeacherCache(
         objective,

@@ -19,7 +19,7 @@ OWN_FIELDS = ("model", "start", "seed")
 
 
 def shared_part(experiment: Experiment) -> dict[str, Any]:
-    """The fields of an experiment that are not a member's own: where they are equal, two can train together."""
+    """The fields of an experiment that all members must share to train together."""
     fields = experiment.as_dict() | {"data_seed": experiment.order_seed}
     stages = [
         {name: value for name, value in described.items() if name != "learning_rate"}
@@ -55,16 +55,14 @@ def _swept(experiment: Experiment) -> list[str]:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """One tree with the leaves of all members stacked; of a single member, its tree as it is.
+    """One tree with the leaves of all members stacked on axis 0, also where there is one member.
 
     Raises:
         InputError: a member's tree has other leaves than the first one's, as where only some bring projections.
 
-    >>> stack([{"a": 1.0}, {"a": 2.0}])["a"].shape, stack([{"a": 1.0}])
-    ((2,), {'a': 1.0})
+    >>> stack([{"a": 1.0}, {"a": 2.0}])["a"].shape, stack([{"a": 1.0}])["a"].shape
+    ((2,), (1,))
     """
-    if len(trees) == 1:
-        return trees[0]
     first = _shapes(trees[0])
     for number, tree in enumerate(trees[1:], 1):
         if differing := sorted(dict(first.items() ^ _shapes(tree).items())):
@@ -85,17 +83,27 @@ def _stacked(*leaves: Any) -> Any:
     return np.stack([np.asarray(leaf, np.float32) if isinstance(leaf, float) else leaf for leaf in leaves])
 
 
-def member(tree: Any, number: int, members: int) -> Any:
-    """What `stack` made of `members` trees, for one of them."""
-    return tree if members == 1 else jax.tree.map(lambda leaf: leaf[number], tree)
+def member(tree: Any, number: int) -> Any:
+    """One member's part of a tree that `stack` made."""
+    return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function` of one member, for arguments of all: one after the other on a CPU, where a member's numbers are then
-    those of its run alone, bit for bit, and `vmap` would be slower; all at once on an accelerator, and where the
-    mesh's axis `member` shares the members out.
+    """Apply a function of one member to the stacked arguments of all.
+
+    On a CPU, the members come one after the other: then each has the numbers of its run alone, bit for bit, and `vmap`
+    would be slower. On an accelerator, and where the mesh's axis `member` shares the members out, all come at once. A
+    single member needs neither a loop nor a batch axis.
     """
     one = of_member(function)
-    if mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1:
-        return lambda *args: jax.lax.map(lambda member: one(*member), args)
-    return jax.vmap(one, spmd_axis_name="member")
+    one_by_one = mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1
+
+    def mapped(*args: Any) -> Any:
+        if jax.tree.leaves(args)[0].shape[0] == 1:
+            result = one(*jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), args))
+            return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), result)
+        if one_by_one:
+            return jax.lax.map(lambda member: one(*member), args)
+        return jax.vmap(one, spmd_axis_name="member")(*args)
+
+    return mapped

@@ -24,7 +24,7 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
-FORMAT_VERSION = 3  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
+FORMAT_VERSION = 4  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
 PREDICT = """predict = tb.load_predictor("this directory")
 print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
 LOAD = """config, params = tb.load_hf("this directory")"""
@@ -55,7 +55,7 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 def member_dirs(out: Path, members: int) -> list[Path]:
-    """The directories of a run's members: its own where there is one, else `member0`, `member1`, ... in it."""
+    """The directories of a run's members: `out` for a single one, else `member0`, `member1`, ... in it."""
     return [out] if members == 1 else [out / f"member{number}" for number in range(members)]
 
 

@@ -150,8 +150,7 @@ def make_train_step(
             grads, metrics = gradients(batch, keys)
         else:
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
-            keys_of_parts = parts.swapaxes(0, 1) if members else parts
-            grads, metrics = _accumulated(gradients, objective.weight, batch, keys_of_parts)
+            grads, metrics = _accumulated(gradients, objective.weight, batch, parts.T)  # the parts on axis 0
         # only what changes passes through the members' loop, which copies what it is given
         params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads, hyper)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
@@ -208,9 +207,7 @@ def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.nd
 
 
 def make_member_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
-    """`(state.trainable, i) -> trainable` of member i, placed as that of a single run."""
-    if not state.of_members:
-        return lambda params, i: params
+    """The compiled `(state.trainable, i) -> trainable` of member i of a population, placed as a model is."""
 
     def member_params(params: Params, i: ArrayLike) -> Params:
         return jax.tree.map(lambda leaf: leaf[i], params)
