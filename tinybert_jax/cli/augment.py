@@ -33,9 +33,9 @@ def augment(
     tsv: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Find what can replace each word of a task's training rows; `distill --augmented OUT` trains on the variants.
+    """Find words that can replace each word of a task's rows; `distill --augmented OUT` trains on the variants.
 
-    A command that was stopped goes on where it ended.
+    The same command continues after a stop.
 
     Args:
         model: a Hugging Face directory or hub id with a masked-LM head.
@@ -43,14 +43,14 @@ def augment(
         source: where the rows are.
         out: directory of the candidates.
         glove: a GloVe or word2vec text file, for words of several pieces; default: the model's own word embeddings.
-        preset: default: words of any script; paper: every word; official: as in the authors' code, words of a to z
-            but stop-words (by a list of ours), masked in a pair of texts.
-        variants: of a row in training, itself among them; with preset official, beside itself, as in the authors'
-            code; default: the task's.
-        max_length: tokens of a text that the model reads; default: the task's.
-        batch_size: masked words a compiled call; default: 16 on a CPU, else 64.
+        preset: default: words of any script; paper: every word; official: as in the authors' code, words of the
+            letters a to z, without stop words (by a list of ours), masked in a pair of texts.
+        variants: number of variants per row in training, the row itself included; with preset official, beside the
+            row, as in the authors' code; default: the task's.
+        max_length: number of tokens of a text that the model reads; default: the task's.
+        batch_size: masked words per compiled call; default: 16 on a CPU, else 64.
         tsv: also write every variant here, in the layout of the training file.
-        seed: of the variants that are printed or written; training draws by its own.
+        seed: decides the variants that are printed or written; training draws with its own seed.
     """
     from tinybert_jax.data.augmentation import build
 

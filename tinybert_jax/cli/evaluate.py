@@ -30,12 +30,11 @@ def evaluate(
         task: a row of the task table.
         source: where the rows are.
         split: which of the source's splits; a test split without labels needs --predictions.
-        max_length: tokens a row; longer ones are cut; default: what the model was trained with.
-        batch_size: rows a compiled call.
+        max_length: tokens per row; longer rows are cut; default: the length that the model was trained with.
+        batch_size: rows per compiled call.
         json_file: write the metrics here, as JSON.
         predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
-            tokens and tags. If the path is a directory, it
-            gets the file that the server of GLUE takes; only GLUE's tasks have one.
+            tokens and tags. A directory gets the file that GLUE's server takes; only GLUE's tasks have one.
     """
     for path in (json_file, predictions):
         if path is not None and not path.parent.is_dir():

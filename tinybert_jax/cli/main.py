@@ -39,9 +39,9 @@ def run(
 
     Args:
         experiment: the file.
-        devices: as for every run.
+        devices: options of every training run.
         out: directory of the run; default: runs/NAME-seedN.
-        seed: replaces the file's.
+        seed: used in place of the file's seed.
         resume: continue the run in `out`.
     """
     if not experiment.is_file():
@@ -60,8 +60,8 @@ def run(
 
 
 def main() -> None:
-    """Entry point. Exit code 2 and a line where the input is wrong; 130 on Ctrl-C and SIGTERM. In training the first
-    of them saves and ends with 0, the second with 130.
+    """Entry point. Wrong input prints one line and exits with 2; Ctrl-C and SIGTERM exit with 130. In training, the
+    first signal saves and exits with 0, and the second exits with 130.
     """
     if sys.argv[1:] == ["--version"]:
         print(importlib.metadata.version("tinybert_jax"))
@@ -75,7 +75,7 @@ def main() -> None:
         "distill": distill,
         "evaluate": evaluate,
     }
-    for command in commands.values():  # --help keeps the line breaks of an option's text, and breaks it at its own
+    for command in commands.values():  # --help would keep our line breaks beside its own
         command.__doc__ = re.sub(r"\n {12}", " ", command.__doc__ or "")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
     try:
@@ -115,10 +115,10 @@ def _processes() -> ModuleType | None:
 
 
 def _end(code: int, message: str, at_once: bool = False) -> None:
-    """Exit, and of several processes have the others end too."""
+    """Exit. In a run of several processes, the others end too."""
     processes = _processes()
     told = processes is not None and processes.tell_others(message)
-    # the ordinary way out waits for the others, and takes the interpreter down while a device may still compute
+    # sys.exit would wait for the others, and end the interpreter while a device may still compute
     if told or at_once:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # nobody reads it any more

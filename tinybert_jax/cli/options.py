@@ -19,34 +19,34 @@ TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {', '.join
 
 @dataclass(frozen=True)
 class RunFlags:
-    """What every run takes."""
+    """The options of every training run."""
 
     out: Path  # directory of the run; the model is written to OUT/student
-    batch_size: int = 32  # rows a step, of all devices together
-    accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
-    remat: bool = False  # compute activations again in the backward pass: less memory, more work
-    max_length: int | None = None  # tokens a row; longer ones are cut; default: the task's; 128 in pretrain
+    batch_size: int = 32  # rows per step, over all devices together
+    accumulation_steps: int = 1  # compute each batch in this many parts, one after the other, to save memory
+    remat: bool = False  # recompute activations in the backward pass: less memory, more work
+    max_length: int | None = None  # tokens per row; longer rows are cut; default: the task's; 128 in pretrain
     checkpoint_every: int = 500  # steps between checkpoints
-    compute_dtype: ComputeDtype = "float32"  # of activations; parameters are float32
-    seed: int = 0  # of initial values, dropout, the order of the rows and variants
-    population: int = 1  # models of seeds SEED, SEED + 1, ..., trained together; the teacher is computed once for all
+    compute_dtype: ComputeDtype = "float32"  # dtype of activations; parameters are float32
+    seed: int = 0  # decides initial values, dropout, the order of the rows, and variants
+    population: int = 1  # number of models, with seeds SEED, SEED + 1, ..., trained together behind one teacher
     resume: bool = False  # continue the run in --out
 
     @property
     def stage(self) -> dict[str, Any]:
-        """What of these is a stage's."""
+        """The options that each stage takes."""
         return {"batch_size": self.batch_size, "accumulation_steps": self.accumulation_steps}
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run computes on."""
+    """The devices and processes of a run."""
 
-    mesh: str | None = None  # e.g. data=4,fsdp=2,model=1,member=1; default: as many along data as share every batch
-    coordinator: str | None = None  # HOST:PORT of process 0 of several; auto: as the cluster says
-    num_processes: int | None = None  # of the run; SLURM, Open MPI and TPU pods say it themselves
-    process_id: int | None = None  # of this one, from 0; likewise
-    deterministic: bool = False  # on GPUs: the same bits in every run, more slowly; elsewhere it is always so
+    mesh: str | None = None  # e.g. data=4,fsdp=2; default: all devices along data that divide every batch evenly
+    coordinator: str | None = None  # HOST:PORT of process 0, in a run of several; auto: as the cluster says
+    num_processes: int | None = None  # number of processes; SLURM, Open MPI and TPU pods say it themselves
+    process_id: int | None = None  # number of this process, from 0; SLURM, Open MPI and TPU pods say it
+    deterministic: bool = False  # on GPUs: the same bits in every run, but slower; CPUs and TPUs always repeat
 
 
 RunOptions = Annotated[RunFlags, tyro.conf.OmitArgPrefixes]

@@ -1,4 +1,4 @@
-"""The process of a command. Imports no package, so that a program can use it where the command line's are missing."""
+"""The process of a command. This module imports no package, so it works without the command line's packages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 
 
 def prepare_process() -> None:
-    """Keep libraries' hints to themselves, and on Linux start the program anew with glibc's huge pages, which it reads
-    from the environment: XLA on CPU allocates its buffers anew in every step, a page fault per page.
+    """Silence libraries' hints. On Linux, start the program again with glibc's huge pages.
+
+    XLA on a CPU allocates its buffers in every step, with a page fault for each page. glibc reads the setting from the
+    environment at the program's start.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     tunables = os.environ.get("GLIBC_TUNABLES", "")

@@ -29,7 +29,7 @@ from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
 
-# no operation that adds in any order, and no choice of kernels by how fast each happened to be
+# disables non-deterministic reductions and autotuned kernels
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
 DISTILL_STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
@@ -57,11 +57,11 @@ def finetune(
         model: a Hugging Face directory or hub id.
         task: a row of the task table.
         source: where the rows are.
-        run: as for every run.
-        devices: as for every run.
+        run: options of every training run.
+        devices: options of every training run.
         epochs: passes over the training rows.
         max_steps: length of the training in steps, in place of `epochs`.
-        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
+        learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0.
         evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
     """
     stage = Stage(
@@ -107,30 +107,31 @@ def distill(
             start from, which comes first if it has a size's name.
         task: a row of the task table.
         source: where the rows are.
-        run: as for every run.
-        devices: as for every run.
+        run: options of every training run.
+        devices: options of every training run.
         stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
             learns from the labels alone, for as many steps as --prediction-epochs or --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
             optimizer of the authors' code, but with BERT's own head, where theirs has a ReLU and no dropout.
-        layer_map: which teacher layers teach; a list names one per student layer, counted from 1.
-        start: of a student preset or size: random; copy: the mapped layers of a teacher that is as wide; spectral: the
-            teacher projected on the principal directions of its hidden states; auto: with preset default, copy where
-            all widths agree, spectral where the student has the teacher's heads and is narrower, else random; random
-            too with the presets paper and official, and where no stage learns from the teacher.
-        augmented: a directory that `tinybert augment` wrote for these rows; both stages train on its variants too.
-        transformer_epochs: of the first stage; default: the task's.
+        layer_map: the teacher layers that teach; a list names one for each student layer, counted from 1.
+        start: the first values of a student that is given by preset or size. random; copy: the mapped layers of a
+            teacher with the same widths; spectral: the teacher projected onto the principal components of its hidden
+            states; auto: with preset default, copy if all widths agree, spectral if the student has the teacher's
+            heads and is narrower, else random. With the presets paper and official, and if no stage learns from the
+            teacher, auto is random.
+        augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
+        transformer_epochs: epochs of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
-        transformer_learning_rate: of the first stage, constant; default: the paper's 5e-5.
-        prediction_epochs: of the second stage; default: the task's.
+        transformer_learning_rate: learning rate of the first stage, which is constant; default: the paper's 5e-5.
+        prediction_epochs: epochs of the second stage; default: the task's.
         prediction_steps: length of the second stage in steps, in place of its epochs.
-        prediction_learning_rate: its peak in the second stage, after a linear warm-up over 10 % of the steps;
-            default: the largest that the paper tries, 3e-5.
+        prediction_learning_rate: peak of the learning rate in the second stage, which rises linearly over the first
+            10 % of the steps and falls to 0; default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
-        teacher_cache_gb: disk for what the teacher says of the rows (logits, hidden states, queries and keys), which a
-            stage of several epochs computes once, where it fits; 0: it runs in every step. With preset default, all
-            but the logits are kept in bfloat16.
+        teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
+            they fit, a stage of several epochs computes them once; 0: the teacher runs in every step. With preset
+            default, all but the logits are kept in bfloat16.
     """
     row = get_task(task)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
@@ -214,11 +215,11 @@ def pretrain(
 
     Args:
         corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
-        run: as for every run.
-        devices: as for every run.
+        run: options of every training run.
+        devices: options of every training run.
         teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
-        student: a preset or a size as in `tinybert distill`, or a directory to start from, as the model that gets a
-            masked-LM head.
+        student: a preset or a size as in `tinybert distill`, or a directory to start from, such as a model that is to
+            get a masked-LM head.
         stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
             which gives a model the head that `tinybert augment` needs.
         preset: as in `tinybert distill`.
@@ -226,12 +227,12 @@ def pretrain(
         start: as in `tinybert distill`; the paper's general distillation starts at random.
         epochs: passes over the corpus.
         max_steps: length of the training in steps, in place of `epochs`.
-        learning_rate: its peak, after a linear warm-up over 10 % of the steps; it falls to 0.
-        masking_probability: of a token, in masked_lm, at most 0.2; distillation masks nothing.
-        one_document_per_line: documents are lines; default: they are separated by blank lines.
+        learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0.
+        masking_probability: share of the tokens that masked_lm predicts, at most 0.2; distillation masks nothing.
+        one_document_per_line: each line is a document; default: blank lines separate documents.
         pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
-        short_sequence_probability: of a sequence that is cut to a random shorter length.
-        processes: that tokenise the text.
+        short_sequence_probability: share of the sequences that are cut to a random shorter length.
+        processes: number of processes that tokenise the text.
         teacher_cache_gb: as in `tinybert distill`.
     """
     kind = WORDS[stage]
@@ -268,7 +269,7 @@ def _reads(kind: type[ObjectiveSettings], number: str) -> bool:
 
 
 def _read(kind: type[ObjectiveSettings], **numbers: Any) -> dict[str, Any]:
-    """Those of the numbers that the objective reads."""
+    """The numbers that the objective reads."""
     return {name: value for name, value in numbers.items() if _reads(kind, name)}
 
 
@@ -278,7 +279,7 @@ def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
 
 
 def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
-    """Run the experiment that a command described."""
+    """Run the experiment that a command describes."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length
@@ -300,16 +301,15 @@ def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None
 def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices) -> None:
     """Run an experiment, or a population of them, and print the scores, or how it was stopped."""
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
-    if devices.deterministic:  # read when the first device is asked for, which is later
+    if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     from tinybert_jax.devices.processes import join
     from tinybert_jax.training.logs import Diverged
     from tinybert_jax.training.loop import Stopped
     from tinybert_jax.training.run import run_population
 
-    # When a read or write fails, Orbax logs its traceback before it raises it, asyncio logs those of the writes beside
-    # it, and TensorStore those of the writes that end when the event loop is closed. Our line, which says what to do,
-    # would be lost among them.
+    # When a read or write fails, Orbax and asyncio log tracebacks before Orbax raises the error, and TensorStore logs
+    # more when the event loop is closed. Our one line, which says what to do, would be lost among them.
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)

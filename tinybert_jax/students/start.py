@@ -1,4 +1,4 @@
-"""Where a student starts: at random, as a copy of the teacher's layers, or as the teacher on few directions."""
+"""A student's start: random, a copy of the teacher's layers, or a projection of the teacher."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def auto_start(
     """The start that "auto" means for a student without parameters, and why.
 
     Args:
-        student: what is trained.
-        teacher: what it learns from.
-        preset: of the run. `paper` and `official` start at random, as the paper and the authors' code do.
+        student: the config of the student.
+        teacher: the config of the teacher.
+        preset: the run's preset. `paper` and `official` start at random, as the paper and the authors' code do.
         distils: whether a stage learns from the teacher. A baseline that learns from labels alone starts at random.
-        tokens: of the text that is trained on.
+        tokens: the number of tokens of the training text.
     """
     if not PRESETS[preset].start_from_teacher:
         return "random", f"as preset {preset} says"
@@ -56,15 +56,17 @@ def from_teacher(
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """What a start takes from the teacher: `{"encoder"}` and, of "spectral", "projections"; of "random", nothing.
+    """The parameters that a start takes from the teacher: `{"encoder"}`, and "projections" for "spectral".
+
+    "random" takes none.
 
     Args:
         start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
-        student: what is trained.
-        teacher: what it learns from.
+        student: the config of the student.
+        teacher: the config of the teacher.
         teacher_params: with at least "encoder".
         layer_map: as in `teacher_layers`.
-        batches: of the text that is trained on; only the spectral start reads them, and no more than it needs.
+        batches: batches of the training text; only the spectral start reads them, and no more than it needs.
 
     Raises:
         InputError: the student cannot start like this from this teacher.
@@ -80,7 +82,7 @@ def from_teacher(
 
 
 def start_params(random_params: Params, from_teacher: Params) -> Params:
-    """A student's parameters at a start: heads, and all else that the teacher does not give, stay as they are."""
+    """A student's parameters at its start. Heads and other parameters that the teacher does not give stay random."""
     bert = {name: value for name, value in from_teacher["encoder"].items() if name in random_params["encoder"]}
     return random_params | from_teacher | {"encoder": random_params["encoder"] | bert}
 
@@ -89,7 +91,7 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
     """Refuse, by their sizes, a student that cannot start like this from this teacher.
 
     Raises:
-        InputError: "copy" between unlike widths or heads; "spectral" to other heads or a wider student.
+        InputError: "copy" needs equal widths and heads; "spectral" needs equal heads and a narrower student.
     """
     if start == "spectral":
         check_narrower(student, teacher)
