@@ -15,6 +15,7 @@ correctness  One training step of small models on the GPU and on the CPU, the te
 step         A Transformer-distillation step of the authors' arithmetic: with the teacher in it, and with its outputs
              kept, which then already lie on the GPU. The programs of all shapes are compiled side by side in threads,
              and the time that all took is a line. FLOPs are those of the matrix products by count.
+compiling    The first step once more, compiled alone and without XLA's autotuning, which times kernels on the GPU.
 torch        The same step, teacher in it, by transformers under autocast. "eager" computes the attention by products
              and softmax, "SDPA" by scaled_dot_product_attention, and beside it the scores before softmax where a loss
              reads them: in all of the student's layers and four of the teacher's. "compiled" is one graph of
@@ -51,12 +52,17 @@ HERE = Path(__file__).resolve().parent
 WORK = (
     ("correctness", "correctness", 90),
     ("step", "step", 120),
+    ("compiling", "compiling", 30),
     ("torch", "torch_step", 90),
     ("population", "population", 75),
     ("inference", "inference", 35),
     ("inference", "torch_inference", 40),
     ("profile", "profile", 30),
 )
+FLAGS = {  # of XLA, by function
+    "compiling": "--xla_gpu_autotune_level=0",
+    "profile": "--xla_gpu_enable_command_buffer=",  # kernels of a CUDA graph have no names of ours
+}
 PARTS = tuple(dict.fromkeys(part for part, _, _ in WORK))
 GRACE = 15  # seconds that a part gets beyond its share, to end by itself
 WHAT = ("part", "objective", "compared", "students", "model", "rows", "length", "teacher", "side")  # a line is about
@@ -84,8 +90,8 @@ def environment(function: str, path: Sequence[str], tiny: bool) -> dict[str, str
         env["JAX_PLATFORMS"] = "cpu" if function.startswith("torch") else "cuda,cpu"
         env.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is measured
         env["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-    if function == "profile":  # kernels of a CUDA graph have no names of ours
-        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
+    if function in FLAGS:
+        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {FLAGS[function]}".strip()
     return env
 
 
@@ -179,6 +185,8 @@ def table(lines: Iterable[Numbers]) -> str:
     memory = {"program_mb": "program MB", "temporary_mb": "of it temporary", "peak_mb": "peak MB"}
     compiled = {"teacher": "teacher", "programs": "programs, side by side", "compile_s": "compile s"}
     sections.append(markdown("step, compiling", compiled, (line for line in of["step"] if "programs" in line)))
+    untuned = [line | {"shape": shape(line)} for line in of["compiling"]]
+    sections.append(markdown("step, not autotuned", {"shape": "rows x tokens"} | timed, untuned))
     ours = [line | {"shape": shape(line)} for line in of["step"] if "ms" in line]
     steps = {name: heading for name, heading in timed.items() if name != "compile_s"}
     columns = {"shape": "rows x tokens", "teacher": "teacher"} | steps | rates | memory

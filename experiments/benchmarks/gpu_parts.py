@@ -244,6 +244,20 @@ def step(lines: Lines, sizes: Sizes) -> None:
         steppers[teacher].stage = None  # its memory is the next one's
 
 
+def compiling(lines: Lines, sizes: Sizes) -> None:
+    """Our step at the first shape, with the XLA flags of this process."""
+    import jax
+    import our_side
+
+    def one(rows: int, length: int) -> Numbers:
+        batch = jax.device_put(sizes.batch(rows, length))
+        numbers = Stepper(lambda: our_side.make_stage(sizes.pair)).measure(batch, sizes.turn)
+        return numbers | {"examples_per_s": rows / numbers["ms"] * 1000}
+
+    rows, length = sizes.grid[0]
+    lines.measure(one, rows=rows, length=length)
+
+
 def population(lines: Lines, sizes: Sizes) -> None:
     """Students behind one teacher."""
     import jax
