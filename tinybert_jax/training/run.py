@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,87 +107,130 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         members = load_population(experiments)
     experiments = _with_named_starts(experiments, members)
     experiment, inputs = experiments[0], members[0]  # for all that they share
-    # of every member, as they refuse what does not fit before anything is computed
+    # every member's objectives refuse what does not fit, before anything is computed
     of_each = [[make_objective(member, stage, inputs) for stage in member.stages] for member in experiments]
     objectives = of_each[0]
-    teacher = inputs.teacher_model
-    configs = {"model": inputs.config} | ({"teacher": teacher.config} if teacher is not None else {})
-    heads = {role: config.num_attention_heads for role, config in configs.items()}
-    parts = [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
-    mesh = choose_mesh(axes, parts, heads, len(members))
+    mesh = _mesh(experiment, inputs, axes, len(members))
     record.check_processes(experiments, members, mesh)
     if resume:
         record.check_same(out, experiments, members, mesh)
-    if axes is None and mesh.size < jax.device_count() and processes.is_primary():
-        rows = " and ".join(map(str, sorted(set(parts))))
-        print(
-            f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
-            " accumulation its part) evenly",
-            flush=True,
-        )
-    largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
-    if largest > rows_there and processes.is_primary():
-        print(
-            f"note: a batch of {largest} rows is larger than the {rows_there} training rows, and filled up", flush=True
-        )
+    if processes.is_primary():
+        _print_notes(experiment, inputs, mesh, chosen=axes is None)
     teacher_params: Params = {}
     teacher_scores = None
-    if teacher is not None and experiment.distils:
-        teacher_params = place(teacher.params, tree_shardings(mesh, teacher.params))
+    if inputs.teacher_model is not None and experiment.distils:
+        params = inputs.teacher_model.params
+        teacher_params = place(params, tree_shardings(mesh, params))
         if inputs.teacher_dev:
-            teacher_scores = _score_teacher(experiment, inputs, teacher.config, teacher_params, mesh)
-    params = initial_params(experiments, members)
+            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher_model.config, teacher_params, mesh)
+    models = initial_params(experiments, members)
     for settings in experiment.compression:
-        changed = [build_method(settings).apply(inputs.config, member, inputs.train) for member in params]
-        inputs, params = dataclasses.replace(inputs, config=changed[0][0]), [member for _, member in changed]
+        changed = [build_method(settings).apply(inputs.config, model, inputs.train) for model in models]
+        inputs, models = dataclasses.replace(inputs, config=changed[0][0]), [model for _, model in changed]
     if experiment.compression:
         objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
-    check_params(objectives, params)
+    check_params(objectives, models)
     if processes.is_primary():
         if not resume:
             record.create(out, experiments, members, mesh)
         for directory in record.member_dirs(out, len(experiments)):
-            directory.mkdir(exist_ok=True)  # of a run that was killed before it, too
+            directory.mkdir(exist_ok=True)  # a run that was killed before may lack them
     processes.barrier("run directory")
-    bare = without_projections(params[0])
-    predict_step = make_predict_step(
-        HEADS[inputs.head].model(inputs.config, inputs.compute), mesh, bare
-    )  # compiled once
-
-    def outputs(params: Params, split: Split) -> np.ndarray:
-        logits = predict_logits(predict_step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
-        if not np.isfinite(logits).all():
-            raise Diverged("the model's outputs are not finite")
-        return logits
+    outputs = _make_outputs(inputs, mesh, models[0])
 
     def score(params: Params, split: Split) -> dict[str, float]:
         return split.score(outputs(params, split))
 
     whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
     for index in range(len(experiment.stages)):
-        params = train_stage(whole, index, params)
-    results = []
-    for i, directory in enumerate(record.member_dirs(out, len(experiments))):
-        scores, failure = {}, ""
-        if experiment.trains_head:
-            placed = place(params[i], tree_shardings(mesh, params[i]))
-            logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
-            scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
-            failure = inputs.dev["dev"].failure(logits["dev"])
-        student = directory / "student"
-        if processes.is_primary():
-            if failure:
-                advice = "try more epochs or steps, or a higher learning rate"
-                if inputs.loaded is None and experiments[i].start == "random":
-                    advice += ", or --start spectral where the student has its teacher's heads"
-                print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
-            # where training cut the texts, `predict` and `transformers` cut them
-            inputs.tokenizer.model_max_length = experiment.max_length
-            save_hf(student, inputs.config, params[i], inputs.tokenizer)
-            record.write_model_card(student, experiments[i], inputs, params[i], scores, teacher_scores)
-        results.append(Result(student, scores, teacher_scores))
+        models = train_stage(whole, index, models)
+    directories = record.member_dirs(out, len(experiments))
+    results = [
+        _finish(member, inputs, params, outputs, mesh, directory / "student", teacher_scores)
+        for member, params, directory in zip(experiments, models, directories, strict=True)
+    ]
     processes.barrier("student")
     return results
+
+
+def _mesh(experiment: Experiment, inputs: Inputs, axes: Mapping[str, int] | None, members: int) -> Mesh:
+    """The mesh that was asked for, or the default.
+
+    Raises:
+        InputError: as `choose_mesh`.
+    """
+    configs = {"model": inputs.config}
+    if inputs.teacher_model is not None:
+        configs["teacher"] = inputs.teacher_model.config
+    heads = {role: config.num_attention_heads for role, config in configs.items()}
+    return choose_mesh(axes, _rows_at_once(experiment), heads, members)
+
+
+def _rows_at_once(experiment: Experiment) -> list[int]:
+    """The rows that each stage computes at once: a batch, or its part with accumulation."""
+    return [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
+
+
+def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: bool) -> None:
+    """Say which devices a chosen mesh leaves idle, and that a batch is larger than the training rows."""
+    if chosen and mesh.size < jax.device_count():
+        rows = " and ".join(map(str, sorted(set(_rows_at_once(experiment)))))
+        print(
+            f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
+            " accumulation its part) evenly",
+            flush=True,
+        )
+    largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
+    if largest > rows_there:
+        print(
+            f"note: a batch of {largest} rows is larger than the {rows_there} training rows, and filled up", flush=True
+        )
+
+
+def _make_outputs(inputs: Inputs, mesh: Mesh, like: Params) -> Callable[[Params, Split], np.ndarray]:
+    """`(params, split) -> logits`, compiled once for parameters of these shapes.
+
+    It raises Diverged if the logits are not finite.
+    """
+    model = HEADS[inputs.head].model(inputs.config, inputs.compute)
+    step = make_predict_step(model, mesh, without_projections(like))
+
+    def outputs(params: Params, split: Split) -> np.ndarray:
+        logits = predict_logits(step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
+        if not np.isfinite(logits).all():
+            raise Diverged("the model's outputs are not finite")
+        return logits
+
+    return outputs
+
+
+def _finish(
+    experiment: Experiment,
+    inputs: Inputs,
+    params: Params,
+    outputs: Callable[[Params, Split], np.ndarray],
+    mesh: Mesh,
+    student: Path,
+    teacher_scores: dict[str, float] | None,
+) -> Result:
+    """Score a member's trained model on the dev sets, and write its directory."""
+    scores, failure = {}, ""
+    if experiment.trains_head:
+        placed = place(params, tree_shardings(mesh, params))
+        logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
+        scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
+        failure = inputs.dev["dev"].failure(logits["dev"])
+    if processes.is_primary():
+        if failure:
+            advice = "try more epochs or steps, or a higher learning rate"
+            if inputs.loaded is None and experiment.start == "random":
+                advice += ", or --start spectral where the student has its teacher's heads"
+            print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
+        # `predict` and `transformers` cut texts where training cut them
+        inputs.tokenizer.model_max_length = experiment.max_length
+        save_hf(student, inputs.config, params, inputs.tokenizer)
+        record.write_model_card(student, experiment, inputs, params, scores, teacher_scores)
+    return Result(student, scores, teacher_scores)
 
 
 def _with_named_starts(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Experiment]:
