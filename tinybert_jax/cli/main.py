@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import inspect
 import os
 import re
 import runpy
@@ -76,7 +77,7 @@ def main() -> None:
         "evaluate": evaluate,
     }
     for command in commands.values():  # --help would keep our line breaks beside its own
-        command.__doc__ = re.sub(r"\n {12}", " ", command.__doc__ or "")
+        command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
     try:
         tyro.extras.subcommand_cli_from_dict(
