@@ -17,6 +17,7 @@ from conftest import (
     NER_WORDS,
     NEUTRAL,
     QA_WORDS,
+    logged,
     rewrite_reviews,
     write_conll,
     write_model,
@@ -50,10 +51,6 @@ def trained(
     settings = {"preset": "paper", "max_length": LENGTH} | settings
     named = None if teacher is None else str(teacher)
     return tb.run(tb.Experiment(task, source, str(model), stages, named, **settings), out)
-
-
-def logged(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
