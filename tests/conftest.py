@@ -152,7 +152,7 @@ def rewrite_reviews(directory: Path, reviews: Path, header: str, row: Callable[[
     """`reviews` into an existing directory, each text and label as `row` writes them."""
     for name in ("train", "dev"):
         rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
-        (directory / f"{name}.tsv").write_text("\n".join([header, *(row(*own) for own in rows)]) + "\n")
+        (directory / f"{name}.tsv").write_text("\n".join([header, *(row(*cells) for cells in rows)]) + "\n")
 
 
 def write_scored_reviews(directory: Path, reviews: Path) -> None:
@@ -262,8 +262,8 @@ def write_squad(directory: Path, version: str = "1.1", train: int = 128, dev: in
             impossible = version.startswith("2") and random.random() < 1 / 3
             kept = [sentences[1 - asked]] if impossible else [sentences[k] for k in random.permutation(2)]
             context, answer = " ".join(text for text, _ in kept), sentences[asked][1]
-            found = [] if impossible else [{"text": answer, "answer_start": context.index(answer)}]
-            qa = {"id": f"{name}-{i}", "question": question, "answers": found}
+            gold = [] if impossible else [{"text": answer, "answer_start": context.index(answer)}]
+            qa = {"id": f"{name}-{i}", "question": question, "answers": gold}
             qa |= {"is_impossible": impossible} if version.startswith("2") else {}
             paragraphs.append({"context": context, "qas": [qa]})
         content = {"version": version, "data": [{"title": "people", "paragraphs": paragraphs}]}

@@ -80,7 +80,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def teacher(family: str, pairs: tb.DataSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine-tuned on the pairs."""
+    """A model that is fine-tuned on the pairs."""
     path = tmp_path_factory.mktemp(family)
     model = write_model(path / "model", family=family, words=("!",), **MIDDLE)
     result = trained(path / "run", model, "classification", pairs, tb.Stage("supervised", epochs=12, **LEARNING))

@@ -65,10 +65,10 @@ def test_sharded_safetensors_are_read_like_one_file(directory: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     names = sorted(tensors)
     shards = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
-    for file, own in shards.items():
-        save_file({name: tensors[name] for name in own}, directory / file)
+    for file, shard_names in shards.items():
+        save_file({name: tensors[name] for name in shard_names}, directory / file)
     (directory / "model.safetensors").unlink()
-    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    index = {"weight_map": {name: file for file, shard_names in shards.items() for name in shard_names}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     config, sharded = tb.load_hf(directory)
     read, expected = to_hf_tensors(sharded, config), to_hf_tensors(whole, config)

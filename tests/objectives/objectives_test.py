@@ -92,9 +92,11 @@ def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, 
     student, compute = STUDENT, tb.Compute(dtype)
     counted = jnp.ones((4, 8)) if preset == "paper" else make_batch().attention_mask
 
-    def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
+    def plain(student_output: tb.BertOutput, teacher_output: tb.BertOutput) -> jax.Array:
         loss = jax.vmap(functools.partial(losses.attention_mse, padding="zero" if preset == "official" else "exclude"))
-        pairs = ((own.attention_scores[m], teacher.attention_scores[g - 1]) for m, g in ((0, 3), (1, 2)))
+        pairs = (
+            (student_output.attention_scores[m], teacher_output.attention_scores[g - 1]) for m, g in ((0, 3), (1, 2))
+        )
         return sum(jnp.mean(loss(*pair, counted)) for pair in pairs)
 
     objective = transformer_objective(student, TEACHER, layer_map=(3, 2), preset=preset, compute=compute)
@@ -225,12 +227,12 @@ def test_regression_learns_from_the_teacher_and_officially_from_the_gold_score()
     teacher_params = tb.init_params(tb.BertForSequenceClassification(teacher), jax.random.key(0))
     batch = make_batch()._replace(labels=jnp.array([1.0, 2.0, 3.0, 4.0]))
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    own = tb.BertForSequenceClassification(student).apply({"params": params}, *inputs).logits[:, 0]
+    predicted = tb.BertForSequenceClassification(student).apply({"params": params}, *inputs).logits[:, 0]
     taught = tb.BertForSequenceClassification(teacher).apply({"params": teacher_params}, *inputs).logits[:, 0]
     for preset, target in (("default", taught), ("official", batch.labels)):
         objective = prediction_objective(student, teacher, preset)
         loss, _ = objective.loss(params, objective.targets(teacher_params, batch), batch, tb.Hyper(), None)
-        np.testing.assert_allclose(loss, np.mean((own - target) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(loss, np.mean((predicted - target) ** 2), rtol=1e-5)
 
 
 def test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none() -> None:

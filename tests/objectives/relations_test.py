@@ -29,9 +29,11 @@ from tinybert_jax.objectives.transformer import transformer_objective
 def test_gradient_of_the_relations_is_that_through_queries_keys_and_values() -> None:
     mask = make_batch().attention_mask
 
-    def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
+    def plain(student_output: tb.BertOutput, teacher_output: tb.BertOutput) -> jax.Array:
         loss = jax.vmap(functools.partial(losses.relation_kl, relation_heads=4))
-        pairs = ((own.qkv[m, i], teacher.qkv[g - 1, i]) for m, g in ((0, 3), (1, 2)) for i in range(3))
+        pairs = (
+            (student_output.qkv[m, i], teacher_output.qkv[g - 1, i]) for m, g in ((0, 3), (1, 2)) for i in range(3)
+        )
         return sum(jnp.mean(loss(*pair, mask)) for pair in pairs)
 
     objective = transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
@@ -62,11 +64,11 @@ def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
 def test_relations_ignore_padding_and_filler_and_reach_every_leaf() -> None:
     objective = transformer_objective(TWO_HEADS, TEACHER)
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
-    own = value(objective, trainable, batch)
-    np.testing.assert_allclose(value(objective, trainable, padded(batch)), own, rtol=1e-5)
+    unpadded = value(objective, trainable, batch)
+    np.testing.assert_allclose(value(objective, trainable, padded(batch)), unpadded, rtol=1e-5)
     filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: value(objective, p, filled)))(trainable)
-    np.testing.assert_allclose(loss, own, rtol=1e-5)
+    np.testing.assert_allclose(loss, unpadded, rtol=1e-5)
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 

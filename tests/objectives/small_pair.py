@@ -52,7 +52,7 @@ def attention_gradients(
     plain: Callable[[tb.BertOutput, tb.BertOutput], jax.Array],
     compute: tb.Compute = COMPUTE,
 ) -> tuple[tb.Params, tb.Params]:
-    """Of the objective's attention term, and of `plain(student's output, teacher's output)`, by the student's BERT."""
+    """Gradients by the student's BERT: of the attention term, and of `plain(student's output, teacher's output)`."""
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
     targets = objective.targets(TEACHER_PARAMS, batch)
@@ -70,7 +70,7 @@ def attention_gradients(
     return jax.grad(ours)(trainable["encoder"]), jax.grad(expected)(trainable["encoder"])
 
 
-def assert_close(found: tb.Params, expected: tb.Params, tolerance: float) -> None:
-    """Relative to the largest number of all leaves."""
+def assert_close(computed: tb.Params, expected: tb.Params, tolerance: float) -> None:
+    """The tolerance is relative to the largest number of all leaves."""
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), computed, expected)

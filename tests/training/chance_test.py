@@ -71,7 +71,7 @@ def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
 def test_a_model_that_learnt_nothing_is_told_so_at_the_end(
     task: str, seed: int, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A learning rate of next to nothing, behind a new head; that of tags gives all words one tag."""
+    """The learning rate is next to nothing, and the head is new; that of tags gives all words one tag."""
     if task == "ner":
         data = write_conll(tmp_path / "data", train=16, dev=16)  # of words that the model does not know
     else:
@@ -131,7 +131,7 @@ def test_a_model_of_skewed_classes_is_measured_by_the_score_that_selects(
 def test_of_few_rows_a_teacher_at_chance_gives_a_warning(
     ignorant: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on WNLI, where BERT's best guess is the larger class."""
+    """WNLI is such a set: BERT's best guess is the larger class."""
     experiment = distillation(ignorant, blank_student, reviews, stages=(tb.Stage("prediction", epochs=1),))
     result = tb.run(experiment, tmp_path / "run")
     warning = rf"^warning: {ignorant}: its predictions on the dev set are no better than chance"

@@ -65,7 +65,7 @@ def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
 
 
 def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`vmap` instead of one after the other: the third step's loss and gradient norm."""
+    """`vmap` takes the place of one after the other; loss and gradient norm of the third step agree."""
     objective, students = transformer_objective(STUDENT, TEACHER), make_students(3)
     one_by_one = trained(objective, students, HYPERS)
     monkeypatch.setattr(step, "over_members", lambda function, mesh: jax.vmap(function))
@@ -86,8 +86,8 @@ def test_members_with_other_parameters_are_refused_by_name() -> None:
 def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts, given = [], start.from_teacher
-    monkeypatch.setattr(start, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
+    starts, from_teacher = [], start.from_teacher
+    monkeypatch.setattr(start, "from_teacher", lambda *args: starts.append(args[0]) or from_teacher(*args))
     first = tb.Experiment(
         task="classification",
         source=tb.DataSource(data=str(reviews)),
@@ -99,13 +99,13 @@ def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     experiments = [dataclasses.replace(first, seed=seed, data_seed=0) for seed in range(3)]
     params = initial_params(experiments, load_population(experiments))
     assert starts == ["random"]
-    kernels = [np.asarray(own["classifier"]["kernel"]) for own in params]
+    kernels = [np.asarray(member_params["classifier"]["kernel"]) for member_params in params]
     assert not np.array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[1], kernels[2])
 
 
 def test_the_teacher_is_computed_once_for_all_members() -> None:
-    """Counted while it runs."""
+    """The calls are counted while the step runs."""
     objective, mesh = prediction_objective(STUDENT, TEACHER), sharding.make_mesh()
     calls = []
 

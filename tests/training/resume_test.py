@@ -39,7 +39,7 @@ def run_until(stage: str, step: int, number: int, arguments: list[str], out: Pat
 
 
 def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
-    """Without Python's own end, which XLA's threads may not survive: what is registered for it is not called."""
+    """Python's own end, which XLA's threads may not survive, is left out: what is registered for it is not called."""
     out = tmp_path / "run"
     program = "import atexit; from tinybert_jax.cli.main import main; atexit.register(print, 'an orderly end'); main()"
     arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]

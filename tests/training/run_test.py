@@ -110,7 +110,7 @@ def test_too_little_text_for_a_spectral_start_is_no_obstacle(
 
 
 def test_a_model_with_parameters_has_no_start(teacher_result: Result) -> None:
-    """As in the runs of earlier versions, so that they can be resumed."""
+    """Runs of earlier versions were described so, and can be resumed."""
     described = json.loads((teacher_result.directory.parent / "experiment.json").read_text())
     assert described["experiment"]["start"] == "random"
 
@@ -148,8 +148,10 @@ def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: Resul
 def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, run.initial_params
-    monkeypatch.setattr(run, "initial_params", lambda *args: [params | projections for params in given(*args)])
+    projections, initial_params = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, run.initial_params
+    monkeypatch.setattr(
+        run, "initial_params", lambda *args: [params | projections for params in initial_params(*args)]
+    )
     with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
     assert not (tmp_path / "run").exists()
