@@ -1,4 +1,4 @@
-"""What the compiled step's own text says: states lie as the rules have them, and nothing gathers them whole.
+"""The compiled step's own text says that states lie as the rules have them, and that nothing gathers them whole.
 
 For TPU chips where libtpu is installed, for fake CPU devices elsewhere.
 """
@@ -65,7 +65,7 @@ def test_every_state_enters_and_leaves_in_the_parts_of_the_rules_and_is_never_ga
 
 @pytest.mark.parametrize("fault", list(BROKEN))
 def test_a_step_that_breaks_this_is_caught(read: dict, fault: str) -> None:
-    assert any(BROKEN[fault] in found for found in read[fault]), read[fault]
+    assert any(BROKEN[fault] in line for line in read[fault]), read[fault]
 
 
 def test_collectives_of_a_loop_count_once_per_iteration(read: dict) -> None:
@@ -89,7 +89,7 @@ def compile_ahead(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def faults(step: Any, program: Any, mesh: Mesh, rules: Callable[[Mesh, Any], Any]) -> list[str]:
-    """Where a program departs from the rules."""
+    """The places where a program departs from the rules."""
 
     def parts(tree: Any) -> dict[str, tuple[int, ...]]:
         def part(leaf: Any, where: Any) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ def faults(step: Any, program: Any, mesh: Mesh, rules: Callable[[Mesh, Any], Any
             jax.tree_util.keystr(path): part(leaf, where) for (path, leaf), where in zip(leaves, wheres, strict=True)
         }
 
-    found = []
+    lines = []
     state, teacher = parts(step.state), parts(step.teacher)
     expected = {f"state{path}": part for path, part in state.items()}
     # the teacher's pooler and classifier are read by nobody
@@ -112,20 +112,20 @@ def faults(step: Any, program: Any, mesh: Mesh, rules: Callable[[Mesh, Any], Any
     for path, part in expected.items():
         entered = program.inputs.get(path, (None, None))[1]
         if entered != part:
-            found.append(f"{path} enters as {entered}, not {part}")
+            lines.append(f"{path} enters as {entered}, not {part}")
     for (path, part), (_, left) in zip(state.items(), program.outputs, strict=False):
         if left != part:
-            found.append(f"state{path} leaves as {left}, not {part}")
+            lines.append(f"state{path} leaves as {left}, not {part}")
     smallest = min(leaf.size for leaf in jax.tree.leaves(step.state.params)) // mesh.size
     for collective in program.collectives:
         largest = max(math.prod(dims) for _, dims in collective.shapes)
         # the clipping's norms: a number for a leaf
         if _in_the_update(collective.scope) and (collective.kind != "all-reduce" or largest >= smallest):
-            found.append(f"{collective.kind} of {collective.shapes} in the update")
+            lines.append(f"{collective.kind} of {collective.shapes} in the update")
         for _, dims in collective.shapes:
             if collective.kind == "all-gather" and math.prod(dims) in _whole(step, mesh):
-                found.append(f"{collective.kind} of {dims}: a table or all layers at once")
-    return found
+                lines.append(f"{collective.kind} of {dims}: a table or all layers at once")
+    return lines
 
 
 def _in_the_update(scope: str) -> bool:
@@ -152,10 +152,10 @@ def broken(fault: str, mesh: Mesh) -> Iterator[optax.GradientTransformation]:
     rules, objective_of = step_module.tree_shardings, compiler.transformer_objective
 
     def replicated_moments(mesh: Mesh, tree: Any, members: bool = False) -> Any:
-        found = rules(mesh, tree, members)
+        shardings = rules(mesh, tree, members)
         if not isinstance(tree, TrainState):
-            return found
-        return found._replace(opt_state=jax.tree.map(lambda leaf: whole, tree.opt_state))
+            return shardings
+        return shardings._replace(opt_state=jax.tree.map(lambda leaf: whole, tree.opt_state))
 
     def gathering(grads: Any, state: Any, params: Any) -> Any:
         return right.update(grads, jax.lax.with_sharding_constraint(state, whole), params)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +18,10 @@ import pytest
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
+    from tinybert_jax.settings.experiment import Experiment
     from tinybert_jax.training.run import Result
 
+pytest.register_assert_rewrite("fuzzing", "in_process")  # helpers: a failing assert shows its values
 collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not tests; they import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network
@@ -60,6 +64,15 @@ def run_here(command: list[str]) -> None:
         patch.setattr(sys, "argv", command[2:])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets one of its own
         main.main()
+
+
+TINY = Path(__file__).parent / "fixtures" / "tiny-bert"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy of the classifier among the fixtures, to damage."""
+    return Path(shutil.copytree(TINY, tmp_path / "bert"))
 
 
 WORDS = "the a film plot is was good bad dull fine very not and so".split()
@@ -139,7 +152,7 @@ def rewrite_reviews(directory: Path, reviews: Path, header: str, row: Callable[[
     """`reviews` into an existing directory, each text and label as `row` writes them."""
     for name in ("train", "dev"):
         rows = [line.split("\t") for line in (reviews / f"{name}.tsv").read_text().splitlines()[1:]]
-        (directory / f"{name}.tsv").write_text("\n".join([header, *(row(*own) for own in rows)]) + "\n")
+        (directory / f"{name}.tsv").write_text("\n".join([header, *(row(*cells) for cells in rows)]) + "\n")
 
 
 def write_scored_reviews(directory: Path, reviews: Path) -> None:
@@ -188,6 +201,29 @@ def teacher(teacher_result: Result) -> Path:
     return teacher_result.directory
 
 
+def distillation(teacher: Path, student: Path, reviews: Path, **changes: Any) -> Experiment:
+    """An experiment of two short stages, with `changes` to its settings."""
+    import tinybert_jax as tb
+
+    experiment = tb.Experiment(
+        task="classification",
+        source=tb.DataSource(data=str(reviews)),
+        model=str(student),
+        teacher=str(teacher),
+        stages=(
+            tb.Stage("transformer", epochs=8, learning_rate=3e-3, schedule="constant"),
+            tb.Stage("prediction", epochs=8, learning_rate=3e-3, evaluate_every=16),
+        ),
+        max_length=16,
+    )
+    return dataclasses.replace(experiment, **changes)
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 # of all commands that are disturbed: equal stages are compiled once
 SHORT = "--transformer-epochs 6 --prediction-epochs 6 --seed 5".split()
 
@@ -226,8 +262,8 @@ def write_squad(directory: Path, version: str = "1.1", train: int = 128, dev: in
             impossible = version.startswith("2") and random.random() < 1 / 3
             kept = [sentences[1 - asked]] if impossible else [sentences[k] for k in random.permutation(2)]
             context, answer = " ".join(text for text, _ in kept), sentences[asked][1]
-            found = [] if impossible else [{"text": answer, "answer_start": context.index(answer)}]
-            qa = {"id": f"{name}-{i}", "question": question, "answers": found}
+            gold = [] if impossible else [{"text": answer, "answer_start": context.index(answer)}]
+            qa = {"id": f"{name}-{i}", "question": question, "answers": gold}
             qa |= {"is_impossible": impossible} if version.startswith("2") else {}
             paragraphs.append({"context": context, "qas": [qa]})
         content = {"version": version, "data": [{"title": "people", "paragraphs": paragraphs}]}

@@ -17,6 +17,7 @@ from conftest import (
     NER_WORDS,
     NEUTRAL,
     QA_WORDS,
+    logged,
     rewrite_reviews,
     write_conll,
     write_model,
@@ -52,10 +53,6 @@ def trained(
     return tb.run(tb.Experiment(task, source, str(model), stages, named, **settings), out)
 
 
-def logged(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def pairs(reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> tb.DataSource:
     """The reviews; the first text of each pair says nothing."""
@@ -83,7 +80,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def teacher(family: str, pairs: tb.DataSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine-tuned on the pairs."""
+    """A model that is fine-tuned on the pairs."""
     path = tmp_path_factory.mktemp(family)
     model = write_model(path / "model", family=family, words=("!",), **MIDDLE)
     result = trained(path / "run", model, "classification", pairs, tb.Stage("supervised", epochs=12, **LEARNING))

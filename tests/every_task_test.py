@@ -17,6 +17,7 @@ from conftest import (
     NER_WORDS,
     NEUTRAL,
     QA_WORDS,
+    logged,
     write_conll,
     write_model,
     write_reviews,
@@ -32,10 +33,6 @@ from tinybert_jax.training.run import Result
 LENGTH = 16  # one bucket, so one compilation
 MIDDLE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
-
-
-def logged(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def full(shared: ModuleType, blank_student: Path, teacher: Path, reviews: Path) 
 
 
 def changed(full: tb.Experiment, **changes: Any) -> tb.Experiment:
-    """With another last stage."""
+    """The same experiment, its last stage changed."""
     return dataclasses.replace(full, stages=(*full.stages[:-1], dataclasses.replace(full.stages[-1], **changes)))
 
 
@@ -99,7 +99,7 @@ def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
     named = {"one": full, "slower": changed(full, learning_rate=1e-4)}
     named["paper"] = dataclasses.replace(full, preset="paper")  # cannot join the others
     scores = shared.run_together(named, [0, 1], tmp_path)
-    assert {name: len(own) for name, own in scores.items()} == dict.fromkeys(named, 2)
+    assert {name: len(by_seed) for name, by_seed in scores.items()} == dict.fromkeys(named, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["population0", "population1"]
     assert (tmp_path / "population0" / "member3" / "student" / "model.safetensors").is_file()
     monkeypatch.setattr("tinybert_jax.run_population", None)
@@ -112,7 +112,7 @@ def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
 def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, tmp_path: Path) -> None:
     sweep = importlib.import_module("sweep")
     scores = sweep.sweep(full, [1e-3, 1e-4], [1.0, 2.0], [0, 1], tmp_path)
-    assert [len(own) for own in scores.values()] == [2] * 4
+    assert [len(by_seed) for by_seed in scores.values()] == [2] * 4
     first, second = tmp_path / "first-stage" / "population0", tmp_path / "population0"
     assert sorted(path.name for path in first.glob("member*")) == ["member0", "member1"]
     members = json.loads((second / "experiment.json").read_text())["experiment"]
@@ -173,8 +173,8 @@ def test_statistics_are_those_of_paired_seeds(shared: ModuleType) -> None:
     assert shared.mean_sd(scores, "accuracy") == "60.0 ± 10.0"  # of a sample: n - 1
     # differences of 10, 20 and 0: their deviation is 10, and 10 / sqrt(3) = 5.77
     assert shared.paired(scores, reference, "accuracy") == "+10.0 ± 5.8"
-    found = shared.differences(scores, reference, "accuracy")
-    assert (found.mean, found.error) == pytest.approx((10.0, 10 / 3**0.5))
+    difference = shared.differences(scores, reference, "accuracy")
+    assert (difference.mean, difference.error) == pytest.approx((10.0, 10 / 3**0.5))
 
 
 def test_one_seed_has_no_spread(shared: ModuleType) -> None:
@@ -217,7 +217,7 @@ def test_no_setting_of_the_ablations_trains_longer_or_is_scored_oftener_for_havi
     wanted = {"transformer": (40, None), "prediction": (50, 50), "supervised": (50, 50)}
     for setting in ablations.settings(full, "tinybert-3l-192d").values():
         rows = 64 * (20 if setting.augmented else 1)
-        taken = {own.objective.name: (stage_steps(own, rows), own.evaluate_every) for own in setting.stages}
+        taken = {stage.objective.name: (stage_steps(stage, rows), stage.evaluate_every) for stage in setting.stages}
         assert taken == {name: wanted[name] for name in taken}
 
 

@@ -130,9 +130,9 @@ def check_weights(folder: Path, content: bytes) -> None:
     put(folder / "model.safetensors", content)
     loaded = read_or_refused(lambda: tb.load_hf(folder), folder)
     if loaded is not None:
-        ours, theirs = to_hf_tensors(loaded[1], loaded[0]), read_plainly(content)
-        assert {name: (t.shape, t.tobytes()) for name, t in ours.items()} == {
-            name: (t.shape, t.tobytes()) for name, t in theirs.items()
+        read, expected = to_hf_tensors(loaded[1], loaded[0]), read_plainly(content)
+        assert {name: (t.shape, t.tobytes()) for name, t in read.items()} == {
+            name: (t.shape, t.tobytes()) for name, t in expected.items()
         }
 
 
@@ -147,7 +147,7 @@ def test_weights_of_any_float_are_read_as_they_are_written(folder, kinds):
 
 @st.composite
 def headers(draw: st.DrawFn) -> dict[str, Any]:
-    """That of the model, with another name, type, shape or place of a tensor, or without it."""
+    """The model's header, with another name, type, shape or place of a tensor, or without it."""
     header = dict(HEADER)
     for name in draw(st.lists(st.sampled_from(sorted(TENSORS)), min_size=1, max_size=2, unique=True)):
         entry = dict(header.pop(name))

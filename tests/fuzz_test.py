@@ -116,8 +116,8 @@ VECTORS = b"3 3\ngood 1 0 0.5\nfine 0 1e-3 0\n. . 1 1 1\n"
 @example(b"3 " + b"9" * 5000 + b"\na 1 2\n")
 def test_damaged_vectors_are_read_or_refused(tmp_path, content):
     path = put(tmp_path / "vectors.txt", content)
-    found = read_or_refused(lambda: read_vectors(path), path)
-    if found is not None:
-        names, vectors = found
+    table = read_or_refused(lambda: read_vectors(path), path)
+    if table is not None:
+        names, vectors = table
         assert len(set(names)) == len(names) == len(vectors) > 0
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)

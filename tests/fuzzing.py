@@ -1,4 +1,4 @@
-"""What the laws of `fuzz_test.py` share: how long they are tried, and files that are nearly right."""
+"""The laws of `fuzz_test.py` share how long they are tried, and the files that are nearly right."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_or_refused(read: Callable[[], T], path: Path) -> T | None:
     `pytest --hypothesis-show-statistics` tells how often either happens.
     """
     try:
-        found = read()
+        content = read()
     except InputError as error:
         line = str(error)
         assert line.startswith(f"{path}"), line
@@ -50,7 +50,7 @@ def read_or_refused(read: Callable[[], T], path: Path) -> T | None:
         event("refused")
         return None
     event("read")
-    return found
+    return content
 
 
 HOSTILE = [

@@ -21,7 +21,7 @@ TORCH = ("torch", "transformers")
 
 
 def environment(folder: Path, absent: tuple[str, ...]) -> dict[str, str]:
-    """Of a Python, and of those that it starts, which has not these packages."""
+    """The variables by which a Python, and those that it starts, find none of these packages."""
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "class Absent:\n"
@@ -160,8 +160,8 @@ def test_kernels_are_those_of_streams_and_counted_once(gpu_parts: ModuleType) ->
     ]
     events = [event(1, 7, "gemm", 3000.0), event(1, 7, "add", 1000.0), event(1, 7, "gemm", 2000.0)]
     others = [event(1, 8, "gemm", 5000.0), event(2, 7, "gemm", 9000.0)]
-    found = gpu_parts.top_kernels([*lines, *others, *events], steps=2, count=1)
+    kernels = gpu_parts.top_kernels([*lines, *others, *events], steps=2, count=1)
     gemm = {"kernel": "gemm", "ms": 2.5, "share": 2.5 / 3, "calls": 1.0, "scope": "op of gemm"}
-    assert found == {"of": "kernels on streams", "all_ms": 3.0, "top": [gemm]}
+    assert kernels == {"of": "kernels on streams", "all_ms": 3.0, "top": [gemm]}
     with pytest.raises(ValueError, match="no kernels among 0 events"):
         gpu_parts.top_kernels(lines, steps=2, count=1)

@@ -56,7 +56,7 @@ def module_of(name: str) -> str:
 
 
 def floor(module: str) -> int:
-    """Where the module's package stands in ORDER."""
+    """The place of the module's package in ORDER."""
     return ORDER.index(module.split(".")[0])
 
 
@@ -115,7 +115,7 @@ def test_module_is_short(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "modules"),
     [
         ("import tinybert_jax as tb", {"__init__"}),
         ("import tinybert_jax.models.config", {"models.config"}),
@@ -129,8 +129,8 @@ def test_module_is_short(module: str) -> None:
         ("import numpy.linalg\nfrom jax import numpy", set()),
     ],
 )
-def test_every_form_of_import_is_seen(line: str, found: set[str]) -> None:
-    assert {module_of(name) for name in ours(line)} == found
+def test_every_form_of_import_is_seen(line: str, modules: set[str]) -> None:
+    assert {module_of(name) for name in ours(line)} == modules
 
 
 def test_importing_the_package_imports_no_jax() -> None:

@@ -71,8 +71,8 @@ def relations(x: np.ndarray, heads: int) -> np.ndarray:
 
 def test_relation_kl_is_the_mean_over_relation_heads_and_real_rows() -> None:
     student, teacher = random(0, 5, 6), random(1, 5, 12)
-    ours, theirs = relations(student[:3], 2), relations(teacher[:3], 2)
-    expected = scipy.special.rel_entr(theirs, ours).sum(-1).mean()
+    student_relations, teacher_relations = relations(student[:3], 2), relations(teacher[:3], 2)
+    expected = scipy.special.rel_entr(teacher_relations, student_relations).sum(-1).mean()
     got = losses.relation_kl(jnp.array(student), jnp.array(teacher), jnp.array([1, 1, 1, 0, 0]), 2)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 

@@ -57,10 +57,10 @@ def value_and_grad(name: str, dtype: str, student: tb.BertConfig, batch: tb.Batc
     full = OBJECTIVES[name](student, TEACHER, tb.Compute())
     trainable = full.init(jax.random.key(2), params)
     targets = full.targets(teacher, batch)
-    own = OBJECTIVES[name](student, TEACHER, tb.Compute(dtype))
+    objective = OBJECTIVES[name](student, TEACHER, tb.Compute(dtype))
 
     def loss(trainable: tb.Params, targets: Any) -> jax.Array:
-        return own.loss(trainable, targets, batch, tb.Hyper(), None)[0]
+        return objective.loss(trainable, targets, batch, tb.Hyper(), None)[0]
 
     return jax.jit(jax.value_and_grad(loss)), trainable, targets
 
@@ -141,6 +141,6 @@ def test_a_product_and_its_gradients_are_einsums() -> None:
     def plain(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(jnp.einsum("...i,io->...o", a, b)))
 
-    for own, other in zip(jax.grad(ours, (0, 1))(a, b), jax.grad(plain, (0, 1))(a, b), strict=True):
-        np.testing.assert_array_equal(own, other)
+    for gradient, expected in zip(jax.grad(ours, (0, 1))(a, b), jax.grad(plain, (0, 1))(a, b), strict=True):
+        np.testing.assert_array_equal(gradient, expected)
     assert product("...i,io->...o", a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).dtype == jnp.float32

@@ -34,7 +34,7 @@ def make_tokenizer(folder, vocabulary=tuple(VOCABULARY)):
 
 
 def make_mlm(tokenizer, positions=64):
-    """Config and parameters."""
+    """The model's config and parameters."""
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -73,7 +73,7 @@ def compiled(model, k):
 
 
 def build(directory, rows, tokenizer, model, preset="default", variants=5, max_length=32, near=None, **kwargs):
-    """The real thing; the neighbours are by default those of the model's own embeddings."""
+    """Build the real table; the neighbours are by default those of the model's own embeddings."""
     _, params = model
     table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     function = compiled(model, RULES[preset].asked)

@@ -96,13 +96,13 @@ def official_prediction_loss(student_logits: Tensor, teacher_logits: Tensor, tem
 
 
 def trained(student: PreTrainedModel, fit_dense: nn.Linear) -> list[tuple[str, nn.Parameter]]:
-    """What the Transformer stage trains: neither pooler nor head."""
+    """The parameters that the Transformer stage trains: neither pooler nor head."""
     encoder = [(n, p) for n, p in student.named_parameters() if not n.startswith(("bert.pooler", "classifier"))]
     return [*encoder, *fit_dense.named_parameters(prefix="fit_dense")]
 
 
 def gradients(loss: Tensor, named: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-    """Of each parameter, under its name."""
+    """The gradient of each parameter, under its name."""
     grads = torch.autograd.grad(loss, [parameter for _, parameter in named])
     return {name: grad for (name, _), grad in zip(named, grads, strict=True)}
 

@@ -1,9 +1,8 @@
-"""The command: bad input is one line and exit code 2, before anything is compiled or written."""
+"""Bad input to the command ends it with one line and exit code 2, before anything is compiled or written."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -12,32 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 from conftest import write_model, write_reviews
+from in_process import assert_refused, distill_arguments, tinybert, write
 
 import tinybert_jax as tb
 from tinybert_jax.cli import main
 from tinybert_jax.devices import processes
-from tinybert_jax.inference import predictor
 from tinybert_jax.settings.tasks import TASKS
 from tinybert_jax.training import loop, run
 from tinybert_jax.training.loop import Stopped
-from tinybert_jax.training.run import Result
-
-
-def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Exit code of `tinybert ARGUMENTS`, run in this process."""
-    monkeypatch.setattr("sys.argv", ["tinybert", *map(str, arguments)])
-    try:
-        main.main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
-
-
-def write(path: Path, content: str | bytes) -> None:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def set_config(directory: Path, **values: object) -> None:
@@ -84,22 +67,6 @@ def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((run, "make_predict_step"), (run, "initial_params"), (loop, "make_train_step")):
         monkeypatch.setattr(module, name, refuse)
-
-
-def distill_arguments(teacher: Path, student: Path, data: Path, out: Path) -> list[object]:
-    return [
-        *("distill", "--teacher", teacher, "--student", student, "--task", "classification"),
-        *("--data", data, "--max-length", "16", "--out", out),
-    ]
-
-
-def assert_refused(capsys: pytest.CaptureFixture, code: int, message: str) -> None:
-    printed = capsys.readouterr()
-    assert code == 2, printed
-    lines = printed.err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("tinybert: error: ")
-    assert message in lines[0]
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -212,26 +179,6 @@ def test_an_options_help_breaks_at_the_terminals_width_alone() -> None:
     assert '"supervised", the baseline that learns from the labels alone' in printed.stdout
 
 
-def test_evaluate_prints_scores_and_writes_json_and_predictions(
-    teacher_result: Result,
-    reviews: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    arguments = ["evaluate", "--model", teacher_result.directory, "--task", "classification", "--data", reviews]
-    files = ["--json", tmp_path / "scores.json", "--predictions", tmp_path / "predictions.tsv"]
-    assert tinybert(monkeypatch, *arguments, "--max-length", 16, *files) == 0
-    accuracy = teacher_result.scores["accuracy"]
-    printed = capsys.readouterr().out
-    assert f"accuracy  {accuracy:.4f}" in printed
-    assert f"predictions written to {tmp_path / 'predictions.tsv'}" in printed
-    assert json.loads((tmp_path / "scores.json").read_text()) == {"split": "dev", "accuracy": accuracy}
-    predicted = [line.split("\t")[1] for line in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]]
-    gold = [line.split("\t")[1] for line in (reviews / "dev.tsv").read_text().splitlines()[1:]]
-    assert sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) == accuracy
-
-
 def test_run_takes_an_experiment_file(
     pretrained: Path,
     reviews: Path,
@@ -262,65 +209,6 @@ def test_a_start_that_the_teacher_cannot_give_is_refused(
 ) -> None:
     arguments = distill_arguments(teacher, Path("tinybert-4l-312d"), reviews, tmp_path / "run")
     assert_refused(capsys, tinybert(monkeypatch, *arguments, "--start", start), f"start '{start}' needs ")
-
-
-@pytest.mark.parametrize(
-    ("stage", "option", "named"),
-    [
-        ("transformer", "--prediction-steps", "--prediction-..."),
-        ("prediction", "--transformer-epochs", "--transformer-..."),
-        ("supervised", "--transformer-steps", "--transformer-..."),
-        ("transformer", "--temperature", "--temperature"),
-        ("supervised", "--temperature", "--temperature"),
-        ("transformer", "--evaluate-every", "--evaluate-every"),
-    ],
-)
-def test_options_that_no_stage_reads_are_refused(
-    stage: str, option: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    arguments = distill_arguments(tmp_path / "teacher", tmp_path / "student", tmp_path / "data", tmp_path / "run")
-    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, 5)
-    assert_refused(capsys, code, f"--stage {stage} does not read {named}: leave it out")
-
-
-@pytest.mark.parametrize(
-    ("stage", "more", "refused"),
-    [
-        ("prediction", [], False),
-        ("prediction", ["--preset", "paper"], True),
-        ("prediction", ["--start", "random"], True),
-        ("prediction", ["--student", "some/directory"], True),
-        ("supervised", [], True),
-        ("supervised", ["--start", "copy"], False),
-    ],
-)
-def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
-    stage: str, more: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    arguments = distill_arguments(tmp_path / "teacher", Path("2x16"), tmp_path / "data", tmp_path / "run")
-    code = tinybert(monkeypatch, *arguments, "--stage", stage, "--layer-map", "top", *more)
-    unread = "layer_map is 'top', but no stage and no start reads it: leave it out"
-    assert_refused(capsys, code, unread if refused else "teacher: no such directory")
-
-
-@pytest.mark.parametrize(
-    ("stage", "option", "value", "message"),
-    [
-        (
-            "transformer",
-            "--masking-probability",
-            0.1,
-            "transformer does not read --masking-probability: leave it",
-        ),
-        ("masked_lm", "--layer-map", "top", "layer_map is 'top', but no stage and no start reads it: leave it out"),
-    ],
-)
-def test_options_that_no_stage_on_text_reads_are_refused(
-    stage: str, option: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    arguments = ["pretrain", "--corpus", tmp_path / "text", "--student", tmp_path / "student", "--out", tmp_path / "o"]
-    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, value)
-    assert_refused(capsys, code, message)
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -405,70 +293,6 @@ def test_an_output_directory_that_cannot_be_made_is_refused_first(
     arguments = ["finetune", "--model", pretrained, "--task", "classification", "--data", reviews]
     code = tinybert(monkeypatch, *arguments, "--out", tmp_path / place, "--max-length", 16)
     assert_refused(capsys, code, "cannot be written: ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--task", "regression"], "has 2 outputs, but task 'regression' asks for one number"),
-        (["--task", "mnli"], "has the labels ('bad', 'good'), but task 'mnli' has ('entailment'"),
-        (["--task", "classification", "--json", "."], "a directory; --json takes a file"),
-        (["--task", "classification", "--json", "no/such/file.json"], "not in an existing directory"),
-        (["--task", "classification", "--predictions", "."], "has no file of its own: name one"),
-        (["--task", "sst2", "--predictions", "."], "a directory takes the test split's file: add --split test"),
-        (["--task", "classification", "--batch-size", "0"], "batch_size is 0"),
-        (["--task", "classification", "--split", "test"], "test.tsv: no such file"),
-    ],
-)
-def test_evaluate_refuses_what_does_not_fit(
-    arguments: list[str],
-    message: str,
-    teacher: Path,
-    reviews: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    code = tinybert(monkeypatch, "evaluate", "--model", teacher, "--data", reviews, *arguments)
-    assert_refused(capsys, code, message)
-
-
-def test_predictions_that_cannot_be_written_are_told_in_a_line(
-    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def full(path: Path, text: str, encoding: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    arguments = ["evaluate", "--model", teacher, "--data", reviews, "--task", "classification"]
-    code = tinybert(monkeypatch, *arguments, "--predictions", tmp_path / "p.tsv")
-    assert_refused(capsys, code, "writing failed: No space left on device")
-
-
-def test_a_device_that_is_full_is_told_in_a_line_that_says_what_saves_memory(
-    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def full(*args: object) -> None:
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.\nBuffers:"
-        )
-
-    monkeypatch.setattr(predictor, "predict_logits", full)
-    arguments = ["evaluate", "--model", teacher, "--data", reviews, "--task", "classification"]
-    assert tinybert(monkeypatch, *arguments) == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1
-    assert errors[0].startswith("tinybert: error: a device's memory is full: take a smaller --batch-size")
-    assert errors[0].endswith("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")
-
-
-def test_a_test_file_without_labels_gets_predictions_and_nothing_else(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    write(tmp_path / "new.tsv", "text\na lovely bag\nstale chips\n")
-    arguments = ["evaluate", "--model", teacher, "--task", "classification", "--test", tmp_path / "new.tsv"]
-    assert_refused(capsys, tinybert(monkeypatch, *arguments, "--split", "test"), "only --predictions FILE can be")
-    assert tinybert(monkeypatch, *arguments, "--split", "test", "--predictions", tmp_path / "p.tsv") == 0
-    assert (tmp_path / "p.tsv").read_text() == "index\tprediction\n0\tgood\n1\tbad\n"
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_a_prepared_tfds_set_is_read_by_name(prepared):
     assert (train.labels.tolist(), dev.labels.tolist(), test.labels) == ([1, 0, 1], [0, 1], None)
     assert read_rows(get_task("sst2"), source, "dev", ("POSITIVE", "NEGATIVE")).labels.tolist() == [1, 0]
     assert len({train.fingerprint, dev.fingerprint, test.fingerprint}) == 3
-    own = DataSource(tfds="tiny_reviews", text_columns=("sentence",))
-    assert read_rows(get_task("classification"), own, "train").label_names == ("negative", "positive")
+    chosen_columns = DataSource(tfds="tiny_reviews", text_columns=("sentence",))
+    assert read_rows(get_task("classification"), chosen_columns, "train").label_names == ("negative", "positive")
 
 
 def test_the_fingerprint_of_a_set_stays_that_of_earlier_versions(prepared):

@@ -134,11 +134,11 @@ def test_members_on_devices_of_their_own_have_the_loss_and_the_gradients_of_thei
     on_eight: dict, mesh: str
 ) -> None:
     """They are computed at once, as on accelerators, behind a teacher whose rows all devices share."""
-    found = on_eight["population"][mesh]
-    assert len(set(found["alone"])) == 4
-    assert found["loss"] == pytest.approx(found["alone"], rel=1e-6)
-    assert max(found["gradient"]) < 5e-6, "norm of the difference over the norm, per leaf"
-    assert found["shared_out"]
+    measured = on_eight["population"][mesh]
+    assert len(set(measured["alone"])) == 4
+    assert measured["loss"] == pytest.approx(measured["alone"], rel=1e-6)
+    assert max(measured["gradient"]) < 5e-6, "norm of the difference over the norm, per leaf"
+    assert measured["shared_out"]
 
 
 def test_devices_that_hold_members_share_the_teachers_rows(on_eight: dict) -> None:
@@ -183,7 +183,7 @@ class Measured(NamedTuple):
 
 
 def measure(stage: str, mesh: Mesh, seeds: tuple[int, ...] = (3,)) -> Measured:
-    """One step of one student, or of a population. With dropout: its masks do not depend on the mesh."""
+    """One step of one student, or of a population, with dropout: its masks do not depend on the mesh."""
     objective, batch, student = objective_of(stage)
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER, COMPUTE), jax.random.key(0))
     trainable = stack([objective.init(jax.random.key(seed - 1), student) for seed in seeds])
@@ -203,15 +203,15 @@ def measure_members(meshes: dict[str, Mesh]) -> dict[str, Any]:
     """Four members on every mesh, and each alone on one device."""
     seeds = (3, 5, 7, 9)
     alone = [measure("transformer", sharding.make_mesh(), (seed,)) for seed in seeds]
-    found = {}
+    results = {}
     for name, mesh in meshes.items():
         loss, state, flops = measure("transformer", mesh, seeds)
         gradients = sharding.fetch(state.opt_state)
-        references = [member(sharding.fetch(single.state.opt_state), 0) for single in alone]
+        references = [member(sharding.fetch(run.state.opt_state), 0) for run in alone]
         errors = [worst(member(gradients, i), reference) for i, reference in enumerate(references)]
-        found[name] = {
+        results[name] = {
             "loss": loss,
-            "alone": [single.loss[0] for single in alone],
+            "alone": [run.loss[0] for run in alone],
             "gradient": errors,
             "shared_out": all(leaf.sharding.spec[:1] == ("member",) for leaf in jax.tree.leaves(state.params)),
             "flops": flops,
@@ -219,16 +219,16 @@ def measure_members(meshes: dict[str, Mesh]) -> dict[str, Any]:
     objective, batch, _ = objective_of("transformer")
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER, COMPUTE), jax.random.key(0))
     targets = jax.jit(objective.targets).lower(teacher, batch).compile()
-    return found | {"flops": {"alone": alone[0].flops, "teacher": targets.cost_analysis()["flops"]}}
+    return results | {"flops": {"alone": alone[0].flops, "teacher": targets.cost_analysis()["flops"]}}
 
 
 def worst(gradients: dict, reference: dict) -> float:
     """The largest error of a leaf, in norm, relative to the gradient's."""
 
-    def error(path: tuple, own: np.ndarray, other: np.ndarray) -> float:
+    def error(path: tuple, gradient: np.ndarray, expected: np.ndarray) -> float:
         # without a loss on scores, a bias of keys changes nothing: its gradient is rounding alone
-        nothing = "key" in str(path) and "bias" in str(path) and np.linalg.norm(other) < 1e-7 * whole
-        return 0.0 if nothing else float(np.linalg.norm(own - other) / np.linalg.norm(other))
+        nothing = "key" in str(path) and "bias" in str(path) and np.linalg.norm(expected) < 1e-7 * whole
+        return 0.0 if nothing else float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected))
 
     whole = float(optax.tree.norm(reference))
     return max(jax.tree.leaves(jax.tree.map_with_path(error, gradients, reference)))
@@ -244,8 +244,8 @@ def restored_everywhere(meshes: dict[str, Mesh]) -> dict[str, bool]:
         writer = Checkpoints(Path(directory))
         writer.save(1, saved)
         writer.finish()
-        found = {name: Checkpoints(Path(directory)).restore(state(mesh, 2)) for name, mesh in meshes.items()}
-    return {name: checksums(restored) == checksums(saved) for name, restored in found.items()}
+        states = {name: Checkpoints(Path(directory)).restore(state(mesh, 2)) for name, mesh in meshes.items()}
+    return {name: checksums(restored) == checksums(saved) for name, restored in states.items()}
 
 
 if __name__ == "__main__":
@@ -256,8 +256,8 @@ if __name__ == "__main__":
         reference = sharding.fetch(one.state.opt_state)
         result[stage] = {"one": {"loss": one.loss}}
         for name in names:
-            found = measure(stage, meshes[name])
-            gradients = sharding.fetch(found.state.opt_state)
-            result[stage][name] = {"loss": found.loss, "gradient": worst(gradients, reference)}
+            measured = measure(stage, meshes[name])
+            gradients = sharding.fetch(measured.state.opt_state)
+            result[stage][name] = {"loss": measured.loss, "gradient": worst(gradients, reference)}
     result["population"] = measure_members({name: sharding.make_mesh(**sizes) for name, sizes in MEMBERS.items()})
     print(json.dumps(result))

@@ -103,7 +103,7 @@ REFUSED = {
 
 
 def test_experiment_files_are_checked_like_a_command_line() -> None:
-    """In a process of its own: here, the tests' own type checks would come first."""
+    """A process of its own checks them: in this one, the type checks of the tests would come first."""
     code = f"""
 import tinybert_jax as tb
 experiment = lambda **c: tb.Experiment("sst2", tb.DataSource(data="d"), "bert", (tb.Stage("supervised"),), **c)
@@ -155,10 +155,10 @@ def test_unknown_preset_is_refused_with_the_known_ones() -> None:
         tb.student_config("tinybert-5l", tb.BertConfig())
 
 
-@pytest.mark.parametrize("given", [{}, {"data": "d", "tfds": "glue/sst2"}, {"data": "d", "train": "t"}])
-def test_data_is_given_in_exactly_one_way(given: dict) -> None:
+@pytest.mark.parametrize("options", [{}, {"data": "d", "tfds": "glue/sst2"}, {"data": "d", "train": "t"}])
+def test_data_is_given_in_exactly_one_way(options: dict) -> None:
     with pytest.raises(tb.InputError, match="in one way"):
-        tb.DataSource(**given)
+        tb.DataSource(**options)
 
 
 @pytest.mark.parametrize("stage", ["transformer", "prediction"])

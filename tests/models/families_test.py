@@ -1,4 +1,4 @@
-"""What is particular to RoBERTa and XLM-R: positions, dropout, descriptions, and the poolers of their files."""
+"""RoBERTa and XLM-R have positions, dropout, descriptions and poolers of a kind of their own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_more_tokens_than_positions_are_refused() -> None:
 
 
 def test_rows_of_padding_are_not_trained() -> None:
-    """As in torch: the word and the position of padding are its `padding_idx`."""
+    """Torch trains none either: the word and the position of padding are its `padding_idx`."""
     model = tb.BertModel(ROBERTA, add_pooler=False)
     params = tb.init_params(model, jax.random.key(0))
     weights = jax.random.normal(jax.random.key(1), (*IDS.shape, 8))

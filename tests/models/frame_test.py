@@ -1,4 +1,4 @@
-"""What a tokenizer is asked once: the special tokens around texts, their types, and how words are told apart."""
+"""A tokenizer is asked once for the special tokens around texts, their types, and how words are told apart."""
 
 from __future__ import annotations
 

@@ -95,12 +95,13 @@ def test_supervised_loss_is_the_cross_entropy_of_what_is_labelled(head: str) -> 
 @pytest.mark.parametrize("head", ["tokens", "span"])
 def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperature(head: str) -> None:
     batch, params, teacher = make_batch(head), params_of(head, STUDENT, 1), params_of(head, TEACHER, 0)
-    own, taught = logits_of(head, STUDENT, params, batch) / 2, logits_of(head, TEACHER, teacher, batch) / 2
+    student_logits = logits_of(head, STUDENT, params, batch) / 2
+    teacher_logits = logits_of(head, TEACHER, teacher, batch) / 2
     if head == "span":
-        taught[1, 3:] = -np.inf  # padding is no answer
-    target = np.exp(log_softmax(taught, 1 if head == "span" else -1))
+        teacher_logits[1, 3:] = -np.inf  # padding is no answer
+    target = np.exp(log_softmax(teacher_logits, 1 if head == "span" else -1))
     loss = loss_of(prediction_objective(STUDENT, TEACHER, head=head), params, teacher, batch, temperature=2.0)
-    np.testing.assert_allclose(loss, np.mean(per_example(head, own, target, batch)), rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(per_example(head, student_logits, target, batch)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])
@@ -162,9 +163,9 @@ def test_a_teacher_of_another_vocabulary_reads_its_own_tokens() -> None:
     teacher_config = dataclasses.replace(TEACHER, vocab_size=50)
     teacher, params = params_of("sequence", teacher_config, 0), params_of("sequence", STUDENT, 1)
     batch = make_batch("span")._replace(labels=jnp.zeros(2, jnp.int32))
-    theirs = (jnp.full((2, 9), 45), jnp.ones((2, 9), jnp.int32), jnp.zeros((2, 9), jnp.int32))
+    teacher_inputs = (jnp.full((2, 9), 45), jnp.ones((2, 9), jnp.int32), jnp.zeros((2, 9), jnp.int32))
     objective = prediction_objective(STUDENT, teacher_config)
-    expected = HEADS["sequence"].model(teacher_config).apply({"params": teacher}, *theirs).logits
-    np.testing.assert_array_equal(objective.targets(teacher, batch._replace(teacher_inputs=theirs)), expected)
+    expected = HEADS["sequence"].model(teacher_config).apply({"params": teacher}, *teacher_inputs).logits
+    np.testing.assert_array_equal(objective.targets(teacher, batch._replace(teacher_inputs=teacher_inputs)), expected)
     assert not np.allclose(objective.targets(teacher, batch), expected)
-    assert loss_of(objective, params, teacher, batch._replace(teacher_inputs=theirs)) > 0
+    assert loss_of(objective, params, teacher, batch._replace(teacher_inputs=teacher_inputs)) > 0

@@ -26,8 +26,8 @@ def test_logits_at_chosen_positions_are_those_of_the_whole_model():
     ids = jnp.asarray(np.random.default_rng(0).integers(1, len(VOCABULARY), (3, 8)), jnp.int32)
     out = BertForMaskedLM(config).apply({"params": params}, ids)
     positions = np.array([[7, 0], [2, 2], [4, 5]])
-    found = logits_at(config, params, out.last_hidden_state, jnp.asarray(positions))
-    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(out.logits), positions[:, :, None], 1), rtol=1e-5)
+    chosen = logits_at(config, params, out.last_hidden_state, jnp.asarray(positions))
+    np.testing.assert_allclose(chosen, np.take_along_axis(np.asarray(out.logits), positions[:, :, None], 1), rtol=1e-5)
 
 
 def test_a_checkpoint_as_pretrained_with_pooler_and_next_sentence_head_is_fine():

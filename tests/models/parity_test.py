@@ -32,9 +32,9 @@ STORED = {
 TOLERANCE = 1e-5  # of the tensor's largest absolute value, or of 1 where that is smaller
 
 
-def assert_equal_outputs(ours: tb.BertOutput, theirs: dict[str, Any]) -> None:
-    for name, expected in theirs.items():
-        got, want = np.asarray(getattr(ours, name)), np.asarray(expected)
+def assert_equal_outputs(outputs: tb.BertOutput, torch_outputs: dict[str, Any]) -> None:
+    for name, expected in torch_outputs.items():
+        got, want = np.asarray(getattr(outputs, name)), np.asarray(expected)
         assert got.shape == want.shape, f"{name} has the shape {got.shape}, in torch {want.shape}"
         error = np.abs(got - want).max() / max(1.0, np.abs(want).max())
         assert error <= TOLERANCE, f"{name} is {error:.1e} away from torch"
@@ -124,9 +124,9 @@ def assert_parity_with_torch(
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.tobytes() == after[name].tobytes(), f"{name} changed between load_hf and save_hf"
-    theirs, again = torch_outputs(directory, torch.float32), torch_outputs(copy, torch.float32)
-    assert torch.equal(theirs.hidden_states[-1], again.hidden_states[-1])
-    assert theirs.logits is None or torch.equal(theirs.logits, again.logits)
+    of_original, of_copy = torch_outputs(directory, torch.float32), torch_outputs(copy, torch.float32)
+    assert torch.equal(of_original.hidden_states[-1], of_copy.hidden_states[-1])
+    assert of_original.logits is None or torch.equal(of_original.logits, of_copy.logits)
 
 
 WIDE = {"hidden_size": 60, "num_hidden_layers": 4, "num_attention_heads": 5, "intermediate_size": 112}

@@ -1,16 +1,26 @@
-"""Objectives: what they reach, what they ignore, how they add up. `official` against torch is in official_test."""
+"""An objective reaches what it trains, ignores padding and filler, and adds up; official_test compares with torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_pair import (
+    STUDENT,
+    STUDENT_PARAMS,
+    TEACHER,
+    TEACHER_PARAMS,
+    assert_close,
+    attention_gradients,
+    make_batch,
+    padded,
+    value,
+)
 
 import tinybert_jax as tb
 from tinybert_jax import losses
@@ -20,39 +30,7 @@ from tinybert_jax.objectives.supervised import supervised_objective
 from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.settings.objectives import teacher_layers
 
-TEACHER = tb.BertConfig(
-    vocab_size=40,
-    hidden_size=24,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    intermediate_size=32,
-    initializer_range=0.2,
-    id2label=("a", "b", "c"),
-)
-COMPUTE = tb.Compute()
-STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
-TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
-TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
-STUDENT_PARAMS = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
 PRESETS = ["default", "paper", "official"]
-
-
-def make_batch(seed: int = 0, rows: int = 4, length: int = 8) -> tb.Batch:
-    random = np.random.default_rng(seed)
-    mask = (np.arange(length) < random.integers(3, length + 1, (rows, 1))).astype(np.int32)
-    ids = jnp.array(random.integers(5, 40, (rows, length)) * mask)
-    labels = jnp.array(random.integers(0, 3, rows))
-    return tb.Batch(ids, jnp.array(mask), jnp.zeros_like(ids), labels, jnp.ones(rows))
-
-
-def padded(batch: tb.Batch) -> tb.Batch:
-    """The same rows, five positions of padding longer."""
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return batch._replace(**{name: jnp.pad(getattr(batch, name), ((0, 0), (0, 5))) for name in names})
-
-
-def value(objective: Objective, trainable, batch: tb.Batch, hyper: tb.Hyper | None = None) -> jax.Array:
-    return objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, hyper or tb.Hyper(), None)[0]
 
 
 def objectives(preset: str = "default") -> list[Objective]:
@@ -108,61 +86,21 @@ def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
     np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-5)
 
 
-def attention_gradients(
-    objective: Objective,
-    student: tb.BertConfig,
-    plain: Callable[[tb.BertOutput, tb.BertOutput], jax.Array],
-    compute: tb.Compute = COMPUTE,
-) -> tuple[tb.Params, tb.Params]:
-    """Of the objective's attention term, and of `plain(student's output, teacher's output)`, by the student's BERT."""
-    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
-    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    targets = objective.targets(TEACHER_PARAMS, batch)
-    model = tb.BertModel(TEACHER, compute)
-    teacher = model.apply({"params": TEACHER_PARAMS["encoder"]}, *inputs, qkv_layers=(0, 1, 2, 3))
-
-    def ours(bert: tb.Params) -> jax.Array:
-        hyper = tb.Hyper(embedding_weight=0.0, hidden_weight=0.0)
-        return objective.loss(trainable | {"encoder": bert}, targets, batch, hyper, None)[0]
-
-    def expected(bert: tb.Params) -> jax.Array:
-        model = tb.BertModel(student, compute, add_pooler=False)
-        return plain(model.apply({"params": bert}, *inputs, qkv_layers=(0, 1)), teacher)
-
-    return jax.grad(ours)(trainable["encoder"]), jax.grad(expected)(trainable["encoder"])
-
-
-def assert_close(found: tb.Params, expected: tb.Params, tolerance: float) -> None:
-    """Relative to the largest number of all leaves."""
-    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), found, expected)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, dtype: str) -> None:
     student, compute = STUDENT, tb.Compute(dtype)
     counted = jnp.ones((4, 8)) if preset == "paper" else make_batch().attention_mask
 
-    def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
+    def plain(student_output: tb.BertOutput, teacher_output: tb.BertOutput) -> jax.Array:
         loss = jax.vmap(functools.partial(losses.attention_mse, padding="zero" if preset == "official" else "exclude"))
-        pairs = ((own.attention_scores[m], teacher.attention_scores[g - 1]) for m, g in ((0, 3), (1, 2)))
+        pairs = (
+            (student_output.attention_scores[m], teacher_output.attention_scores[g - 1]) for m, g in ((0, 3), (1, 2))
+        )
         return sum(jnp.mean(loss(*pair, counted)) for pair in pairs)
 
     objective = transformer_objective(student, TEACHER, layer_map=(3, 2), preset=preset, compute=compute)
     assert_close(*attention_gradients(objective, student, plain, compute), 1e-5 if dtype == "float32" else 2e-2)
-
-
-def test_gradient_of_the_relations_is_that_through_queries_keys_and_values() -> None:
-    mask = make_batch().attention_mask
-
-    def plain(own: tb.BertOutput, teacher: tb.BertOutput) -> jax.Array:
-        loss = jax.vmap(functools.partial(losses.relation_kl, relation_heads=4))
-        pairs = ((own.qkv[m, i], teacher.qkv[g - 1, i]) for m, g in ((0, 3), (1, 2)) for i in range(3))
-        return sum(jnp.mean(loss(*pair, mask)) for pair in pairs)
-
-    objective = transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
-    assert_close(*attention_gradients(objective, TWO_HEADS, plain), 1e-5)
 
 
 def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> None:
@@ -289,12 +227,12 @@ def test_regression_learns_from_the_teacher_and_officially_from_the_gold_score()
     teacher_params = tb.init_params(tb.BertForSequenceClassification(teacher), jax.random.key(0))
     batch = make_batch()._replace(labels=jnp.array([1.0, 2.0, 3.0, 4.0]))
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    own = tb.BertForSequenceClassification(student).apply({"params": params}, *inputs).logits[:, 0]
+    predicted = tb.BertForSequenceClassification(student).apply({"params": params}, *inputs).logits[:, 0]
     taught = tb.BertForSequenceClassification(teacher).apply({"params": teacher_params}, *inputs).logits[:, 0]
     for preset, target in (("default", taught), ("official", batch.labels)):
         objective = prediction_objective(student, teacher, preset)
         loss, _ = objective.loss(params, objective.targets(teacher_params, batch), batch, tb.Hyper(), None)
-        np.testing.assert_allclose(loss, np.mean((own - target) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(loss, np.mean((predicted - target) ** 2), rtol=1e-5)
 
 
 def test_dropout_of_the_student_comes_from_the_key_and_the_teacher_has_none() -> None:
@@ -379,62 +317,6 @@ def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_lay
     np.testing.assert_array_equal(targets["attention"], queries_and_keys[:, np.array(mapped) - 1])
     np.testing.assert_array_equal(targets["hidden"], teacher.hidden_states.swapaxes(0, 1)[:, np.array(mapped)])
     assert np.isfinite(objective.loss(trainable, targets, batch, tb.Hyper(), None)[0])
-
-
-def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
-    objective = transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
-    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
-    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    teacher = tb.BertModel(TEACHER).apply({"params": TEACHER_PARAMS["encoder"]}, *inputs, qkv_layers=(1, 2))
-    student = tb.BertModel(TWO_HEADS).apply({"params": STUDENT_PARAMS["encoder"]}, *inputs, qkv_layers=(0, 1))
-    _, metrics = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)
-    for m, slot in ((1, 1), (2, 0)):  # layer 3 of the teacher is in slot 1, layer 2 in slot 0
-        expected = np.mean(
-            [
-                sum(
-                    losses.relation_kl(student.qkv[m - 1, i, b], teacher.qkv[slot, i, b], batch.attention_mask[b], 4)
-                    for i in range(3)
-                )
-                for b in range(4)
-            ]
-        )
-        np.testing.assert_allclose(metrics[f"relation/{m}"], expected, rtol=1e-4)
-    assert "attention/1" not in metrics
-
-
-def test_relations_ignore_padding_and_filler_and_reach_every_leaf() -> None:
-    objective = transformer_objective(TWO_HEADS, TEACHER)
-    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
-    own = value(objective, trainable, batch)
-    np.testing.assert_allclose(value(objective, trainable, padded(batch)), own, rtol=1e-5)
-    filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: value(objective, p, filled)))(trainable)
-    np.testing.assert_allclose(loss, own, rtol=1e-5)
-    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads))
-
-
-def test_relations_are_weighed_by_the_attention_weight_and_can_be_asked_of_like_heads() -> None:
-    objective = transformer_objective(STUDENT, TEACHER, attention="relations", relation_heads=8)
-    trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
-    targets = objective.targets(TEACHER_PARAMS, batch)
-    hyper = tb.Hyper(embedding_weight=0.0, attention_weight=0.5, hidden_weight=0.0)
-    loss, metrics = objective.loss(trainable, targets, batch, hyper, None)
-    np.testing.assert_allclose(loss, 0.5 * (metrics["relation/1"] + metrics["relation/2"]), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("student", "options", "message"),
-    [
-        (TWO_HEADS, {"preset": "official"}, "student has 2 attention heads and the teacher 4; only relations"),
-        (TWO_HEADS, {"preset": "paper"}, "student has 2 attention heads and the teacher 4; only relations"),
-        (TWO_HEADS, {"attention": "scores"}, "student has 2 attention heads and the teacher 4; only relations"),
-        (STUDENT, {"preset": "paper", "attention": "relations"}, "relations leave padding out of the means"),
-        (TWO_HEADS, {"relation_heads": 3}, "relation_heads 3 does not divide both widths, 16 and 24"),
-    ],
-)
-def test_relations_that_do_not_go_are_refused(student: tb.BertConfig, options: dict, message: str) -> None:
-    with pytest.raises(tb.InputError, match=message):
-        transformer_objective(student, TEACHER, **options)
 
 
 def test_layers_cannot_be_taught_across_vocabularies() -> None:

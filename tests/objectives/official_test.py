@@ -108,21 +108,23 @@ def named_tensors(trainable: Any) -> Tensors:
     return tensors
 
 
-def assert_close(ours: Tensors, theirs: Tensors, what: str) -> None:
-    assert ours.keys() == theirs.keys()
-    errors = {name: np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]) for name in theirs}
+def assert_close(computed: Tensors, expected: Tensors, what: str) -> None:
+    assert computed.keys() == expected.keys()
+    errors = {
+        name: np.linalg.norm(computed[name] - expected[name]) / np.linalg.norm(expected[name]) for name in expected
+    }
     wrong = {name: f"{error:.1e}" for name, error in errors.items() if not error <= TOLERANCE}
     assert not wrong, f"{what} of {len(wrong)} of {len(errors)} tensors differ from torch: {wrong}"
 
 
-def assert_close_gradients(ours: Tensors, theirs: Tensors) -> None:
+def assert_close_gradients(computed: Tensors, expected: Tensors) -> None:
     """A bias of all keys shifts all scores of a query alike: before a softmax its gradient is 0, and ours rounding."""
-    ours, theirs = dict(ours), dict(theirs)
-    for name in [name for name in theirs if name.endswith("key.bias")]:
-        scale = np.linalg.norm(theirs[name.replace("key", "query")])
-        assert np.linalg.norm(ours.pop(name)) < TOLERANCE * scale
-        assert np.linalg.norm(theirs.pop(name)) < TOLERANCE * scale
-    assert_close(ours, theirs, "gradients")
+    computed, expected = dict(computed), dict(expected)
+    for name in [name for name in expected if name.endswith("key.bias")]:
+        scale = np.linalg.norm(expected[name.replace("key", "query")])
+        assert np.linalg.norm(computed.pop(name)) < TOLERANCE * scale
+        assert np.linalg.norm(expected.pop(name)) < TOLERANCE * scale
+    assert_close(computed, expected, "gradients")
 
 
 class Stored(NamedTuple):
@@ -143,20 +145,20 @@ def stored() -> Stored:
     with safe_open(STORED, "np") as file:
         described = json.loads(file.metadata()["official"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = Stored(None, described["training"], tensors)
+    contents = Stored(None, described["training"], tensors)
     teacher, student = (tb.BertConfig.from_hf(described[role]) for role in ("teacher", "student"))
-    inputs, projection = found.part("inputs"), found.part("fit_dense")
+    inputs, projection = contents.part("inputs"), contents.part("fit_dense")
     rows = len(inputs["input_ids"])
     batch = tb.Batch(**inputs, labels=np.zeros(rows, np.int32), example_mask=np.ones(rows, np.float32))
     ours = Ours(
         teacher,
         student,
-        from_hf_tensors(teacher, found.part("teacher"), "stored"),
-        from_hf_tensors(student, found.part("student"), "stored"),
+        from_hf_tensors(teacher, contents.part("teacher"), "stored"),
+        from_hf_tensors(student, contents.part("student"), "stored"),
         {"kernel": projection["weight"].T, "bias": projection["bias"]},
         jax.tree.map(jnp.asarray, batch),
     )
-    return found._replace(ours=ours)
+    return contents._replace(ours=ours)
 
 
 def test_the_stored_transformer_loss_and_gradients(stored: Stored) -> None:
@@ -256,10 +258,10 @@ def tensors_of(named: Any) -> Tensors:
 
 def test_transformer_loss_and_gradients(pair: Pair) -> None:
     ours, grads = transformer_loss(pair.ours)
-    theirs = pair.transformer_loss(pair.student, pair.fit_dense)
-    assert ours == pytest.approx({name: loss.item() for name, loss in theirs.items()}, rel=TOLERANCE)
+    torch_losses = pair.transformer_loss(pair.student, pair.fit_dense)
+    assert ours == pytest.approx({name: loss.item() for name, loss in torch_losses.items()}, rel=TOLERANCE)
     named = pair.reference.trained(pair.student, pair.fit_dense)
-    expected = pair.reference.gradients(theirs["attention"] + theirs["hidden"], named)
+    expected = pair.reference.gradients(torch_losses["attention"] + torch_losses["hidden"], named)
     assert_close(grads, tensors_of(expected.items()), "gradients")
 
 
@@ -268,17 +270,17 @@ def test_scores_below_minus_100_count_as_padding(reference: ModuleType) -> None:
     pair = make_pair(reference, WIDE_TEACHER, WIDE_STUDENT)
     assert min(scores.min() for scores in pair.outputs(pair.student).scores) < -100
     ours, _ = transformer_loss(pair.ours)
-    theirs = pair.transformer_loss(pair.student, pair.fit_dense)
-    assert ours == pytest.approx({name: loss.item() for name, loss in theirs.items()}, rel=TOLERANCE)
+    torch_losses = pair.transformer_loss(pair.student, pair.fit_dense)
+    assert ours == pytest.approx({name: loss.item() for name, loss in torch_losses.items()}, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_prediction_loss_and_gradients(pair: Pair, temperature: float) -> None:
     ours, grads = prediction_loss(pair.ours, temperature)
     logits = [pair.outputs(model).logits for model in (pair.student, pair.teacher)]
-    theirs = pair.reference.official_prediction_loss(logits[0], logits[1].detach(), temperature)
-    assert ours == pytest.approx(theirs.item(), rel=TOLERANCE)
-    expected = pair.reference.gradients(theirs, list(pair.student.named_parameters()))
+    torch_loss = pair.reference.official_prediction_loss(logits[0], logits[1].detach(), temperature)
+    assert ours == pytest.approx(torch_loss.item(), rel=TOLERANCE)
+    expected = pair.reference.gradients(torch_loss, list(pair.student.named_parameters()))
     assert_close_gradients(grads, tensors_of(expected.items()))
 
 

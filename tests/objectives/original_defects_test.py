@@ -1,4 +1,4 @@
-"""What the authors' code gets wrong, and the test that shows that ours does not; some of the tests are here."""
+"""Each defect of the authors' code has a test that shows that ours is free of it; some of the tests are here."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ SHOWN: dict[str, str] = {
         "objectives::test_projections_that_a_student_brings_are_trained_on_and_not_exported"
     ),
     "augmentation cannot be restarted": "candidates::test_a_build_that_was_killed_goes_on_where_it_was",
-    "runs cannot be resumed": "run::test_a_stopped_run_resumes_to_the_same_bits",
-    "there are no test predictions": "command::test_a_test_file_without_labels_gets_predictions_and_nothing_else",
+    "runs cannot be resumed": "resume::test_a_stopped_run_resumes_to_the_same_bits",
+    "there are no test predictions": "evaluate::test_a_test_file_without_labels_gets_predictions_and_nothing_else",
     "there is no SQuAD and no token classification": (
         "every_task::test_answers_and_tags_are_learnt_distilled_and_written"
     ),
@@ -64,7 +64,7 @@ def test_every_defect_has_a_test(defect: str) -> None:
 
 
 def test_a_tasks_recipe_applies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of CoLA: 50 epochs of intermediate distillation at length 64; of MNLI 10 at 128."""
+    """CoLA gets 50 epochs of intermediate distillation at length 64, and MNLI 10 at 128."""
     run: list[tb.Experiment] = []
     monkeypatch.setattr(train, "execute", lambda experiments, *more: run.extend(experiments))
     for task in ("cola", "mnli"):

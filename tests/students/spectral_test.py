@@ -38,8 +38,8 @@ def batches(count: int, seed: int = 0, pad_token_id: int = 0) -> Iterator[tb.Bat
 
 
 def start(student: tb.BertConfig = STUDENT, layer_map="uniform", count: int = 16):
-    given = from_teacher("spectral", student, TEACHER, TEACHER_PARAMS, layer_map, batches(count))
-    return start_params(STUDENT_PARAMS, given)
+    spectral_parts = from_teacher("spectral", student, TEACHER, TEACHER_PARAMS, layer_map, batches(count))
+    return start_params(STUDENT_PARAMS, spectral_parts)
 
 
 STARTED = start()
@@ -49,8 +49,8 @@ def metrics(params, layer_map="uniform") -> dict[str, float]:
     objective = transformer_objective(STUDENT, TEACHER, layer_map)
     batch = jax.tree.map(jnp.asarray, next(batches(1, seed=9)))
     trainable = objective.init(jax.random.key(2), params)
-    found = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)[1]
-    return {name: float(value) for name, value in found.items()}
+    terms = objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, tb.Hyper(), None)[1]
+    return {name: float(value) for name, value in terms.items()}
 
 
 @pytest.mark.parametrize("layer_map", ["uniform", (3, 1)])
@@ -67,17 +67,17 @@ def test_positions_behind_padding_are_fitted_where_they_are() -> None:
         for config in (TEACHER, STUDENT)
     )
     teacher_params = tb.init_params(tb.BertForSequenceClassification(teacher), jax.random.key(0))
-    given = from_teacher("spectral", student, teacher, teacher_params, "uniform", batches(16, pad_token_id=1))
+    spectral_parts = from_teacher("spectral", student, teacher, teacher_params, "uniform", batches(16, pad_token_id=1))
     batch = next(batches(1, seed=9, pad_token_id=1))
     states = [
         tb.BertModel(config, add_pooler=False).apply({"params": params}, *map(jnp.asarray, batch[:3])).hidden_states[0]
         for config, params in (
             (teacher, {name: teacher_params["encoder"][name] for name in ("embeddings", "encoder")}),
-            (student, given["encoder"]),
+            (student, spectral_parts["encoder"]),
         )
     ]
     real = batch.attention_mask > 0
-    error = (states[1] @ given["projections"]["embedding"]["kernel"] - states[0])[real]
+    error = (states[1] @ spectral_parts["projections"]["embedding"]["kernel"] - states[0])[real]
     assert jnp.square(error).mean() < 0.5 * jnp.square(states[0][real]).mean()
 
 
@@ -108,10 +108,10 @@ def test_it_does_not_depend_on_how_far_the_text_is_padded() -> None:
             yield tb.Batch(*pad, batch.labels, batch.example_mask)
 
     params = spectral.spectral_start(STUDENT, TEACHER, TEACHER_PARAMS, longer(), "uniform")
-    for own, other in zip(
+    for leaf, expected in zip(
         jax.tree.leaves(params["projections"]), jax.tree.leaves(STARTED["projections"]), strict=True
     ):
-        np.testing.assert_allclose(own, other, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_attention_scores_are_the_best_of_their_rank_on_the_sample() -> None:

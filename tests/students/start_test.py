@@ -33,15 +33,15 @@ def start(name, student: tb.BertConfig, params, layer_map="uniform"):
 def test_a_copy_of_all_layers_computes_what_the_teacher_does() -> None:
     params = start("copy", TEACHER, tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(1)))
     model = tb.BertModel(TEACHER)
-    ours, theirs = (model.apply({"params": p["encoder"]}, IDS) for p in (params, TEACHER_PARAMS))
-    np.testing.assert_array_equal(ours.pooled, theirs.pooled)
+    student, teacher = (model.apply({"params": p["encoder"]}, IDS) for p in (params, TEACHER_PARAMS))
+    np.testing.assert_array_equal(student.pooled, teacher.pooled)
 
 
 @pytest.mark.parametrize(("layer_map", "mapped"), [("uniform", (2, 4)), ("bottom", (1, 2)), ((3, 1), (3, 1))])
 def test_a_copy_takes_the_mapped_layers(layer_map, mapped: tuple[int, ...]) -> None:
     params = start("copy", HALF, HALF_PARAMS, layer_map)
-    own, theirs = params["encoder"]["encoder"]["layer"], TEACHER_PARAMS["encoder"]["encoder"]["layer"]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[np.array(mapped) - 1]), own, theirs)
+    layers, teacher_layers = params["encoder"]["encoder"]["layer"], TEACHER_PARAMS["encoder"]["encoder"]["layer"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[np.array(mapped) - 1]), layers, teacher_layers)
 
 
 def test_heads_stay_random_and_so_does_everything_of_a_random_start() -> None:

@@ -266,11 +266,11 @@ def test_the_spans_of_every_scheme(sentence, expected):
 
 
 def test_tags_without_a_type_are_prefixes_where_there_are_no_others():
-    """As in the corpora of BLURB; the numbers are seqeval's."""
+    """The corpora of BLURB have such tags; the numbers are seqeval's."""
     sentences = sentences_with("B I I O B I O")
     assert score(sentences, [tuple("BIIOBIO")])["f1"] == 1
-    found = score(sentences, [tuple("BIOOBIO")])
-    assert (found["precision"], found["recall"]) == (0.5, 0.5)
+    scores = score(sentences, [tuple("BIOOBIO")])
+    assert (scores["precision"], scores["recall"]) == (0.5, 0.5)
     parts_of_speech = sentences_with("N V I I")
     assert score(parts_of_speech, [("N", "V", "I", "N")])["recall"] == 0.75
 

@@ -54,10 +54,10 @@ def long_questions(path, n=30):
         first = choose.randrange(len(words))
         last = min(len(words) - 1, first + choose.randrange(4))
         start, end = places[first][0], places[last][1]
-        found = [{"text": context[start:end], "answer_start": start}, {"text": words[0], "answer_start": places[0][0]}]
-        found = [] if i % 5 == 4 else found[: 1 + i % 2]
+        gold = [{"text": context[start:end], "answer_start": start}, {"text": words[0], "answer_start": places[0][0]}]
+        gold = [] if i % 5 == 4 else gold[: 1 + i % 2]
         asked = " ".join(choose.choices(["where", "does", "she"], k=choose.randint(0, 12)))
-        qa = {"id": str(i), "question": asked, "answers": found, "is_impossible": not found}
+        qa = {"id": str(i), "question": asked, "answers": gold, "is_impossible": not gold}
         paragraphs.append({"context": context, "qas": [qa]})
     path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     return read_squad(path)
@@ -93,14 +93,14 @@ def test_windows_cover_every_context_and_overlap_by_the_stride(any_tokenizer, tm
     assert placed.questions.tolist() == sorted(placed.questions)
     for i, context in enumerate(questions.contexts):
         whole = any_tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
-        found, ids = [], []
+        seen, ids = [], []
         for w in np.flatnonzero(placed.questions == i):
             inner = placed.char_starts[row(tokens, w)] >= 0
-            ids += tokens.input_ids[row(tokens, w)][inner].tolist()[stride if found else 0 :]
+            ids += tokens.input_ids[row(tokens, w)][inner].tolist()[stride if seen else 0 :]
             places = np.stack([placed.char_starts, placed.char_ends], 1)[row(tokens, w)][inner].tolist()
-            assert found[len(found) - stride :] == places[:stride] or not found
-            found += places[stride if found else 0 :]
-        assert found == [list(place) for place in whole["offset_mapping"]]
+            assert seen[len(seen) - stride :] == places[:stride] or not seen
+            seen += places[stride if seen else 0 :]
+        assert seen == [list(place) for place in whole["offset_mapping"]]
         assert ids == whole["input_ids"]
 
 
@@ -237,10 +237,10 @@ def test_the_answer_is_the_best_span_over_all_windows(any_tokenizer, tmp_path, l
     tokens, placed = windows(questions, any_tokenizer, 24, 4)
     logits = np.random.default_rng(0).normal(0, 2, (len(tokens), 30, 2)).astype(np.float32)
     logits[:, 0] += 5  # so that some have no answer
-    found = answers(questions, placed, tokens, logits, longest, threshold)
-    assert found == by_hand(questions, placed, tokens, logits, longest, threshold)
+    predicted = answers(questions, placed, tokens, logits, longest, threshold)
+    assert predicted == by_hand(questions, placed, tokens, logits, longest, threshold)
     if unanswerable:
-        assert 0 < found.count("") < len(found)
+        assert 0 < predicted.count("") < len(predicted)
 
 
 def test_an_answer_lies_in_the_context_alone(any_tokenizer, tmp_path):

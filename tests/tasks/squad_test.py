@@ -193,12 +193,12 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_a_prepared_tfds_set_holds_the_questions_of_the_file(prepared, version):
     for split in ("train", "dev"):
-        ours = read_squad(prepared / version / f"{split}-v{version}.json")
-        theirs = from_tfds(f"tiny_squad/v{version}", split)
-        assert ours.fingerprint == theirs.fingerprint
+        of_file = read_squad(prepared / version / f"{split}-v{version}.json")
+        of_set = from_tfds(f"tiny_squad/v{version}", split)
+        assert of_file.fingerprint == of_set.fingerprint
         for name in ("ids", "questions", "contexts", "answers", "answer_starts", "labelled", "unanswerable"):
-            assert getattr(ours, name) == getattr(theirs, name), name
-    assert {() in theirs.answers, theirs.unanswerable} == {version == "2.0"}
+            assert getattr(of_file, name) == getattr(of_set, name), name
+    assert {() in of_set.answers, of_set.unanswerable} == {version == "2.0"}
 
 
 def test_a_tfds_set_that_cannot_serve_is_refused(prepared):

@@ -1,4 +1,4 @@
-"""The teacher's outputs: what the step would have computed, once, and kept."""
+"""The teacher's outputs are those that the step would have computed; they are computed once, and kept."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def asked(what: str = "logits", teacher: str = "a", compact: bool = False) -> ca
 def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
     what: str, compact: bool, tmp_path: Path
 ) -> None:
-    """In another batch, of another length: equal but for rounding. Filler, and padding that no loss reads, are 0."""
+    """They are equal but for rounding in a batch of another length. Filler, and padding that no loss reads, are 0."""
     asking, examples = asked(what, compact=compact), make_tokens(0)
     known = asking.with_targets(examples, 1e9, tmp_path)
     targets = jax.jit(asking.objective.targets)
@@ -78,15 +78,15 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
         assert jax.tree.structure(batch.targets) == jax.tree.structure(computed)
         np.testing.assert_array_equal(batch.input_ids, plain.input_ids)
         read = int(length) if asking.objective.reads_padding else None
-        for kept, own in zip(jax.tree.leaves(batch.targets), jax.tree.leaves(computed), strict=True):
-            assert kept.shape == own.shape
-            assert kept.dtype == (jnp.bfloat16 if compact else own.dtype)
-            for row, kept_row, own_row in zip(rows, kept, own, strict=True):
+        for kept, expected in zip(jax.tree.leaves(batch.targets), jax.tree.leaves(computed), strict=True):
+            assert kept.shape == expected.shape
+            assert kept.dtype == (jnp.bfloat16 if compact else expected.dtype)
+            for row, kept_row, expected_row in zip(rows, kept, expected, strict=True):
                 tokens = 0 if row < 0 else read or int(examples.lengths[row])
-                real = tuple(slice(tokens if size == length else None) for size in own_row.shape)
+                real = tuple(slice(tokens if size == length else None) for size in expected_row.shape)
                 error = {"rtol": 2**-8, "atol": 1e-6} if compact else {"rtol": 1e-5, "atol": 2e-6}
                 if row >= 0:
-                    np.testing.assert_allclose(kept_row[real].astype(np.float32), own_row[real], **error)
+                    np.testing.assert_allclose(kept_row[real].astype(np.float32), expected_row[real], **error)
                     assert np.count_nonzero(kept_row) == np.count_nonzero(kept_row[real])
                 else:
                     assert not kept_row.any()
@@ -141,11 +141,11 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
 
     def ask(number: int = 0, rows: int = 64, buckets: tuple[int, ...] = (8, 16), **changes: Any) -> None:
         experiment = dataclasses.replace(first, **changes)
-        own = dataclasses.replace(inputs, buckets=buckets)
+        bucketed = dataclasses.replace(inputs, buckets=buckets)
         mesh = sharding.make_mesh()
-        run = Run([experiment], own, own.teacher_model.params, lambda *_: {}, rows, mesh, tmp_path)
+        run = Run([experiment], bucketed, bucketed.teacher_model.params, lambda *_: {}, rows, mesh, tmp_path)
         asked_stage = experiment.stages[number]
-        _with_cached_targets(run, asked_stage, make_objective(experiment, asked_stage, own), own.train)
+        _with_cached_targets(run, asked_stage, make_objective(experiment, asked_stage, bucketed), bucketed.train)
 
     ask()
     ask()
@@ -253,7 +253,7 @@ def test_a_run_of_several_epochs_asks_the_teacher_once_and_learns_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Logits but for rounding; hidden states, queries and keys but for that of bfloat16."""
+    """Logits differ by rounding alone; hidden states, queries and keys by that of bfloat16."""
     read = []
     make = loop.make_train_step
 

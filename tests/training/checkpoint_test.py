@@ -165,7 +165,7 @@ def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(
 def test_processes_meet_where_a_step_is_set_aside_whichever_looks_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that looks after process 0 has renamed the step finds that name taken."""
+    """A process that looks after process 0 has renamed the step finds that name taken."""
     met: list[str] = []
     checkpoints = Checkpoints(tmp_path)
     monkeypatch.setattr(jax, "process_count", lambda: 2)

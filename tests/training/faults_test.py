@@ -1,4 +1,4 @@
-"""What happens to long runs, done to real ones: afterwards nothing is lost but the steps since the last save.
+"""Real runs meet all that happens to long ones, and lose nothing but the steps since the last save.
 
 `make test` runs the quick ones, `make faults` all (the mark `faults`).
 """
@@ -79,14 +79,14 @@ def weights(out: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def unbroken_on_four(world: World, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The same of one process with four devices."""
+    """The weights that one process with four devices gives."""
     out = tmp_path_factory.mktemp("four") / "run"
     assert world.run(out, "--mesh", "data=2,model=2", devices=4).returncode == 0
     return weights(out)
 
 
 def wait_for(out: Path, text: str, *processes: subprocess.Popen) -> None:
-    """Until the log holds the text."""
+    """Wait until the log holds the text."""
     deadline = time.monotonic() + 240
     log = out / "metrics.jsonl"
     while not (log.is_file() and text in log.read_text()):
@@ -120,7 +120,7 @@ def test_a_finished_stage_whose_newest_checkpoint_is_damaged_resumes_to_the_same
 def test_a_number_that_is_not_finite_in_a_batch_ends_the_run_and_spares_the_checkpoints(
     pretrained: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a fault of memory would: no file can hold one, since the reader refuses it."""
+    """A fault of memory would make such a number: no file can hold one, since the reader refuses it."""
     write_scored_reviews(tmp_path, reviews)
     experiment = tb.Experiment(
         task="regression",
@@ -252,7 +252,7 @@ def test_an_error_of_one_of_two_processes_is_the_last_word_of_both(world: World,
 def test_each_process_may_prepare_for_longer_than_a_collective_waits(
     world: World, unbroken_on_four: bytes, tmp_path: Path
 ) -> None:
-    """A corpus of gigabytes; and where the others do not see process 0's cache, they build it too."""
+    """A corpus of gigabytes takes long; and where the others do not see process 0's cache, they build it too."""
     slowly = (
         "import sys, time; from tinybert_jax.cli import main; from tinybert_jax.training import inputs, run\n"
         "def prepare(*args):\n"
@@ -275,7 +275,10 @@ def test_a_process_that_was_given_something_else_ends_both(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     joined = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--mesh", "data=2"]
-    both = [own.start(tmp_path / "run", *joined, "--process-id", str(i)) for i, own in enumerate(worlds)]
+    both = [
+        process_world.start(tmp_path / "run", *joined, "--process-id", str(i))
+        for i, process_world in enumerate(worlds)
+    ]
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [1, 2]
     assert f"tinybert: error: experiment.source.data is '{tmp_path / 'other'}' in process 1, and '" in errors[1]
@@ -300,7 +303,7 @@ def test_two_processes_resume_over_a_damaged_checkpoint(world: World, unbroken_o
 
 @slow
 def test_twenty_kills_at_random_moments_change_no_bit(world: World, unbroken: bytes, tmp_path: Path) -> None:
-    """With a save at every step, so that many kills meet one. A run goes on until its kill, the last to its end."""
+    """Every step is saved, so that many kills meet a save. A run goes on until its kill, the last to its end."""
     moments = random.Random(0)
     kills, out = 0, tmp_path / "run"
     while kills < 20:

@@ -1,4 +1,4 @@
-"""What a run loads: models that do not fit its rows are refused, and what fits is kept."""
+"""A run refuses models that do not fit its rows, and keeps what fits."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_members_of_a_regression_may_call_their_output_differently(
         members.append(
             tb.Experiment("regression", source, str(tmp_path / name), stages, max_length=16, seed=seed, data_seed=0)
         )
-    assert [own.config.id2label for own in load_population(members)] == [("score",)] * 2
+    assert [loaded.config.id2label for loaded in load_population(members)] == [("score",)] * 2
 
 
 @pytest.mark.parametrize(("labels", "readings"), [(("bad", "good"), 1), (("good", "bad"), 2)])
@@ -143,7 +143,7 @@ def test_a_seed_of_the_augmentation_is_checked_before_it_begins(tmp_path: Path) 
 def test_a_corpus_is_built_when_all_else_fits(
     wrong: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of gigabytes of text that takes hours."""
+    """A corpus of gigabytes takes hours to build."""
     monkeypatch.setattr("tinybert_jax.data.corpus.corpus.prepare", None)
     (tmp_path / "text.txt").write_text("we bought a bag of chips .\n")
     words = ("tea",) if wrong == "vocabulary" else ()

@@ -69,17 +69,17 @@ def test_decay_spares_biases_and_layer_norms_by_name() -> None:
 
 
 def test_adamw_is_optax_adamw_after_global_clipping() -> None:
-    ours = optim.make_optimizer("adamw", 0.1)
-    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=0.1, mask=optim.decay_mask))
-    params, their_params = PARAMS, PARAMS
-    state, their_state = ours.init(params), theirs.init(params)
+    optimizer = optim.make_optimizer("adamw", 0.1)
+    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=0.1, mask=optim.decay_mask))
+    params, reference_params = PARAMS, PARAMS
+    state, reference_state = optimizer.init(params), reference.init(params)
     for step in range(3):
         grads = jax.tree.map(lambda p, step=step: jnp.cos(jnp.arange(p.size) + step).reshape(p.shape), PARAMS)
-        updates, state = ours.update(grads, state, params)
+        updates, state = optimizer.update(grads, state, params)
         params = jax.tree.map(lambda p, u: p - 0.01 * u, params, updates)
-        updates, their_state = theirs.update(grads, their_state, their_params)
-        their_params = optax.apply_updates(their_params, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, their_params)
+        updates, reference_state = reference.update(grads, reference_state, reference_params)
+        reference_params = optax.apply_updates(reference_params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, reference_params)
 
 
 def test_bert_adam_clips_every_layer_of_a_stacked_leaf_by_itself() -> None:

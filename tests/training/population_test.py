@@ -36,24 +36,30 @@ HYPERS = [
 ]
 
 
-def trained(
-    objective: Objective,
-    students: list[Any],
-    hypers: list[tb.Hyper],
-    parts: int = 1,
-    optimizer_name: OptimizerName = "adamw",
-) -> Any:
-    """The state and the metrics after three steps of a population."""
-    mesh, optimizer = sharding.make_mesh(), optim.make_optimizer(optimizer_name)
-    teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
-    params = population.stack([objective.init(jax.random.key(2), student) for student in students])
-    keys = population.stack([jax.random.key(int(hyper.numbers["temperature"])) for hyper in hypers])
-    state = create_state(params, optimizer, keys, mesh)
-    schedule = optim.make_schedule("linear", 10)
-    step = make_train_step(objective, optimizer, schedule, mesh, state, teacher, parts)
-    for _ in range(3):
-        state, metrics = step(state, teacher, make_batch(), population.stack(hypers))
-    return jax.device_get((state._replace(key=jax.random.key_data(state.key)), metrics))
+class Steps:
+    """Three steps of an objective, compiled once for each number of members."""
+
+    def __init__(self, objective: Objective, parts: int = 1, optimizer: OptimizerName = "adamw") -> None:
+        self._objective, self._parts = objective, parts
+        self._mesh, self._optimizer = sharding.make_mesh(), optim.make_optimizer(optimizer)
+        self._teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+        self._compiled: dict[int, Any] = {}
+
+    def run(self, students: list[Any], hypers: list[tb.Hyper]) -> Any:
+        """The state and the metrics after three steps of a population."""
+        params = population.stack([self._objective.init(jax.random.key(2), student) for student in students])
+        keys = population.stack([jax.random.key(int(hyper.numbers["temperature"])) for hyper in hypers])
+        state = create_state(params, self._optimizer, keys, self._mesh)
+        if len(students) not in self._compiled:
+            schedule = optim.make_schedule("linear", 10)
+            self._compiled[len(students)] = make_train_step(
+                self._objective, self._optimizer, schedule, self._mesh, state, self._teacher, self._parts
+            )
+        for _ in range(3):
+            state, metrics = self._compiled[len(students)](
+                state, self._teacher, make_batch(), population.stack(hypers)
+            )
+        return jax.device_get((state._replace(key=jax.random.key_data(state.key)), metrics))
 
 
 def make_students(n: int) -> list[Any]:
@@ -66,20 +72,20 @@ def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
     make = prediction_objective if kind == "prediction" else transformer_objective
     preset: Preset = "official" if kind == "official" else "default"
     objective, students = make(STUDENT, TEACHER, preset=preset), make_students(3)
-    how: tuple[int, OptimizerName] = (2 if kind == "in parts" else 1, arithmetic(preset).optimizer)
-    together = trained(objective, students, HYPERS, *how)
+    steps = Steps(objective, 2 if kind == "in parts" else 1, arithmetic(preset).optimizer)
+    together = steps.run(students, HYPERS)
     assert len(set(together[1]["loss"].tolist())) == 3
     for i in range(3):
-        alone = trained(objective, [students[i]], [HYPERS[i]], *how)
+        alone = steps.run([students[i]], [HYPERS[i]])
         jax.tree.map(np.testing.assert_array_equal, population.member(together, i), population.member(alone, 0))
 
 
 def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`vmap` instead of one after the other: the third step's loss and gradient norm."""
+    """`vmap` takes the place of one after the other; loss and gradient norm of the third step agree."""
     objective, students = transformer_objective(STUDENT, TEACHER), make_students(3)
-    one_by_one = trained(objective, students, HYPERS)
+    one_by_one = Steps(objective).run(students, HYPERS)
     monkeypatch.setattr(step, "over_members", lambda function, mesh: jax.vmap(function))
-    at_once = trained(objective, students, HYPERS)
+    at_once = Steps(objective).run(students, HYPERS)
     np.testing.assert_allclose(at_once[1]["loss"], one_by_one[1]["loss"], rtol=1e-5)
     np.testing.assert_allclose(at_once[1]["gradient_norm"], one_by_one[1]["gradient_norm"], rtol=1e-5)
 
@@ -96,8 +102,8 @@ def test_members_with_other_parameters_are_refused_by_name() -> None:
 def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     teacher: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts, given = [], start.from_teacher
-    monkeypatch.setattr(start, "from_teacher", lambda *args: starts.append(args[0]) or given(*args))
+    starts, from_teacher = [], start.from_teacher
+    monkeypatch.setattr(start, "from_teacher", lambda *args: starts.append(args[0]) or from_teacher(*args))
     first = tb.Experiment(
         task="classification",
         source=tb.DataSource(data=str(reviews)),
@@ -109,13 +115,13 @@ def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     experiments = [dataclasses.replace(first, seed=seed, data_seed=0) for seed in range(3)]
     params = initial_params(experiments, load_population(experiments))
     assert starts == ["random"]
-    kernels = [np.asarray(own["classifier"]["kernel"]) for own in params]
+    kernels = [np.asarray(member_params["classifier"]["kernel"]) for member_params in params]
     assert not np.array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[1], kernels[2])
 
 
 def test_the_teacher_is_computed_once_for_all_members() -> None:
-    """Counted while it runs."""
+    """The calls are counted while the step runs."""
     objective, mesh = prediction_objective(STUDENT, TEACHER), sharding.make_mesh()
     calls = []
 

@@ -1,55 +1,26 @@
-"""Whole runs on real files: they learn, stop, resume and repeat bit for bit, and refuse what would not work."""
+"""Whole runs on real files learn, log what they do, and refuse what would not work."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import SHORT, run_here, write_conll, write_reviews, write_scored_reviews, write_squad
+from conftest import distillation, logged
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax.devices import processes
-from tinybert_jax.settings.tasks import get_task
-from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training import record, run
 from tinybert_jax.training.logs import Diverged
-from tinybert_jax.training.run import Result, _score_teacher
-
-
-def distillation(teacher: Path, student: Path, reviews: Path, **changes) -> tb.Experiment:
-    experiment = tb.Experiment(
-        task="classification",
-        source=tb.DataSource(data=str(reviews)),
-        model=str(student),
-        teacher=str(teacher),
-        stages=(
-            tb.Stage("transformer", epochs=8, learning_rate=3e-3, schedule="constant"),
-            tb.Stage("prediction", epochs=8, learning_rate=3e-3, evaluate_every=16),
-        ),
-        max_length=16,
-    )
-    return dataclasses.replace(experiment, **changes)
-
-
-def logged(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+from tinybert_jax.training.run import Result
 
 
 def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: Result) -> None:
@@ -139,7 +110,7 @@ def test_too_little_text_for_a_spectral_start_is_no_obstacle(
 
 
 def test_a_model_with_parameters_has_no_start(teacher_result: Result) -> None:
-    """As in the runs of earlier versions, so that they can be resumed."""
+    """Runs of earlier versions were described so, and can be resumed."""
     described = json.loads((teacher_result.directory.parent / "experiment.json").read_text())
     assert described["experiment"]["start"] == "random"
 
@@ -177,8 +148,10 @@ def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: Resul
 def test_what_no_stage_can_train_is_refused_before_the_run_is_made(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    projections, given = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, run.initial_params
-    monkeypatch.setattr(run, "initial_params", lambda *args: [params | projections for params in given(*args)])
+    projections, initial_params = {"fit_dense": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}, run.initial_params
+    monkeypatch.setattr(
+        run, "initial_params", lambda *args: [params | projections for params in initial_params(*args)]
+    )
     with pytest.raises(tb.InputError, match="fit_dense leads from width 16 to 7, but the teacher is 32 wide"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -208,75 +181,6 @@ def test_devices_that_stay_idle_are_named(
     assert "1 of 3 devices take part: more do not share 8 and 32 rows (a batch" in capsys.readouterr().out
 
 
-def command(teacher: Path, student: Path, reviews: Path, out: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "tinybert_jax.cli", "distill", "--teacher", str(teacher), "--student", str(student)),
-        *("--task", "classification", "--data", str(reviews), "--out", str(out), "--max-length", "16"),
-        *("--checkpoint-every", "7", *SHORT, *more),
-    ]
-
-
-def run_until(stage: str, step: int, number: int, arguments: list[str], out: Path) -> subprocess.Popen:
-    """Start the command, and send it a signal once its log holds the step of the stage."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not any(line["stage"] == stage and line["step"] >= step for line in logged_so_far(out)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    return process
-
-
-def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
-    """Without Python's own end, which XLA's threads may not survive: what is registered for it is not called."""
-    out = tmp_path / "run"
-    program = "import atexit; from tinybert_jax.cli.main import main; atexit.register(print, 'an orderly end'); main()"
-    arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]
-    arguments += ["--max-length", "16", "--epochs", "500", "--out", str(out)]
-    process = run_until("1-supervised", 10, signal.SIGTERM, [sys.executable, "-c", program, *arguments], out)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert errors.endswith("tinybert: interrupted; a run that had begun goes on with --resume\n")
-    assert "an orderly end" not in printed
-
-
-def test_a_signal_before_the_first_step_ends_the_program_in_order(
-    teacher: Path, reviews: Path, tmp_path: Path
-) -> None:
-    """SIGTERM's own action would leave the others waiting and temporary files behind."""
-    program = """
-import os, signal, tempfile
-from tinybert_jax.cli.main import main
-from tinybert_jax.training import run
-def load(experiments):
-    with tempfile.TemporaryDirectory(dir="."):
-        os.kill(os.getpid(), signal.SIGTERM)
-run.load_population = load
-main()
-"""
-    arguments = [
-        "finetune",
-        "--model",
-        str(teacher),
-        "--task",
-        "classification",
-        "--data",
-        str(reviews),
-        "--out",
-        "run",
-    ]
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
-        130,
-        "tinybert: interrupted; a run that had begun goes on with --resume",
-    )
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,43 +200,6 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way(
         with pytest.raises(tb.InputError, match="No space left on device"):
             tb.run(experiment, tmp_path / "run")
     record.check_out(tmp_path / "run", resume=False)
-
-
-def logged_so_far(out: Path) -> list[dict]:
-    if not (out / "metrics.jsonl").is_file():
-        return []
-    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-@pytest.mark.parametrize(
-    ("number", "stage", "step"),
-    [(signal.SIGINT, "1-transformer", 20), (signal.SIGTERM, "2-prediction", 10), (signal.SIGKILL, "2-prediction", 20)],
-    ids=["SIGINT", "SIGTERM", "SIGKILL"],
-)
-def test_a_stopped_run_resumes_to_the_same_bits(
-    number: int,
-    stage: str,
-    step: int,
-    unbroken: bytes,
-    teacher: Path,
-    blank_student: Path,
-    reviews: Path,
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "run"
-    process = run_until(stage, step, number, command(teacher, blank_student, reviews, out), out)
-    printed, errors = process.communicate(timeout=120)
-    assert not (out / "student").exists()
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 0, errors
-        assert "continue with the same command and --resume" in printed
-    run_here(command(teacher, blank_student, reviews, out, "--resume"))
-    assert (out / "student" / "model.safetensors").read_bytes() == unbroken
-    steps = [line["step"] for line in logged(out) if line["stage"] == "1-transformer"]
-    assert steps == sorted(set(steps)), "no step is logged twice"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
@@ -465,53 +332,6 @@ def test_a_dev_set_of_one_class_is_refused(pretrained: Path, tmp_path: Path) -> 
         tb.run(tb.Experiment("classification", source, str(pretrained), stages, max_length=16), tmp_path / "run")
 
 
-def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_its_cache_is_warned_about(
-    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    moved = Path(shutil.copytree(teacher, tmp_path / "teacher"))
-    stages = (tb.Stage("prediction", max_steps=2),)
-    tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run")
-    uncached = distillation(moved, blank_student, reviews, stages=stages, teacher_cache_gb=0.0)
-    tb.run(uncached, tmp_path / "run", resume=True)
-    assert "warning: experiment.teacher_cache_gb was 20.0 when the run started and is 0.0" in capsys.readouterr().err
-    sparser = distillation(moved, blank_student, reviews, stages=stages, checkpoint_every=7)
-    tb.run(sparser, tmp_path / "run", resume=True)
-    assert "checkpoint_every" not in capsys.readouterr().err, "the result does not depend on it"
-    config, params = tb.load_hf(moved)
-    tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
-    with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):
-        tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run", resume=True)
-
-
-def test_resuming_another_experiment_is_refused_by_the_fields_name(
-    teacher_result: Result, pretrained: Path, reviews: Path, tmp_path: Path
-) -> None:
-    out = teacher_result.directory.parent
-    described = json.loads((out / "experiment.json").read_text())
-    stages = (tb.Stage("supervised", epochs=12, learning_rate=1e-3, evaluate_every=24),)
-    experiment = tb.Experiment(
-        task="classification",
-        source=tb.DataSource(data=str(reviews)),
-        model=str(pretrained),
-        stages=stages,
-        max_length=16,
-    )
-    assert described["experiment"]["stages"][0]["learning_rate"] == 3e-3
-    with pytest.raises(tb.InputError, match=r"experiment\.stages\.0\.learning_rate was 0\.003 and is 0\.001"):
-        tb.run(experiment, out, resume=True)
-
-
-@pytest.fixture
-def ignorant(pretrained: Path, tmp_path: Path) -> Path:
-    """A teacher with a random head."""
-    config, params = tb.load_hf(pretrained)
-    config = dataclasses.replace(config, id2label=("bad", "good"))
-    random = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
-    random["encoder"] |= params["encoder"]
-    tb.save_hf(tmp_path / "ignorant", config, random, tb.load_tokenizer(pretrained, config))
-    return tmp_path / "ignorant"
-
-
 def test_a_directory_that_cannot_be_made_holds_no_checkpoints(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -522,110 +342,3 @@ def test_a_directory_that_cannot_be_made_holds_no_checkpoints(
 def test_64_bits_are_refused(teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path) -> None:
     with jax.enable_x64(True), pytest.raises(tb.InputError, match="JAX_ENABLE_X64 is set"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
-
-
-def test_a_teacher_at_chance_is_refused_before_the_run_begins(
-    ignorant: Path, blank_student: Path, tmp_path: Path
-) -> None:
-    data = write_reviews(tmp_path / "data", dev=100)
-    with pytest.raises(tb.InputError, match="no better than chance"):
-        tb.run(distillation(ignorant, blank_student, data), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("task", "write", "refused"),
-    [("classification", write_reviews, True), ("ner", write_conll, False), ("squad", write_squad, False)],
-)
-def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
-    task: str,
-    write: Callable[..., Path],
-    refused: bool,
-    pretrained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A correlation of 0.1 on 200 rows can be luck; an F1 of 0.1 in tagging them is not."""
-    config, _ = tb.load_hf(pretrained)
-    source = tb.DataSource(data=str(write(tmp_path / "data", train=16, dev=200)))
-    dev = load_split(get_task(task), source, "dev", tb.load_tokenizer(pretrained, config), 32)
-    dev = dataclasses.replace(dev, skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
-    monkeypatch.setattr(run, "make_predict_step", lambda *arguments: None)
-    monkeypatch.setattr(run, "predict_logits", lambda *arguments: np.zeros((200, 2), np.float32))
-    head = get_task(task).head
-    inputs = SimpleNamespace(head=head, teacher_dev={"dev": dev}, buckets=(32,), compute=tb.Compute())
-    arguments = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
-    with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
-        assert _score_teacher.__wrapped__(*arguments) == {"f1": 0.1}
-
-
-@pytest.mark.parametrize(("task", "seed"), [("classification", 0), ("regression", 0), ("ner", 1)])
-def test_a_model_that_learnt_nothing_is_told_so_at_the_end(
-    task: str, seed: int, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """A learning rate of next to nothing, behind a new head; that of tags gives all words one tag."""
-    if task == "ner":
-        data = write_conll(tmp_path / "data", train=16, dev=16)  # of words that the model does not know
-    else:
-        data = write_reviews(tmp_path / "data", train=32, dev=100)
-        if task == "regression":
-            write_scored_reviews(data, data)
-    experiment = tb.Experiment(
-        task=task,
-        source=tb.DataSource(data=str(data)),
-        model=str(pretrained),
-        stages=(tb.Stage("supervised", max_steps=2, learning_rate=1e-9),),
-        max_length=16,
-        seed=seed,
-    )
-    result = tb.run(experiment, tmp_path / "run")
-    warnings = re.findall("^warning: .*$", capsys.readouterr().err, re.MULTILINE)
-    measure = {"ner": r"F1 0\.\d+, and guesses reach 0\.050"}.get(
-        task, r"correlation with the labels -?0\.\d+, .* 0\.200"
-    )
-    majority = r"; accuracy 0\.\d+, and the majority class has 0\.\d+" if task == "classification" else ""
-    assert len(warnings) == 1
-    assert re.fullmatch(
-        rf"warning: {result.directory}: on the dev set it is no better than chance \({measure}{majority}\);"
-        " try more epochs or steps, or a higher learning rate",
-        warnings[0],
-    )
-
-
-@pytest.mark.parametrize(
-    ("predicted", "selection", "told"),
-    [
-        (90 * [0] + 10 * [0], "accuracy", "guesses reach 0.200; accuracy 0.900, and the majority class has 0.900)"),
-        (90 * [0] + 10 * [0], "matthews", "guesses reach 0.200; accuracy 0.900, and the majority class has 0.900)"),
-        (
-            85 * [0] + 5 * [1] + 5 * [1] + 5 * [0],
-            "accuracy",
-            "chance (accuracy 0.900, and the majority class has 0.900)",
-        ),
-        (85 * [0] + 5 * [1] + 5 * [1] + 5 * [0], "matthews", ""),
-        (89 * [0] + 1 * [1] + 5 * [1] + 5 * [0], "accuracy", ""),
-    ],
-)
-def test_a_model_of_skewed_classes_is_measured_by_the_score_that_selects(
-    predicted: list[int], selection: str, told: str, pretrained: Path, tmp_path: Path
-) -> None:
-    """90 rows are bad, 10 good. With ten of them wrong, a model has no more right than the majority class."""
-    rows = 90 * ["a bag\tbad"] + 10 * ["chips\tgood"]
-    (tmp_path / "dev.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
-    tokenizer = tb.load_tokenizer(pretrained, tb.load_hf(pretrained)[0])
-    source = tb.DataSource(data=str(tmp_path))
-    split = load_split(get_task("classification"), source, "dev", tokenizer, 16, ("bad", "good"))
-    failure = dataclasses.replace(split, selection=selection).failure(np.eye(2, dtype=np.float32)[predicted])
-    assert failure.endswith(told)
-    assert bool(failure) == bool(told)
-
-
-def test_of_few_rows_a_teacher_at_chance_gives_a_warning(
-    ignorant: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As on WNLI, where BERT's best guess is the larger class."""
-    experiment = distillation(ignorant, blank_student, reviews, stages=(tb.Stage("prediction", epochs=1),))
-    result = tb.run(experiment, tmp_path / "run")
-    warning = rf"^warning: {ignorant}: its predictions on the dev set are no better than chance"
-    assert re.search(warning, capsys.readouterr().err, re.MULTILINE)
-    assert result.directory.is_dir()

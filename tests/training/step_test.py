@@ -67,7 +67,7 @@ def test_equal_seeds_give_equal_losses() -> None:
 
 @pytest.mark.parametrize("stage", ["supervised", "masked_lm"])
 def test_a_batch_in_parts_gives_loss_and_gradient_norm_of_the_whole(stage: str) -> None:
-    """With filler rows, or masked tokens, spread unevenly over the parts, and without dropout, whose keys differ."""
+    """Filler rows, or masked tokens, are spread unevenly over the parts; dropout, whose keys would differ, is off."""
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = tb.BertConfig(hidden_size=16, num_hidden_layers=2, **SIZES, **still)
     batch = make_batch()._replace(example_mask=np.array([1, 0, 0, 0, 1, 1, 1, 0], np.float32))

@@ -68,11 +68,11 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
         at = 1
         for pieces, written in zip(words.pieces, words.written, strict=True):
             word = written if pieces == [tokenizer.unk_token_id] else tokenizer.decode(pieces)
-            found = []
+            offered = []
             if not RULES[preset].replaces(word):
                 pass
             elif len(pieces) > 1:
-                found = tokenizer(near.find([word])[0], add_special_tokens=False)["input_ids"]
+                offered = tokenizer(near.find([word])[0], add_special_tokens=False)["input_ids"]
             else:
                 masked = [tokenizer.cls_token_id, *sentence, tokenizer.sep_token_id]
                 masked[at] = tokenizer.mask_token_id
@@ -87,9 +87,9 @@ def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, 
                 best = np.asarray(one(ids, ones, types, np.array([at], np.int32)))[0].tolist()
                 tokens = tokenizer.convert_ids_to_tokens(best)
                 words_only = [i for i, t in zip(best, tokens, strict=True) if not t.startswith(("##", "["))]
-                own = pieces[0] if preset == "default" else None
-                found = [[i] for i in words_only if i != own][:CANDIDATES]
-            expected.append(found)
+                left_out = pieces[0] if preset == "default" else None
+                offered = [[i] for i in words_only if i != left_out][:CANDIDATES]
+            expected.append(offered)
             at += len(pieces)
     assert [ids for _, ids in candidates_by_word(table, tokenizer)] == expected
     assert any(len(ids) == CANDIDATES for ids in expected) or preset == "official"
@@ -138,9 +138,9 @@ def test_default_never_offers_the_word_itself_and_no_preset_what_is_no_word(toke
         table, _ = load_table(tmp_path / preset, rows, tokenizer)
         tokens = set(tokenizer.convert_ids_to_tokens(table.candidates[table.candidates >= 0].tolist()))
         assert not {t for t in tokens if t.startswith(("##", "["))}
-        found = candidates_by_word(table, tokenizer)
-        own = [[word] in [tokenizer.convert_ids_to_tokens(i) for i in ids] for word, ids in found]
-        assert any(own) == (preset != "default")
+        offered = candidates_by_word(table, tokenizer)
+        offers_itself = [[word] in [tokenizer.convert_ids_to_tokens(i) for i in ids] for word, ids in offered]
+        assert any(offers_itself) == (preset != "default")
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,10 @@ def test_chinese_characters_are_words_except_to_the_original_code(tmp_path):
 def test_a_word_of_several_pieces_takes_its_nearest_words(tokenizer, model, tmp_path):
     build(tmp_path / "out", rows_of("a walking scene"), tokenizer, model)
     table, _ = load_table(tmp_path / "out", rows_of("a walking scene"), tokenizer)
-    found = dict(candidates_by_word(table, tokenizer))["walking"]
+    offered = dict(candidates_by_word(table, tokenizer))["walking"]
     embeddings = np.asarray(model[1]["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     (near,) = embedding_neighbours(embeddings, tokenizer).find(["walking"])
-    assert [tokenizer.convert_ids_to_tokens(ids) for ids in found] == [[word] for word in near]
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in offered] == [[word] for word in near]
 
 
 def test_special_tokens_written_in_a_text_and_unknown_words_keep_their_place(tokenizer, model, tmp_path):
@@ -262,15 +262,15 @@ def test_the_number_of_rows_per_file_does_not_change_the_table(tokenizer, model,
     near = neighbours.Neighbours(lambda words: [["un-play", "softest", "talked", "film"]] * len(words), "near")
     monkeypatch.setattr(neighbours, "embedding_neighbours", None)
     settings, function = Settings("default", 2, 32, ""), compiled(model, RULES["default"].asked)
-    found = []
+    tables = []
     for size in (256, 1, 2):
         monkeypatch.setattr(candidates, "ROWS_PER_FILE", size)
         monkeypatch.setattr(candidate_table, "ROWS_PER_FILE", size)
         build_table(tmp_path / str(size), rows, tokenizer, function, near, settings)
-        found.append(candidates_by_word(load_table(tmp_path / str(size), rows, tokenizer)[0], tokenizer))
-    assert found[0] == found[1] == found[2]
+        tables.append(candidates_by_word(load_table(tmp_path / str(size), rows, tokenizer)[0], tokenizer))
+    assert tables[0] == tables[1] == tables[2]
     several = tokenizer(["softest", "talked"], add_special_tokens=False)["input_ids"]
-    assert [ids for ids in dict(found[0])["walking"] if len(ids) > 1] == several
+    assert [ids for ids in dict(tables[0])["walking"] if len(ids) > 1] == several
 
 
 def test_another_number_of_variants_needs_no_new_table_and_anything_else_another_directory(

@@ -37,10 +37,10 @@ def test_neighbours_are_those_of_highest_cosine_without_the_word_itself(tmp_path
     path, unit = write_vectors(tmp_path, words)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -2)
-    found = vector_neighbours(path).find(["word7", "absent", "Word31", "word7"])
+    nearest = vector_neighbours(path).find(["word7", "absent", "Word31", "word7"])
     for word, row in ((7, 0), (31, 2), (7, 3)):
-        assert found[row] == [words[i] for i in np.argsort(-cosines[word])[:CANDIDATES]]
-    assert found[1] == []
+        assert nearest[row] == [words[i] for i in np.argsort(-cosines[word])[:CANDIDATES]]
+    assert nearest[1] == []
 
 
 @pytest.mark.parametrize(("block", "scores"), [(1, 10**6), (3, 10**6), (1024, 40 * 5), (1024, 1)])
@@ -127,11 +127,13 @@ def test_official_reads_the_first_vectors_only(tmp_path, monkeypatch):
     monkeypatch.setitem(RULES, "official", dataclasses.replace(RULES["official"], vectors=20))
     path, _ = write_vectors(tmp_path, [f"word{i}" for i in range(50)])
     tokenizer, table = make_tokenizer(tmp_path), np.ones((100, 4), np.float32)
-    found = {preset: load_neighbours(path, table, tokenizer, preset) for preset in ("default", "paper", "official")}
-    seen = {preset: {int(w[4:]) for w in near.find(["word3"])[0]} for preset, near in found.items()}
+    neighbours = {
+        preset: load_neighbours(path, table, tokenizer, preset) for preset in ("default", "paper", "official")
+    }
+    seen = {preset: {int(w[4:]) for w in near.find(["word3"])[0]} for preset, near in neighbours.items()}
     assert max(seen["official"]) < 20 <= max(seen["default"])
     assert seen["paper"] == seen["default"]
-    assert found["official"].fingerprint != found["default"].fingerprint == found["paper"].fingerprint
+    assert neighbours["official"].fingerprint != neighbours["default"].fingerprint == neighbours["paper"].fingerprint
     words, _ = read_vectors(write(tmp_path, "3 2\na 1 0\nb 0 1\nc 1 1\n"), limit=2)
     assert words == ["a", "b"], "a header is no vector"
 
@@ -154,14 +156,14 @@ def test_without_a_file_the_models_embeddings_are_searched_and_a_note_says_so(tm
     before = table.copy()
     near = load_neighbours(None, table, tokenizer, "default")
     assert "no --glove FILE" in capsys.readouterr().err
-    (found,) = near.find(["walking"])
+    (nearest,) = near.find(["walking"])
     ids = tokenizer("walking", add_special_tokens=False)["input_ids"]
     assert len(ids) == 2
     query = table[ids].mean(axis=0)
     whole = [i for i in range(len(tokenizer)) if whole_words(tokenizer)[i]]
     cosines = table[whole] @ query / np.linalg.norm(table[whole], axis=1)
     tokens = tokenizer.convert_ids_to_tokens(whole)
-    assert found == [tokens[i] for i in np.argsort(-cosines)[:CANDIDATES]]
+    assert nearest == [tokens[i] for i in np.argsort(-cosines)[:CANDIDATES]]
     assert near.find([]) == []
     np.testing.assert_array_equal(table, before)
 

@@ -85,8 +85,8 @@ def test_every_token_comes_once_and_in_order(any_tokenizer, short):
 def test_sequences_are_whole_sentences_and_as_many_as_fit(tokenizer):
     full_stop = tokenizer.convert_tokens_to_ids(".")
     rows = [ids[1:-1] for _, ids in made(DOCUMENTS, recipe_of(tokenizer, short_sequence_probability=0.0))]
-    own = [tokenizer.convert_ids_to_tokens(row[-2]) for row in rows]
-    for (row, name), (following, following_name) in itertools.pairwise(zip(rows, own, strict=True)):
+    names = [tokenizer.convert_ids_to_tokens(row[-2]) for row in rows]
+    for (row, name), (following, following_name) in itertools.pairwise(zip(rows, names, strict=True)):
         assert row[-1] == full_stop
         if name == following_name:
             assert len(row) + following.index(full_stop) + 1 > 22  # the next sentence would not have fitted

@@ -23,8 +23,8 @@ def write(folder, **contents):
     return tuple(str(folder / name) for name in contents)
 
 
-def documents(found, one_document_per_line=False):
-    return [d for unit in found for d in split_documents(unit, one_document_per_line)]
+def documents(text_units, one_document_per_line=False):
+    return [d for unit in text_units for d in split_documents(unit, one_document_per_line)]
 
 
 TEXT = "".join(f"line {i} ä\nline {i} 水\n \t\n\n" for i in range(30)).encode()
@@ -33,25 +33,25 @@ TEXT = "".join(f"line {i} ä\nline {i} 水\n \t\n\n" for i in range(30)).encode(
 @pytest.mark.parametrize("one_document_per_line", [False, True])
 def test_units_hold_whole_documents_in_order(tmp_path, one_document_per_line):
     files = write(tmp_path, a=TEXT)
-    found = list(units(files, one_document_per_line))
-    assert len(found) > 5
-    assert max(map(len, found)) <= 100
-    assert documents(found, one_document_per_line) == documents([TEXT], one_document_per_line)
+    text_units = list(units(files, one_document_per_line))
+    assert len(text_units) > 5
+    assert max(map(len, text_units)) <= 100
+    assert documents(text_units, one_document_per_line) == documents([TEXT], one_document_per_line)
 
 
 def test_reading_in_larger_pieces_gives_the_same_units(tmp_path, monkeypatch):
     files = write(tmp_path, a=TEXT)
-    found = list(units(files, False))
+    text_units = list(units(files, False))
     monkeypatch.setattr(text, "READ_BYTES", 1000)
-    assert list(units(files, False)) == found
+    assert list(units(files, False)) == text_units
 
 
 def test_a_document_longer_than_a_unit_is_cut_at_a_line(tmp_path):
     files = write(tmp_path, a=b"twenty bytes a line.\n" * 20)
-    found = list(units(files, False))
-    assert len(found) == 5
-    assert all(unit.endswith(b".\n") for unit in found[:-1])
-    assert sum(len(d) for d in documents(found)) == 20
+    text_units = list(units(files, False))
+    assert len(text_units) == 5
+    assert all(unit.endswith(b".\n") for unit in text_units[:-1])
+    assert sum(len(d) for d in documents(text_units)) == 20
 
 
 def test_a_file_ends_a_document(tmp_path):
@@ -68,9 +68,9 @@ def test_compressed_files_are_read_as_the_plain_ones(tmp_path):
 
 def test_survey_counts_and_tells_texts_apart(tmp_path):
     first, second = write(tmp_path, a=TEXT, b=TEXT[:-9] + b"!\n\n")
-    found = list(units([first], False))
+    text_units = list(units([first], False))
     one, other = survey(CorpusSource((first,))), survey(CorpusSource((second,)))
-    assert (one.size, one.units) == (sum(map(len, found)), len(found))
+    assert (one.size, one.units) == (sum(map(len, text_units)), len(text_units))
     assert one.sha256 != other.sha256
 
 

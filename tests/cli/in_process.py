@@ -1,0 +1,40 @@
+"""The tests of the commands run them in this process, and check refusals, by these functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tinybert_jax.cli import main
+
+
+def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit code of `tinybert ARGUMENTS`, run in this process."""
+    monkeypatch.setattr("sys.argv", ["tinybert", *map(str, arguments)])
+    try:
+        main.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def assert_refused(capsys: pytest.CaptureFixture, code: int, message: str) -> None:
+    """Exit code 2, and one line that holds the message."""
+    printed = capsys.readouterr()
+    assert code == 2, printed
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("tinybert: error: ")
+    assert message in lines[0]
+
+
+def distill_arguments(teacher: Path, student: Path, data: Path, out: Path) -> list[object]:
+    return [
+        *("distill", "--teacher", teacher, "--student", student, "--task", "classification"),
+        *("--data", data, "--max-length", "16", "--out", out),
+    ]
