@@ -22,7 +22,7 @@ from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import OptimizerName, Preset
 from tinybert_jax.students import start
-from tinybert_jax.training import optim, population, step
+from tinybert_jax.training import loop, optim, population, step
 from tinybert_jax.training.checkpoint import Checkpoints
 from tinybert_jax.training.inputs import initial_params, load_population
 from tinybert_jax.training.loop import Stopped
@@ -212,6 +212,28 @@ def test_who_asks_while_a_stages_last_step_is_saved_does_not_get_the_next_stage(
         with pytest.raises(Stopped, match="1-transformer after step 4 of 4"):
             tb.run(experiments[1], tmp_path / "run")
     assert weights(tb.run(experiments[1], tmp_path / "run", resume=True)) == weights(whole[1])
+
+
+def test_a_stop_signal_is_not_lost_while_the_batches_of_a_stage_are_deleted(
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python ignores KeyboardInterrupt in `__del__`."""
+    train_batches = loop.train_batches
+
+    class Batches:
+        def __init__(self, *args: Any) -> None:
+            self._batches = train_batches(*args)
+
+        def __iter__(self) -> Any:
+            return self._batches
+
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_batches", Batches)
+        with pytest.raises(Stopped, match="1-transformer after step 4 of 4"):
+            tb.run(together[0][1], tmp_path / "run")
 
 
 def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, 
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert errors.endswith("tinybert: interrupted; a run that had begun goes on with --resume\n")
+    assert errors.endswith("tinybert: interrupted; if its --out exists, the same command with --resume continues\n")
     assert "an orderly end" not in printed
 
 
@@ -82,7 +82,7 @@ main()
     )
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
         130,
-        "tinybert: interrupted; a run that had begun goes on with --resume",
+        "tinybert: interrupted; if its --out exists, the same command with --resume continues",
     )
     assert not list(tmp_path.iterdir())
 

@@ -93,7 +93,9 @@ def main() -> None:
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
     except KeyboardInterrupt:
-        print("\ntinybert: interrupted; a run that had begun goes on with --resume", file=sys.stderr)
+        print(
+            "\ntinybert: interrupted; if its --out exists, the same command with --resume continues", file=sys.stderr
+        )
         _end(130, "interrupted", at_once=True)
     except Exception as error:
         if processes := _processes():

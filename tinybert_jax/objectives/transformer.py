@@ -168,7 +168,10 @@ def build(settings: Transformer, context: Context) -> Objective:
     """The objective of a stage."""
     teacher = context.teacher
     if teacher is None:
-        raise InputError("stage 'transformer' compares layers, and the teacher has none: take stage 'prediction'")
+        raise InputError(
+            "stage 'transformer' compares layers, and the teacher has none: take stage 'prediction' alone"
+            " (--stage prediction)"
+        )
     return transformer_objective(
         context.student, teacher, context.layer_map, context.arithmetic, settings=settings, compute=context.compute
     )

@@ -160,5 +160,7 @@ def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) 
     if len(layer_map) != student_depth:
         raise InputError(f"the layer map {layer_map} must name a layer for each of the student's {student_depth}")
     if not all(1 <= g <= teacher_depth for g in layer_map):
-        raise InputError(f"the layer map {layer_map} must name teacher layers from 1 to {teacher_depth}")
+        raise InputError(
+            f"the layer map {layer_map} names a layer that the teacher lacks: give numbers from 1 to {teacher_depth}"
+        )
     return tuple(layer_map)

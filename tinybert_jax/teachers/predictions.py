@@ -71,7 +71,10 @@ def load_predictions(experiment: Experiment) -> Teacher:
     def outputs_of(rows: Rows) -> np.ndarray:
         for texts, number in zip(rows.texts, rows.lines, strict=True):
             if texts not in outputs:
-                raise InputError(f"{path}: no prediction for row {number} of the training file, {texts[0][:60]!r}")
+                raise InputError(
+                    f"{path}: no prediction for row {number} of the training file, {texts[0][:60]!r}: add a line for"
+                    " its text, or take the row out"
+                )
         return np.stack([outputs[texts] for texts in rows.texts])
 
     digest = hashlib.sha256(content.encode()).hexdigest()

@@ -162,6 +162,7 @@ def _train(
             if stopping:
                 break
         else:  # a stop signal during the last step also cancels the next stage
+            del batches  # it ends here, as KeyboardInterrupt is lost when it is raised while Python deletes an object
             stopping = index + 1 < len(experiment.stages) and stop.agreed(last=True)
         checkpoints.finish()
         if stopping:

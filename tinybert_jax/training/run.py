@@ -172,12 +172,19 @@ def _rows_at_once(experiment: Experiment) -> list[int]:
 
 
 def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: bool) -> None:
-    """Say which devices a chosen mesh leaves idle, and that a batch is larger than the training rows."""
+    """Say which devices a chosen mesh leaves idle, and what the experiment may not intend."""
     if chosen and mesh.size < jax.device_count():
         rows = " and ".join(map(str, sorted(set(_rows_at_once(experiment)))))
         print(
             f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
             " accumulation its part) evenly",
+            flush=True,
+        )
+    student, teacher = inputs.config, inputs.teacher_model
+    if teacher is not None and student.num_hidden_layers > teacher.config.num_hidden_layers:
+        print(
+            f"note: the student has {student.num_hidden_layers} layers, and the teacher"
+            f" {teacher.config.num_hidden_layers}",
             flush=True,
         )
     largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)

@@ -65,7 +65,9 @@ def build(
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
     if tsv is not None:
         if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
-            raise InputError("--tsv writes in the layout of the training file, which must be a .tsv")
+            raise InputError(
+                "--tsv writes in the layout of the training file, which is no .tsv: leave --tsv out, or give a .tsv"
+            )
         if not tsv.parent.is_dir() or tsv.exists():
             raise InputError(f"{tsv}: {'exists already' if tsv.exists() else 'not in an existing directory'}")
     config, params = load_hf(model)

@@ -243,7 +243,9 @@ def write_variants(
         InputError: `train` is not a TSV.
     """
     if train.suffix != ".tsv":
-        raise InputError(f"{train}: not a .tsv: the variants are written in the layout of the training file")
+        raise InputError(
+            f"{train}: no .tsv, and the variants are written in its layout: leave --tsv out, or give a .tsv"
+        )
     lines = [line.removesuffix("\r") for line in train.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")]
     header = [] if headerless else lines[:1]
     columns = list(headerless) or header[0].split("\t")
