@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tinybert_jax as tb
 from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words, write_words
 
+TRANSFORMERS = tuple(map(int, importlib.metadata.version("transformers").split(".")[:2]))
 TEXT = "we bought a bag of crisp chips , and it was very good !".split()
 FRAMES = {
     "bert": Frame((2,), (3,), (3,), True, ""),
@@ -100,12 +102,31 @@ def test_a_tokenizer_of_another_padding_is_refused_where_positions_count_from_it
         tb.load_tokenizer(directory, tb.load_hf(directory)[0])
 
 
-def test_a_vocabulary_in_json_and_a_file_of_merges_are_read(tmp_path: Path) -> None:
+def write_merges(tmp_path: Path) -> tuple[Any, tb.BertConfig]:
+    """The files of a RoBERTa that has no tokenizer.json; its tokenizer and config."""
     tokenizer = family_tokenizer("roberta", TEXT)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]))
     config = tb.BertConfig(model_type="roberta", vocab_size=len(tokenizer), pad_token_id=1)
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    return tokenizer, config
+
+
+@pytest.mark.skipif(TRANSFORMERS < (5, 23), reason="transformers 5.8 to 5.12 do not read such files; 5.23 does")
+def test_a_vocabulary_in_json_and_a_file_of_merges_are_read(tmp_path: Path) -> None:
+    tokenizer, config = write_merges(tmp_path)
     loaded = tb.load_tokenizer(tmp_path, config)
     assert loaded("a bag")["input_ids"] == tokenizer("a bag")["input_ids"]
+
+
+def test_a_tokenizer_without_tokenizer_json_that_is_not_read_is_told_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_files(*_: object, **__: object) -> None:
+        raise Exception("Deprecated in 0.9.0")  # as the Rust backend does behind transformers 5.8
+
+    _, config = write_merges(tmp_path)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_files)
+    with pytest.raises(tb.InputError, match=r"in 0.9.0\): copy .* anew, with tokenizer.json, or update transformers"):
+        tb.load_tokenizer(tmp_path, config)

@@ -40,9 +40,10 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust backend raises bare Exception
-        raise InputError(
-            f"{path}: the tokenizer cannot be read ({first_line(error)}): copy the tokenizer's files anew"
-        ) from None
+        advice = "copy the tokenizer's files anew"
+        if not (path / "tokenizer.json").is_file():  # the only form that every version of transformers reads
+            advice += ", with tokenizer.json, or update transformers"
+        raise InputError(f"{path}: the tokenizer cannot be read ({first_line(error)}): {advice}") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         kind = type(tokenizer).__name__
         raise InputError(f"{path}: {kind} has no Rust backend, which is needed: give a model with a tokenizer.json")
