@@ -244,7 +244,7 @@ def write_variants(
     """
     if train.suffix != ".tsv":
         raise InputError(
-            f"{train}: no .tsv, and the variants are written in its layout: leave --tsv out, or give a .tsv"
+            f"{train}: not a .tsv, and the variants are written in its layout: leave --tsv out, or give a .tsv"
         )
     lines = [line.removesuffix("\r") for line in train.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")]
     header = [] if headerless else lines[:1]
