@@ -33,7 +33,7 @@ all parts with small models, on a CPU too: its times say nothing.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import importlib.util
 import json
 import os
@@ -48,7 +48,7 @@ from typing import Any
 from gpu_lines import CORE, TORCH, Lines, Numbers, first_line
 
 HERE = Path(__file__).resolve().parent
-# part, function of `gpu_parts`, and its share of the minutes
+# part, function of `gpu_parts` or `gpu_torch`, and its share of the minutes
 WORK = (
     ("correctness", "correctness", 90),
     ("step", "step", 120),
@@ -244,9 +244,11 @@ def main() -> None:
         try:
             import gpu_parts  # only here: it imports the package, and what that needs
 
-            if not args.tiny and not args.function.startswith("torch"):
+            of_torch = args.function.startswith("torch")
+            if not args.tiny and not of_torch:
                 gpu_parts.check_gpu()
-            getattr(gpu_parts, args.function)(lines, gpu_parts.Sizes(args.tiny))
+            functions = importlib.import_module("gpu_torch") if of_torch else gpu_parts
+            getattr(functions, args.function)(lines, gpu_parts.Sizes(args.tiny))
         except Exception as error:
             lines.write(error=f"{args.function}: {first_line(error)}")
         return
