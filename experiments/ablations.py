@@ -163,10 +163,8 @@ def estimate(named: dict[str, tb.Experiment], seeds: int, gflops: float) -> str:
         for stage in setting.stages:
             stage_length = stage_steps(stage, rows * (variants if setting.augmented else 1))
             sizes = stage.batch_size, setting.max_length, students
-            steps, flops = (
-                steps + stage_length,
-                flops + stage_length * step_flops(build_objective(stage.objective, context), *sizes),
-            )
+            steps += stage_length
+            flops += stage_length * step_flops(build_objective(stage.objective, context), *sizes)
         return steps, flops
 
     alone = {name: setting_cost(setting, 1) for name, setting in named.items()}

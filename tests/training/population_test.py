@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import write_scored_reviews
+from conftest import distillation, write_scored_reviews
 from step_test import STUDENT, TEACHER, make_batch
 
 import tinybert_jax as tb
@@ -141,17 +141,11 @@ def test_the_teacher_is_computed_once_for_all_members() -> None:
 
 def make_experiments(pretrained: Path, teacher: Path, reviews: Path) -> list[tb.Experiment]:
     """Three students of one shape, that differ in start, seed and numbers."""
-    first = tb.Experiment(
-        task="classification",
-        source=tb.DataSource(data=str(reviews)),
-        model=str(pretrained),
-        teacher=str(teacher),
-        stages=(
-            tb.Stage("transformer", max_steps=4, learning_rate=1e-3),
-            tb.Stage("prediction", max_steps=12, learning_rate=3e-3, evaluate_every=4),
-        ),
-        max_length=16,
+    stages = (
+        tb.Stage("transformer", max_steps=4, learning_rate=1e-3),
+        tb.Stage("prediction", max_steps=12, learning_rate=3e-3, evaluate_every=4),
     )
+    first = distillation(teacher, pretrained, reviews, stages=stages)
     slow = tuple(dataclasses.replace(stage, learning_rate=1e-4) for stage in first.stages)
     slow = (slow[0], dataclasses.replace(slow[1], objective=tb.Prediction(temperature=2.0)))
     return [first, dataclasses.replace(first, seed=1, data_seed=0), dataclasses.replace(first, stages=slow)]
