@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "errors": ("InputError",),
     "batch": ("Batch",),
+    "settings.numbers": ("Ramp",),
     "settings.objectives": ("MaskedLM", "Prediction", "Supervised", "Transformer"),
     "settings.stages": ("Hyper", "Stage"),
     "settings.sources": ("CorpusSource", "DataSource"),
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     )
     from tinybert_jax.models.parameters import init_params
     from tinybert_jax.settings.experiment import Experiment
+    from tinybert_jax.settings.numbers import Ramp
     from tinybert_jax.settings.objectives import MaskedLM, Prediction, Supervised, Transformer
     from tinybert_jax.settings.sources import CorpusSource, DataSource
     from tinybert_jax.settings.stages import Hyper, Stage

@@ -101,7 +101,8 @@ def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperatu
         teacher_logits[1, 3:] = -np.inf  # padding is no answer
     target = np.exp(log_softmax(teacher_logits, 1 if head == "span" else -1))
     loss = loss_of(prediction_objective(STUDENT, TEACHER, head=head), params, teacher, batch, temperature=2.0)
-    np.testing.assert_allclose(loss, np.mean(per_example(head, student_logits, target, batch)), rtol=1e-5)
+    expected = 4 * np.mean(per_example(head, student_logits, target, batch))  # temperature**2
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])

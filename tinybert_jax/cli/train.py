@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tinybert_jax.cli.options import DeviceOptions, Devices, RunFlags, RunOptions, Source, TaskName, parse_mesh
+from tinybert_jax.cli.options import DeviceOptions, Devices, Moving, RunFlags, RunOptions, Source, TaskName, parse_mesh
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.numbers import parse_number
 from tinybert_jax.settings.objectives import (
     WORDS,
     LayerMap,
@@ -93,7 +94,10 @@ def distill(
     prediction_epochs: int | None = None,
     prediction_steps: int | None = None,
     prediction_learning_rate: float | None = None,
-    temperature: float = 1.0,
+    temperature: Moving = "1",
+    hard_weight: Moving = "0",
+    soft_weight: Moving = "1",
+    temperature_squared: bool | None = None,
     evaluate_every: int | None = None,
     teacher_cache_gb: float = 20.0,
 ) -> None:
@@ -128,7 +132,12 @@ def distill(
         prediction_steps: length of the second stage in steps, in place of its epochs.
         prediction_learning_rate: peak of the learning rate in the second stage, which rises linearly over the first
             10 % of the steps and falls to 0; default: the largest that the paper tries, 3e-5.
-        temperature: divides both sides' logits in the second stage.
+        temperature: divides both sides' logits in the second stage. A number, or one that moves over the stage's steps:
+            4:1 in a straight line, 4:1:cosine slowly at both ends.
+        hard_weight: weight of the true labels in the second stage, beside the teacher's outputs; likewise.
+        soft_weight: weight of the teacher's outputs in the second stage; likewise.
+        temperature_squared: multiply the term of the teacher's outputs by temperature**2, so that a temperature
+            changes its form and not its weight; default: with preset default, and not with paper and official.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
         teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
             they fit, a stage of several epochs computes them once; 0: the teacher runs in every step. With preset
@@ -140,10 +149,19 @@ def distill(
     kinds = DISTILL_STAGES[stage]
     no_first = not any(kind.matches_tokens for kind in kinds)
     no_second = not any(kind.trains_head for kind in kinds)
+    moving = {"temperature": temperature, "hard_weight": hard_weight, "soft_weight": soft_weight}
+    numbers: dict[str, Any] = {
+        name: parse_number(f"--{name.replace('_', '-')}", text) for name, text in moving.items()
+    }
+    numbers["temperature_squared"] = temperature_squared
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
-        "--temperature": not any(_reads(kind, "temperature") for kind in kinds) and temperature != 1,
+        **{
+            f"--{name.replace('_', '-')}": not any(_reads(kind, name) for kind in kinds)
+            for name, value in numbers.items()
+            if value != getattr(Prediction, name)
+        },
         "--evaluate-every": no_second and evaluate_every is not None,
     }
     _refuse_unread(stage, unread)
@@ -162,7 +180,7 @@ def distill(
 
     def of_outputs(kind: type[ObjectiveSettings]) -> Stage:
         return Stage(
-            kind(**_read(kind, temperature=temperature)),
+            kind(**_read(kind, **numbers)),
             epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
             max_steps=prediction_steps,
             learning_rate=(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
@@ -57,13 +57,15 @@ class BertForQuestionAnswering(BertModule):
 class HeadLosses(NamedTuple):
     """The losses of a head's logits, one value per example [b].
 
-    hard(logits, batch): against the labels.
+    hard(logits, batch): against the labels; of a row without a label, any finite number.
+    labelled(batch): whether a row has a label. A class or position of -1 is none, and neither is a number of NaN.
     soft(logits, targets, batch, temperature): against the targets of a teacher.
     target(logits): what is kept of a teacher's logits.
     """
 
     hard: Callable[[Array, Batch], Float[Array, "b"]]
     soft: Callable[[Array, Array, Batch, Any], Float[Array, "b"]]
+    labelled: Callable[[Batch], Bool[Array, "b"]]
     target: Callable[[Array], Array] = lambda logits: logits
     has_classes: bool = True  # the outputs are classes, so a temperature divides their logits
 
@@ -73,10 +75,12 @@ CLASSES = HeadLosses(
     soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_cross_entropy, (0, 0, None))(
         logits, targets, temperature
     ),
+    labelled=lambda batch: jnp.asarray(batch.labels) >= 0,
 )
 NUMBERS = HeadLosses(
-    hard=lambda logits, batch: jax.vmap(losses.squared_error)(logits, batch.labels),
+    hard=lambda logits, batch: jax.vmap(losses.squared_error)(logits, jnp.nan_to_num(batch.labels)),
     soft=lambda logits, targets, batch, temperature: jax.vmap(losses.squared_error)(logits, targets),
+    labelled=lambda batch: ~jnp.isnan(jnp.asarray(batch.labels)),
     target=lambda logits: logits[:, 0],
     has_classes=False,
 )
@@ -85,12 +89,14 @@ TAGS = HeadLosses(
     soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_token_cross_entropy, (0, 0, 0, None))(
         logits, targets, jnp.asarray(batch.labels) >= 0, temperature
     ),
+    labelled=lambda batch: jnp.any(jnp.asarray(batch.labels) >= 0, axis=-1),
 )
 SPANS = HeadLosses(
     hard=lambda logits, batch: jax.vmap(losses.span_cross_entropy)(logits, batch.labels, batch.attention_mask),
     soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_span_cross_entropy, (0, 0, 0, None))(
         logits, targets, batch.attention_mask, temperature
     ),
+    labelled=lambda batch: jnp.asarray(batch.labels)[:, 0] >= 0,
 )
 
 

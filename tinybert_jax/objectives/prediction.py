@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
-from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.models.heads import HEADS, HeadLosses, head_losses
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
 from tinybert_jax.objectives.objective import (
     Context,
@@ -36,9 +37,9 @@ def prediction_objective(
     settings: Prediction = DEFAULTS,
     compute: Compute = DEFAULT,
 ) -> Objective:
-    """Soft cross-entropy against the teacher's logits (equation 10); in regression, squared error.
+    """Soft cross-entropy against the teacher's logits (equation 10), and cross-entropy against the labels, weighted.
 
-    A head that labels tokens takes the mean over the tokens with a label; one of answer spans takes the mean of first
+    In regression both are squared errors. A row without a label has the soft term alone. A head that labels tokens takes the mean over the tokens with a label; one of answer spans takes the mean of first
     and last token, over positions. `official` divides by the number of classes, as the mean of the authors' code does,
     and in regression learns from the gold score instead of the teacher. The heads of both models are BERT's,
     `classifier(dropout(pooled))`, also in `official`. Those of the authors' code are `classifier(relu(pooled))`, so
@@ -50,7 +51,7 @@ def prediction_objective(
             their `targets`.
         preset: whose arithmetic.
         head: a row of `models.heads.HEADS`.
-        settings: the temperature, where `hyper` names none.
+        settings: temperature and weights, where `hyper` names none; and whether temperature**2 multiplies the soft term.
         compute: how both models are computed.
 
     Raises:
@@ -67,6 +68,7 @@ def prediction_objective(
     loss_of = head_losses(head, student)
     from_labels = facts.regression_from_labels and not loss_of.has_classes
     divisor = student.num_labels if facts.class_mean and loss_of.has_classes else None
+    squared = facts.temperature_squared if settings.temperature_squared is None else settings.temperature_squared
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if from_labels:
@@ -82,9 +84,8 @@ def prediction_objective(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         logits = apply_model(student_model, trainable, batch, key, score_layers=()).logits
-        per_example = loss_of.soft(logits, targets, batch, hyper.number("temperature", settings))
-        total = mean_over_examples(per_example if divisor is None else per_example / divisor, batch)
-        return total, {"loss": total}
+        numbers = {name: hyper.number(name, settings) for name in settings.swept}
+        return distillation_loss(loss_of, logits, targets, batch, **numbers, squared=squared, divisor=divisor)
 
     return Objective(
         targets,
@@ -99,13 +100,49 @@ def prediction_objective(
     )
 
 
+def distillation_loss(
+    head: HeadLosses,
+    logits: Array,
+    targets: Any,
+    batch: Batch,
+    temperature: Any = 1.0,
+    soft_weight: Any = 1.0,
+    hard_weight: Any = 0.0,
+    squared: bool = False,
+    divisor: int | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The mean over rows of `soft_weight * soft + hard_weight * hard` (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        head: the losses of the head that gave the logits.
+        logits: the student's, [b, ...].
+        targets: what the head keeps of the teacher's logits.
+        batch: its labels give the hard term, which is 0 in a row without a label.
+        temperature: divides both sides' logits in the soft term, where they are classes.
+        soft_weight: of the soft term.
+        hard_weight: of the hard term.
+        squared: multiply the soft term by temperature**2, so that its gradient keeps its size at every temperature.
+        divisor: of the soft term; None: 1.
+
+    Returns:
+        The loss; and the metrics `loss`, `soft` and `hard`, the terms without their weights.
+    """
+    per_example = head.soft(logits, targets, batch, temperature)
+    soft = mean_over_examples(per_example if divisor is None else per_example / divisor, batch)
+    if squared:
+        soft = soft * jnp.square(temperature)
+    hard = mean_over_examples(jnp.where(head.labelled(batch), head.hard(logits, batch), 0.0), batch)
+    total = soft_weight * soft + hard_weight * hard
+    return total, {"loss": total, "soft": soft, "hard": hard}
+
+
 def build(settings: Prediction, context: Context) -> Objective:
     """The objective of a stage.
 
     Raises:
         InputError: as `prediction_objective`; or a temperature is given, and the outputs are no classes.
     """
-    if settings.temperature != 1 and not head_losses(context.head, context.student).has_classes:
+    if settings.temperature != 1.0 and not head_losses(context.head, context.student).has_classes:
         raise InputError(f"temperature is {settings.temperature}; it is for classes, and a number has none")
     return prediction_objective(
         context.student, context.teacher, context.arithmetic, context.head, settings, context.compute

@@ -24,6 +24,7 @@ class Arithmetic:
     padding: Padding = "exclude"
     projections: Projections = "separate"
     class_mean: bool = False  # the prediction loss is divided by the number of classes
+    temperature_squared: bool = False  # the soft term of prediction distillation is multiplied by temperature**2
     regression_from_labels: bool = False  # prediction distillation of a number learns from the label, not the teacher
     optimizer: OptimizerName = "adamw"
     target_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of kept hidden states, queries and keys of a teacher
@@ -31,7 +32,7 @@ class Arithmetic:
 
 
 PRESETS: dict[Preset, Arithmetic] = {
-    "default": Arithmetic(),
+    "default": Arithmetic(temperature_squared=True),
     "paper": Arithmetic(padding="include", target_dtype="float32", start_from_teacher=False),
     "official": Arithmetic(
         "zero",

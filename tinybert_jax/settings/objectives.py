@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.settings.numbers import Number, bounds
 
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
 
@@ -39,7 +40,7 @@ class ObjectiveSettings:
             InputError: names the field.
         """
         for name in names:
-            if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
+            if not all(0 < bound < math.inf for bound in bounds(getattr(self, name))):  # also refuses NaN
                 raise InputError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0")
 
     def check_not_negative(self, *names: str) -> None:
@@ -49,7 +50,7 @@ class ObjectiveSettings:
             InputError: names the field.
         """
         for name in names:
-            if not 0 <= getattr(self, name) < math.inf:
+            if not all(0 <= bound < math.inf for bound in bounds(getattr(self, name))):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
 
 
@@ -64,9 +65,9 @@ class Transformer(ObjectiveSettings):
     on_corpus = True
     next_step = "a general student: give this directory as --student to tinybert distill"
 
-    embedding_weight: float = 1.0
-    attention_weight: float = 1.0
-    hidden_weight: float = 1.0
+    embedding_weight: Number = 1.0
+    attention_weight: Number = 1.0
+    hidden_weight: Number = 1.0
 
     def __post_init__(self) -> None:
         self.check_not_negative(*self.swept)
@@ -74,17 +75,27 @@ class Transformer(ObjectiveSettings):
 
 @dataclass(frozen=True)
 class Prediction(ObjectiveSettings):
-    """Prediction-layer distillation: the teacher's logits (TinyBERT, equation 10)."""
+    """Prediction-layer distillation: the teacher's outputs (TinyBERT, equation 10), and the labels beside them.
+
+    The loss is `soft_weight * CE(teacher, student; temperature) + hard_weight * CE(label, student)` (Hinton et al.,
+    arXiv 1503.02531). In regression both terms are squared errors.
+    """
 
     name = "prediction"
-    swept = ("temperature",)
+    swept = ("temperature", "soft_weight", "hard_weight")
     distils = True
     trains_head = True
 
-    temperature: float = 1.0  # divides the logits of both sides
+    temperature: Number = 1.0  # divides the logits of both sides in the soft term
+    soft_weight: Number = 1.0
+    hard_weight: Number = 0.0
+    temperature_squared: bool | None = None  # multiply the soft term by temperature**2; None: as the preset says
 
     def __post_init__(self) -> None:
         self.check_positive("temperature")
+        self.check_not_negative("soft_weight", "hard_weight")
+        if max(*bounds(self.soft_weight), *bounds(self.hard_weight)) == 0:
+            raise InputError("soft_weight and hard_weight are both 0, so there is nothing to learn: raise one of them")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.settings.choices import ScheduleName
+from tinybert_jax.settings.numbers import Ramp, at
 from tinybert_jax.settings.objectives import ObjectiveSettings, named_objective
 
 if TYPE_CHECKING:
@@ -47,8 +48,15 @@ class Hyper(_Hyper):
         return super().__new__(cls, learning_rate, {**(numbers or {}), **more_numbers}, progress)
 
     def number(self, name: str, settings: ObjectiveSettings) -> Any:
-        """The number of that name, or the one in the objective's settings where the step is given none."""
-        return self.numbers[name] if name in self.numbers else getattr(settings, name)
+        """The number of that name, or the one in the objective's settings where the step is given none.
+
+        Raises:
+            ValueError: that one moves, so the step must be given it: `Stage.hyper_at`.
+        """
+        number = self.numbers[name] if name in self.numbers else getattr(settings, name)
+        if isinstance(number, Ramp):
+            raise ValueError(f"{name} moves over the stage: give the step its numbers, `Stage.hyper_at(progress)`")
+        return number
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,7 @@ class Stage:
                 " evaluated: leave it out"
             )
 
-    @property
-    def hyper(self) -> Hyper:
-        """The arguments of the stage's compiled step."""
-        numbers = {name: getattr(self.objective, name) for name in self.objective.swept}
+    def hyper_at(self, progress: float) -> Hyper:
+        """The arguments of the stage's compiled step after that share of its steps."""
+        numbers = {name: at(getattr(self.objective, name), progress) for name in self.objective.swept}
         return Hyper(self.learning_rate, numbers)

@@ -120,7 +120,11 @@ def _train(
     reads_rows_again = total > steps_per_epoch(len(inputs.train), stage.batch_size)
     if done < total and objective.reads_teacher and reads_rows_again:
         examples, teacher_params = _with_cached_targets(run, stage, objective, examples)
-    hyper = population.stack([member.stages[index].hyper for member in run.experiments])
+
+    def hyper_of(step: int) -> Any:
+        """The arguments of a step, counted from 1, for all members."""
+        return population.stack([member.stages[index].hyper_at((step - 1) / total) for member in run.experiments])
+
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective.trains_head
     evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
@@ -132,7 +136,8 @@ def _train(
     keep_best, member_params = make_keep_best(mesh, state), make_member_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
         print(
-            f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper)}", flush=True
+            f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper_of(1))}",
+            flush=True,
         )
     part = local_rows(mesh, stage.batch_size)
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
@@ -141,7 +146,7 @@ def _train(
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
-            state, numbers = train_step(state, teacher_params, batch, hyper)
+            state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
             if running is not None:
                 log.step(*running)
             running = step, batch.input_ids.size, numbers
