@@ -132,8 +132,8 @@ def distill(
         prediction_steps: length of the second stage in steps, in place of its epochs.
         prediction_learning_rate: peak of the learning rate in the second stage, which rises linearly over the first
             10 % of the steps and falls to 0; default: the largest that the paper tries, 3e-5.
-        temperature: divides both sides' logits in the second stage. A number, or one that moves over the stage's steps:
-            4:1 in a straight line, 4:1:cosine slowly at both ends.
+        temperature: divides both sides' logits in the second stage. A number, or one that moves over the stage's
+            steps: 4:1 in a straight line, 4:1:cosine slowly at both ends.
         hard_weight: weight of the true labels in the second stage, beside the teacher's outputs; likewise.
         soft_weight: weight of the teacher's outputs in the second stage; likewise.
         temperature_squared: multiply the term of the teacher's outputs by temperature**2, so that a temperature

@@ -39,8 +39,9 @@ def prediction_objective(
 ) -> Objective:
     """Soft cross-entropy against the teacher's logits (equation 10), and cross-entropy against the labels, weighted.
 
-    In regression both are squared errors. A row without a label has the soft term alone. A head that labels tokens takes the mean over the tokens with a label; one of answer spans takes the mean of first
-    and last token, over positions. `official` divides by the number of classes, as the mean of the authors' code does,
+    In regression both are squared errors. A row without a label has the soft term alone. A head that labels tokens
+    takes the mean over the tokens with a label; one of answer spans takes the mean of first and last token, over
+    positions. `official` divides by the number of classes, as the mean of the authors' code does,
     and in regression learns from the gold score instead of the teacher. The heads of both models are BERT's,
     `classifier(dropout(pooled))`, also in `official`. Those of the authors' code are `classifier(relu(pooled))`, so
     its prediction losses are others.
@@ -51,7 +52,8 @@ def prediction_objective(
             their `targets`.
         preset: whose arithmetic.
         head: a row of `models.heads.HEADS`.
-        settings: temperature and weights, where `hyper` names none; and whether temperature**2 multiplies the soft term.
+        settings: temperature and weights, where `hyper` names none; and whether temperature**2 multiplies the soft
+            term.
         compute: how both models are computed.
 
     Raises:

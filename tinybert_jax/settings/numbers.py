@@ -60,12 +60,12 @@ def parse_number(name: str, text: str) -> Number:
     Ramp(start=4.0, end=1.0, shape='cosine')
     """
     start, *rest = text.split(":")
-    with contextlib.suppress(ValueError, InputError):  # no number, or no shape
+    with contextlib.suppress(ValueError):  # of what is no number
         match rest:
             case []:
                 return float(start)
             case [end]:
                 return Ramp(float(start), float(end))
-            case [end, shape]:
+            case [end, shape] if shape in SHAPES:
                 return Ramp(float(start), float(end), cast(RampShape, shape))
     raise InputError(f"{name} {text}: give a number (4), or one that moves (4:1 or 4:1:cosine)")
