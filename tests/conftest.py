@@ -201,7 +201,7 @@ def teacher(teacher_result: Result) -> Path:
     return teacher_result.directory
 
 
-def distillation(teacher: Path, student: Path, reviews: Path, **changes: Any) -> Experiment:
+def distillation(teacher: Path | Any, student: Path, reviews: Path, **changes: Any) -> Experiment:
     """An experiment of two short stages, with `changes` to its settings."""
     import tinybert_jax as tb
 
@@ -209,7 +209,7 @@ def distillation(teacher: Path, student: Path, reviews: Path, **changes: Any) ->
         task="classification",
         source=tb.DataSource(data=str(reviews)),
         model=str(student),
-        teacher=str(teacher),
+        teacher=str(teacher) if isinstance(teacher, Path) else teacher,
         stages=(
             tb.Stage("transformer", epochs=8, learning_rate=3e-3, schedule="constant"),
             tb.Stage("prediction", epochs=8, learning_rate=3e-3, evaluate_every=16),

@@ -248,7 +248,8 @@ def test_a_teacher_is_a_row(
         stages=(tb.Stage(tb.Prediction(), epochs=3, learning_rate=1e-2),),
     )
     result = tb.run(experiment, tmp_path / "run")
-    assert result.teacher_scores is None
+    assert result.teacher_scores is not None
+    assert 0.4 < result.teacher_scores["accuracy"] < 0.6
     predict = tb.load_predictor(result.directory)
     assert {prediction.label for prediction in predict(["an awful bag", "a fine bag"])} == {"good"}
     layers = dataclasses.replace(experiment, stages=(tb.Stage(tb.Transformer()),))

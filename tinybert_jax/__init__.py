@@ -13,6 +13,7 @@ _NAMES = {
     "settings.numbers": ("Ramp",),
     "settings.objectives": ("MaskedLM", "Prediction", "Supervised", "Transformer"),
     "settings.stages": ("Hyper", "Stage"),
+    "settings.teachers": ("Ensemble", "FunctionTeacher"),
     "settings.sources": ("CorpusSource", "DataSource"),
     "settings.experiment": ("Experiment",),
     "models.config": ("BertConfig", "Compute"),
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from tinybert_jax.settings.objectives import MaskedLM, Prediction, Supervised, Transformer
     from tinybert_jax.settings.sources import CorpusSource, DataSource
     from tinybert_jax.settings.stages import Hyper, Stage
+    from tinybert_jax.settings.teachers import Ensemble, FunctionTeacher
     from tinybert_jax.students.presets import student_config
     from tinybert_jax.tasks import metrics
     from tinybert_jax.training import optim

@@ -1,12 +1,16 @@
-"""The user's cache folder. An entry is a folder that is published by one rename."""
+"""The user's cache folder. An entry is a folder that is published by one rename; a long one is filled in parts."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +19,8 @@ import numpy as np
 from tinybert_jax.errors import InputError
 
 T = TypeVar("T")
+SAVE_EVERY = 10.0  # seconds between the moments from which an interrupted `append_parts` goes on
+PARTIAL = ".partial-"  # before the name of an entry that is not whole
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -26,22 +32,22 @@ def cache_folder(cache_dir: Path | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinybert_jax"
 
 
-def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
+def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T], resumable: bool = False) -> T:
     """What `load` makes of the folder `entry`. If the folder is missing or does not load, `build` fills it first.
 
     The folder appears by one rename, so a killed process leaves no half-written entry, and one of two racing processes
-    wins.
+    wins. With `resumable`, `build` is given what an interrupted call has left, to go on from there.
 
     Raises:
         InputError: the cache cannot be written.
     """
     try:
-        return _load_or_build(entry, build, load)
+        return _load_or_build(entry, build, load, resumable)
     except FileNotFoundError:  # another process has removed the entry, to make room for its own
-        return _load_or_build(entry, build, load)
+        return _load_or_build(entry, build, load, resumable)
 
 
-def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
+def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T], resumable: bool) -> T:
     corrupt = False
     if entry.is_dir():
         try:
@@ -51,9 +57,10 @@ def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[P
             corrupt = True
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".tmp-", ignore_cleanup_errors=True) as temporary:
-            new = Path(temporary) / "new"
-            new.mkdir()
+        with (
+            tempfile.TemporaryDirectory(dir=entry.parent, prefix=".tmp-", ignore_cleanup_errors=True) as temporary,
+            _folder_to_fill(entry, Path(temporary), resumable) as new,
+        ):
             build(new)
             if corrupt:
                 with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
@@ -67,6 +74,83 @@ def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[P
     except OSError as error:
         raise InputError(f"{entry.parent}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
     return load(entry)
+
+
+@contextlib.contextmanager
+def _folder_to_fill(entry: Path, temporary: Path, resumable: bool) -> Iterator[Path]:
+    """A new folder in `temporary`; or the entry's partial one, unless another process is filling it."""
+    partial = entry.parent / f"{PARTIAL}{entry.name}"
+    if resumable:
+        partial.mkdir(exist_ok=True)
+        with (partial / "lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield partial
+            return
+    new = temporary / "new"
+    new.mkdir()
+    yield new
+
+
+def append_parts(folder: Path, files: int, parts: Callable[[int], Iterable[Sequence[bytes]]]) -> None:
+    """Write the files `0.bin`, `1.bin`, ... part by part, and their checksums at the end.
+
+    If an earlier call was interrupted, this one goes on after the last part that is known to be on disk.
+
+    Args:
+        folder: holds nothing, or what an earlier call left.
+        files: their number.
+        parts: gives the parts from a given number on; each has the next bytes of every file.
+    """
+    progress, paths = folder / "progress.json", [folder / f"{number}.bin" for number in range(files)]
+    done, sizes, checksums = 0, [0] * files, [0] * files
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        read = json.loads(progress.read_text("utf-8"))
+        if all(path.stat().st_size >= size for path, size in zip(paths, read["sizes"], strict=True)):
+            done, sizes, checksums = read["parts"], read["sizes"], read["checksums"]
+    # Files are written, not mapped: on a full disk, a write raises, but a write to a map kills the process.
+    with contextlib.ExitStack() as opened:
+        for path, size in zip(paths, sizes, strict=True):
+            path.touch()
+            os.truncate(path, size)
+        appended = [opened.enter_context(path.open("ab")) for path in paths]
+
+        def save() -> None:
+            for file in appended:
+                file.flush()
+                os.fsync(file.fileno())
+            new = folder / "progress.new"
+            new.write_text(json.dumps({"parts": done, "sizes": sizes, "checksums": checksums}), "utf-8")
+            os.replace(new, progress)
+
+        saved = time.monotonic()
+        try:
+            for part in parts(done):
+                for file, content in zip(appended, part, strict=True):
+                    file.write(content)
+                sizes = [size + len(content) for size, content in zip(sizes, part, strict=True)]
+                checksums = [zlib.crc32(content, checksum) for content, checksum in zip(part, checksums, strict=True)]
+                done += 1
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+        finally:  # also when a part could not be computed: those before it are not lost
+            save()
+    (folder / "checksums.json").write_text(json.dumps(checksums), "utf-8")
+
+
+def check_parts(folder: Path) -> None:
+    """Read the files that `append_parts` wrote, and compare their checksums.
+
+    Raises:
+        ValueError: one differs.
+    """
+    for number, expected in enumerate(json.loads((folder / "checksums.json").read_text("utf-8"))):
+        checksum = 0
+        with (folder / f"{number}.bin").open("rb") as file:
+            while part := file.read(1 << 24):
+                checksum = zlib.crc32(part, checksum)
+        if checksum != expected:
+            raise ValueError(f"the checksum of {number}.bin is wrong")
 
 
 def cached_arrays(

@@ -13,8 +13,6 @@ import pytest
 from conftest import rewrite_reviews, write_scored_reviews
 
 import tinybert_jax as tb
-from tinybert_jax.settings.tasks import get_task
-from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training.inputs import load_inputs
 
 GOOD = {"good": 0.9, "bad": 0.1}
@@ -66,7 +64,7 @@ def test_the_targets_of_a_batch_are_the_predictions_of_its_rows(
     teacher = write_predictions(tmp_path / "soft.jsonl", read_rows(reviews), sure)
     inputs = load_inputs(experiment(blank_student, reviews, teacher))
     assert inputs.config.id2label == ("bad", "good")
-    batch = inputs.train.batch(np.array([3, -1, 0]), 16, 0)
+    batch = inputs.lessons[0].train.batch(np.array([3, -1, 0]), 16, 0)
     likely = np.exp(np.asarray(batch.targets))
     labels = [label for _, label in read_rows(reviews)]
     for row, probabilities in ((3, likely[0]), (0, likely[2])):
@@ -78,7 +76,7 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
     values = {"1.0": 2.5, "0.0": -1.0}
     teacher = write_predictions(tmp_path / "n.jsonl", read_rows(tmp_path), lambda label: {"value": values[label]})
     inputs = load_inputs(experiment(blank_student, tmp_path, teacher, task="regression"))
-    batch = inputs.train.batch(np.arange(8), 16, 0)
+    batch = inputs.lessons[0].train.batch(np.arange(8), 16, 0)
     assert np.asarray(batch.targets).tolist() == [values[f"{label:.1f}"] for label in batch.labels]
     pairs = tmp_path / "pairs"
     pairs.mkdir()
@@ -86,9 +84,8 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
     rows = [([text, "the bag"], label) for text, label in read_rows(reviews)]
     teacher = write_predictions(tmp_path / "p.jsonl", rows, sure)
     source = tb.DataSource(data=str(pairs), text_columns=("a", "b"))
-    assert load_inputs(experiment(blank_student, pairs, teacher, source=source)).train.batch(
-        np.arange(2), 32, 0
-    ).targets.shape == (2, 2)
+    (lesson,) = load_inputs(experiment(blank_student, pairs, teacher, source=source)).lessons
+    assert lesson.train.batch(np.arange(2), 32, 0).targets.shape == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +94,31 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
         ("{", r"soft.jsonl:2: not JSON .*: give one JSON object a line"),
         ("[1]", r'soft.jsonl:2: no JSON object: give {"text": ..., "probabilities": ...}'),
         (json.dumps({"probabilities": GOOD}), r'soft.jsonl:2: "text" is null: give a string, or a list of two'),
-        (json.dumps({"text": "a"}), r'soft.jsonl:2: no "probabilities" of two classes or more'),
+        (json.dumps({"text": "a"}), r'soft.jsonl:2: no "probabilities" by class: give {"good": 0.9, "bad": 0.1}'),
+        (json.dumps({"id": 1.5, "logits": GOOD}), r'soft.jsonl:2: "id" is 1.5: give a string or number'),
+        (
+            json.dumps({"text": "a", "logits": {"good": 4.0}}),
+            "soft.jsonl:2: 1 logits, and there are 2 classes: give one for each",
+        ),
+        (
+            json.dumps({"text": "a", "probabilities": {"good": 1.2}}),
+            "soft.jsonl:2: the probabilities add up to 1.2: .* where the likeliest are named alone, to no more than 1",
+        ),
+        (
+            json.dumps({"text": "a", "label": "good", "confidence": 90}),
+            "soft.jsonl:2: the confidence is 90; it must be above 0, and at most 1",
+        ),
+        (
+            json.dumps({"text": "a", "label": "goood"}),
+            "soft.jsonl:2: unknown class 'goood'; the classes are 'bad', 'good'",
+        ),
         (
             json.dumps({"text": "a", "probabilities": {"good": 0.9, "bad": 0.3}}),
             r"soft.jsonl:2: the probabilities add up to 1.2: they must be at least 0, and add up to 1",
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": 0.9, "ugly": 0.1}}),
-            r"soft.jsonl:2: the classes are \['good', 'ugly'\], and in the first line \('bad', 'good'\)",
+            "soft.jsonl:2: unknown class 'ugly'; the classes are 'bad', 'good'",
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": "x", "bad": 0.1}}),
@@ -112,7 +126,7 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
         ),
         (
             json.dumps({"text": "first", "probabilities": {"good": 0.2, "bad": 0.8}}),
-            r"soft.jsonl:2: the text has another prediction in a line before: keep one of the two",
+            r"soft.jsonl:2: the row has another prediction in a line before: keep one of the two",
         ),
     ],
 )
@@ -136,28 +150,119 @@ def test_what_a_file_cannot_teach_is_refused(blank_student: Path, reviews: Path,
     with pytest.raises(tb.InputError, match="stage 'transformer' compares layers, and the teacher has none"):
         tb.run(dataclasses.replace(usual, stages=(tb.Stage(tb.Transformer()),)), tmp_path / "run")
     write_predictions(teacher, [row for row in rows if row[0] != rows[5][0]], sure)
-    with pytest.raises(tb.InputError, match=r"soft.jsonl: no prediction for row 7 of the training file"):
+    with pytest.raises(tb.InputError, match=r"soft.jsonl: no prediction for row 7 of its file"):
         load_inputs(usual)
     teacher.write_text("\n")
     with pytest.raises(tb.InputError, match=r"soft.jsonl:1: the file holds no prediction"):
         load_inputs(usual)
 
 
-def test_labels_are_those_of_the_file(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
-    named = {"good": "tasty", "bad": "stale"}
+def of_rows(teacher: Path, student: Path, data: Path, **changes: Any) -> np.ndarray:
+    """The probabilities that the file gives the first three training rows, in the order bad, good."""
+    inputs = load_inputs(experiment(student, data, teacher, **changes))
+    assert inputs.config.id2label == ("bad", "good")
+    return np.exp(np.asarray(inputs.lessons[0].train.batch(np.arange(3), 16, 0).targets))
+
+
+FORMS: dict[str, list[Any]] = {
+    "jsonl": [{"probabilities": {"bad": 0.2, "good": 0.8}}, {"probabilities": {"bad": 0.7}}, {"label": "good"}],
+    "csv": [{"bad": "0.2", "good": "0.8"}, {"bad": "0.7", "good": ""}, {"bad": "", "good": "1"}],
+    "parquet": [{"bad": 0.2, "good": 0.8}, {"bad": 0.7, "good": None}, {"bad": 0.0, "good": 1.0}],
+    "nested.parquet": [{"probabilities": x} for x in ({"bad": 0.2, "good": 0.8}, {"bad": 0.7}, {"good": 1.0})],
+    "tsv": [{"label": "good", "confidence": x} for x in ("0.8", "0.3", "1")],
+    "logits.jsonl": [{"logits": {"bad": 5 + np.log(0.2), "good": 5 + np.log(0.8)}}] * 3,
+}
+
+
+@pytest.mark.parametrize("key", ["text", "id"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_file_gives_the_same_rows(
+    form: str, key: str, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """The rows have ids, and the file names them by these or by their texts; it holds the first three alone."""
+    lines = [*read_rows(reviews)[:3], read_rows(reviews)[1]]  # a text that occurs twice has two ids
+    ids = ["r7", "r8", "r9", "r10"]
+    (tmp_path / "train.csv").write_text(
+        "\n".join(["id,text,label", *(f"{i},{text},{label}" for i, (text, label) in zip(ids, lines, strict=True))])
+    )
+    content = [*FORMS[form], FORMS[form][1]]
+    named = [{"id": i} if key == "id" else {"text": text} for i, (text, _) in zip(ids, lines, strict=True)]
+    records = [name | record for name, record in zip(named, content, strict=True)]
+    teacher = tmp_path / f"soft.{form}"
+    if form.endswith("jsonl"):
+        teacher.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif form.endswith("parquet"):
+        pytest.importorskip("pandas").DataFrame(records).to_parquet(teacher)
+    else:
+        mark = "," if form == "csv" else "\t"
+        teacher.write_text("\n".join(mark.join(row) for row in (records[0], *(r.values() for r in records))) + "\n")
+    source = tb.DataSource(
+        train=str(tmp_path / "train.csv"), dev=str(reviews / "dev.tsv"), id_column="id", text_columns=("text",)
+    )
+    dev = "id\ttext\tlabel\n" + "".join(
+        f"{number}\t{line}\n" for number, line in enumerate((reviews / "dev.tsv").read_text().splitlines()[1:])
+    )
+    (tmp_path / "dev.tsv").write_text(dev)
+    source = dataclasses.replace(source, dev=str(tmp_path / "dev.tsv"))
+    likely = of_rows(teacher, blank_student, reviews, source=source)
+    expected = [[0.2, 0.8], [0.7, 0.3], [1e-9, 1.0]] if "logits" not in form else [[0.2, 0.8]] * 3
+    odds = likely / likely.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(odds, expected, rtol=1e-5)
+    if key == "id":
+        with pytest.raises(tb.InputError, match="names rows by id, and no column of the rows is an id"):
+            of_rows(teacher, blank_student, reviews)
+
+
+def test_what_is_not_named_shares_the_rest(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    """Of four classes two are named, with 0.9; each other one has 0.05."""
+    rows = read_rows(reviews)
+    labels = ["good", "bad", "fair", "odd"]
+    lines = [f"{text}\t{labels[number % 4]}" for number, (text, _) in enumerate(rows)]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
     teacher = write_predictions(
-        tmp_path / "soft.jsonl",
-        read_rows(reviews),
-        lambda label: {"probabilities": {named[name]: p for name, p in sure(label)["probabilities"].items()}},
+        tmp_path / "soft.jsonl", rows, lambda label: {"probabilities": {"odd": 0.6, "good": 0.3}}
     )
-    with pytest.raises(tb.InputError, match=r"train.tsv:2: unknown label '\w+'; .* has 'stale', 'tasty'"):
-        load_inputs(experiment(blank_student, reviews, teacher))
-    config, _ = tb.load_hf(blank_student)
-    split = load_split(
-        get_task("classification"),
-        tb.DataSource(data=str(reviews)),
-        "train",
-        tb.load_tokenizer(blank_student, config),
-        16,
+    inputs = load_inputs(experiment(blank_student, tmp_path, teacher))
+    likely = np.exp(np.asarray(inputs.lessons[0].train.batch(np.arange(1), 16, 0).targets))
+    assert dict(zip(inputs.config.id2label, likely[0].tolist(), strict=True)) == pytest.approx(
+        {"bad": 0.05, "fair": 0.05, "good": 0.3, "odd": 0.6}
     )
-    assert split.label_names == ("bad", "good")
+
+
+def test_a_table_is_refused_by_line(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "soft.tsv"
+    for content, message in (
+        ("text\tgood\tbad\na\t0.1\n", r"soft.tsv:2: 2 cells instead of 3 \(text, good, bad\): repair it"),
+        ("text\tgood\tlength\na\t0.1\t0.9\n", "soft.tsv:2: unknown class 'length'; the classes are 'bad', 'good'"),
+        ("text\tlabel\tconfidence\na\tgood\thigh\n", "soft.tsv:2: the confidence is 'high'; it must be a number"),
+        ("sentence\tgood\na\t1\n", 'soft.tsv:2: "text" is null: give a string, or a list of two; or an "id"'),
+    ):
+        teacher.write_text(content)
+        with pytest.raises(tb.InputError, match=message):
+            load_inputs(experiment(blank_student, reviews, teacher))
+    damaged = tmp_path / "soft.parquet"
+    damaged.write_bytes(b"PAR1")
+    with pytest.raises(tb.InputError, match=r"soft.parquet: (not a Parquet file|a Parquet file is read by pyarrow)"):
+        load_inputs(experiment(blank_student, reviews, damaged))
+
+
+def test_names_of_classes_are_those_of_the_task(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    """In a task of the table, a file may write them in any of the forms that its rows may have."""
+    turned = {"good": "1", "bad": "0"}
+    for split in ("train", "dev"):
+        lines = [line.split("\t") for line in (reviews / f"{split}.tsv").read_text().splitlines()[1:]]
+        rows = [f"{text}\t{turned[label]}" for text, label in lines]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    teacher = write_predictions(
+        tmp_path / "soft.jsonl", read_rows(reviews), lambda label: {"probabilities": {"positive": 0.9, "0": 0.1}}
+    )
+    inputs = load_inputs(experiment(blank_student, tmp_path, teacher, task="sst2"))
+    assert inputs.config.id2label == ("negative", "positive")
+    likely = np.exp(np.asarray(inputs.lessons[0].train.batch(np.arange(1), 16, 0).targets))
+    np.testing.assert_allclose(likely, [[0.1, 0.9]], rtol=1e-5)
+    other = write_predictions(tmp_path / "o.jsonl", read_rows(reviews), lambda label: {"label": "neutral"})
+    with pytest.raises(
+        tb.InputError, match=r"o.jsonl:1: unknown class 'neutral'; the classes are 'negative', 'positive'"
+    ):
+        load_inputs(experiment(blank_student, tmp_path, other, task="sst2"))

@@ -23,7 +23,7 @@ from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.teachers import cache
 from tinybert_jax.teachers.cache import make_targets_step
-from tinybert_jax.training import loop
+from tinybert_jax.training import loop, teaching
 from tinybert_jax.training.inputs import load_inputs
 from tinybert_jax.training.loop import Run, _with_cached_targets, make_objective
 
@@ -143,7 +143,8 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
         experiment = dataclasses.replace(first, **changes)
         bucketed = dataclasses.replace(inputs, buckets=buckets)
         mesh = sharding.make_mesh()
-        run = Run([experiment], bucketed, bucketed.teacher_model.params, lambda *_: {}, rows, mesh, tmp_path)
+        monkeypatch.setattr(teaching, "EVAL_BATCH_SIZE", rows)
+        run = Run([experiment], bucketed, bucketed.teacher_model.params, None, lambda *_: {}, mesh, tmp_path)
         asked_stage = experiment.stages[number]
         _with_cached_targets(run, asked_stage, make_objective(experiment, asked_stage, bucketed), bucketed.train)
 
@@ -183,7 +184,7 @@ def test_only_the_default_preset_keeps_layers_in_fewer_bits(
         max_length=16,
     )
     inputs = load_inputs(experiment)
-    run = Run([experiment], inputs, inputs.teacher_model.params, lambda *_: {}, 64, sharding.make_mesh(), tmp_path)
+    run = Run([experiment], inputs, inputs.teacher_model.params, None, lambda *_: {}, sharding.make_mesh(), tmp_path)
     for stage, dtype in zip(experiment.stages, (kept, "float32"), strict=True):
         known, params = _with_cached_targets(run, stage, make_objective(experiment, stage, inputs), inputs.train)
         assert params == {}

@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +16,7 @@ from conftest import distillation, write_conll, write_reviews, write_scored_revi
 import tinybert_jax as tb
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.kinds import load_split
-from tinybert_jax.training import run
-from tinybert_jax.training.run import _score_teacher
+from tinybert_jax.training.teaching import score
 
 
 @pytest.fixture
@@ -51,20 +49,14 @@ def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
     refused: bool,
     pretrained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A correlation of 0.1 on 200 rows can be luck; an F1 of 0.1 in tagging them is not."""
     config, _ = tb.load_hf(pretrained)
     source = tb.DataSource(data=str(write(tmp_path / "data", train=16, dev=200)))
     dev = load_split(get_task(task), source, "dev", tb.load_tokenizer(pretrained, config), 32)
     dev = dataclasses.replace(dev, skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
-    monkeypatch.setattr(run, "make_predict_step", lambda *arguments: None)
-    monkeypatch.setattr(run, "predict_logits", lambda *arguments: np.zeros((200, 2), np.float32))
-    head = get_task(task).head
-    inputs = SimpleNamespace(head=head, teacher_dev={"dev": dev}, buckets=(32,), compute=tb.Compute())
-    arguments = SimpleNamespace(teacher="t"), inputs, tb.BertConfig(), {}, tb.sharding.make_mesh()
     with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
-        assert _score_teacher.__wrapped__(*arguments) == {"f1": 0.1}
+        assert score("t", {"dev": dev}, {"dev": np.zeros((200, 2), np.float32)}, ()) == {"f1": 0.1}
 
 
 @pytest.mark.parametrize(("task", "seed"), [("classification", 0), ("regression", 0), ("ner", 1)])

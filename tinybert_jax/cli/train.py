@@ -29,6 +29,7 @@ from tinybert_jax.settings.objectives import (
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.teachers import Average, Ensemble
 
 # disables non-deterministic reductions and autotuned kernels
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -77,7 +78,7 @@ def finetune(
 
 
 def distill(
-    teacher: str,
+    teacher: tuple[str, ...],
     student: str,
     task: TaskName,
     source: Source,
@@ -85,6 +86,9 @@ def distill(
     devices: DeviceOptions,
     stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
     preset: Preset = "default",
+    teacher_weights: tuple[float, ...] | None = None,
+    teacher_average: Average = "probabilities",
+    layer_teacher: str | None = None,
     layer_map: LayerMap = "uniform",
     start: Start = "auto",
     augmented: str | None = None,
@@ -104,8 +108,9 @@ def distill(
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
     Args:
-        teacher: a model fine-tuned on the task, BERT, RoBERTa or XLM-R: Hugging Face directory or hub id; or its
-            predictions, a .jsonl file.
+        teacher: a model fine-tuned on the task, BERT, RoBERTa or XLM-R: Hugging Face directory or hub id; or
+            predictions of anything, a .jsonl, .tsv, .csv or .parquet file (docs/llm-labels.md). Several of them teach
+            together, by the mean of their outputs.
         student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
             feed-forward width (6x384x1536; default: in the teacher's proportion) and the heads (6x384x1536x12;
             default: the teacher's where they divide the width, else fewer of nearly their width); or a directory to
@@ -118,6 +123,9 @@ def distill(
             learns from the labels alone, for as many steps as --prediction-epochs or --prediction-steps say.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
             optimizer of the authors' code, but with BERT's own head, where theirs has a ReLU and no dropout.
+        teacher_weights: a weight for each of several teachers; default: equal weights.
+        teacher_average: what the mean of several teachers is of.
+        layer_teacher: which of several teachers teaches its layers; default: the first that is a model.
         layer_map: the teacher layers that teach; a list names one for each student layer, counted from 1.
         start: the first values of a student that is given by preset or size. random; copy: the mapped layers of a
             teacher with the same widths; spectral: the teacher projected onto the principal components of its hidden
@@ -198,7 +206,7 @@ def distill(
         source=source,
         model=student,
         stages=stages,
-        teacher=teacher,
+        teacher=_named_teacher(teacher, teacher_weights, teacher_average, layer_teacher),
         preset=preset,
         layer_map=layer_map,
         start=start,
@@ -281,6 +289,21 @@ def pretrain(
         start=start,
         teacher_cache_gb=teacher_cache_gb,
     )
+
+
+def _named_teacher(
+    names: tuple[str, ...], weights: tuple[float, ...] | None, average: Average, layer_teacher: str | None
+) -> str | Ensemble:
+    """The teacher that a command names: one, or several together."""
+    if len(names) > 1:
+        return Ensemble(names, weights, average, layer_teacher)
+    if not names:
+        raise InputError("--teacher names no teacher: give a directory, a hub id or a file of predictions")
+    if weights is not None or average != Ensemble.average or layer_teacher is not None:
+        raise InputError(
+            "--teacher-weights, --teacher-average and --layer-teacher are for several teachers: leave them out"
+        )
+    return names[0]
 
 
 def _reads(kind: type[ObjectiveSettings], number: str) -> bool:

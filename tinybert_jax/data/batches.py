@@ -108,11 +108,15 @@ def train_batches(
     return iter(grain.MapDataset.range(start_step, stop_step).map(batch).to_iter_dataset(options))
 
 
-def eval_batches(examples: Examples, batch_size: int, buckets: tuple[int, ...]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """All rows once, shortest first: batches with their row numbers, int32 [batch_size], -1 for filler.
+def eval_batches(
+    examples: Examples, batch_size: int, buckets: tuple[int, ...], first: int = 0
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """All rows once, shortest first: batches with their row numbers, int32 [batch_size], -1 for filler, from the batch
+    of number `first` on.
 
     The row numbers put predictions back into the order of the file.
     """
     order = np.argsort(examples.lengths, kind="stable")
-    for rows, length in zip(*_cut_batches(order, examples.lengths, batch_size, buckets), strict=True):
+    table, padded = _cut_batches(order, examples.lengths, batch_size, buckets)
+    for rows, length in zip(table[first:], padded[first:], strict=True):
         yield rows, examples.batch(rows, int(length), 0)

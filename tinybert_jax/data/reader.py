@@ -25,6 +25,7 @@ class RawRows(NamedTuple):
     texts: list[tuple[str, ...]]
     labels: list[str] | None
     lines: list[int]
+    ids: list[str] | None = None  # of the rows, where a column of them was asked for
 
 
 def read_checked(
@@ -35,6 +36,7 @@ def read_checked(
     needs_label: bool,
     headerless: tuple[str, ...] = (),
     has_damaged_rows: bool = False,
+    id_column: str | None = None,
 ) -> RawRows:
     """Parse the content of a file and check its form. What the labels mean is not checked.
 
@@ -60,14 +62,21 @@ def read_checked(
     if not text.strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
+    columns = (*text_columns, *(() if id_column is None else (id_column,)))
     if path.suffix in JSON_SUFFIXES:
-        records = _json_records(path, text, text_columns, label_column, needs_label)
+        records = _json_records(path, text, columns, label_column, needs_label, id_column)
     else:
-        records = _table_records(path, text, text_columns, label_column, needs_label, headerless, short_lines)
+        records = _table_records(path, text, columns, label_column, needs_label, headerless, short_lines)
     texts: list[tuple[str, ...]] = []
     labels: list[str] = []
     lines: list[int] = []
-    for line, row, label in records:
+    ids: dict[str, int] = {}
+    for line, cells, label in records:
+        row = cells[: len(text_columns)]
+        if id_column is not None:
+            if cells[-1] in ids:
+                raise InputError(f"{path}:{line}: the id {cells[-1]!r} is that of line {ids[cells[-1]]} too")
+            ids[cells[-1]] = line
         for column, value in zip(text_columns, row, strict=True):
             if not value.strip() and not (has_damaged_rows and "".join(row).strip()):
                 raise InputError(f"{path}:{line}: the text in {column!r} is empty: fill it or remove the row")
@@ -82,7 +91,7 @@ def read_checked(
         print(f"note: {path}: {rows} cut short and left out, first at line {short_lines[0]}", file=sys.stderr)
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
-    return RawRows(texts, labels or None, lines)
+    return RawRows(texts, labels or None, lines, list(ids) or None)
 
 
 def read_text(path: Path) -> str:
@@ -126,7 +135,7 @@ def _table_records(
     short_lines: list[int] | None,
 ) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
     """Line, texts and label of each row. The lines of rows that are cut short go to `short_lines`, if it is a list."""
-    lines = _tsv_lines(text) if path.suffix == ".tsv" else _csv_lines(path, text)
+    lines = table_lines(path, text)
     header = list(headerless) or next(lines)[1]
     for column in (*text_columns, label_column):
         if header.count(column) > 1:
@@ -152,6 +161,15 @@ def _table_records(
         yield line, tuple(values[i] for i in text_indices), label
 
 
+def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The line number and the cells of each row of a table; see `read_checked`.
+
+    Raises:
+        InputError: the quotes of a .csv are damaged.
+    """
+    return _tsv_lines(text) if path.suffix == ".tsv" else _csv_lines(path, text)
+
+
 def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
     # Not splitlines(), which also splits at characters that occur inside real sentences (U+0085, U+2028).
     for line, content in enumerate(text.split("\n"), 1):
@@ -173,7 +191,12 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _json_records(
-    path: Path, text: str, text_columns: tuple[str, ...], label_column: str, needs_label: bool
+    path: Path,
+    text: str,
+    text_columns: tuple[str, ...],
+    label_column: str,
+    needs_label: bool,
+    id_column: str | None,
 ) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
     labelled = needs_label
     for line, content in enumerate(text.split("\n"), 1):
@@ -191,7 +214,12 @@ def _json_records(
             if column not in value:
                 keys = ", ".join(map(repr, value)) or "none"
                 raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {NAME_YOURS}")
-        row = tuple(_json_text(path, line, column, value[column]) for column in text_columns)
+        row = tuple(
+            _json_label(path, line, column, value[column])
+            if column == id_column
+            else _json_text(path, line, column, value[column])
+            for column in text_columns
+        )
         yield line, row, _json_label(path, line, label_column, value[label_column]) if labelled else None
 
 

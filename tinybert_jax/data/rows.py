@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tinybert_jax.data.labels import discover_labels, label_ids
-from tinybert_jax.data.reader import RawRows, read_checked
+from tinybert_jax.data.reader import RawRows, decode, read_checked
 from tinybert_jax.data.tfds import read_tfds
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -27,8 +29,9 @@ class Rows:
     """The rows of one split.
 
     `texts` holds one or two strings per row. `labels` holds class ids, int32 [n], or numbers, float32 [n]; it is None
-    in a test split without labels. `label_names` are the classes by id, `()` in regression. `fingerprint` covers the
-    content and the columns, not `label_names`. `lines` are the rows' numbers, from 1 in a file, from 0 in a TFDS set.
+    in a test split without labels. Training rows without a label have -1 or NaN. `label_names` are the classes by id,
+    `()` in regression. `fingerprint` covers the content and the columns, not `label_names`. `lines` are the rows'
+    numbers, from 1 in a file, from 0 in a TFDS set. `ids` are those of the source's id column, if it has one.
     """
 
     texts: Sequence[tuple[str, ...]]
@@ -36,6 +39,7 @@ class Rows:
     label_names: tuple[str, ...]
     fingerprint: str
     lines: Sequence[int]
+    ids: Sequence[str] | None = None
 
     @property
     def labels_or_zeros(self) -> np.ndarray:
@@ -58,10 +62,11 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
         InputError: a file or column is missing, a row is malformed (`path:line: reason`), a label is unknown, or the
             TFDS set is not prepared.
     """
-    read = _read_file if source.tfds is None else read_tfds
-    raw, where, fingerprint = read(task, source, split)
+    if split == "train" and source.unlabelled:
+        return _with_unlabelled(task, source, labels)
+    raw, where, fingerprint = _read(task, source, split)
     if task.is_regression:
-        return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint, raw.lines)
+        return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint, raw.lines, raw.ids)
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
         try:
@@ -73,7 +78,93 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
     elif names is None:
         names = read_rows(task, source, "train").label_names
     ids = _class_ids(raw, where, split, label_ids(task, names))
-    return Rows(raw.texts, ids, names, fingerprint, raw.lines)
+    return Rows(raw.texts, ids, names, fingerprint, raw.lines, raw.ids)
+
+
+def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
+    """The class names of the task, or else those of the labelled training and dev rows; () where none is labelled.
+
+    Raises:
+        InputError: as `read_rows`.
+    """
+    if task.labels is not None:
+        return task.labels
+    splits: tuple[SplitName, ...] = ("train", "dev") if source.has_labelled else ("dev",)
+    written = [label for split in splits for label in _read(task, source, split)[0].labels or []]
+    return discover_labels(written) if written else ()
+
+
+def _read(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
+    """The split's rows as written, their place for messages, and the fingerprint of their content and columns."""
+    read = _read_file if source.tfds is None else read_tfds
+    if source.dev_share is None or split == "test":
+        return read(task, source, split)
+    if source.data is not None and (Path(source.data) / task.dev_file).exists():
+        raise InputError(f"{source.data}: holds the dev set {task.dev_file}: leave out --dev-share")
+    raw, where, fingerprint = read(task, source, "train")
+    is_dev = _dev_rows(raw.texts, source.dev_share, source.dev_seed)
+    chosen = [number for number, value in enumerate(is_dev) if value == (split == "dev")]
+    if not chosen:
+        raise InputError(f"{where}: a share of {source.dev_share:g} leaves no {split} row: take another --dev-share")
+
+    def part(column: Sequence[Any] | None) -> Any:
+        return None if column is None else [column[number] for number in chosen]
+
+    digest = hashlib.sha256(f"{fingerprint} {split} {source.dev_share} {source.dev_seed}".encode()).hexdigest()
+    return RawRows(part(raw.texts), part(raw.labels), part(raw.lines), part(raw.ids)), where, digest
+
+
+def _dev_rows(texts: Sequence[tuple[str, ...]], share: float, seed: int) -> list[bool]:
+    """Whether each row is one of the dev set: rows of equal texts are all, or none. A new row moves few others."""
+    order = {row: hashlib.sha256(f"{seed} {json.dumps(row)}".encode()).digest() for row in texts}
+    dev = set(sorted(order, key=lambda row: order[row])[: max(1, round(share * len(order)))])
+    return [row in dev for row in texts]
+
+
+def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | None) -> Rows:
+    """The training rows, those with a label first."""
+    missing = float("nan") if task.is_regression else -1
+    dtype = np.float32 if task.is_regression else np.int32
+    if source.has_labelled:
+        rows = read_rows(task, dataclasses.replace(source, unlabelled=()), "train", labels)
+    else:
+        names = () if task.is_regression else labels or known_labels(task, source)
+        rows = Rows([], np.zeros(0, dtype), names, "", [], None if source.id_column is None else [])
+    texts, lines, ids, prints = [*rows.texts], [*rows.lines], rows.ids, [rows.fingerprint]
+    for file in source.unlabelled:
+        raw, _, fingerprint = _read_unlabelled(task, source, Path(file))
+        texts += raw.texts
+        lines += raw.lines
+        ids = None if ids is None or raw.ids is None else [*ids, *raw.ids]
+        prints.append(fingerprint)
+    assert rows.labels is not None, "training rows are labelled"
+    every = np.concatenate([rows.labels, np.full(len(texts) - len(rows.labels), missing, dtype)])
+    digest = hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+    return Rows(texts, every, rows.label_names, digest, lines, ids)
+
+
+def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRows, str, str]:
+    text_columns = source.text_columns or task.text_columns
+    data = _content(path)
+    fingerprint = hashlib.sha256(json.dumps([FORMAT_VERSION, path.suffix, text_columns]).encode() + b"\n" + data)
+    if path.suffix == ".txt":
+        if len(text_columns) > 1 or source.id_column is not None:
+            raise InputError(f"{path}: a .txt has one text a line, and no other column: give a .tsv, .csv or .jsonl")
+        numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(decode(path, data).split("\n"), 1)]
+        rows = [(number, line) for number, line in numbered if line.strip()]
+        if not rows:
+            raise InputError(f"{path}:1: the file is empty: give one with a text a line")
+        raw = RawRows([(line,) for _, line in rows], None, [number for number, _ in rows])
+    else:
+        raw = read_checked(path, data, text_columns, "", False, id_column=source.id_column)
+    return raw, str(path), fingerprint.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _has_labels(raw: RawRows, split: SplitName) -> bool:
@@ -114,7 +205,8 @@ def split_path(task: Task, source: DataSource, split: SplitName) -> Path:
     if source.data is None:
         file = {"train": source.train, "dev": source.dev, "test": source.test}[split]
         if file is None:
-            raise InputError(f"no {split} file is given: add --{split} FILE")
+            or_share = ", or --dev-share 0.1, which splits off training rows" if split == "dev" else ""
+            raise InputError(f"no {split} file is given: add --{split} FILE{or_share}")
         path = Path(file)
         if not path.is_file():
             raise InputError(
@@ -140,10 +232,11 @@ def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     label_column = source.label_column or task.label_column
     form = [FORMAT_VERSION, path.suffix, text_columns, label_column, header, split == "test"]
     form += ["has damaged rows"] if task.has_damaged_rows else []
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    form += [] if source.id_column is None else [source.id_column]
+    data = _content(path)
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
-    raw = read_checked(path, data, text_columns, label_column, split != "test", header, task.has_damaged_rows)
+    needs_label = split != "test"
+    raw = read_checked(
+        path, data, text_columns, label_column, needs_label, header, task.has_damaged_rows, source.id_column
+    )
     return raw, str(path), fingerprint

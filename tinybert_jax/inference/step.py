@@ -22,22 +22,25 @@ def outputs(
     batch_size: int,
     buckets: tuple[int, ...],
     named: str,
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """The outputs of a compiled `(params, batch)` step for every row, in the order of `eval_batches`, with the row
-    numbers. For many rows a progress bar, `named`, is shown.
+    numbers. For many rows a progress bar, `named`, is shown. `first` is the number of the first batch.
     """
     from tqdm import tqdm
 
     running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
-    with tqdm(total=len(examples), desc=named, unit="row", disable=len(examples) < PROGRESS_FROM) as bar:
-        for rows, batch in eval_batches(examples, batch_size, buckets):
+    before = min(first * batch_size, len(examples))
+    few = len(examples) < PROGRESS_FROM
+    with tqdm(total=len(examples), initial=before, desc=named, unit="row", disable=few) as bar:
+        for rows, batch in eval_batches(examples, batch_size, buckets, first):
             dispatched = rows, step(params, batch)
             if running is not None:
                 yield running
             running = dispatched
             bar.update(int((rows >= 0).sum()))
-        assert running is not None, "there is at least one row"
-        yield running
+        if running is not None:
+            yield running
 
 
 def predict_logits(

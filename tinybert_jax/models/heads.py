@@ -67,7 +67,12 @@ class HeadLosses(NamedTuple):
     soft: Callable[[Array, Array, Batch, Any], Float[Array, "b"]]
     labelled: Callable[[Batch], Bool[Array, "b"]]
     target: Callable[[Array], Array] = lambda logits: logits
-    has_classes: bool = True  # the outputs are classes, so a temperature divides their logits
+    class_axis: int | None = -1  # the axis of the logits over which probabilities add up to 1; None: they are numbers
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the outputs are classes, so that a temperature divides their logits."""
+        return self.class_axis is not None
 
 
 CLASSES = HeadLosses(
@@ -82,7 +87,7 @@ NUMBERS = HeadLosses(
     soft=lambda logits, targets, batch, temperature: jax.vmap(losses.squared_error)(logits, targets),
     labelled=lambda batch: ~jnp.isnan(jnp.asarray(batch.labels)),
     target=lambda logits: logits[:, 0],
-    has_classes=False,
+    class_axis=None,
 )
 TAGS = HeadLosses(
     hard=lambda logits, batch: jax.vmap(losses.token_cross_entropy)(logits, batch.labels),
@@ -97,6 +102,7 @@ SPANS = HeadLosses(
         logits, targets, batch.attention_mask, temperature
     ),
     labelled=lambda batch: jnp.asarray(batch.labels)[:, 0] >= 0,
+    class_axis=1,
 )
 
 

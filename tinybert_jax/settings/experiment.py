@@ -13,6 +13,7 @@ from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
+from tinybert_jax.settings.teachers import AnyTeacher
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Experiment:
     source: DataSource | CorpusSource
     model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset or size
     stages: tuple[Stage, ...]
-    teacher: str | None = None  # a Hugging Face directory or hub id
+    teacher: AnyTeacher | None = None  # a Hugging Face directory, a hub id, or a file; a function, or several of these
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
     start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
@@ -63,7 +64,9 @@ class Experiment:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values; objectives and methods have their names beside their numbers."""
-        fields = dataclasses.asdict(self)
+        named = None if self.teacher is None else str(self.teacher)  # asdict would copy a function, and what it holds
+        fields = dataclasses.asdict(dataclasses.replace(self, teacher=named))
+        fields["teacher"] = self.teacher if isinstance(self.teacher, str | None) else self.teacher.described()
         for stage, described in zip(self.stages, fields["stages"], strict=True):
             described["objective"] = {"name": stage.objective.name} | described["objective"]
         for method, described in zip(self.compression, fields["compression"], strict=True):
@@ -84,6 +87,11 @@ class Experiment:
         for stage in self.stages:
             if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):
                 raise InputError(f"stage {stage.objective.name!r} is not one of task {self.task!r}")
+        if isinstance(self.source, DataSource) and self.source.unlabelled:
+            if not all(stage.objective.distils for stage in self.stages):
+                raise InputError("rows without labels are for stages with a teacher alone: leave out --unlabelled")
+            if self.augmented is not None:
+                raise InputError("rows without labels have no variants: leave out --augmented, or --unlabelled")
         shape = student_shape(self.model)
         if self.start in FROM_LAYERS and shape is None:
             raise InputError(

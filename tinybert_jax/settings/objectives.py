@@ -29,6 +29,11 @@ class ObjectiveSettings:
     next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
 
     @property
+    def reads_outputs(self) -> bool:
+        """Whether it learns from a teacher's outputs alone, which may be known ahead."""
+        return self.distils and not self.matches_tokens
+
+    @property
     def masked_share(self) -> float:
         """The share of a corpus's tokens that are masked, because the objective predicts them."""
         return 0.0

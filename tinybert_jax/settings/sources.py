@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_seed
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class DataSource:
     """Where rows come from: one of a directory in the GLUE layout, files of the user's own, or a prepared TFDS set.
 
     Raises:
-        InputError: none, or more than one, of the three is given; there are more than two text columns.
+        InputError: none, or more than one, of the three is given; there are more than two text columns; or the dev
+            set is given and split off.
     """
 
     data: str | None = None  # directory with the task's files: train.tsv, dev.tsv (and test.tsv)
@@ -22,16 +23,33 @@ class DataSource:
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
     text_columns: tuple[str, ...] = ()  # one or two; default: the task's
     label_column: str | None = None  # default: the task's
+    unlabelled: tuple[str, ...] = ()  # .tsv, .csv, .jsonl, or .txt with a text a line: rows that a teacher labels
+    dev_share: float | None = None  # of the training rows, which become the dev set; where no dev file is given
+    dev_seed: int = 0  # decides which rows these are; it does not change with the run's seed
+    id_column: str | None = None  # of the rows' ids, by which a file of predictions may name them
 
     @property
     def names_columns(self) -> bool:
         """Whether a column is named, so that files have a header."""
-        return bool(self.text_columns) or self.label_column is not None
+        return bool(self.text_columns) or self.label_column is not None or self.id_column is not None
+
+    @property
+    def has_labelled(self) -> bool:
+        """Whether there are training rows with labels."""
+        return self.data is not None or self.train is not None or self.tfds is not None
 
     def __post_init__(self) -> None:
         files = any(file is not None for file in (self.train, self.dev, self.test))
+        check_seed("dev_seed", self.dev_seed)
+        if self.dev_share is not None:
+            if not 0 < self.dev_share < 1:
+                raise InputError(f"dev_share is {self.dev_share}; it must be above 0 and below 1")
+            if self.dev is not None or self.tfds is not None:
+                raise InputError("dev_share is for training rows without a dev set: leave it out, or the dev set")
         if sum([self.data is not None, files, self.tfds is not None]) != 1:
             raise InputError("give the data in one way: --data DIR, or --train FILE --dev FILE, or --tfds NAME")
+        if self.tfds is not None and self.id_column is not None:
+            raise InputError("id_column is for files, and a TFDS set has none: leave it out")
         if len(self.text_columns) > 2:
             raise InputError(f"text_columns are {', '.join(self.text_columns)}; BERT reads one text, or a pair")
 

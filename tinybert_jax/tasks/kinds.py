@@ -45,7 +45,11 @@ def load_split(
         InputError: something is missing, malformed (`path:line: reason`) or unknown.
     """
     if not task.kind.has_columns and source.names_columns:
-        raise InputError(f"task {task.name!r} has files of one layout: leave out --text-columns and --label-column")
+        raise InputError(
+            f"task {task.name!r} has files of one layout: leave out --text-columns, --label-column and --id-column"
+        )
+    if not task.kind.has_columns and (source.unlabelled or source.dev_share is not None):
+        raise InputError(f"task {task.name!r} has no texts in columns: leave out --unlabelled and --dev-share")
     return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
 
 

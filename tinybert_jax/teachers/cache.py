@@ -13,8 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Batch, Examples, Params
-from tinybert_jax.cache import cache_folder, cached
+from tinybert_jax.cache import append_parts, cache_folder, cached, check_parts
 from tinybert_jax.devices.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import outputs
@@ -85,9 +84,13 @@ class ExamplesWithTargets:
 
     def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
         """The batch of the rows, with `targets` in place of `teacher_inputs`."""
+        batch = self.examples.batch(rows, length, epoch)
+        return batch._replace(teacher_inputs=None, targets=self.targets(rows, length))
+
+    def targets(self, rows: np.ndarray, length: int) -> Any:
+        """The targets of the rows, padded to `length` tokens where they are per token."""
         leaves = [self._padded(number, rows, length) for number in range(len(self.specs))]
-        targets = jax.tree.unflatten(self.tree, leaves)
-        return self.examples.batch(rows, length, epoch)._replace(teacher_inputs=None, targets=targets)
+        return jax.tree.unflatten(self.tree, leaves)
 
     def _padded(self, number: int, rows: np.ndarray, length: int) -> np.ndarray:
         spec, offsets, flat = self.specs[number], self.offsets[number], self.flat[number]
@@ -154,14 +157,9 @@ class TeacherCache:
 
         def load(folder: Path) -> list[np.ndarray]:
             """Map the files into memory. Each is read once, for its checksum."""
-            checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
-            arrays: list[np.ndarray] = []
-            for number, (size, spec) in enumerate(zip(sizes, specs, strict=True)):
-                file = folder / f"{number}.bin"
-                if _checksum(file) != checksums[number]:
-                    raise ValueError(f"the checksum of {file.name} is wrong")
-                arrays.append(np.memmap(file, spec.dtype, "r", shape=(size,)))
-            return arrays
+            check_parts(folder)
+            pairs = enumerate(zip(sizes, specs, strict=True))
+            return [np.memmap(folder / f"{n}.bin", spec.dtype, "r", shape=(size,)) for n, (size, spec) in pairs]
 
         folder = cache_folder(cache_dir) / "targets"
         if jax.process_count() > 1:  # a process that reads its cache would leave the others waiting in the computation
@@ -179,7 +177,7 @@ class TeacherCache:
             os.utime(entry)  # entries used longest ago are removed first
         if not entry.is_dir():
             _make_room(folder, needed, limit)
-        flat = cached(entry, build, load)
+        flat = cached(entry, build, load, resumable=True)
         return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
 
     def _specs(self, examples: Examples) -> tuple[list[TargetSpec], Any]:
@@ -212,24 +210,26 @@ class TeacherCache:
         return make_targets_step(self.objective, self.mesh, self.params)
 
     def _write(self, folder: Path, examples: Examples, tokens: np.ndarray, specs: Sequence[TargetSpec]) -> None:
-        """Write a file for each array, with the rows in the order of `eval_batches`, and the files' checksums."""
-        # Files are written, not mapped: on a full disk, a write raises, but a write to a map kills the process.
-        with contextlib.ExitStack() as opened:
-            files = [opened.enter_context((folder / f"{number}.bin").open("wb")) for number in range(len(specs))]
-            checksums = [0] * len(files)
-            computed = outputs(self._step, self.params, examples, self.batch_size, self.buckets, "teacher's outputs")
+        """Write a file for each array, with the rows in the order of `eval_batches`."""
+
+        def parts(first: int) -> Iterator[list[bytes]]:
+            named = "teacher's outputs"
+            computed = outputs(self._step, self.params, examples, self.batch_size, self.buckets, named, first)
             for rows, targets in computed:
-                for number, (spec, leaf) in enumerate(zip(specs, jax.tree.leaves(targets), strict=True)):
-                    host = np.asarray(leaf).astype(spec.dtype)
-                    for row, values in zip(rows, host, strict=True):
-                        if row >= 0:
-                            content = values[tuple(map(slice, spec.of(int(tokens[row]))))].tobytes()
-                            files[number].write(content)
-                            checksums[number] = zlib.crc32(content, checksums[number])
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        (folder / "checksums.json").write_text(json.dumps(checksums), "utf-8")
+                arrays = [
+                    np.asarray(leaf).astype(spec.dtype)
+                    for spec, leaf in zip(specs, jax.tree.leaves(targets), strict=True)
+                ]
+                yield [
+                    b"".join(
+                        values[tuple(map(slice, spec.of(int(tokens[row]))))].tobytes()
+                        for row, values in zip(rows, array, strict=True)
+                        if row >= 0
+                    )
+                    for spec, array in zip(specs, arrays, strict=True)
+                ]
+
+        append_parts(folder, len(specs), parts)
 
 
 def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithTargets:
@@ -239,15 +239,6 @@ def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithT
     return ExamplesWithTargets(
         examples, np.asarray(examples.lengths), [offsets], [outputs.ravel()], [spec], jax.tree.structure(0)
     )
-
-
-def _checksum(file: Path) -> int:
-    """crc32 of a file."""
-    checksum = 0
-    with file.open("rb") as opened:
-        while part := opened.read(1 << 24):
-            checksum = zlib.crc32(part, checksum)
-    return checksum
 
 
 def _make_room(folder: Path, needed: int, limit: float) -> None:

@@ -1,113 +1,262 @@
-"""A file of predictions as a teacher: one row's class probabilities, or number, in each line."""
+"""A file of predictions as a teacher: one row's class probabilities, logits, label or number in each record."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinybert_jax.data.reader import read_text
-from tinybert_jax.data.rows import Rows
+from tinybert_jax.data.labels import label_ids
+from tinybert_jax.data.reader import decode, table_lines
+from tinybert_jax.data.rows import Rows, known_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.tasks import get_task
-from tinybert_jax.teachers.teacher import Teacher
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import Task, get_task
+from tinybert_jax.teachers.teacher import Teacher, UnknownRow
 
 LEAST_PROBABILITY = 1e-9  # a probability of 0 has no logit; this one is as good as 0
 SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of a row may add up, as after rounding
+SUFFIXES = (".jsonl", ".tsv", ".csv", ".parquet")
+LOGITS = "logits."  # before a class, in the name of a table's column
+KINDS = ("probabilities", "logits", "label", "value")
 
-Texts = tuple[str, ...]
+Key = tuple[str, ...]  # the texts of a row, or its id
 
 
-def is_predictions(name: str) -> bool:
+class Record(NamedTuple):
+    """One record of a file: whose it is, and where it stands."""
+
+    key: Key
+    by_id: bool
+    fields: Mapping[str, Any]  # one of KINDS, and `confidence` beside a label
+    where: str  # path:line, for messages
+
+
+def is_predictions(name: Any) -> bool:
     """Whether a teacher's name is that of a file of predictions."""
-    return name.endswith(".jsonl")
+    return isinstance(name, str) and name.endswith(SUFFIXES)
 
 
 def load_predictions(experiment: Experiment) -> Teacher:
-    """The teacher in a file of JSON lines, found by the texts of the rows.
+    """The teacher in a file of JSON lines, a .tsv or .csv with a header, or a Parquet file.
 
-    A line is `{"text": "good soup", "probabilities": {"good": 0.9, "bad": 0.1}}`; in regression, `"value": 3.5` stands
-    in place of the probabilities. The text of a pair is a list of two strings. Temperatures apply to the logarithms
-    of the probabilities.
+    A record names its row by `text` (of a pair, a list of two strings; in a table, the columns of the texts) or by
+    `id`, which is compared with the source's id column. It holds one of
+
+    - `probabilities`: by class name. They add up to 1; or only the likeliest are named, and the rest is spread evenly
+      over the others. A table has a column for each class, where an empty cell is a class that is not named.
+    - `logits`: of every class. A table has columns `logits.CLASS`.
+    - `label`, with its `confidence` (default: 1), as a probability.
+    - `value`, in regression.
+
+    Temperatures apply to the logarithms of probabilities.
 
     Raises:
-        InputError: the file cannot be read; a line is malformed, has other classes than the first, or probabilities
-            that do not add up to 1 (`path:line: ...`); two lines of one text differ; or the task has no such teacher.
+        InputError: the file cannot be read; a record is malformed, names a class that the labelled rows do not have,
+            or holds no probabilities (`path:line: ...`); two records of one row differ; or the task has no such
+            teacher.
     """
-    name, path = str(experiment.teacher), Path(str(experiment.teacher))
-    task = get_task(experiment.task)
-    if not task.kind.has_columns:
-        raise InputError(f"{name}: a file of predictions teaches texts and pairs of texts, not task {task.name!r}")
-    content = read_text(path)
-    outputs: dict[Texts, np.ndarray] = {}
-    classes: tuple[str, ...] | None = None
-    for number, line in enumerate(content.split("\n"), 1):
+    path = Path(str(experiment.teacher))
+    task, source = get_task(experiment.task), experiment.source
+    if not task.kind.has_columns or not isinstance(source, DataSource):
+        raise InputError(f"{path}: a file of predictions teaches texts and pairs of texts, not task {task.name!r}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    records = list(_records(path, data, source.text_columns or task.text_columns))
+    if not records:
+        raise InputError(f"{path}:1: the file holds no prediction: give one record for each row")
+    label_names = () if task.is_regression else _label_names(records, task, source)
+    ids = {} if task.is_regression else label_ids(task, label_names)
+    outputs: dict[tuple[bool, Key], np.ndarray] = {}
+    for record in records:
+        if task.is_regression:
+            output = np.asarray(_number(record.fields.get("value"), record.where, "value"), np.float32)
+        else:
+            output = _logits(record, ids, len(label_names))
+        key = record.by_id, record.key
+        if key in outputs and not np.array_equal(outputs[key], output):
+            raise InputError(f"{record.where}: the row has another prediction in a line before: keep one of the two")
+        outputs[key] = output
+    by_id = any(record.by_id for record in records)
+    if by_id and source.id_column is None:
+        raise InputError(f"{path}: names rows by id, and no column of the rows is an id: give --id-column NAME")
+
+    def outputs_of(rows: Rows) -> np.ndarray:
+        known = []
+        for number, texts in enumerate(rows.texts):
+            output = outputs.get((False, texts))
+            if output is None and by_id and rows.ids is not None:
+                output = outputs.get((True, (rows.ids[number],)))
+            if output is None:
+                raise UnknownRow(
+                    f"{path}: no prediction for row {rows.lines[number]} of its file, {texts[0][:60]!r}: add a record"
+                    " for it, or take the row out"
+                )
+            known.append(output)
+        return np.stack(known)
+
+    return Teacher(str(path), hashlib.sha256(data).hexdigest(), label_names, outputs_of=outputs_of)
+
+
+def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[Record]:
+    """The records of a file, with the fields of a table's columns named as in JSON lines."""
+    for fields, where in _READERS[path.suffix](path, data):
+        if "id" in fields and "text" not in fields and not set(text_columns) <= set(fields):
+            identity = fields["id"]
+            if isinstance(identity, bool | float) or not isinstance(identity, str | int):
+                raise InputError(f'{where}: "id" is {json.dumps(identity, default=str)[:60]}: give a string or number')
+            yield Record((str(identity),), True, fields, where)
+            continue
+        texts = fields.get("text")
+        if texts is None and set(text_columns) <= set(fields):
+            texts = [fields[column] for column in text_columns]
+        key = tuple(texts) if isinstance(texts, list) else (texts,)
+        if len(key) > 2 or not all(isinstance(part, str) for part in key):
+            shown = json.dumps(texts, default=str)[:60]
+            raise InputError(f'{where}: "text" is {shown}: give a string, or a list of two; or an "id"')
+        yield Record(key, False, fields, where)
+
+
+def _json_lines(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], str]]:
+    for number, line in enumerate(decode(path, data).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        record = _record(line, where)
-        texts = _texts(record, where)
-        if task.is_regression:
-            output = np.asarray(_number(record.get("value"), where, "value"), np.float32)
-        else:
-            probabilities = _probabilities(record, where)
-            classes = classes or tuple(sorted(probabilities))
-            if set(probabilities) != set(classes):
-                raise InputError(f"{where}: the classes are {sorted(probabilities)}, and in the first line {classes}")
-            likely = np.array([probabilities[label] for label in classes], np.float64)
-            output = np.log(np.maximum(likely, LEAST_PROBABILITY)).astype(np.float32)
-        if texts in outputs and not np.array_equal(outputs[texts], output):
-            raise InputError(f"{where}: the text has another prediction in a line before: keep one of the two")
-        outputs[texts] = output
-    if not outputs:
-        raise InputError(f"{path}:1: the file holds no prediction: give one JSON object a line")
-
-    def outputs_of(rows: Rows) -> np.ndarray:
-        for texts, number in zip(rows.texts, rows.lines, strict=True):
-            if texts not in outputs:
-                raise InputError(
-                    f"{path}: no prediction for row {number} of the training file, {texts[0][:60]!r}: add a line for"
-                    " its text, or take the row out"
-                )
-        return np.stack([outputs[texts] for texts in rows.texts])
-
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return Teacher(name, digest, classes or (), outputs_of=outputs_of)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON ({error}): give one JSON object a line") from None
+        if not isinstance(record, dict):
+            raise InputError(f'{where}: no JSON object: give {{"text": ..., "probabilities": ...}}')
+        yield record, where
 
 
-def _record(line: str, where: str) -> Mapping[str, Any]:
+def _table(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], str]]:
+    lines = table_lines(path, decode(path, data).rstrip("\r\n"))
+    _, header = next(lines)
+    for number, cells in lines:
+        where = f"{path}:{number}"
+        if len(cells) != len(header):
+            raise InputError(f"{where}: {len(cells)} cells instead of {len(header)} ({', '.join(header)}): repair it")
+        yield _fields(dict(zip(header, cells, strict=True)), where), where
+
+
+def _parquet(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], str]]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}): give one JSON object a line") from None
-    if not isinstance(record, dict):
-        raise InputError(f'{where}: no JSON object: give {{"text": ..., "probabilities": ...}}')
-    return record
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{path}: a Parquet file is read by pyarrow: pip install pyarrow") from None
+    try:
+        rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
+    for number, row in enumerate(rows, 1):
+        where = f"{path}: row {number}"
+        nested = {name: row.get(name) for name in ("probabilities", "logits") if isinstance(row.get(name), dict)}
+        flat = {name: value for name, value in row.items() if name not in nested}
+        named = {name: {c: x for c, x in of.items() if x is not None} for name, of in nested.items()}
+        yield (flat | named) if nested else _fields(flat, where), where
 
 
-def _texts(record: Mapping[str, Any], where: str) -> Texts:
-    text = record.get("text")
-    texts = tuple(text) if isinstance(text, list) else (text,)
-    if len(texts) > 2 or not all(isinstance(part, str) for part in texts):
-        raise InputError(f'{where}: "text" is {json.dumps(text)[:60]}: give a string, or a list of two')
-    return texts
+def _fields(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a table's row: columns that have no other meaning are classes."""
+    fields: dict[str, Any] = {}
+    for column, cell in cells.items():
+        if cell is None or (isinstance(cell, str) and not cell.strip()):
+            continue
+        if column in ("confidence", "value"):
+            fields[column] = _parsed(cell, where, column)
+        elif column.startswith(LOGITS):
+            fields.setdefault("logits", {})[column.removeprefix(LOGITS)] = _parsed(cell, where, column)
+        else:
+            fields[column] = cell
+    if not any(kind in fields for kind in KINDS):
+        numbers = {column: cell for column, cell in fields.items() if _is_number(cell) and column != "id"}
+        fields["probabilities"] = {column: float(cell) for column, cell in numbers.items()}
+    return fields
 
 
-def _probabilities(record: Mapping[str, Any], where: str) -> dict[str, float]:
-    values = record.get("probabilities")
-    if not isinstance(values, dict) or len(values) < 2:
-        raise InputError(f'{where}: no "probabilities" of two classes or more: give {{"good": 0.9, "bad": 0.1}}')
-    probabilities = {label: _number(value, where, f"probability of {label!r}") for label, value in values.items()}
-    total = sum(probabilities.values())
-    if min(probabilities.values()) < 0 or abs(total - 1) > SUM_TOLERANCE:
-        raise InputError(f"{where}: the probabilities add up to {total:.4g}: they must be at least 0, and add up to 1")
-    return probabilities
+def _parsed(cell: Any, where: str, column: str) -> float:
+    if not _is_number(cell):
+        raise InputError(f"{where}: the {column} is {str(cell)[:40]!r}; it must be a number")
+    return float(cell)
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+_READERS = {".jsonl": _json_lines, ".tsv": _table, ".csv": _table, ".parquet": _parquet}
+
+
+def _label_names(records: list[Record], task: Task, source: DataSource) -> tuple[str, ...]:
+    """The classes by id: those of the labelled rows, or else all that the file names."""
+    if known := known_labels(task, source):
+        return known
+    named: set[str] = set()
+    for record in records:
+        named |= {str(record.fields["label"])} if "label" in record.fields else set(_by_class(record))
+    if len(named) < 2:
+        raise InputError(f"{records[0].where}: the file names {len(named)} class: it must name two or more")
+    return tuple(sorted(named))
+
+
+def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
+    """The logits of a record, float32 [c]; of probabilities, their logarithms."""
+    where, fields = record.where, record.fields
+    if "label" in fields:
+        confidence = _number(fields.get("confidence", 1.0), where, "confidence")
+        if not 0 < confidence <= 1:
+            raise InputError(f"{where}: the confidence is {confidence:g}; it must be above 0, and at most 1")
+        values = {str(fields["label"]): confidence}
+    else:
+        kind = "logit" if "logits" in fields else "probability"
+        values = {label: _number(x, where, f"{kind} of {label!r}") for label, x in _by_class(record).items()}
+    if unknown := [label for label in values if label not in ids]:
+        raise InputError(f"{where}: unknown class {unknown[0]!r}; the classes are {', '.join(map(repr, ids))}")
+    if len({ids[label] for label in values}) < len(values):
+        raise InputError(f"{where}: two of {', '.join(map(repr, values))} are the same class: keep one of the two")
+    if "logits" in fields and "label" not in fields:
+        if len(values) < count:
+            raise InputError(f"{where}: {len(values)} logits, and there are {count} classes: give one for each")
+        logits = np.zeros(count, np.float32)
+        for label, value in values.items():
+            logits[ids[label]] = value
+        return logits
+    total, unnamed = sum(values.values()), count - len(values)
+    least = 0.0 if unnamed else 1 - SUM_TOLERANCE
+    if min(values.values()) < 0 or not least <= total <= 1 + SUM_TOLERANCE:
+        raise InputError(
+            f"{where}: the probabilities add up to {total:.4g}: they must be at least 0, and add up to 1; where the"
+            " likeliest are named alone, to no more than 1"
+        )
+    likely = np.full(count, max(1 - total, 0) / max(unnamed, 1))
+    for label, value in values.items():
+        likely[ids[label]] = value
+    return np.log(np.maximum(likely, LEAST_PROBABILITY)).astype(np.float32)
+
+
+def _by_class(record: Record) -> Mapping[str, Any]:
+    """The numbers of a record by class name."""
+    values = record.fields.get("logits", record.fields.get("probabilities"))
+    if not isinstance(values, dict) or not values:
+        raise InputError(
+            f'{record.where}: no "probabilities" by class: give {{"good": 0.9, "bad": 0.1}}, or "logits", or a "label"'
+        )
+    return values
 
 
 def _number(value: Any, where: str, name: str) -> float:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.teachers import Ensemble, FunctionTeacher
+from tinybert_jax.teachers.ensemble import load_ensemble
+from tinybert_jax.teachers.function import load_function
 from tinybert_jax.teachers.predictions import is_predictions, load_predictions
 from tinybert_jax.teachers.teacher import Teacher, load_model_teacher
 
 
 class TeacherKind(NamedTuple):
-    """A kind of teacher: the names that it takes, and how one is loaded and checked."""
+    """A kind of teacher: the names or settings that it takes, and how one is loaded and checked."""
 
-    takes: Callable[[str], bool]
+    takes: Callable[[Any], bool]
     load: Callable[[Experiment], Teacher]
-
-
-# a later row comes first, so a row that is added takes its names from these
-TEACHERS: dict[str, TeacherKind] = {
-    "model": TeacherKind(lambda name: True, load_model_teacher),
-    "predictions": TeacherKind(is_predictions, load_predictions),
-}
 
 
 def load_teacher(experiment: Experiment) -> Teacher:
@@ -30,5 +26,15 @@ def load_teacher(experiment: Experiment) -> Teacher:
     Raises:
         InputError: it cannot be read, or does not fit the task.
     """
-    name = str(experiment.teacher)
-    return next(row for row in reversed(TEACHERS.values()) if row.takes(name)).load(experiment)
+    return next(row for row in reversed(TEACHERS.values()) if row.takes(experiment.teacher)).load(experiment)
+
+
+# a later row comes first, so a row that is added takes its names from these
+TEACHERS: dict[str, TeacherKind] = {
+    "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher),
+    "predictions": TeacherKind(is_predictions, load_predictions),
+    "function": TeacherKind(lambda teacher: isinstance(teacher, FunctionTeacher), load_function),
+    "ensemble": TeacherKind(
+        lambda teacher: isinstance(teacher, Ensemble), lambda experiment: load_ensemble(experiment, load_teacher)
+    ),
+}

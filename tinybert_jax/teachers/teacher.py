@@ -10,6 +10,7 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.data.rows import Rows
+from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
@@ -17,6 +18,10 @@ from tinybert_jax.models.fit import check_head, check_outputs, check_positions
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
+
+
+class UnknownRow(InputError):
+    """A teacher that knows certain rows is asked about another."""
 
 
 class TeacherModel(NamedTuple):
@@ -29,13 +34,29 @@ class TeacherModel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """What is learnt from. Either `model` runs in the step, or `outputs_of` gives the outputs for rows ahead of it."""
+    """What is learnt from: a model, outputs that are known for rows, or several teachers.
+
+    A single model may run in the step. All other outputs are known ahead of training.
+    """
 
     name: str
     fingerprint: str  # of all that determines its outputs, beside the rows
     label_names: tuple[str, ...]  # the classes in the order of its outputs
-    model: TeacherModel | None = None
+    model: TeacherModel | None = None  # of several teachers, that of `layer_member`
     outputs_of: Callable[[Rows], np.ndarray] | None = None  # -> logits float32 [n, c]; in regression numbers [n]
+    order: np.ndarray | None = None  # of a member: for each class of the ensemble, its number among the outputs
+    members: tuple[Teacher, ...] = ()  # of several teachers
+    layer_member: int | None = None  # of several teachers, the number of the member whose layers teach
+    average: Callable[..., np.ndarray] | None = None  # of several teachers: see `ensemble.average`
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it is one model, which can run in every step."""
+        return self.model is not None and not self.members
+
+    def in_order(self, outputs: np.ndarray) -> np.ndarray:
+        """A member's outputs [..., c], with the classes in the ensemble's order."""
+        return outputs if self.order is None else outputs[..., self.order]
 
 
 def load_model_teacher(experiment: Experiment) -> Teacher:

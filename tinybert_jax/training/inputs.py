@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from tinybert_jax.batch import Examples, Params
 from tinybert_jax.data import tokens
@@ -16,6 +18,7 @@ from tinybert_jax.data.augmentation import variants
 from tinybert_jax.data.batches import bucket_lengths, steps_per_epoch, train_batches
 from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
+from tinybert_jax.data.rows import Rows
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig, Compute
@@ -30,7 +33,7 @@ from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import STUDENTS, NamedStart, student_shape
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.sources import CorpusSource, DataSource
+from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.students import start
@@ -39,13 +42,27 @@ from tinybert_jax.tasks.kinds import load_split, second_task
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import with_known_targets
 from tinybert_jax.teachers.table import load_teacher
-from tinybert_jax.teachers.teacher import Teacher, TeacherModel
+from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow
 from tinybert_jax.training.population import check_members
 
 # Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
 VOCAB_MULTIPLE = 128
 SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # at most, by which a spectral start measures the teacher's hidden states
 OF_MODEL = ("loaded", "keep_head", "fingerprints")  # of `Inputs`, what depends on the parameters of the model
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One teacher, and the rows as it reads them: in its own tokens, or with outputs that it knows from the texts."""
+
+    teacher: Teacher
+    train: Examples
+    dev: dict[str, Split]
+    dev_outputs: dict[str, np.ndarray]  # by dev set, where they are known from the texts
+
+    @property
+    def name(self) -> str:
+        return self.teacher.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +78,26 @@ class Inputs:
     train: Examples
     dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
     buckets: tuple[int, ...]
-    teacher: Teacher | None  # its vocabulary padded
-    teacher_dev: dict[str, Split]  # the same in the teacher's tokens
+    teacher: Teacher | None
+    lessons: tuple[Lesson, ...]  # one for each teacher, or for each member of an ensemble; none for a corpus
     fingerprints: dict[str, str]  # of the rows, and of the models' files
 
     @property
     def teacher_model(self) -> TeacherModel | None:
-        """The teacher, where it is a model that runs."""
-        return None if self.teacher is None else self.teacher.model
+        """The teacher whose layers teach, where it is a model."""
+        return None if self.layer_teacher is None else self.layer_teacher.model
+
+    @property
+    def layer_teacher(self) -> Teacher | None:
+        """The teacher whose layers teach: a single one, or a member of an ensemble. None: none has layers."""
+        if self.teacher is None or self.teacher.model is None:
+            return None
+        return self.teacher if self.teacher.layer_member is None else self.lessons[self.teacher.layer_member].teacher
+
+    @property
+    def knows_outputs(self) -> bool:
+        """Whether the teacher's outputs are known ahead of training, so that no model runs for them in the step."""
+        return self.teacher is not None and not self.teacher.runs_alone
 
     def examples(self, stage: Stage) -> Examples:
         """What a stage trains on: masked, if the stage predicts masked tokens."""
@@ -106,43 +135,39 @@ def load_inputs(experiment: Experiment) -> Inputs:
         tokenizer = load_tokenizer(experiment.model, config)
     check_positions(experiment.model, config, experiment.max_length)
 
-    def check_pairs(student_pairs: bool, teacher_pairs: bool) -> None:
-        check_token_types(experiment.model, config, student_pairs)
-        if experiment.distils and model is not None:
-            check_token_types(str(experiment.teacher), model.config, teacher_pairs)
-
+    lessons: tuple[Lesson, ...] = ()
     if isinstance(source, CorpusSource):
         head = "masked_lm" if experiment.masks_tokens else "encoder"
         has_types = source.pairs and frame_of(tokenizer).has_types
-        check_pairs(has_types, has_types)
+        check_token_types(experiment.model, config, has_types)
+        if experiment.distils and model is not None:
+            check_token_types(str(experiment.teacher), model.config, has_types)
         if not _same_tokenizer(tokenizer, model):
-            raise InputError(_different_vocabularies(experiment))
+            raise InputError(_different_vocabularies(experiment, str(experiment.teacher)))
         if experiment.distils and model is not None:
             transformer_objective(config, model.config, experiment.layer_map, experiment.preset)
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        teacher_dev = dev
         keep_head = loaded is not None and HEADS[head].is_in(loaded)
     else:
         task = get_task(experiment.task)
         head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
-        train, teacher_dev = split.tokens, dev
-        pairs = teacher_pairs = any(part.tokens.has_pairs for part in (split, *dev.values()))
+        train = split.tokens
+        check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
-        if teacher is not None and teacher.outputs_of is not None:
-            if split.rows is None or experiment.augmented is not None:
-                raise InputError(f"{experiment.teacher}: knows the training rows alone: leave out --augmented")
-            train = with_known_targets(train, teacher.outputs_of(split.rows))
-        if model is not None and not _same_tokenizer(tokenizer, model):
-            if not _can_differ(experiment, task):
-                raise InputError(_different_vocabularies(experiment))
-            other, teacher_dev = _read_splits(experiment, task, source, model.tokenizer, model.config, teacher)
-            train = tokens.TwoVocabularies(split.tokens, other.tokens)
-            teacher_pairs = any(part.tokens.has_pairs for part in (other, *teacher_dev.values()))
-        check_pairs(pairs, teacher_pairs)
+        if teacher is not None:
+            members = teacher.members or (teacher,)
+            # those that know the rows from their texts first: what they miss is told before a model runs
+            lessons = tuple(
+                _lesson(experiment, task, teacher, member, tokenizer, split, train, dev)
+                for member in sorted(members, key=lambda member: member.model is not None)
+            )
+            lessons = tuple(sorted(lessons, key=lambda lesson: members.index(lesson.teacher)))
+            if teacher.runs_alone:
+                train = lessons[0].train
         config, keep_head = fit_head(config, loaded, task, split.label_names)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
     prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
@@ -150,9 +175,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
         prints["teacher"] = teacher.fingerprint
     if loaded is not None:
         prints["model"] = fingerprint(experiment.model)
-    if teacher is not None and model is not None:
-        padded = resize_vocabulary(model.params, compute.vocab_rows(model.config))
-        teacher = dataclasses.replace(teacher, model=model._replace(params=padded))
+    lessons = tuple(dataclasses.replace(lesson, teacher=_padded(lesson.teacher, compute)) for lesson in lessons)
+    if teacher is not None and not teacher.members:
+        teacher = lessons[0].teacher if lessons else _padded(teacher, compute)
     return Inputs(
         head=head,
         config=config,
@@ -167,7 +192,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         if arithmetic(experiment.preset).padding == "exclude"
         else (experiment.max_length,),
         teacher=teacher,
-        teacher_dev=teacher_dev,
+        lessons=lessons,
         fingerprints=prints,
     )
 
@@ -249,7 +274,7 @@ def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> P
 def _read_splits(
     experiment: Experiment,
     task: Task,
-    source: DataSource,
+    source: Any,
     tokenizer: Any,
     config: BertConfig,
     teacher: Teacher | None,
@@ -274,6 +299,58 @@ def _read_splits(
     return train, dev
 
 
+def _lesson(
+    experiment: Experiment,
+    task: Task,
+    teacher: Teacher,
+    member: Teacher,
+    tokenizer: Any,
+    split: Split,
+    train: Examples,
+    dev: dict[str, Split],
+) -> Lesson:
+    """The rows as a member of a teacher reads them. A single model reads its tokens beside the student's.
+
+    Raises:
+        InputError: it knows the training rows alone, and there are variants of them, or not all of them; or its tokens
+            are not the student's, and these are compared.
+    """
+    model = member.model
+    if member.outputs_of is not None:
+        if split.rows is None or experiment.augmented is not None:
+            raise InputError(f"{member.name}: knows the training rows alone: leave out --augmented")
+        outputs = {}
+        for name, part in dev.items():
+            with contextlib.suppress(UnknownRow):  # a file need not have the dev rows
+                outputs[name] = member.outputs_of(_rows(part))
+        return Lesson(member, with_known_targets(train, member.outputs_of(split.rows)), dev, outputs)
+    assert model is not None, "a teacher is a model, or knows outputs"
+    splits = [split, *dev.values()]
+    if not _same_tokenizer(tokenizer, model):
+        layers_teach = experiment.matches_tokens and model is teacher.model
+        if layers_teach or HEADS[task.head].per_token or experiment.augmented is not None:
+            raise InputError(_different_vocabularies(experiment, member.name))
+        other, dev = _read_splits(experiment, task, experiment.source, model.tokenizer, model.config, teacher)
+        splits = [other, *dev.values()]
+        train = tokens.TwoVocabularies(split.tokens, other.tokens) if teacher.runs_alone else other.tokens
+    if experiment.distils:
+        check_token_types(member.name, model.config, any(part.tokens.has_pairs for part in splits))
+    return Lesson(member, train, dev, {})
+
+
+def _padded(teacher: Teacher, compute: Compute) -> Teacher:
+    """The teacher with its vocabulary padded as the student's is."""
+    if (model := teacher.model) is None:
+        return teacher
+    params = resize_vocabulary(model.params, compute.vocab_rows(model.config))
+    return dataclasses.replace(teacher, model=model._replace(params=params))
+
+
+def _rows(split: Split) -> Rows:
+    assert split.rows is not None, "a split of texts has rows"
+    return split.rows
+
+
 def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any) -> Examples:
     if split.rows is None:
         raise InputError(f"task {task.name!r} is trained on its own rows; leave out --augmented")
@@ -282,15 +359,10 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
     )
 
 
-def _can_differ(experiment: Experiment, task: Task) -> bool:
-    """Whether teacher and student may have different vocabularies: no stage compares their positions."""
-    return not (experiment.matches_tokens or HEADS[task.head].per_token or experiment.augmented is not None)
-
-
-def _different_vocabularies(experiment: Experiment) -> str:
+def _different_vocabularies(experiment: Experiment, teacher: str) -> str:
     return (
-        f"{experiment.model} and {experiment.teacher} have different vocabularies, so their tokens do not correspond:"
-        " only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+        f"{experiment.model} and {teacher} have different vocabularies, so their tokens do not correspond: only a"
+        " sequence task's predictions can be distilled, without augmentation (--stage prediction)"
     )
 
 

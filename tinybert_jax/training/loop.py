@@ -23,13 +23,14 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.tasks.split import Split
-from tinybert_jax.teachers.cache import OverLimit, TeacherCache
+from tinybert_jax.teachers.cache import OverLimit
 from tinybert_jax.training import optim, population
 from tinybert_jax.training.checkpoint import Checkpoints
 from tinybert_jax.training.cost import Cost, seconds_per_step, step_flops
 from tinybert_jax.training.inputs import Inputs
 from tinybert_jax.training.logs import StageLog
 from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_member_params, make_train_step
+from tinybert_jax.training.teaching import target_cache
 
 
 class Stopped(Exception):
@@ -41,9 +42,9 @@ class Run(NamedTuple):
 
     experiments: Sequence[Experiment]  # one for each member of the population
     inputs: Inputs  # the first member's; the loop reads only what all members share
-    teacher_params: Params  # on the mesh; empty without a teacher
+    teacher_params: Params  # on the mesh; empty without a teacher whose model runs
+    taught: Examples | None  # the training rows with the teacher's outputs, where these are known ahead
     score: Callable[[Params, Split], dict[str, float]]
-    eval_batch_size: int
     mesh: Mesh
     out: Path
 
@@ -59,7 +60,8 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     Raises:
         InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
-    teacher = None if inputs.teacher_model is None else inputs.teacher_model.config
+    runs = inputs.teacher_model is not None and not (inputs.knows_outputs and stage.objective.reads_outputs)
+    teacher = inputs.teacher_model.config if inputs.teacher_model is not None and runs else None
     facts = arithmetic(experiment.preset)
     context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
     objective = build_objective(stage.objective, context)
@@ -116,6 +118,8 @@ def _train(
     experiment, inputs, mesh, members = run.experiments[0], run.inputs, run.mesh, len(run.experiments)
     stage = experiment.stages[index]
     examples, teacher_params = inputs.examples(stage), run.teacher_params
+    if run.taught is not None and stage.objective.reads_outputs:
+        examples, teacher_params = run.taught, {}
     done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
     reads_rows_again = total > steps_per_epoch(len(inputs.train), stage.batch_size)
     if done < total and objective.reads_teacher and reads_rows_again:
@@ -195,14 +199,9 @@ def _initial_state(run: Run, index: int, objective: Objective, params: list[Para
 def _with_cached_targets(run: Run, stage: Stage, objective: Objective, examples: Examples) -> tuple[Examples, Params]:
     """The rows with the teacher's outputs, and no teacher. If these need too much disk, both stay as they are."""
     experiment, inputs = run.experiments[0], run.inputs
-    cache = TeacherCache(
-        objective,
-        run.teacher_params,
-        [inputs.fingerprints["teacher"], experiment.compute_dtype, stage.objective.name, *objective.identity],
-        run.mesh,
-        run.eval_batch_size,
-        inputs.buckets,
-    )
+    named, teacher = stage.objective.name, inputs.layer_teacher
+    assert teacher is not None, "a model teaches"
+    cache = target_cache(experiment, inputs, objective, named, teacher, run.teacher_params, run.mesh)
     try:
         return cache.with_targets(examples, 1e9 * experiment.teacher_cache_gb), {}
     except OverLimit as needed:

@@ -16,10 +16,9 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.method import build_method
 from tinybert_jax.devices import processes
-from tinybert_jax.devices.sharding import batch_shares, choose_mesh, place, tree_shardings
+from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import make_predict_step, predict_logits
-from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import save_hf
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.objectives.projections import without_projections
@@ -29,9 +28,7 @@ from tinybert_jax.training import record
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
 from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.loop import Run, check_params, make_objective, train_stage
-
-EVAL_BATCH_SIZE = 64
-FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
+from tinybert_jax.training.teaching import eval_batch_size, named_scores, prepare
 
 
 @dataclass(frozen=True)
@@ -116,13 +113,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         record.check_same(out, experiments, members, mesh)
     if processes.is_primary():
         _print_notes(experiment, inputs, mesh, chosen=axes is None)
-    teacher_params: Params = {}
-    teacher_scores = None
-    if inputs.teacher_model is not None and experiment.distils:
-        params = inputs.teacher_model.params
-        teacher_params = place(params, tree_shardings(mesh, params))
-        if inputs.teacher_dev:
-            teacher_scores = _score_teacher(experiment, inputs, inputs.teacher_model.config, teacher_params, mesh)
+    taught = prepare(experiment, inputs, mesh)
     models = initial_params(experiments, members)
     for settings in experiment.compression:
         changed = [build_method(settings).apply(inputs.config, model, inputs.train) for model in models]
@@ -141,12 +132,12 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     def score(params: Params, split: Split) -> dict[str, float]:
         return split.score(outputs(params, split))
 
-    whole = Run(experiments, inputs, teacher_params, score, _eval_batch_size(mesh), mesh, out)
+    whole = Run(experiments, inputs, taught.params, taught.examples, score, mesh, out)
     for index in range(len(experiment.stages)):
         models = train_stage(whole, index, models)
     directories = record.member_dirs(out, len(experiments))
     results = [
-        _finish(member, inputs, params, outputs, mesh, directory / "student", teacher_scores)
+        _finish(member, inputs, params, outputs, mesh, directory / "student", taught.scores)
         for member, params, directory in zip(experiments, models, directories, strict=True)
     ]
     processes.barrier("student")
@@ -203,7 +194,7 @@ def _make_outputs(inputs: Inputs, mesh: Mesh, like: Params) -> Callable[[Params,
     step = make_predict_step(model, mesh, without_projections(like))
 
     def outputs(params: Params, split: Split) -> np.ndarray:
-        logits = predict_logits(step, params, split.tokens, _eval_batch_size(mesh), inputs.buckets)
+        logits = predict_logits(step, params, split.tokens, eval_batch_size(mesh), inputs.buckets)
         if not np.isfinite(logits).all():
             raise Diverged("the model's outputs are not finite")
         return logits
@@ -225,7 +216,7 @@ def _finish(
     if experiment.trains_head:
         placed = place(params, tree_shardings(mesh, params))
         logits = {name: outputs(placed, split) for name, split in inputs.dev.items()}
-        scores = _named({name: split.score(logits[name]) for name, split in inputs.dev.items()})
+        scores = named_scores({name: split.score(logits[name]) for name, split in inputs.dev.items()})
         failure = inputs.dev["dev"].failure(logits["dev"])
     if processes.is_primary():
         if failure:
@@ -250,43 +241,3 @@ def _with_named_starts(experiments: Sequence[Experiment], members: Sequence[Inpu
     return [
         dataclasses.replace(experiment, start=name) for experiment, (name, _) in zip(experiments, starts, strict=True)
     ]
-
-
-def _score_teacher(
-    experiment: Experiment, inputs: Inputs, config: BertConfig, params: Params, mesh: Mesh
-) -> dict[str, float]:
-    """The teacher's dev scores. Below what guesses reach, the teacher knows nothing.
-
-    Raises:
-        InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
-    """
-    step, scores = make_predict_step(HEADS[inputs.head].model(config, inputs.compute), mesh, params), {}
-    for name, dev in inputs.teacher_dev.items():
-        logits = predict_logits(step, params, dev.tokens, _eval_batch_size(mesh), inputs.buckets)
-        if not np.isfinite(logits).all():
-            raise InputError(f"{experiment.teacher}: its outputs on the dev set are not finite")
-        skill = dev.skill(logits)
-        if skill < dev.chance:
-            message = (
-                f"{experiment.teacher}: its predictions on the dev set are no better than chance ({dev.measure}"
-                f" {skill:.3f}, and guesses reach {dev.chance:.3f}); fine-tune it on this task, or for longer, or"
-                f" check its label order {config.id2label}"
-            )
-            if len(dev.tokens) >= FEW_ROWS:
-                raise InputError(message)
-            if processes.is_primary():
-                print(f"warning: {message}", file=sys.stderr)
-        scores[name] = dev.score(logits)
-    return _named(scores)
-
-
-def _eval_batch_size(mesh: Mesh) -> int:
-    """EVAL_BATCH_SIZE, or as little more as the devices can share."""
-    rows = batch_shares(mesh)
-    return -(-EVAL_BATCH_SIZE // rows) * rows
-
-
-def _named(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
-    suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
-    return {f"{metric}{suffixes[name]}": value for name, of_set in scores.items() for metric, value in of_set.items()}

@@ -63,6 +63,8 @@ def build(
     row = get_task(task)
     if not row.kind.has_columns:
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
+    if source.unlabelled:
+        raise InputError("rows without labels have no variants: leave out --unlabelled")
     if tsv is not None:
         if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
             raise InputError(

@@ -1,0 +1,133 @@
+"""Several teachers: their outputs are known ahead, and a student learns from the mean of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from tinybert_jax.batch import Batch, Examples
+from tinybert_jax.data.labels import label_ids
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.tasks import Task, get_task
+from tinybert_jax.settings.teachers import Average, Ensemble
+from tinybert_jax.teachers.cache import ExamplesWithTargets
+from tinybert_jax.teachers.teacher import Teacher
+
+
+def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher]) -> Teacher:
+    """The teachers of an ensemble, in the order in which it names them, each loaded by `load`.
+
+    Raises:
+        InputError: one cannot be read, does not fit the task, or has other classes than the first.
+    """
+    settings, task = experiment.teacher, get_task(experiment.task)
+    assert isinstance(settings, Ensemble)
+    loaded = [load(dataclasses.replace(experiment, teacher=member)) for member in settings.members]
+    names = loaded[0].label_names
+    members = [dataclasses.replace(member, order=class_order(task, names, member)) for member in loaded]
+    with_layers = [
+        number
+        for number, member in enumerate(members)
+        if member.model is not None and settings.layer_teacher in (None, member.name)
+    ]
+    if settings.layer_teacher is not None and not with_layers:
+        raise InputError(f"{settings.layer_teacher}: has no layers that could teach: name a model")
+
+    described = json.dumps([settings.described(), [member.fingerprint for member in loaded]])
+    return Teacher(
+        str(settings),
+        hashlib.sha256(described.encode()).hexdigest(),
+        names,
+        members[with_layers[0]].model if with_layers else None,
+        members=tuple(members),
+        layer_member=with_layers[0] if with_layers else None,
+        average=functools.partial(average, shares=settings.shares, of=settings.average),
+    )
+
+
+def class_order(task: Task, names: tuple[str, ...], teacher: Teacher) -> np.ndarray | None:
+    """For each of the classes `names`, its number among the teacher's outputs; None where they are in this order.
+
+    Raises:
+        InputError: the teacher has other classes.
+    """
+    if not task.kind.names_classes or teacher.label_names == names:
+        return None
+    wanted, of_teacher = label_ids(task, names), label_ids(task, teacher.label_names)
+    order = {wanted[label]: of_teacher[label] for label in wanted.keys() & of_teacher.keys()}
+    if sorted(order) != list(range(len(names))) or sorted(order.values()) != list(range(len(teacher.label_names))):
+        raise InputError(
+            f"{teacher.name}: has the classes {', '.join(teacher.label_names)}, and the first teacher"
+            f" {', '.join(names)}: take teachers of the same classes"
+        )
+    return np.array([order[number] for number in range(len(names))])
+
+
+def average(
+    outputs: Sequence[np.ndarray],
+    class_axis: int | None,
+    mask: np.ndarray | None = None,
+    *,
+    shares: Sequence[float],
+    of: Average,
+) -> np.ndarray:
+    """The weighted mean of several teachers' outputs, as logits float32.
+
+    Args:
+        outputs: for each teacher, logits, or numbers.
+        class_axis: over which probabilities add up to 1; None: the outputs are numbers.
+        mask: 0 where there is no class, as padding is no answer; it broadcasts to the outputs.
+        shares: their weights, which add up to 1.
+        of: what the mean is of; of probabilities, the logits are the logarithms of their mean.
+
+    >>> both = [np.log([0.9, 0.1]), np.log([0.5, 0.5])]
+    >>> np.exp(average(both, -1, shares=[0.5, 0.5], of="probabilities")).round(3).tolist()
+    [0.699999988079071, 0.30000001192092896]
+    """
+    stacked = np.stack([np.asarray(x, np.float32) for x in outputs])
+    weights = np.asarray(shares, np.float32).reshape(-1, *[1] * (stacked.ndim - 1))
+    if class_axis is None or of == "logits":
+        return (stacked * weights).sum(axis=0)
+    axis = class_axis if class_axis < 0 else class_axis + 1
+    real = stacked if mask is None else np.where(mask, stacked, -1e9)
+    return logsumexp(log_softmax(real, axis=axis), axis=0, b=weights).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragedTargets:
+    """n rows with the mean of several teachers' outputs, as `batch.Examples`."""
+
+    examples: Examples
+    members: Sequence[ExamplesWithTargets]  # each over the same rows, in its own tokens
+    in_order: Sequence[Callable[[np.ndarray], np.ndarray]]  # as `Teacher.in_order` of each
+    mean: Callable[..., np.ndarray]  # as `Teacher.average`
+    class_axis: int | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, int [n]."""
+        return self.examples.lengths
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the rows."""
+        return self.examples.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
+        """The batch of the rows, with the mean as `targets`."""
+        batch = self.examples.batch(rows, length, epoch)
+        pairs = zip(self.in_order, self.members, strict=True)
+        outputs = [in_order(member.targets(rows, length)) for in_order, member in pairs]
+        mask = batch.attention_mask[:, :, None] if self.class_axis == 1 else None
+        return batch._replace(targets=self.mean(outputs, self.class_axis, mask))

@@ -1,0 +1,88 @@
+"""A function as a teacher. Its outputs are computed once, before training, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tinybert_jax.cache import append_parts, cache_folder, cached, check_parts
+from tinybert_jax.data.rows import Rows
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.teachers import FunctionTeacher
+from tinybert_jax.teachers.predictions import LEAST_PROBABILITY, SUM_TOLERANCE
+from tinybert_jax.teachers.teacher import Teacher
+
+FORMAT_VERSION = 1  # increase it when kept outputs would change
+
+
+def load_function(experiment: Experiment) -> Teacher:
+    """The teacher that a function is.
+
+    Raises:
+        InputError: the task's rows are no texts, or classes and numbers are confused.
+    """
+    settings, task = experiment.teacher, get_task(experiment.task)
+    assert isinstance(settings, FunctionTeacher)
+    if not task.kind.has_columns:
+        raise InputError(f"{settings}: teaches texts and pairs of texts, not task {task.name!r}")
+    if task.is_regression != (not settings.labels):
+        wanted = "none, for its outputs are numbers" if task.is_regression else "the class names"
+        raise InputError(f"{settings}: its labels are {settings.labels}; task {task.name!r} asks for {wanted}")
+    return Teacher(
+        str(settings), settings.fingerprint, settings.labels, outputs_of=lambda rows: function_outputs(settings, rows)
+    )
+
+
+def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | None = None) -> np.ndarray:
+    """A function's outputs for rows: logits float32 [n, c], or numbers float32 [n].
+
+    They are kept in the user's cache, under the function's fingerprint. After an interruption, the next call goes on.
+
+    Raises:
+        InputError: the function gives anything but probabilities or numbers; or the cache cannot be written.
+    """
+    from tqdm import tqdm
+
+    described = [FORMAT_VERSION, settings.described(), rows.fingerprint]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    size, count = settings.batch_size, len(rows.texts)
+
+    def parts(first: int) -> Iterator[list[bytes]]:
+        with tqdm(total=count, initial=first * size, desc=str(settings), unit="row", disable=count <= size) as bar:
+            for start in range(first * size, count, size):
+                texts = [row if len(row) > 1 else row[0] for row in rows.texts[start : start + size]]
+                yield [_checked(settings, settings.function(texts), texts).tobytes()]
+                bar.update(len(texts))
+
+    def load(folder: Path) -> np.ndarray:
+        check_parts(folder)
+        return np.fromfile(folder / "0.bin", np.float32).reshape(
+            count, *([len(settings.labels)] * bool(settings.labels))
+        )
+
+    entry = cache_folder(cache_dir) / "targets" / digest
+    return cached(entry, lambda folder: append_parts(folder, 1, parts), load, resumable=True)
+
+
+def _checked(settings: FunctionTeacher, outputs: object, texts: Sequence[object]) -> np.ndarray:
+    values = np.asarray(outputs, np.float32)
+    wanted = (len(texts), len(settings.labels)) if settings.labels else (len(texts),)
+    if values.shape != wanted:
+        raise InputError(f"{settings}: gave an array {values.shape} for {len(texts)} texts; it must be {wanted}")
+    if not settings.labels:
+        wrong = ~np.isfinite(values)
+    else:
+        wrong = ~((values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) <= SUM_TOLERANCE))
+    if wrong.any():
+        number = int(wrong.argmax())
+        raise InputError(
+            f"{settings}: gave {values[number].tolist()} for {str(texts[number])[:60]!r}; it must give finite numbers,"
+            " and for classes probabilities that add up to 1"
+        )
+    return np.log(np.maximum(values, LEAST_PROBABILITY)) if settings.labels else values

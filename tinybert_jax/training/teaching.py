@@ -1,0 +1,182 @@
+"""What a run's teacher gives before the first step: its scores, and the outputs that are known ahead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from tinybert_jax.batch import Examples, Params
+from tinybert_jax.devices import processes
+from tinybert_jax.devices.sharding import batch_shares, place, tree_shardings
+from tinybert_jax.errors import InputError
+from tinybert_jax.inference.step import make_predict_step, predict_logits
+from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.objectives.objective import Objective
+from tinybert_jax.objectives.prediction import prediction_objective
+from tinybert_jax.settings.arithmetic import arithmetic
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.objectives import Prediction
+from tinybert_jax.tasks.split import Split
+from tinybert_jax.teachers.cache import ExamplesWithTargets, OverLimit, TeacherCache
+from tinybert_jax.teachers.ensemble import AveragedTargets
+from tinybert_jax.teachers.teacher import Teacher
+from tinybert_jax.training.inputs import Inputs, Lesson
+
+EVAL_BATCH_SIZE = 64
+FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
+
+
+class Taught(NamedTuple):
+    """What the stages of a run read of its teacher."""
+
+    params: Params  # of the model that runs in the step, on the mesh; {} where none does
+    examples: Examples | None  # the training rows with outputs that are known ahead; None where the model runs
+    scores: dict[str, float] | None  # on the dev sets; None where they are not known
+
+
+def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
+    """Score the teacher, and compute the outputs that are known ahead; of an ensemble, each member's in turn.
+
+    Raises:
+        InputError: a teacher knows nothing (of fewer dev rows than FEW_ROWS, a warning says so), its outputs are not
+            finite, or those of an ensemble need more disk than the cache may hold.
+    """
+    teacher = inputs.teacher
+    params: Params = {}
+    if teacher is None or not experiment.distils:
+        return Taught(params, None, None)
+    if not inputs.lessons:  # of a corpus
+        return Taught(_placed(teacher, mesh), None, None)
+    outputs, known = [], []
+    scores: dict[str, float] = {}
+    for lesson in inputs.lessons:
+        member_params = {} if lesson.teacher.model is None else _placed(lesson.teacher, mesh)
+        of_dev = _dev_outputs(inputs, lesson, member_params, mesh)
+        outputs.append({name: lesson.teacher.in_order(logits) for name, logits in of_dev.items()})
+        scores = score(lesson.name, lesson.dev, outputs[-1], lesson.teacher.label_names)
+        if teacher.members and processes.is_primary():
+            print(f"teacher {lesson.name}: {_line(scores)}", flush=True)
+        if teacher.runs_alone:
+            return Taught(member_params, None, scores)
+        known.append(_known_targets(experiment, inputs, lesson, member_params, mesh))
+        if experiment.matches_tokens and lesson.teacher is inputs.layer_teacher:
+            params = member_params
+    if not teacher.members:
+        return Taught(params, known[0], scores or None)
+    axis = head_losses(inputs.head, inputs.config).class_axis
+    assert teacher.average is not None, "an ensemble has a mean"
+    examples = AveragedTargets(inputs.train, known, [m.in_order for m in teacher.members], teacher.average, axis)
+    names = set.intersection(*(set(of_dev) for of_dev in outputs))
+    dev = {name: split for name, split in inputs.dev.items() if name in names}
+    means = {}
+    for name, split in dev.items():
+        of_members = [of_dev[name] for of_dev in outputs]
+        mask = _real_tokens(split, of_members[0].shape[1]) if axis == 1 else None  # padding is no answer
+        means[name] = teacher.average(of_members, axis, mask)
+    scores = score(teacher.name, dev, means, teacher.label_names)
+    if scores and processes.is_primary():
+        print(f"ensemble of {len(known)}: {_line(scores)}", flush=True)
+    return Taught(params, examples, scores or None)
+
+
+def target_cache(
+    experiment: Experiment,
+    inputs: Inputs,
+    objective: Objective,
+    named: str,
+    teacher: Teacher,
+    params: Params,
+    mesh: Mesh,
+) -> TeacherCache:
+    """The cache of a teacher's targets for an objective, which is `named`."""
+    identity = [teacher.fingerprint, experiment.compute_dtype, named, *objective.identity]
+    return TeacherCache(objective, params, identity, mesh, eval_batch_size(mesh), inputs.buckets)
+
+
+def score(
+    name: str, dev: dict[str, Split], outputs: dict[str, np.ndarray], label_names: Sequence[str]
+) -> dict[str, float]:
+    """A teacher's dev scores, by metric. Below what guesses reach, the teacher knows nothing.
+
+    Raises:
+        InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
+    """
+    scores = {}
+    for dev_name, logits in outputs.items():
+        split = dev[dev_name]
+        if not np.isfinite(logits).all():
+            raise InputError(f"{name}: its outputs on the dev set are not finite")
+        skill = split.skill(logits)
+        if skill < split.chance:
+            message = (
+                f"{name}: its predictions on the dev set are no better than chance ({split.measure}"
+                f" {skill:.3f}, and guesses reach {split.chance:.3f}); fine-tune it on this task, or for longer, or"
+                f" check its label order {tuple(label_names)}"
+            )
+            if len(split.tokens) >= FEW_ROWS:
+                raise InputError(message)
+            if processes.is_primary():
+                print(f"warning: {message}", file=sys.stderr)
+        scores[dev_name] = split.score(logits)
+    return named_scores(scores)
+
+
+def eval_batch_size(mesh: Mesh) -> int:
+    """EVAL_BATCH_SIZE, or as little more as the devices can share."""
+    rows = batch_shares(mesh)
+    return -(-EVAL_BATCH_SIZE // rows) * rows
+
+
+def named_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
+    suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
+    return {f"{metric}{suffixes[name]}": value for name, of_set in scores.items() for metric, value in of_set.items()}
+
+
+def _placed(teacher: Teacher, mesh: Mesh) -> Params:
+    assert teacher.model is not None
+    return place(teacher.model.params, tree_shardings(mesh, teacher.model.params))
+
+
+def _dev_outputs(inputs: Inputs, lesson: Lesson, params: Params, mesh: Mesh) -> dict[str, np.ndarray]:
+    """A teacher's logits on the dev sets, [n, c] or [n, q, c]; [n, 1] where they are numbers."""
+    model = lesson.teacher.model
+    if model is None:
+        return {name: x if x.ndim > 1 else x[:, None] for name, x in lesson.dev_outputs.items()}
+    step = make_predict_step(HEADS[inputs.head].model(model.config, inputs.compute), mesh, params)
+    return {
+        name: predict_logits(step, params, dev.tokens, eval_batch_size(mesh), inputs.buckets)
+        for name, dev in lesson.dev.items()
+    }
+
+
+def _known_targets(
+    experiment: Experiment, inputs: Inputs, lesson: Lesson, params: Params, mesh: Mesh
+) -> ExamplesWithTargets:
+    if isinstance(lesson.train, ExamplesWithTargets):
+        return lesson.train
+    model = lesson.teacher.model
+    assert model is not None, "a teacher is a model, or knows outputs"
+    facts = arithmetic(experiment.preset)
+    objective = prediction_objective(inputs.config, model.config, facts, inputs.head, compute=inputs.compute)
+    cache = target_cache(experiment, inputs, objective, Prediction.name, lesson.teacher, params, mesh)
+    try:
+        return cache.with_targets(lesson.train, 1e9 * experiment.teacher_cache_gb)
+    except OverLimit as needed:
+        raise InputError(
+            f"{lesson.name}: the outputs of an ensemble's member are kept, and {needed}: give a larger"
+            " --teacher-cache-gb"
+        ) from None
+
+
+def _real_tokens(split: Split, positions: int) -> np.ndarray:
+    """Whether a position is a token, [n, positions, 1]."""
+    return (np.arange(positions) < np.asarray(split.tokens.lengths)[:, None])[:, :, None]
+
+
+def _line(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "no prediction of the dev rows"
