@@ -1,4 +1,5 @@
-"""A sweep over prediction learning rates and temperatures, several seeds each, as one population behind one teacher.
+"""A sweep over numbers of the prediction stage, several seeds each, as one population behind one teacher: learning rates,
+temperatures and the weights of the labels.
 
     python experiments/sweep.py --task sst2 --data SST-2 --teacher runs/teacher/student \\
         --student runs/general/student --learning-rates 1e-5 2e-5 3e-5 --temperatures 1 2 --out runs/sweep
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared import Scores, add_options, distillation, mean_sd, paired, run_main, run_together, table
@@ -32,9 +34,10 @@ def main() -> None:
     parser.add_argument("--start", default="random", choices=["random", "copy", "spectral"])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-5, 2e-5, 3e-5], help="of prediction")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], help="of prediction")
+    parser.add_argument("--hard-weights", type=float, nargs="+", default=[0.0], help="of the labels, in prediction")
     args = parser.parse_args()
     full = distillation(args, args.student, start=args.start)
-    scores = sweep(full, args.learning_rates, args.temperatures, args.seeds, args.out)
+    scores = sweep(full, args.learning_rates, args.temperatures, args.seeds, args.out, args.hard_weights)
     metric = get_task(args.task).selection
     reference = next(iter(scores.values()))
     rows = [
@@ -45,9 +48,14 @@ def main() -> None:
 
 
 def sweep(
-    full: tb.Experiment, rates: list[float], temperatures: list[float], seeds: list[int], out: Path
+    full: tb.Experiment,
+    rates: list[float],
+    temperatures: list[float],
+    seeds: list[int],
+    out: Path,
+    hard_weights: Sequence[float] = (0.0,),
 ) -> dict[str, Scores]:
-    """The dev scores of every pair of the two numbers in the last of two stages, under each seed.
+    """The dev scores of every combination of the numbers in the last of two stages, under each seed.
 
     Raises:
         InputError: a number is none that a stage takes; then nothing was trained.
@@ -56,12 +64,16 @@ def sweep(
     if get_task(full.task).is_regression and set(temperatures) != {1.0}:
         raise tb.InputError(f"--temperatures are for classes, and task {full.task!r} has none: leave them out")
     named = {
-        f"learning rate {rate:g}, temperature {temperature:g}": dataclasses.replace(
+        f"learning rate {rate:g}, temperature {temperature:g}, hard weight {weight:g}": dataclasses.replace(
             full,
             start="random",
-            stages=(dataclasses.replace(last, learning_rate=rate, objective=tb.Prediction(temperature)),),
+            stages=(
+                dataclasses.replace(
+                    last, learning_rate=rate, objective=tb.Prediction(temperature, hard_weight=weight)
+                ),
+            ),
         )
-        for rate, temperature in itertools.product(rates, temperatures)
+        for rate, temperature, weight in itertools.product(rates, temperatures, hard_weights)
     }
     first_stage = out / "first-stage"
     run_together({"first stage": dataclasses.replace(full, stages=(first,))}, seeds, first_stage)

@@ -17,6 +17,7 @@ import pytest
 import tinybert_jax as tb
 from tinybert_jax.batch import Examples
 from tinybert_jax.data import batches
+from tinybert_jax.data.batches import eval_batches
 from tinybert_jax.data.tokens import Tokens, TwoVocabularies
 from tinybert_jax.devices import sharding
 from tinybert_jax.objectives.prediction import prediction_objective
@@ -190,6 +191,31 @@ def test_only_the_default_preset_keeps_layers_in_fewer_bits(
         assert params == {}
         leaves = jax.tree.leaves(known.batch(np.arange(4), 16, 0).targets)
         assert {leaf.dtype.name for leaf in leaves} == {dtype}
+
+
+def test_a_computation_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was computed before is on disk: the second call computes the rest, and keeps the same bytes."""
+    whole = asked().with_targets(make_tokens(0), 1e9, tmp_path / "whole")
+    monkeypatch.setattr("tinybert_jax.cache.SAVE_EVERY", 0.0)
+    computed: list[int] = []
+    batches_of, fails = eval_batches, [True]
+
+    def failing(*arguments: Any) -> Any:
+        for rows, batch in batches_of(*arguments):
+            if fails and len(computed) == 3:
+                raise KeyboardInterrupt
+            computed.append(len(rows))
+            yield rows, batch
+
+    monkeypatch.setattr("tinybert_jax.inference.step.eval_batches", failing)
+    with pytest.raises(KeyboardInterrupt):
+        asked().with_targets(make_tokens(0), 1e9, tmp_path / "parts")
+    fails.clear()
+    again = asked().with_targets(make_tokens(0), 1e9, tmp_path / "parts")
+    assert [np.asarray(flat).tobytes() for flat in again.flat] == [np.asarray(flat).tobytes() for flat in whole.flat]
+    total = len(list(batches_of(make_tokens(0), asked().batch_size, asked().buckets)))
+    assert len(computed) == total + 1, "the batch that was running when it stopped is computed twice"
+    assert not list(tmp_path.glob("parts/targets/.partial-*"))
 
 
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])

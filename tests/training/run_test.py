@@ -82,7 +82,7 @@ def test_a_student_deeper_than_its_teacher_is_noted(
     def far_enough(*_: object) -> None:
         raise tb.InputError("far enough")
 
-    monkeypatch.setattr(run, "_score_teacher", far_enough)  # before anything is compiled
+    monkeypatch.setattr(run, "prepare", far_enough)  # before anything is compiled
     for depth, noted in ((layers, False), (layers + 1, True)):
         experiment = distillation(teacher, Path(f"{depth}x16"), reviews, start="random")
         with pytest.raises(tb.InputError, match="far enough"):

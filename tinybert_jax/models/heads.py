@@ -57,7 +57,7 @@ class BertForQuestionAnswering(BertModule):
 class HeadLosses(NamedTuple):
     """The losses of a head's logits, one value per example [b].
 
-    hard(logits, batch): against the labels; of a row without a label, any finite number.
+    hard(logits, batch): against the labels. It means nothing for a row without a label.
     labelled(batch): whether a row has a label. A class or position of -1 is none, and neither is a number of NaN.
     soft(logits, targets, batch, temperature): against the targets of a teacher.
     target(logits): what is kept of a teacher's logits.
@@ -83,7 +83,7 @@ CLASSES = HeadLosses(
     labelled=lambda batch: jnp.asarray(batch.labels) >= 0,
 )
 NUMBERS = HeadLosses(
-    hard=lambda logits, batch: jax.vmap(losses.squared_error)(logits, jnp.nan_to_num(batch.labels)),
+    hard=lambda logits, batch: jax.vmap(losses.squared_error)(logits, batch.labels),
     soft=lambda logits, targets, batch, temperature: jax.vmap(losses.squared_error)(logits, targets),
     labelled=lambda batch: ~jnp.isnan(jnp.asarray(batch.labels)),
     target=lambda logits: logits[:, 0],

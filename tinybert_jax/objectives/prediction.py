@@ -133,7 +133,10 @@ def distillation_loss(
     soft = mean_over_examples(per_example if divisor is None else per_example / divisor, batch)
     if squared:
         soft = soft * jnp.square(temperature)
-    hard = mean_over_examples(jnp.where(head.labelled(batch), head.hard(logits, batch), 0.0), batch)
+    labelled, labels = head.labelled(batch), jnp.asarray(batch.labels)
+    # a missing number is NaN, which would reach the gradient through `where`
+    known = batch._replace(labels=jnp.where(jnp.isnan(labels), 0, labels))
+    hard = mean_over_examples(jnp.where(labelled, head.hard(logits, known), 0.0), batch)
     total = soft_weight * soft + hard_weight * hard
     return total, {"loss": total, "soft": soft, "hard": hard}
 
