@@ -32,11 +32,12 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those that `distillation` reads, `--seeds` and `--out`."""
+def add_options(parser: argparse.ArgumentParser, teacher: bool = True) -> None:
+    """Those that `distillation` reads, `--seeds` and `--out`; `--teacher` only where an experiment makes none."""
     parser.add_argument("--task", required=True, choices=list(TASKS))
     parser.add_argument("--data", required=True, help="directory in the GLUE layout")
-    parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
+    if teacher:
+        parser.add_argument("--teacher", required=True, help="fine-tuned on the task")
     parser.add_argument("--max-length", type=int, help="tokens a row; default: the task's")
     parser.add_argument("--transformer-steps", type=int, help="of the first stage; default: the task's epochs")
     parser.add_argument("--transformer-learning-rate", type=float, help="default: the task's")

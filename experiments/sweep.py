@@ -1,5 +1,5 @@
-"""A sweep over numbers of the prediction stage, several seeds each, as one population behind one teacher: learning rates,
-temperatures and the weights of the labels.
+"""A sweep over learning rates, temperatures and weights of labels in the prediction stage, several seeds each, as one
+population behind one teacher.
 
     python experiments/sweep.py --task sst2 --data SST-2 --teacher runs/teacher/student \\
         --student runs/general/student --learning-rates 1e-5 2e-5 3e-5 --temperatures 1 2 --out runs/sweep
