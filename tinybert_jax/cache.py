@@ -7,12 +7,13 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from tinybert_jax.errors import InputError
 
 T = TypeVar("T")
 SAVE_EVERY = 10.0  # seconds between the moments from which an interrupted `append_parts` goes on
+TITLE = "title.txt"  # in an entry: what it holds, for people
 PARTIAL = ".partial-"  # before the name of an entry that is not whole
 
 
@@ -30,6 +32,39 @@ def cache_folder(cache_dir: Path | None) -> Path:
     if os.environ.get("TINYBERT_JAX_CACHE"):
         return Path(os.environ["TINYBERT_JAX_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinybert_jax"
+
+
+class Entry(NamedTuple):
+    """An entry of the cache: a folder that is whole, or was interrupted."""
+
+    path: Path
+    bytes: int
+    used: float  # seconds since 1970
+    title: str  # what it holds, "" where that was not written down
+    whole: bool
+
+    @property
+    def kind(self) -> str:
+        """What kind of thing it is: `tokens`, `targets` and so on."""
+        return self.path.parent.name
+
+
+def entries(cache_dir: Path | None = None) -> list[Entry]:
+    """All entries, the largest first."""
+    listed = []
+    for path in cache_folder(cache_dir).glob("*/*"):
+        with contextlib.suppress(OSError):  # another process has just removed it
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            title = ""
+            with contextlib.suppress(OSError):
+                title = (path / TITLE).read_text("utf-8")
+            listed.append(Entry(path, size, path.stat().st_mtime, title, not path.name.startswith(".")))
+    return sorted(listed, key=lambda entry: (-entry.bytes, entry.path))
+
+
+def remove(entry: Entry) -> None:
+    """Remove an entry. A run that reads it goes on, and a later run computes it again."""
+    shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T], resumable: bool = False) -> T:
@@ -91,16 +126,18 @@ def _folder_to_fill(entry: Path, temporary: Path, resumable: bool) -> Iterator[P
     yield new
 
 
-def append_parts(folder: Path, files: int, parts: Callable[[int], Iterable[Sequence[bytes]]]) -> None:
+def append_parts(folder: Path, title: str, files: int, parts: Callable[[int], Iterable[Sequence[bytes]]]) -> None:
     """Write the files `0.bin`, `1.bin`, ... part by part, and their checksums at the end.
 
     If an earlier call was interrupted, this one goes on after the last part that is known to be on disk.
 
     Args:
         folder: holds nothing, or what an earlier call left.
+        title: says what the files hold, in `tinybert cache`.
         files: their number.
         parts: gives the parts from a given number on; each has the next bytes of every file.
     """
+    (folder / TITLE).write_text(title, "utf-8")
     progress, paths = folder / "progress.json", [folder / f"{number}.bin" for number in range(files)]
     done, sizes, checksums = 0, [0] * files, [0] * files
     with contextlib.suppress(OSError, ValueError, KeyError):

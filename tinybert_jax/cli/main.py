@@ -1,4 +1,4 @@
-"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate."""
+"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, cache."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from tinybert_jax.cli.augment import augment
+from tinybert_jax.cli.cache import cache
 from tinybert_jax.cli.evaluate import evaluate
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.process import prepare_process
@@ -75,6 +76,7 @@ def main() -> None:
         "augment": augment,
         "distill": distill,
         "evaluate": evaluate,
+        "cache": cache,
     }
     for command in commands.values():  # --help would keep our line breaks beside its own
         command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))

@@ -115,6 +115,7 @@ class TeacherCache:
         mesh: the devices that compute the targets.
         batch_size: rows computed at once.
         buckets: the padded lengths of batches.
+        title: names teacher and objective, in `tinybert cache`.
     """
 
     objective: Any
@@ -123,6 +124,7 @@ class TeacherCache:
     mesh: Mesh
     batch_size: int
     buckets: tuple[int, ...]
+    title: str = ""
 
     def with_targets(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> ExamplesWithTargets:
         """The rows with their targets. The cache keeps targets for equal runs on equal devices.
@@ -229,7 +231,7 @@ class TeacherCache:
                     for spec, array in zip(specs, arrays, strict=True)
                 ]
 
-        append_parts(folder, len(specs), parts)
+        append_parts(folder, f"{self.title}: {len(examples):,} rows", len(specs), parts)
 
 
 def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithTargets:

@@ -66,8 +66,13 @@ def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | No
             count, *([len(settings.labels)] * bool(settings.labels))
         )
 
+    def build(folder: Path) -> None:
+        append_parts(folder, f"{settings}: {count:,} rows", 1, parts)
+
     entry = cache_folder(cache_dir) / "targets" / digest
-    return cached(entry, lambda folder: append_parts(folder, 1, parts), load, resumable=True)
+    return cached(
+        entry, lambda folder: append_parts(folder, f"{settings}: {count:,} rows", 1, parts), load, resumable=True
+    )
 
 
 def _checked(settings: FunctionTeacher, outputs: object, texts: Sequence[object]) -> np.ndarray:

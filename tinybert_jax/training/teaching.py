@@ -94,7 +94,8 @@ def target_cache(
 ) -> TeacherCache:
     """The cache of a teacher's targets for an objective, which is `named`."""
     identity = [teacher.fingerprint, experiment.compute_dtype, named, *objective.identity]
-    return TeacherCache(objective, params, identity, mesh, eval_batch_size(mesh), inputs.buckets)
+    title = f"{teacher.name}, {named}"
+    return TeacherCache(objective, params, identity, mesh, eval_batch_size(mesh), inputs.buckets, title)
 
 
 def score(

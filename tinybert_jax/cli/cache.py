@@ -1,0 +1,55 @@
+"""The command `tinybert cache`."""
+
+from __future__ import annotations
+
+import time
+
+from tinybert_jax.cache import cache_folder, entries
+from tinybert_jax.cache import remove as remove_entry
+from tinybert_jax.errors import InputError
+from tinybert_jax.reports.tables import print_table
+
+SHOWN = 40  # entries; the smaller ones are counted together
+
+
+def cache(remove: str | None = None, unused_days: float = 0.0) -> None:
+    """List what is kept on disk between runs: tokens of rows, and outputs of teachers; or remove it.
+
+    The folder is $TINYBERT_JAX_CACHE, or ~/.cache/tinybert_jax. A run that needs what was removed computes it again.
+
+    Args:
+        remove: a kind of entry (tokens, targets, ...) to remove, or all.
+        unused_days: list, or remove, only what was not used for as many days.
+    """
+    folder, now = cache_folder(None), time.time()
+    listed = [entry for entry in entries() if now - entry.used >= 86400 * unused_days]
+    kinds = sorted({entry.kind for entry in listed})
+    if remove is not None:
+        if remove not in (*kinds, "all"):
+            raise InputError(f"--remove {remove}: the kinds in {folder} are {', '.join(kinds) or 'none'}; or give all")
+        chosen = [entry for entry in listed if remove in (entry.kind, "all")]
+        for entry in chosen:
+            remove_entry(entry)
+        print(f"{len(chosen)} entries removed, {_size(sum(entry.bytes for entry in chosen))}")
+        return
+    if not listed:
+        print(f"{folder} holds nothing" if not unused_days else f"nothing in {folder} is unused for so long")
+        return
+    rows = [
+        [
+            entry.kind,
+            _size(entry.bytes),
+            f"{(now - entry.used) / 86400:.1f}",
+            (entry.title or entry.path.name[:16]) + ("" if entry.whole else " (interrupted)"),
+        ]
+        for entry in listed[:SHOWN]
+    ]
+    if len(listed) > SHOWN:
+        rest = listed[SHOWN:]
+        rows.append(["", _size(sum(entry.bytes for entry in rest)), "", f"{len(rest)} smaller entries"])
+    print_table(["kind", "size", "days unused", "what"], rows)
+    print(f"{_size(sum(entry.bytes for entry in listed))} in {folder}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
