@@ -127,6 +127,31 @@ def test_an_ensemble_teaches_and_its_outputs_are_computed_once(
     assert described["weights"] == [0.5, 0.5]
 
 
+def test_only_what_a_stage_reads_is_computed(
+    teacher: Path, turned: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage of layers alone needs no outputs of the members, and the baseline of labels calls no function."""
+    monkeypatch.setenv("TINYBERT_JAX_CACHE", str(tmp_path / "cache"))
+    experiment = distillation(tb.Ensemble((str(teacher), str(turned))), Path("2x16"), reviews)
+    tb.run(dataclasses.replace(experiment, stages=experiment.stages[:1]), tmp_path / "layers")
+    assert len(list((tmp_path / "cache" / "targets").iterdir())) == 1
+
+    def never(texts: Sequence[str]) -> np.ndarray:
+        raise AssertionError("called")
+
+    function = tb.FunctionTeacher(never, "never", ("bad", "good"))
+    stages = (tb.Stage(tb.Supervised(), max_steps=2),)
+    tb.run(distillation(function, teacher, reviews, stages=stages), tmp_path / "labels")
+
+
+def test_numbers_from_labels_alone_have_no_such_teacher(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    write_scored_reviews(tmp_path, reviews)
+    function = tb.FunctionTeacher(lambda texts: [0.0] * len(texts), "zero")
+    experiment = distillation(function, teacher, tmp_path, task="regression", stages=PREDICTION, preset="official")
+    with pytest.raises(tb.InputError, match="preset 'official' learns numbers from labels alone"):
+        load_inputs(experiment)
+
+
 def test_the_mean_of_answers_is_over_positions_and_leaves_padding_out() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 3, 5, 2)).astype(np.float32)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])[:, :, None]

@@ -158,6 +158,13 @@ def load_inputs(experiment: Experiment) -> Inputs:
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
+        from_labels = task.is_regression and arithmetic(experiment.preset).regression_from_labels
+        knows = experiment.distils and teacher is not None and not teacher.runs_alone
+        if from_labels and (source.unlabelled or knows):
+            raise InputError(
+                f"preset {experiment.preset!r} learns numbers from labels alone: leave out --unlabelled, and take one"
+                " model as --teacher, or another --preset"
+            )
         if teacher is not None:
             members = teacher.members or (teacher,)
             # those that know the rows from their texts first: what they miss is told before a model runs
@@ -317,6 +324,8 @@ def _lesson(
     """
     model = member.model
     if member.outputs_of is not None:
+        if not experiment.distils:  # nothing reads them
+            return Lesson(member, train, dev, {})
         if split.rows is None or experiment.augmented is not None:
             raise InputError(f"{member.name}: knows the training rows alone: leave out --augmented")
         outputs = {}

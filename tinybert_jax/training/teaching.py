@@ -51,6 +51,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         return Taught(params, None, None)
     if not inputs.lessons:  # of a corpus
         return Taught(_placed(teacher, mesh), None, None)
+    reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)
     outputs, known = [], []
     scores: dict[str, float] = {}
     for lesson in inputs.lessons:
@@ -62,14 +63,16 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
             print(f"teacher {lesson.name}: {_line(scores)}", flush=True)
         if teacher.runs_alone:
             return Taught(member_params, None, scores)
-        known.append(_known_targets(experiment, inputs, lesson, member_params, mesh))
+        if reads_outputs:
+            known.append(_known_targets(experiment, inputs, lesson, member_params, mesh))
         if experiment.matches_tokens and lesson.teacher is inputs.layer_teacher:
             params = member_params
     if not teacher.members:
-        return Taught(params, known[0], scores or None)
+        return Taught(params, known[0] if known else None, scores or None)
     axis = head_losses(inputs.head, inputs.config).class_axis
     assert teacher.average is not None, "an ensemble has a mean"
-    examples = AveragedTargets(inputs.train, known, [m.in_order for m in teacher.members], teacher.average, axis)
+    in_order = [member.in_order for member in teacher.members]
+    examples = AveragedTargets(inputs.train, known, in_order, teacher.average, axis) if known else None
     names = set.intersection(*(set(of_dev) for of_dev in outputs))
     dev = {name: split for name, split in inputs.dev.items() if name in names}
     means = {}
@@ -79,7 +82,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         means[name] = teacher.average(of_members, axis, mask)
     scores = score(teacher.name, dev, means, teacher.label_names)
     if scores and processes.is_primary():
-        print(f"ensemble of {len(known)}: {_line(scores)}", flush=True)
+        print(f"ensemble of {len(outputs)}: {_line(scores)}", flush=True)
     return Taught(params, examples, scores or None)
 
 
