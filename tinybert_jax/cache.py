@@ -7,13 +7,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from tinybert_jax.errors import InputError
 T = TypeVar("T")
 SAVE_EVERY = 10.0  # seconds between the moments from which an interrupted `append_parts` goes on
 TITLE = "title.txt"  # in an entry: what it holds, for people
+STALE = 24 * 3600.0  # seconds after which an entry that another run began to write counts as abandoned
 PARTIAL = ".partial-"  # before the name of an entry that is not whole
 
 
@@ -53,6 +55,8 @@ def entries(cache_dir: Path | None = None) -> list[Entry]:
     """All entries, the largest first."""
     listed = []
     for path in cache_folder(cache_dir).glob("*/*"):
+        if not re.fullmatch(r"(\.partial-)?[0-9a-f]{16,}|\.tmp-\w+", path.name):
+            continue  # the folder may hold other things too
         with contextlib.suppress(OSError):  # another process has just removed it
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             title = ""
@@ -62,9 +66,16 @@ def entries(cache_dir: Path | None = None) -> list[Entry]:
     return sorted(listed, key=lambda entry: (-entry.bytes, entry.path))
 
 
-def remove(entry: Entry) -> None:
-    """Remove an entry. A run that reads it goes on, and a later run computes it again."""
+def remove(entry: Entry) -> bool:
+    """Remove an entry, unless another process fills it. A run that reads it goes on; a later one fills it anew."""
+    if entry.path.name.startswith(".tmp-") and time.time() - entry.used < STALE:
+        return False
+    if entry.path.name.startswith(PARTIAL):
+        with (entry.path / "lock").open("w") as lock:
+            if not _locked(lock):
+                return False
     shutil.rmtree(entry.path, ignore_errors=True)
+    return True
 
 
 def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T], resumable: bool = False) -> T:
@@ -86,7 +97,10 @@ def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[P
     corrupt = False
     if entry.is_dir():
         try:
-            return load(entry)
+            loaded = load(entry)
+            with contextlib.suppress(OSError):  # another user owns it
+                os.utime(entry)  # the entries that were used longest ago are removed first
+            return loaded
         except Exception as error:  # a damaged file can fail in any way, and the remedy is the same
             logging.getLogger(__name__).warning("%s does not load (%s); it is built again", entry, error)
             corrupt = True
@@ -105,6 +119,7 @@ def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[P
             except OSError:
                 if not entry.is_dir():
                     raise
+                shutil.rmtree(new, ignore_errors=True)
                 # Another process was first. Entries of the same key have the same content, so that one is used.
     except OSError as error:
         raise InputError(f"{entry.parent}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
@@ -114,16 +129,30 @@ def _load_or_build(entry: Path, build: Callable[[Path], None], load: Callable[[P
 @contextlib.contextmanager
 def _folder_to_fill(entry: Path, temporary: Path, resumable: bool) -> Iterator[Path]:
     """A new folder in `temporary`; or the entry's partial one, unless another process is filling it."""
-    partial = entry.parent / f"{PARTIAL}{entry.name}"
     if resumable:
+        partial = partial_of(entry)
         partial.mkdir(exist_ok=True)
-        with (partial / "lock").open("w") as lock, contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield partial
-            return
+        with (partial / "lock").open("w") as lock:
+            if _locked(lock):
+                yield partial
+                return
     new = temporary / "new"
     new.mkdir()
     yield new
+
+
+def partial_of(entry: Path) -> Path:
+    """The folder of an entry that is not whole."""
+    return entry.parent / f"{PARTIAL}{entry.name}"
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Whether this process has the lock now. Where the file system has none, nobody has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def append_parts(folder: Path, title: str, files: int, parts: Callable[[int], Iterable[Sequence[bytes]]]) -> None:
@@ -164,9 +193,9 @@ def append_parts(folder: Path, title: str, files: int, parts: Callable[[int], It
             for part in parts(done):
                 for file, content in zip(appended, part, strict=True):
                     file.write(content)
-                sizes = [size + len(content) for size, content in zip(sizes, part, strict=True)]
-                checksums = [zlib.crc32(content, checksum) for content, checksum in zip(part, checksums, strict=True)]
-                done += 1
+                new_sizes = [size + len(content) for size, content in zip(sizes, part, strict=True)]
+                new_sums = [zlib.crc32(content, checksum) for content, checksum in zip(part, checksums, strict=True)]
+                done, sizes, checksums = done + 1, new_sizes, new_sums  # together: Ctrl-C may come at any moment
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tinybert_jax.cache import append_parts, cached
 
 
 def fill(folder: Path, kind: str, title: str, size: int) -> None:
-    entry = folder / kind / title.replace(" ", "-").replace("/", "-")
+    entry = folder / kind / hashlib.sha256(title.encode()).hexdigest()
     cached(entry, lambda new: append_parts(new, title, 1, lambda first: [[bytes(size)]]), lambda path: None)
 
 
@@ -23,7 +25,9 @@ def test_entries_are_listed_and_removed(
     assert capsys.readouterr().out == f"{tmp_path} holds nothing\n"
     fill(tmp_path, "targets", "runs/teacher, prediction: 500 rows", 3_000_000)
     fill(tmp_path, "tokens", "of rows", 1_000_000)
-    interrupted = tmp_path / "targets" / ".partial-x"
+    other = tmp_path / "projects" / "thesis"
+    other.mkdir(parents=True)  # the folder may be shared with other things
+    interrupted = tmp_path / "targets" / f".partial-{'a' * 64}"
     interrupted.mkdir()
     (interrupted / "title.txt").write_text("half")
     assert tinybert(monkeypatch, "cache") == 0
@@ -37,8 +41,10 @@ def test_entries_are_listed_and_removed(
     assert "unused for so long" in capsys.readouterr().out
     assert tinybert(monkeypatch, "cache", "--remove", "words") == 2
     assert "--remove words: the kinds in" in capsys.readouterr().err
-    assert tinybert(monkeypatch, "cache", "--remove", "targets") == 0
-    assert capsys.readouterr().out == "2 entries removed, 3.0 MB\n"
-    assert [path.name for path in tmp_path.glob("*/*")] == ["of-rows"]
+    with (interrupted / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert tinybert(monkeypatch, "cache", "--remove", "targets") == 0
+    assert capsys.readouterr().out == "1 entries removed, 3.0 MB\n1 kept, which another run is writing\n"
+    assert interrupted.is_dir()
     assert tinybert(monkeypatch, "cache", "--remove", "all") == 0
-    assert not list(tmp_path.glob("*/*"))
+    assert [path.name for path in tmp_path.glob("*/*")] == ["thesis"]

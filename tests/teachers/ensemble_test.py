@@ -236,6 +236,7 @@ def test_a_function_is_called_once_for_each_text_and_goes_on_after_an_interrupti
     with pytest.raises(RuntimeError, match="the service is down"):
         function_outputs(settings, rows_of(texts), tmp_path / "cache")
     (tmp_path / "mended").touch()
+    settings = dataclasses.replace(settings, batch_size=2)
     outputs = function_outputs(settings, rows_of(texts), tmp_path / "cache")
     assert seen == texts
     np.testing.assert_allclose(np.exp(outputs[:, 0]), np.arange(10) / 10, atol=1e-6)

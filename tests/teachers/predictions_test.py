@@ -236,6 +236,10 @@ def test_a_table_is_refused_by_line(blank_student: Path, reviews: Path, tmp_path
         ("text\tgood\tbad\na\t0.1\n", r"soft.tsv:2: 2 cells instead of 3 \(text, good, bad\): repair it"),
         ("text\tgood\tlength\na\t0.1\t0.9\n", "soft.tsv:2: unknown class 'length'; the classes are 'bad', 'good'"),
         ("text\tlabel\tconfidence\na\tgood\thigh\n", "soft.tsv:2: the confidence is 'high'; it must be a number"),
+        ("", "soft.tsv:1: the file holds no prediction"),
+        ("text\tgood\tgood\na\t0.1\t0.9\n", "soft.tsv:1: the column 'good' occurs twice: rename one"),
+        ("text\tlabel\tgood\tbad\na\tbad\t0.9\t0.1\n", "soft.tsv:2: has probabilities and label: keep one of them"),
+        ("text\tgood\tbad\n10\t0.9\t0.3\n", "soft.tsv:2: the probabilities add up to 1.2"),
         ("sentence\tgood\na\t1\n", 'soft.tsv:2: "text" is null: give a string, or a list of two; or an "id"'),
     ):
         teacher.write_text(content)
@@ -245,6 +249,20 @@ def test_a_table_is_refused_by_line(blank_student: Path, reviews: Path, tmp_path
     damaged.write_bytes(b"PAR1")
     with pytest.raises(tb.InputError, match=r"soft.parquet: (not a Parquet file|a Parquet file is read by pyarrow)"):
         load_inputs(experiment(blank_student, reviews, damaged))
+
+
+def test_an_id_of_two_rows_is_refused(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    """Two files count their rows from 1."""
+    for split in ("train", "dev"):
+        rows = (reviews / f"{split}.tsv").read_text().splitlines()[1:]
+        lines = [f"{number}\t{line}" for number, line in enumerate(rows, 1)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["id\ttext\tlabel", *lines]) + "\n")
+    count = len(read_rows(reviews))
+    lines = [json.dumps({"id": number, "label": "good"}) for number in range(1, count + 1)]
+    (tmp_path / "soft.jsonl").write_text("\n".join(lines))
+    source = tb.DataSource(data=str(tmp_path), id_column="id")
+    with pytest.raises(tb.InputError, match=r"soft.jsonl: the id '\d+' is that of two rows, '.*' and '.*': give"):
+        load_inputs(experiment(blank_student, reviews, tmp_path / "soft.jsonl", source=source))
 
 
 def test_names_of_classes_are_those_of_the_task(blank_student: Path, reviews: Path, tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ def cache(remove: str | None = None, unused_days: float = 0.0) -> None:
         if remove not in (*kinds, "all"):
             raise InputError(f"--remove {remove}: the kinds in {folder} are {', '.join(kinds) or 'none'}; or give all")
         chosen = [entry for entry in listed if remove in (entry.kind, "all")]
-        for entry in chosen:
-            remove_entry(entry)
-        print(f"{len(chosen)} entries removed, {_size(sum(entry.bytes for entry in chosen))}")
+        removed = [entry for entry in chosen if remove_entry(entry)]
+        print(f"{len(removed)} entries removed, {_size(sum(entry.bytes for entry in removed))}")
+        if len(removed) < len(chosen):
+            print(f"{len(chosen) - len(removed)} kept, which another run is writing")
         return
     if not listed:
         print(f"{folder} holds nothing" if not unused_days else f"nothing in {folder} is unused for so long")

@@ -22,8 +22,8 @@ def _one(scores: dict[str, float], teacher: dict[str, float] | None) -> Table:
     if not teacher:
         return ["dev set", "model"], table
     for row in table:
-        share = f"{scores[row[0]] / teacher[row[0]]:.1%}" if teacher[row[0]] else "-"
-        row += [f"{teacher[row[0]]:.4f}", share]
+        score = teacher.get(row[0])  # a file of predictions may not have all dev sets
+        row += ["-" if score is None else f"{score:.4f}", f"{scores[row[0]] / score:.1%}" if score else "-"]
     return ["dev set", "model", "teacher", "share"], table
 
 
@@ -33,8 +33,8 @@ def _members(results: Sequence[Result]) -> Table:
     table = []
     for name in results[0].scores:
         values = [result.scores[name] for result in results]
-        row = [statistics.mean(values), statistics.stdev(values), *values] + ([teacher[name]] if teacher else [])
-        table.append([name, *(f"{value:.4f}" for value in row)])
+        row = [name, *(f"{value:.4f}" for value in (statistics.mean(values), statistics.stdev(values), *values))]
+        table.append(row + ([f"{teacher[name]:.4f}" if name in teacher else "-"] if teacher else []))
     return header, table
 
 

@@ -24,14 +24,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Batch, Examples, Params
-from tinybert_jax.cache import append_parts, cache_folder, cached, check_parts
+from tinybert_jax.cache import STALE, append_parts, cache_folder, cached, check_parts, partial_of
 from tinybert_jax.devices.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import outputs
 from tinybert_jax.precision import float32_precision
 
 FORMAT_VERSION = 2  # increase it when cached targets would change
-STALE = 24 * 3600  # seconds after which an entry that another run began to write counts as abandoned
 TOKENS = -1  # in a shape: an axis over the tokens of the row
 COMPACT = np.dtype(jnp.bfloat16)
 
@@ -175,10 +174,8 @@ class TeacherCache:
                 raise InputError(f"{folder}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
             return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
         entry = folder / self._fingerprint(examples, specs)
-        with contextlib.suppress(OSError):  # there is no entry yet, or another user owns it
-            os.utime(entry)  # entries used longest ago are removed first
         if not entry.is_dir():
-            _make_room(folder, needed, limit)
+            _make_room(folder, needed, limit, partial_of(entry))
         flat = cached(entry, build, load, resumable=True)
         return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
 
@@ -243,8 +240,14 @@ def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithT
     )
 
 
-def _make_room(folder: Path, needed: int, limit: float) -> None:
-    """Remove the entries that were used longest ago, until `needed` more bytes fit into `limit`.
+def _make_room(folder: Path, needed: int, limit: float, begun: Path | None = None) -> None:
+    """Remove the entries that were used longest ago, until a new one of `needed` bytes fits into `limit`.
+
+    Args:
+        folder: of the entries.
+        needed: bytes of the new entry.
+        limit: bytes of all entries.
+        begun: what an interrupted run has left of the new entry.
 
     Raises:
         InputError: the disk has no room for the new bytes.
@@ -254,7 +257,11 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
     for path in folder.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run removes entries too, or has just finished one
             size = sum(file.stat().st_size for file in path.rglob("*"))
-            used[path], kept[path] = path.stat().st_mtime, size
+            if path == begun:
+                needed = max(needed - size, 0)
+                limit -= size
+            else:
+                used[path], kept[path] = path.stat().st_mtime, size
     for path in sorted(used, key=lambda path: used[path]):
         being_written = path.name.startswith(".") and time.time() - used[path] < STALE
         if sum(kept.values()) + needed > limit and not being_written:

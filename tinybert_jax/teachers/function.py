@@ -54,10 +54,12 @@ def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | No
     size, count = settings.batch_size, len(rows.texts)
 
     def parts(first: int) -> Iterator[list[bytes]]:
-        with tqdm(total=count, initial=first * size, desc=str(settings), unit="row", disable=count <= size) as bar:
-            for start in range(first * size, count, size):
+        """A part is a row, so that another batch size goes on too."""
+        with tqdm(total=count, initial=first, desc=str(settings), unit="row", disable=count <= size) as bar:
+            for start in range(first, count, size):
                 texts = [row if len(row) > 1 else row[0] for row in rows.texts[start : start + size]]
-                yield [_checked(settings, settings.function(texts), texts).tobytes()]
+                for values in _checked(settings, settings.function(texts), texts):
+                    yield [values.tobytes()]
                 bar.update(len(texts))
 
     def load(folder: Path) -> np.ndarray:
@@ -69,7 +71,7 @@ def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | No
     def build(folder: Path) -> None:
         append_parts(folder, f"{settings}: {count:,} rows", 1, parts)
 
-    entry = cache_folder(cache_dir) / "targets" / digest
+    entry = cache_folder(cache_dir) / "functions" / digest
     return cached(
         entry, lambda folder: append_parts(folder, f"{settings}: {count:,} rows", 1, parts), load, resumable=True
     )

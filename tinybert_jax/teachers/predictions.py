@@ -90,12 +90,20 @@ def load_predictions(experiment: Experiment) -> Teacher:
     if by_id and source.id_column is None:
         raise InputError(f"{path}: names rows by id, and no column of the rows is an id: give --id-column NAME")
 
+    text_of: dict[str, Key] = {}
+
     def outputs_of(rows: Rows) -> np.ndarray:
         known = []
         for number, texts in enumerate(rows.texts):
             output = outputs.get((False, texts))
             if output is None and by_id and rows.ids is not None:
-                output = outputs.get((True, (rows.ids[number],)))
+                identity = rows.ids[number]
+                output = outputs.get((True, (identity,)))
+                if text_of.setdefault(identity, texts) != texts:
+                    raise InputError(
+                        f"{path}: the id {identity!r} is that of two rows, {text_of[identity][0][:40]!r} and"
+                        f" {texts[0][:40]!r}: give the rows of all files different ids"
+                    )
             if output is None:
                 raise UnknownRow(
                     f"{path}: no prediction for row {rows.lines[number]} of its file, {texts[0][:60]!r}: add a record"
@@ -109,7 +117,9 @@ def load_predictions(experiment: Experiment) -> Teacher:
 
 def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[Record]:
     """The records of a file, with the fields of a table's columns named as in JSON lines."""
-    for fields, where in _READERS[path.suffix](path, data):
+    for fields, where in _READERS[path.suffix](path, data, text_columns):
+        if len(named := [kind for kind in KINDS if kind in fields]) > 1:
+            raise InputError(f"{where}: has {' and '.join(named)}: keep one of them")
         if "id" in fields and "text" not in fields and not set(text_columns) <= set(fields):
             identity = fields["id"]
             if isinstance(identity, bool | float) or not isinstance(identity, str | int):
@@ -126,7 +136,7 @@ def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator
         yield Record(key, False, fields, where)
 
 
-def _json_lines(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _json_lines(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[tuple[Mapping[str, Any], str]]:
     for number, line in enumerate(decode(path, data).split("\n"), 1):
         if not line.strip():
             continue
@@ -140,48 +150,54 @@ def _json_lines(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], st
         yield record, where
 
 
-def _table(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _table(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[tuple[Mapping[str, Any], str]]:
     lines = table_lines(path, decode(path, data).rstrip("\r\n"))
-    _, header = next(lines)
+    _, header = next(lines, (1, []))
+    if repeated := [column for column in header if header.count(column) > 1]:
+        raise InputError(f"{path}:1: the column {repeated[0]!r} occurs twice: rename one")
     for number, cells in lines:
         where = f"{path}:{number}"
         if len(cells) != len(header):
             raise InputError(f"{where}: {len(cells)} cells instead of {len(header)} ({', '.join(header)}): repair it")
-        yield _fields(dict(zip(header, cells, strict=True)), where), where
+        yield _fields(dict(zip(header, cells, strict=True)), text_columns, where), where
 
 
-def _parquet(path: Path, data: bytes) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _parquet(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[tuple[Mapping[str, Any], str]]:
     try:
         import pyarrow.parquet
     except ImportError:
         raise InputError(f"{path}: a Parquet file is read by pyarrow: pip install pyarrow") from None
     try:
         rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
     for number, row in enumerate(rows, 1):
         where = f"{path}: row {number}"
         nested = {name: row.get(name) for name in ("probabilities", "logits") if isinstance(row.get(name), dict)}
         flat = {name: value for name, value in row.items() if name not in nested}
         named = {name: {c: x for c, x in of.items() if x is not None} for name, of in nested.items()}
-        yield (flat | named) if nested else _fields(flat, where), where
+        yield (flat | named) if nested else _fields(flat, text_columns, where), where
 
 
-def _fields(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a table's row: columns that have no other meaning are classes."""
+def _fields(cells: Mapping[str, Any], text_columns: tuple[str, ...], where: str) -> dict[str, Any]:
+    """The fields of a table's row: columns of numbers that have no other meaning are classes."""
     fields: dict[str, Any] = {}
+    classes: dict[str, float] = {}
     for column, cell in cells.items():
-        if cell is None or (isinstance(cell, str) and not cell.strip()):
+        if column in ("text", "id", *text_columns):
+            fields[column] = cell
+        elif cell is None or (isinstance(cell, str) and not cell.strip()):
             continue
-        if column in ("confidence", "value"):
+        elif column == "label":
+            fields[column] = cell
+        elif column in ("confidence", "value"):
             fields[column] = _parsed(cell, where, column)
         elif column.startswith(LOGITS):
             fields.setdefault("logits", {})[column.removeprefix(LOGITS)] = _parsed(cell, where, column)
-        else:
-            fields[column] = cell
-    if not any(kind in fields for kind in KINDS):
-        numbers = {column: cell for column, cell in fields.items() if _is_number(cell) and column != "id"}
-        fields["probabilities"] = {column: float(cell) for column, cell in numbers.items()}
+        elif _is_number(cell):
+            classes[column] = float(cell)
+    if classes and not ("confidence" in fields or "value" in fields or "logits" in fields):
+        fields["probabilities"] = classes
     return fields
 
 
@@ -208,7 +224,7 @@ def _label_names(records: list[Record], task: Task, source: DataSource) -> tuple
         return known
     named: set[str] = set()
     for record in records:
-        named |= {str(record.fields["label"])} if "label" in record.fields else set(_by_class(record))
+        named |= {_label(record)} if "label" in record.fields else set(_by_class(record))
     if len(named) < 2:
         raise InputError(f"{records[0].where}: the file names {len(named)} class: it must name two or more")
     return tuple(sorted(named))
@@ -221,7 +237,7 @@ def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
         confidence = _number(fields.get("confidence", 1.0), where, "confidence")
         if not 0 < confidence <= 1:
             raise InputError(f"{where}: the confidence is {confidence:g}; it must be above 0, and at most 1")
-        values = {str(fields["label"]): confidence}
+        values = {_label(record): confidence}
     else:
         kind = "logit" if "logits" in fields else "probability"
         values = {label: _number(x, where, f"{kind} of {label!r}") for label, x in _by_class(record).items()}
@@ -249,6 +265,12 @@ def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
     return np.log(np.maximum(likely, LEAST_PROBABILITY)).astype(np.float32)
 
 
+def _label(record: Record) -> str:
+    """The label of a record, as a file of rows would write it."""
+    label = record.fields["label"]
+    return label.strip() if isinstance(label, str) else json.dumps(label, default=str)
+
+
 def _by_class(record: Record) -> Mapping[str, Any]:
     """The numbers of a record by class name."""
     values = record.fields.get("logits", record.fields.get("probabilities"))
@@ -261,5 +283,5 @@ def _by_class(record: Record) -> Mapping[str, Any]:
 
 def _number(value: Any, where: str, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where}: the {name} is {json.dumps(value)[:40]}; it must be a finite number")
+        raise InputError(f"{where}: the {name} is {json.dumps(value, default=str)[:40]}; it must be a finite number")
     return float(value)

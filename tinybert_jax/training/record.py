@@ -202,4 +202,4 @@ import tinybert_jax as tb
 
 
 def _number(scores: dict[str, float] | None, name: str) -> str:
-    return f"{scores[name]:.4f}" if scores else "-"
+    return f"{scores[name]:.4f}" if scores and name in scores else "-"
