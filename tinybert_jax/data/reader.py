@@ -94,16 +94,25 @@ def read_checked(
     return RawRows(texts, labels or None, lines, list(ids) or None)
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without its byte order mark.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8, or holds a NUL or a lone carriage return.
     """
-    try:
-        return decode(path, path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode(path, read_bytes(path))
 
 
 def decode(path: Path, data: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.data.labels import discover_labels, label_ids
-from tinybert_jax.data.reader import RawRows, decode, read_checked
+from tinybert_jax.data.reader import RawRows, decode, read_bytes, read_checked
 from tinybert_jax.data.tfds import read_tfds
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -132,7 +132,7 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
         rows = Rows([], np.zeros(0, dtype), names, "", [], None if source.id_column is None else [])
     texts, lines, ids, prints = [*rows.texts], [*rows.lines], rows.ids, [rows.fingerprint]
     for file in source.unlabelled:
-        raw, _, fingerprint = _read_unlabelled(task, source, Path(file))
+        raw, fingerprint = _read_unlabelled(task, source, Path(file))
         texts += raw.texts
         lines += raw.lines
         ids = None if ids is None or raw.ids is None else [*ids, *raw.ids]
@@ -143,9 +143,10 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
     return Rows(texts, every, rows.label_names, digest, lines, ids)
 
 
-def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRows, str, str]:
+def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRows, str]:
+    """The rows of a file without labels, and the fingerprint of its content and columns."""
     text_columns = source.text_columns or task.text_columns
-    data = _content(path)
+    data = read_bytes(path)
     fingerprint = hashlib.sha256(json.dumps([FORMAT_VERSION, path.suffix, text_columns]).encode() + b"\n" + data)
     if path.suffix == ".txt":
         if len(text_columns) > 1 or source.id_column is not None:
@@ -157,14 +158,7 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
         raw = RawRows([(line,) for _, line in rows], None, [number for number, _ in rows])
     else:
         raw = read_checked(path, data, text_columns, "", False, id_column=source.id_column)
-    return raw, str(path), fingerprint.hexdigest()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return raw, fingerprint.hexdigest()
 
 
 def _has_labels(raw: RawRows, split: SplitName) -> bool:
@@ -233,7 +227,7 @@ def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     form = [FORMAT_VERSION, path.suffix, text_columns, label_column, header, split == "test"]
     form += ["has damaged rows"] if task.has_damaged_rows else []
     form += [] if source.id_column is None else [source.id_column]
-    data = _content(path)
+    data = read_bytes(path)
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
     needs_label = split != "test"
     raw = read_checked(

@@ -107,6 +107,11 @@ class Stage:
                 " evaluated: leave it out"
             )
 
+    @property
+    def moves(self) -> bool:
+        """Whether a number of the objective moves over the steps."""
+        return any(isinstance(getattr(self.objective, name), Ramp) for name in self.objective.swept)
+
     def hyper_at(self, progress: float) -> Hyper:
         """The arguments of the stage's compiled step after that share of its steps."""
         numbers = {name: at(getattr(self.objective, name), progress) for name in self.objective.swept}

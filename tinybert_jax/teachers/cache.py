@@ -58,15 +58,10 @@ class OverLimit(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class ExamplesWithTargets:
-    """n rows with their targets, as `batch.Examples`. Targets past a row's tokens are 0."""
+class WithTargets:
+    """n rows whose batches bring their targets, as `batch.Examples`."""
 
     examples: Examples
-    tokens: np.ndarray  # int64 [n], tokens per row whose targets are kept
-    offsets: Sequence[np.ndarray]  # for each array, int64 [n]: the start of each row
-    flat: Sequence[np.ndarray]  # for each array, the values of all rows
-    specs: Sequence[TargetSpec]
-    tree: Any  # the structure of the targets
 
     @property
     def lengths(self) -> np.ndarray:
@@ -87,7 +82,21 @@ class ExamplesWithTargets:
         return batch._replace(teacher_inputs=None, targets=self.targets(rows, length))
 
     def targets(self, rows: np.ndarray, length: int) -> Any:
-        """The targets of the rows, padded to `length` tokens where they are per token."""
+        """The targets of the rows, -1 for filler, padded to `length` tokens where they are per token."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class ExamplesWithTargets(WithTargets):
+    """n rows with targets that are kept for each row. Those past a row's tokens are 0."""
+
+    tokens: np.ndarray  # int64 [n], tokens per row whose targets are kept
+    offsets: Sequence[np.ndarray]  # for each array, int64 [n]: the start of each row
+    flat: Sequence[np.ndarray]  # for each array, the values of all rows
+    specs: Sequence[TargetSpec]
+    tree: Any  # the structure of the targets
+
+    def targets(self, rows: np.ndarray, length: int) -> Any:
         leaves = [self._padded(number, rows, length) for number in range(len(self.specs))]
         return jax.tree.unflatten(self.tree, leaves)
 

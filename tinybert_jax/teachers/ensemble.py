@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from tinybert_jax.batch import Batch, Examples
 from tinybert_jax.data.labels import label_ids
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.settings.teachers import Average, Ensemble
-from tinybert_jax.teachers.cache import ExamplesWithTargets
+from tinybert_jax.teachers.cache import ExamplesWithTargets, WithTargets
 from tinybert_jax.teachers.teacher import Teacher
 
 
@@ -101,33 +100,28 @@ def average(
     return logsumexp(log_softmax(real, axis=axis), axis=0, b=weights).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class AveragedTargets:
-    """n rows with the mean of several teachers' outputs, as `batch.Examples`."""
+def class_mask(class_axis: int | None, lengths: np.ndarray, positions: int) -> np.ndarray | None:
+    """The mask of `average`, [n, positions, 1]: where classes are positions, those of real tokens; else None.
 
-    examples: Examples
+    Args:
+        class_axis: of the logits [n, ...], as in `average`.
+        lengths: tokens per row, int [n].
+        positions: of the logits.
+    """
+    return (np.arange(positions) < lengths[:, None])[:, :, None] if class_axis == 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class AveragedTargets(WithTargets):
+    """n rows with the mean of several teachers' outputs."""
+
     members: Sequence[ExamplesWithTargets]  # each over the same rows, in its own tokens
     in_order: Sequence[Callable[[np.ndarray], np.ndarray]]  # as `Teacher.in_order` of each
     mean: Callable[..., np.ndarray]  # as `Teacher.average`
     class_axis: int | None
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per row, int [n]."""
-        return self.examples.lengths
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the rows."""
-        return self.examples.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
-        """The batch of the rows, with the mean as `targets`."""
-        batch = self.examples.batch(rows, length, epoch)
+    def targets(self, rows: np.ndarray, length: int) -> np.ndarray:
         pairs = zip(self.in_order, self.members, strict=True)
         outputs = [in_order(member.targets(rows, length)) for in_order, member in pairs]
-        mask = batch.attention_mask[:, :, None] if self.class_axis == 1 else None
-        return batch._replace(targets=self.mean(outputs, self.class_axis, mask))
+        lengths = np.where(rows >= 0, self.lengths[rows], 0)
+        return self.mean(outputs, self.class_axis, class_mask(self.class_axis, lengths, length))

@@ -64,17 +64,14 @@ def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | No
 
     def load(folder: Path) -> np.ndarray:
         check_parts(folder)
-        return np.fromfile(folder / "0.bin", np.float32).reshape(
-            count, *([len(settings.labels)] * bool(settings.labels))
-        )
+        values = np.fromfile(folder / "0.bin", np.float32)
+        return values.reshape(count, len(settings.labels)) if settings.labels else values
 
     def build(folder: Path) -> None:
         append_parts(folder, f"{settings}: {count:,} rows", 1, parts)
 
     entry = cache_folder(cache_dir) / "functions" / digest
-    return cached(
-        entry, lambda folder: append_parts(folder, f"{settings}: {count:,} rows", 1, parts), load, resumable=True
-    )
+    return cached(entry, build, load, resumable=True)
 
 
 def _checked(settings: FunctionTeacher, outputs: object, texts: Sequence[object]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinybert_jax.data.labels import label_ids
-from tinybert_jax.data.reader import decode, table_lines
+from tinybert_jax.data.reader import decode, read_bytes, table_lines
 from tinybert_jax.data.rows import Rows, known_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
@@ -67,10 +67,7 @@ def load_predictions(experiment: Experiment) -> Teacher:
     task, source = get_task(experiment.task), experiment.source
     if not task.kind.has_columns or not isinstance(source, DataSource):
         raise InputError(f"{path}: a file of predictions teaches texts and pairs of texts, not task {task.name!r}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_bytes(path)
     records = list(_records(path, data, source.text_columns or task.text_columns))
     if not records:
         raise InputError(f"{path}:1: the file holds no prediction: give one record for each row")
@@ -245,7 +242,7 @@ def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
         raise InputError(f"{where}: unknown class {unknown[0]!r}; the classes are {', '.join(map(repr, ids))}")
     if len({ids[label] for label in values}) < len(values):
         raise InputError(f"{where}: two of {', '.join(map(repr, values))} are the same class: keep one of the two")
-    if "logits" in fields and "label" not in fields:
+    if "logits" in fields:
         if len(values) < count:
             raise InputError(f"{where}: {len(values)} logits, and there are {count} classes: give one for each")
         logits = np.zeros(count, np.float32)

@@ -167,12 +167,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
         if teacher is not None:
             members = teacher.members or (teacher,)
-            # those that know the rows from their texts first: what they miss is told before a model runs
             lessons = tuple(
-                _lesson(experiment, task, teacher, member, tokenizer, split, train, dev)
-                for member in sorted(members, key=lambda member: member.model is not None)
+                _lesson(experiment, task, teacher, member, tokenizer, split, train, dev) for member in members
             )
-            lessons = tuple(sorted(lessons, key=lambda lesson: members.index(lesson.teacher)))
             if teacher.runs_alone:
                 train = lessons[0].train
         config, keep_head = fit_head(config, loaded, task, split.label_names)

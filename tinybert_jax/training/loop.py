@@ -60,8 +60,8 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     Raises:
         InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
-    runs = inputs.teacher_model is not None and not (inputs.knows_outputs and stage.objective.reads_outputs)
-    teacher = inputs.teacher_model.config if inputs.teacher_model is not None and runs else None
+    model = None if inputs.knows_outputs and stage.objective.reads_outputs else inputs.teacher_model
+    teacher = None if model is None else model.config
     facts = arithmetic(experiment.preset)
     context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
     objective = build_objective(stage.objective, context)
@@ -129,6 +129,7 @@ def _train(
         """The arguments of a step, counted from 1, for all members."""
         return population.stack([member.stages[index].hyper_at((step - 1) / total) for member in run.experiments])
 
+    constant = None if any(member.stages[index].moves for member in run.experiments) else hyper_of(1)
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective.trains_head
     evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
@@ -150,7 +151,7 @@ def _train(
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
-            state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
+            state, numbers = train_step(state, teacher_params, batch, hyper_of(step) if constant is None else constant)
             if running is not None:
                 log.step(*running)
             running = step, batch.input_ids.size, numbers

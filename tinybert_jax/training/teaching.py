@@ -22,7 +22,7 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import ExamplesWithTargets, OverLimit, TeacherCache
-from tinybert_jax.teachers.ensemble import AveragedTargets
+from tinybert_jax.teachers.ensemble import AveragedTargets, class_mask
 from tinybert_jax.teachers.teacher import Teacher
 from tinybert_jax.training.inputs import Inputs, Lesson
 
@@ -71,19 +71,27 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         return Taught(params, known[0] if known else None, scores or None)
     axis = head_losses(inputs.head, inputs.config).class_axis
     assert teacher.average is not None, "an ensemble has a mean"
+    scores = _score_together(teacher, inputs.dev, outputs, axis)
     in_order = [member.in_order for member in teacher.members]
     examples = AveragedTargets(inputs.train, known, in_order, teacher.average, axis) if known else None
-    names = set.intersection(*(set(of_dev) for of_dev in outputs))
-    dev = {name: split for name, split in inputs.dev.items() if name in names}
+    return Taught(params, examples, scores or None)
+
+
+def _score_together(
+    teacher: Teacher, dev: dict[str, Split], outputs: Sequence[dict[str, np.ndarray]], axis: int | None
+) -> dict[str, float]:
+    """An ensemble's scores on the dev sets that all members have outputs of, from each member's logits."""
+    assert teacher.average is not None, "an ensemble has a mean"
     means = {}
     for name, split in dev.items():
-        of_members = [of_dev[name] for of_dev in outputs]
-        mask = _real_tokens(split, of_members[0].shape[1]) if axis == 1 else None  # padding is no answer
-        means[name] = teacher.average(of_members, axis, mask)
+        if all(name in of_dev for of_dev in outputs):
+            of_members = [of_dev[name] for of_dev in outputs]
+            mask = class_mask(axis, np.asarray(split.tokens.lengths), of_members[0].shape[1])
+            means[name] = teacher.average(of_members, axis, mask)
     scores = score(teacher.name, dev, means, teacher.label_names)
     if scores and processes.is_primary():
         print(f"ensemble of {len(outputs)}: {_line(scores)}", flush=True)
-    return Taught(params, examples, scores or None)
+    return scores
 
 
 def target_cache(
@@ -175,11 +183,6 @@ def _known_targets(
             f"{lesson.name}: the outputs of an ensemble's member are kept, and {needed}: give a larger"
             " --teacher-cache-gb"
         ) from None
-
-
-def _real_tokens(split: Split, positions: int) -> np.ndarray:
-    """Whether a position is a token, [n, positions, 1]."""
-    return (np.arange(positions) < np.asarray(split.tokens.lengths)[:, None])[:, :, None]
 
 
 def _line(scores: dict[str, float]) -> str:
