@@ -117,10 +117,11 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "
 
     vocabulary = [*NEUTRAL, *GOOD, *BAD, *words]
     directory.mkdir(parents=True)
-    if family == "bert":
+    if family in ("bert", "distilbert"):
         vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary]
         (directory / "vocab.txt").write_text("\n".join(vocabulary))
         tokenizer: Any = BertTokenizer(vocab=str(directory / "vocab.txt"))
+        sizes = {"type_vocab_size": 0} | sizes if family == "distilbert" else sizes
     else:
         tokenizer = family_tokenizer(family, vocabulary)
         pad = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""RoBERTa and XLM-R through every task and objective, by the real program, as teachers and as students."""
+"""RoBERTa, XLM-R and DistilBERT through every task and objective, by the real program, as teachers and as students."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import (
@@ -33,9 +34,11 @@ from tinybert_jax.training.run import Result
 LENGTH = 24
 MIDDLE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 LEARNING = {"batch_size": 32, "learning_rate": 5e-3, "evaluate_every": 10**6}
-ARCHITECTURES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+ARCHITECTURES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
+TITLES = {"roberta": "A RoBERTa", "xlm-roberta": "An XLM-R", "distilbert": "A DistilBERT"}
 # XLM-R is RoBERTa with another tokenizer, whose windows, tags and sequences have tests of their own
 ROBERTA = pytest.mark.parametrize("family", ["roberta"], indirect=True)
+DISTILBERT = pytest.mark.parametrize("family", ["distilbert"], indirect=True)
 
 
 def trained(
@@ -93,10 +96,10 @@ def test_a_classifier_of_pairs_is_described_evaluated_and_asked(
 ) -> None:
     config = json.loads((teacher / "config.json").read_text())
     assert config["architectures"] == [f"{ARCHITECTURES[family]}ForSequenceClassification"]
-    assert (config["model_type"], config["type_vocab_size"], config["pad_token_id"]) == (family, 1, 1)
-    assert (
-        f"A{'n XLM-R' if family == 'xlm-roberta' else ' RoBERTa'} of 2 layers" in (teacher / "README.md").read_text()
-    )
+    assert config["model_type"] == family
+    assert f"{TITLES[family]} of 2 layers" in (teacher / "README.md").read_text()
+    types = {"roberta": 1, "xlm-roberta": 1, "distilbert": None}
+    assert config.get("type_vocab_size") == types[family]
     assert evaluate.evaluate(str(teacher), "classification", pairs)["accuracy"] > 0.9
     answers = tb.load_predictor(teacher)([("the bag", "we bought lovely chips"), ("the bag", "we bought awful chips")])
     assert [answer.label for answer in answers] == ["good", "bad"]
@@ -158,7 +161,7 @@ def test_answers_and_tags_are_learnt_on_the_right_words(
     assert evaluate.evaluate(str(result.directory), task, source, predictions=predictions) == result.scores
 
 
-@ROBERTA
+@pytest.mark.parametrize("family", ["roberta", "distilbert"], indirect=True)
 def test_a_number_is_learnt(family: str, reviews: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_scored_reviews(tmp_path / "data", reviews)
@@ -188,3 +191,81 @@ def test_a_bert_learns_from_another_family_predictions_and_in_one_vocabulary_lay
     lines = logged(tmp_path / "layers")
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert json.loads((tmp_path / "layers/student/config.json").read_text())["model_type"] == "bert"
+
+
+@pytest.fixture(scope="module")
+def masked_lm(corpus: tb.CorpusSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT with a masked-LM head."""
+    path = tmp_path_factory.mktemp("bert")
+    model = write_model(path / "model", words=("!",), **MIDDLE)
+    stage = tb.Stage("masked_lm", epochs=12, batch_size=16, learning_rate=1e-2)
+    return trained(path / "lm", model, "corpus", corpus, stage).directory
+
+
+def test_the_recipe_of_distilbert_makes_a_distilbert_that_learns_a_task(
+    masked_lm: Path, corpus: tb.CorpusSource, pairs: tb.DataSource, tmp_path: Path
+) -> None:
+    recipe = tb.Stage("distilbert", epochs=6, batch_size=16, learning_rate=5e-3)
+    settings = {"teacher": masked_lm, "preset": "default", "layer_map": "top"}
+    general = trained(tmp_path / "general", "1x32", "corpus", corpus, recipe, **settings).directory
+    lines = logged(tmp_path / "general")
+    for term in ("soft", "hard", "cosine"):
+        assert np.mean([line[term] for line in lines[-5:]]) < lines[0][term], term
+    config = json.loads((general / "config.json").read_text())
+    assert (config["architectures"], config["n_layers"]) == (["DistilBertForMaskedLM"], 1)
+    assert config["seq_classif_dropout"] == 0.2
+    tokenizer = tb.load_tokenizer(general, tb.load_hf(general)[0])
+    assert "token_type_ids" not in tokenizer("a bag", "a film")
+    assert "[DistilBERT](https://arxiv.org/abs/1910.01108)" in (general / "README.md").read_text()
+    teacher = trained(
+        tmp_path / "teacher", masked_lm, "classification", pairs, tb.Stage("supervised", epochs=12, **LEARNING)
+    )
+    stages = (
+        tb.Stage("transformer", epochs=1, learning_rate=1e-2),
+        tb.Stage("prediction", epochs=6, learning_rate=1e-2, evaluate_every=10**6),
+    )
+    settings = {"teacher": teacher.directory, "preset": "default"}
+    result = trained(tmp_path / "run", general, "classification", pairs, *stages, **settings)
+    assert result.scores["accuracy"] > 0.9
+    config = json.loads((result.directory / "config.json").read_text())
+    assert config["architectures"] == ["DistilBertForSequenceClassification"]
+    answers = tb.load_predictor(result.directory)([("the bag", "we bought awful chips")])
+    assert answers[0].label == "bad"
+
+
+def test_a_distilbert_starts_with_the_function_of_its_teacher_on_single_texts(
+    masked_lm: Path, corpus: tb.CorpusSource, tmp_path: Path
+) -> None:
+    stage = tb.Stage("distilbert", max_steps=1, batch_size=16, learning_rate=1e-12)
+    single = dataclasses.replace(corpus, pairs=False)
+    student = trained(
+        tmp_path / "run", "2x32", "corpus", single, stage, teacher=masked_lm, preset="default", start="copy"
+    ).directory
+    ids = jnp.array([[2, 6, 7, 8, 9, 3]])
+    outputs = []
+    for path in (masked_lm, student):
+        config, params = tb.load_hf(path)
+        outputs.append(np.asarray(tb.BertForMaskedLM(config).apply({"params": params}, ids).logits))
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+@DISTILBERT
+def test_a_distilbert_teaches_a_narrower_one_from_a_spectral_start(
+    teacher: Path, pairs: tb.DataSource, tmp_path: Path
+) -> None:
+    stage = tb.Stage("transformer", max_steps=2)
+    for start in ("spectral", "random"):
+        trained(tmp_path / start, "2x16", "classification", pairs, stage, teacher=teacher, start=start)
+    spectral, random = (logged(tmp_path / start)[0] for start in ("spectral", "random"))
+    assert spectral["hidden/2"] < 0.5 * random["hidden/2"]
+    assert json.loads((tmp_path / "spectral/student/config.json").read_text())["model_type"] == "distilbert"
+
+
+def test_the_recipe_of_distilbert_asks_for_a_masked_lm_of_its_width(
+    masked_lm: Path, pretrained: Path, corpus: tb.CorpusSource, tmp_path: Path
+) -> None:
+    stage = tb.Stage("distilbert", max_steps=1)
+    with pytest.raises(tb.InputError, match="holds no masked-LM head; train one first: tinybert pretrain --recipe"):
+        trained(tmp_path / "run", "1x32", "corpus", corpus, stage, teacher=pretrained)
+    with pytest.raises(tb.InputError, match="equal hidden_size: the student has 16, the teacher 32; the recipe 'tr"):
+        trained(tmp_path / "run", "1x16", "corpus", corpus, stage, teacher=masked_lm)

@@ -33,23 +33,30 @@ def perturb(model: nn.Module, seed: int, scale: float = 0.1) -> None:
 def scores_of(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
     """The unmodified model's output, and QK^T / sqrt(d) of every layer, computed from its query and key layers."""
     outputs: dict[nn.Module, Tensor] = {}
-    attentions = [layer.attention.self for layer in model.base_model.encoder.layer]
+    if model.config.model_type == "distilbert":
+        del inputs["token_type_ids"]
+        attentions = [layer.attention for layer in model.base_model.transformer.layer]
+        projections = [(attention.q_lin, attention.k_lin) for attention in attentions]
+    else:
+        attentions = [layer.attention.self for layer in model.base_model.encoder.layer]
+        projections = [(attention.query, attention.key) for attention in attentions]
     hooks = [
         linear.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output))
-        for attention in attentions
-        for linear in (attention.query, attention.key)
+        for linears in projections
+        for linear in linears
     ]
     out = model(**inputs, output_hidden_states=True)
     for hook in hooks:
         hook.remove()
+    count = model.config.num_attention_heads
 
-    def heads(x: Tensor, attention: Any) -> Tensor:
-        return x.unflatten(-1, (attention.num_attention_heads, attention.attention_head_size)).transpose(1, 2)
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
     scores = []
-    for attention in attentions:
-        query, key = (heads(outputs[linear], attention) for linear in (attention.query, attention.key))
-        scores.append(query @ key.transpose(-1, -2) / attention.attention_head_size**0.5)
+    for linears in projections:
+        query, key = (heads(outputs[linear]) for linear in linears)
+        scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
     return out, tuple(scores)
 
 

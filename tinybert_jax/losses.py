@@ -118,6 +118,28 @@ def hidden_mse(
     return _masked_mean(jnp.square(student - teacher), real[:, None])
 
 
+def cosine_distance(
+    student: Float[Array, "q d"], teacher: Float[Array, "q d"], mask: Num[Array, "q"]
+) -> Float[Array, ""]:
+    """Mean of 1 - cos(student, teacher) over the counted positions (DistilBERT, arXiv 1910.01108).
+
+    Args:
+        student: states.
+        teacher: states of the same width.
+        mask: 1 on real tokens.
+
+    Returns:
+        A scalar, from 0 to 2.
+
+    >>> student, teacher = jnp.array([[1.0, 0.0], [9.0, 9.0]]), jnp.array([[0.0, 3.0], [1.0, 0.0]])
+    >>> float(cosine_distance(student, teacher, jnp.array([1, 0])))
+    1.0
+    """
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    product, squares = (jnp.sum(student * teacher, -1), [jnp.sum(jnp.square(x), -1) for x in (student, teacher)])
+    return _masked_mean(1.0 - product * jax.lax.rsqrt(squares[0] * squares[1] + 1e-12), mask)
+
+
 def soft_cross_entropy(
     student: Float[Array, "c"], teacher: Float[Array, "c"], temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, ""]:

@@ -53,7 +53,7 @@ def test_texts_are_cut_where_training_cut_them(teacher: Path) -> None:
 
 
 def test_a_model_without_a_classifier_is_refused(pretrained: Path) -> None:
-    with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
+    with pytest.raises(tb.InputError, match="holds no sequence classifier; train one first"):
         tb.load_predictor(pretrained, max_length=16)
 
 

@@ -167,7 +167,7 @@ def test_a_classifier_of_the_authors_code_is_left_out(
     edit_config(directory, architectures=architectures)
     assert "classifier" not in tb.load_hf(directory)[1]
     assert f"note: {directory}: its classifier is left out: that of TinyBERT's authors" in capsys.readouterr().err
-    with pytest.raises(tb.InputError, match="holds no sequence classifier; fine-tune it first"):
+    with pytest.raises(tb.InputError, match="holds no sequence classifier; train one first"):
         tb.load_predictor(directory)
 
 

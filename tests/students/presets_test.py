@@ -12,6 +12,7 @@ from conftest import run_here
 
 import tinybert_jax as tb
 from tinybert_jax.settings.choices import student_shape
+from tinybert_jax.students.presets import student_config
 
 MINILM = tb.BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 
@@ -121,3 +122,11 @@ def test_a_population_of_a_size_learns_from_raw_text(pretrained: Path, tmp_path:
 def test_a_size_without_a_teacher_is_refused() -> None:
     with pytest.raises(tb.InputError, match="student '2x16' takes its vocabulary from a teacher"):
         tb.Experiment("sst2", tb.DataSource(data="d"), "2x16", (tb.Stage("supervised"),))
+
+
+def test_a_student_without_token_types_is_of_the_family_that_has_none() -> None:
+    teacher = tb.BertConfig(classifier_dropout=None)
+    student = student_config("6x768", teacher, token_types=False)
+    assert (student.model_type, student.type_vocab_size, student.classifier_dropout) == ("distilbert", 0, 0.2)
+    roberta = dataclasses.replace(teacher, model_type="roberta", pad_token_id=1)
+    assert student_config("6x768", roberta, token_types=False).model_type == "roberta"  # as DistilRoBERTa

@@ -221,7 +221,7 @@ def pretrain(
     devices: DeviceOptions,
     teacher: str | None = None,
     student: str = "tinybert-4l-312d",
-    stage: Literal["transformer", "masked_lm"] = "transformer",
+    recipe: Literal["transformer", "masked_lm", "distilbert"] = "transformer",
     preset: Preset = "default",
     layer_map: LayerMap = "uniform",
     start: Start = "auto",
@@ -244,30 +244,32 @@ def pretrain(
         corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
         run: options of every training run.
         devices: options of every training run.
-        teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none.
+        teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none, and that of
+            distilbert must have a masked-LM head.
         student: a preset or a size as in `tinybert distill`, or a directory to start from, such as a model that is to
             get a masked-LM head.
-        stage: transformer: embeddings, attention and hidden states of the teacher; masked_lm: predict masked words,
-            which gives a model the head that `tinybert augment` needs.
+        recipe: transformer: TinyBERT's general distillation: embeddings, attention and hidden states of the teacher;
+            distilbert: DistilBERT's: the teacher's predictions of masked words at temperature 2, the words themselves,
+            and the last hidden states. It keeps the teacher's width, and makes a student without token types.
+            masked_lm: predict masked words, without a teacher, which gives a model the head that `tinybert augment`
+            needs.
         preset: as in `tinybert distill`.
         layer_map: as in `tinybert distill`.
         start: as in `tinybert distill`; the paper's general distillation starts at random.
         epochs: passes over the corpus.
         max_steps: length of the training in steps, in place of `epochs`.
         learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0.
-        masking_probability: share of the tokens that masked_lm predicts, at most 0.2; distillation masks nothing.
+        masking_probability: share of the tokens that masked_lm and distilbert predict, at most 0.2; transformer masks
+            nothing.
         one_document_per_line: each line is a document; default: blank lines separate documents.
         pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
         short_sequence_probability: share of the sequences that are cut to a random shorter length.
         processes: number of processes that tokenise the text.
         teacher_cache_gb: as in `tinybert distill`.
     """
-    kind = WORDS[stage]
-    unread = {
-        "--masking-probability": not _reads(kind, "masking_probability")
-        and masking_probability != MaskedLM.masking_probability,
-    }
-    _refuse_unread(stage, unread)
+    kind = WORDS[recipe]
+    if not _reads(kind, "masking_probability") and masking_probability != MaskedLM.masking_probability:
+        raise InputError(f"--recipe {recipe} does not read --masking-probability: leave it out")
     described = Stage(
         kind(**_read(kind, masking_probability=masking_probability)),
         epochs=epochs,

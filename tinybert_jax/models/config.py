@@ -63,7 +63,7 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    type_vocab_size: int = 2  # 0: the family has no token types
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
@@ -73,6 +73,11 @@ class BertConfig:
     model_type: str = "bert"  # a row of the table of families
 
     def __post_init__(self) -> None:
+        if self.model_type not in FAMILIES:
+            raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
+        for name, fixed in self.family.fixed.items():
+            if getattr(self, name) != fixed:
+                raise InputError(f"{name} is {getattr(self, name)}; with model_type {self.model_type!r} it is {fixed}")
         for name in (
             "vocab_size",
             "hidden_size",
@@ -84,7 +89,7 @@ class BertConfig:
             "head_dim",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and value < 1 and name not in self.family.fixed:
                 raise InputError(f"{name} is {value}; it must be at least 1")
             if value is not None and value > MAX_SIZE:
                 raise InputError(f"{name} is {value}; it must be at most {MAX_SIZE}")
@@ -100,8 +105,6 @@ class BertConfig:
             raise InputError(f"pad_token_id is {self.pad_token_id}; it must be in [0, vocab_size = {self.vocab_size})")
         if not self.id2label:
             raise InputError("id2label is empty; a model has at least one output")
-        if self.model_type not in FAMILIES:
-            raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
@@ -134,6 +137,11 @@ class BertConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def classifier_dropout_rate(self) -> float:
+        """Hugging Face's rule: `hidden_dropout_prob` unless `classifier_dropout` says otherwise."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
     def all_head_size(self) -> int:
         """Width of all attention heads together."""
         return self.num_attention_heads * self.attention_head_dim
@@ -156,11 +164,11 @@ class BertConfig:
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
             if hf.get(name):
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
-        values = dict(family.defaults) | {
-            field.name: _hf_value(field.name, hf[field.name], str(field.type))
-            for field in dataclasses.fields(cls)
-            if field.name not in ("id2label", "model_type") and hf.get(field.name) is not None
-        }
+        values = dict(family.defaults)
+        for field in dataclasses.fields(cls):
+            name = family.config_names.get(field.name, field.name)
+            if field.name not in ("id2label", "model_type", *family.fixed) and hf.get(name) is not None:
+                values[field.name] = _hf_value(name, hf[name], str(field.type))
         if hf.get("id2label"):
             values["id2label"] = _hf_labels(hf["id2label"])
         elif hf.get("num_labels"):
@@ -168,13 +176,17 @@ class BertConfig:
             if not 0 < count <= MAX_LABELS:
                 raise InputError(f"num_labels is {count}; it must be in [1, {MAX_LABELS}]")
             values["id2label"] = tuple(f"LABEL_{i}" for i in range(count))
-        return cls(**values, model_type=family.model_type)
+        return cls(**values, **family.fixed, model_type=family.model_type)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a Hugging Face `config.json`, without `architectures`."""
-        hf = dataclasses.asdict(self)
+        family = self.family
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in family.fixed}
         if self.head_dim is None:
-            del hf["head_dim"]
+            del values["head_dim"]
+        if "classifier_dropout" in family.config_names:  # under that name, it must be a number
+            values["classifier_dropout"] = self.classifier_dropout_rate
+        hf = {family.config_names.get(name, name): value for name, value in values.items()}
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
         return hf | {"position_embedding_type": "absolute"}

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from tinybert_jax.devices.sharding import constrain
 from tinybert_jax.models.layers import (
+    ACTIVATIONS,
     Attention,
     BertModule,
     Dropout,
@@ -19,7 +20,6 @@ from tinybert_jax.models.layers import (
     Intermediate,
     Residual,
     attention_scores,
-    classifier_dropout,
 )
 
 
@@ -115,14 +115,15 @@ def _slots(selected: tuple[int, ...], depth: int) -> tuple[Array, int]:
 
 
 class Pooler(BertModule):
-    """The first token's state through a dense layer and tanh [b, q, d] -> [b, d]."""
+    """The first token's state through a dense layer and the family's activation [b, q, d] -> [b, d]."""
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         first_token = x[:, 0]
         if self.config.family.dropout_before_pooler:
-            first_token = Dropout(classifier_dropout(self.config))(first_token, deterministic)
-        return jnp.tanh(self.dense(self.config.hidden_size, "dense")(first_token))
+            first_token = Dropout(self.config.classifier_dropout_rate)(first_token, deterministic)
+        activation = ACTIVATIONS[self.config.family.pooler_activation]
+        return activation(self.dense(self.config.hidden_size, "dense")(first_token))
 
 
 class BertModel(BertModule):

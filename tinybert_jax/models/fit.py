@@ -12,16 +12,25 @@ from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.tasks import Task
 
 
+def check_has_head(name: str, params: Params, head: str) -> None:
+    """Refuse a model that has not the head that is asked for.
+
+    Raises:
+        InputError: says how to train one.
+    """
+    row = HEADS[head]
+    if not row.is_in(params):
+        raise InputError(f"{name}: holds no {row.title}; train one first: {row.training.format(model=name)}")
+
+
 def check_head(name: str, config: BertConfig, params: Params, head: str, max_length: int) -> None:
     """Refuse a model that has not the head that is asked for, several labels a row, or too few positions.
 
     Raises:
         InputError: says what is missing.
     """
-    row = HEADS[head]
-    if not row.is_in(params):
-        raise InputError(f"{name}: holds no {row.title}; fine-tune it first: tinybert finetune --model {name}")
-    if not row.per_token and config.problem_type == "multi_label_classification":
+    check_has_head(name, params, head)
+    if not HEADS[head].per_token and config.problem_type == "multi_label_classification":
         raise InputError(f"{name}: is a multi-label classifier (problem_type); only one label a row is supported")
     check_positions(name, config, max_length)
 
@@ -32,7 +41,7 @@ def check_token_types(name: str, config: BertConfig, pairs: bool) -> None:
     Raises:
         InputError: it has one.
     """
-    if pairs and config.type_vocab_size < 2:
+    if pairs and config.type_vocab_size == 1:
         raise InputError(f"{name}: has 1 token type, but the rows are pairs of texts: take a model with two")
 
 

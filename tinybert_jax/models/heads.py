@@ -17,7 +17,7 @@ from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel, BertOutput
-from tinybert_jax.models.layers import BertModule, Dropout, classifier_dropout
+from tinybert_jax.models.layers import BertModule, Dropout
 from tinybert_jax.models.masked_lm import BertForMaskedLM
 
 
@@ -28,7 +28,7 @@ class BertForSequenceClassification(BertModule):
     def __call__(self, *args: Any, deterministic: bool = True, **kwargs: Any) -> BertOutput:
         config = self.config
         out = BertModel(config, self.compute, name="encoder")(*args, deterministic=deterministic, **kwargs)
-        x = Dropout(classifier_dropout(config))(out.pooled, deterministic)
+        x = Dropout(config.classifier_dropout_rate)(out.pooled, deterministic)
         return out._replace(logits=self.dense(config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
@@ -41,7 +41,7 @@ class BertForTokenClassification(BertModule):
         out = BertModel(config, self.compute, add_pooler=False, name="encoder")(
             *args, deterministic=deterministic, **kwargs
         )
-        x = Dropout(classifier_dropout(config))(out.last_hidden_state, deterministic)
+        x = Dropout(config.classifier_dropout_rate)(out.last_hidden_state, deterministic)
         return out._replace(logits=self.dense(config.num_labels, "classifier")(x).astype(jnp.float32))
 
 
@@ -119,6 +119,7 @@ class Head(NamedTuple):
     on_tasks: bool = True  # it is trained on a task's labels, and predicts
     per_token: bool = False  # logits are [b, q, c], not [b, c]
     labelled: bool = False  # its outputs are the config's labels
+    training: str = "tinybert finetune --model {model}"  # the command that trains one
 
     def is_in(self, params: Params) -> bool:
         """Whether a model with these parameters has the head."""
@@ -168,6 +169,7 @@ HEADS: dict[str, Head] = {
         losses=lambda config: TAGS,
         on_tasks=False,
         per_token=True,
+        training="tinybert pretrain --recipe masked_lm --student {model} --corpus FILE --out DIR",
     ),
 }
 

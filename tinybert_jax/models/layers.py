@@ -50,11 +50,6 @@ class Dropout(nn.Module):
         return dropout(x, self.rate, self.make_rng("dropout"))
 
 
-def classifier_dropout(config: BertConfig) -> float:
-    """Hugging Face's rule: `hidden_dropout_prob` unless the config says otherwise."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
 class BertModule(nn.Module):
     """A part of a BERT: it knows the model's config, and how the model is computed."""
 
@@ -83,7 +78,7 @@ def position_ids(config: BertConfig, input_ids: Int[Array | np.ndarray, "b q"]) 
 
 
 class Embeddings(BertModule):
-    """Words, positions and token types [b, q] -> [b, q, d]."""
+    """Words, positions and, where the family has them, token types [b, q] -> [b, q, d]."""
 
     @nn.compact
     def __call__(self, input_ids: Array, token_type_ids: Array, deterministic: bool) -> Array:
@@ -101,7 +96,8 @@ class Embeddings(BertModule):
         x = constrain(constrain(x, "group", None, "embed"), "batch", None, None)
         # As with torch's `padding_idx`, looking up [PAD] does not train it. It matters if a loss counts padding.
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
-        x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
+        if config.type_vocab_size:
+            x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
         positions = table(config.max_position_embeddings, "position_embeddings")
         if config.family.positions_after_padding:
             at = jnp.take(positions, position_ids(config, input_ids), axis=0)

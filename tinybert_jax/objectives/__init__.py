@@ -1,5 +1,6 @@
 """What each stage minimises: an objective is a set of pure functions."""
 
+from tinybert_jax.objectives.distilbert import distilbert_objective
 from tinybert_jax.objectives.masked_lm import masked_lm_objective
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
@@ -9,6 +10,7 @@ from tinybert_jax.settings.objectives import teacher_layers
 
 __all__ = [
     "Objective",
+    "distilbert_objective",
     "masked_lm_objective",
     "prediction_objective",
     "relation_split",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
@@ -28,21 +28,16 @@ def masked_lm_objective(config: BertConfig, compute: Compute = DEFAULT) -> Objec
     """
     model = BertModel(config, compute, add_pooler=False)
 
-    def decoded(labels: Array) -> int:
-        return -(-labels.shape[1] // MASKED_SHARE)
-
     def weight(batch: Batch) -> Float[Array, ""]:
         labels = jnp.asarray(batch.labels)
-        return jnp.sum(jnp.minimum(jnp.sum(labels >= 0, axis=1), decoded(labels)), dtype=jnp.float32)
+        return jnp.sum(jnp.minimum(jnp.sum(labels >= 0, axis=1), _decoded(labels)), dtype=jnp.float32)
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         states = apply_model(model, trainable["encoder"], batch, key, score_layers=()).last_hidden_state
-        labels = jnp.asarray(batch.labels)
-        masked = jnp.argsort(labels < 0, axis=1, stable=True)[:, : decoded(labels)]
-        logits = logits_at(config, trainable, states, masked, compute)
-        labels = jnp.take_along_axis(labels, masked, axis=1)
+        positions, labels = masked_tokens(batch)
+        logits = logits_at(config, trainable, states, positions, compute)
         # not a mean of sequences' means: one in which nothing is masked would count as solved
         total = losses.token_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
         return total, {"loss": total}
@@ -58,11 +53,34 @@ def masked_lm_objective(config: BertConfig, compute: Compute = DEFAULT) -> Objec
             "cls": heads,
         }
 
-    def flops(tokens: int) -> float:
-        decoder = config.hidden_size * (config.vocab_size + config.hidden_size)
-        return (1 + BACKWARD) * (forward_flops(config, tokens) + 2.0 * decoder * tokens / MASKED_SHARE)
+    return Objective(
+        no_targets,
+        loss,
+        init,
+        export,
+        weight,
+        reads_teacher=False,
+        student_flops=lambda tokens: masked_lm_flops(config, tokens, backward=True),
+    )
 
-    return Objective(no_targets, loss, init, export, weight, reads_teacher=False, student_flops=flops)
+
+def masked_tokens(batch: Batch) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
+    """The positions that the masked-LM decoder runs on, the masked ones first; and their labels, -1 if not masked."""
+    labels = jnp.asarray(batch.labels)
+    positions = jnp.argsort(labels < 0, axis=1, stable=True)[:, : _decoded(labels)]
+    return positions, jnp.take_along_axis(labels, positions, axis=1)
+
+
+def masked_lm_flops(config: BertConfig, tokens: int, backward: bool) -> float:
+    """Floating-point operations of a masked LM on a sequence, with its decoder on the positions of masked tokens."""
+    decoder = config.hidden_size * (config.vocab_size + config.hidden_size)
+    forward = forward_flops(config, tokens) + 2.0 * decoder * tokens / MASKED_SHARE
+    return forward * (1 + BACKWARD if backward else 1)
+
+
+def _decoded(labels: Int[Array, "b q"]) -> int:
+    """The number of positions of a sequence that the decoder runs on."""
+    return -(-labels.shape[1] // MASKED_SHARE)
 
 
 def build(settings: MaskedLM, context: Context) -> Objective:

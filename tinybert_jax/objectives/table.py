@@ -6,15 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.objectives import masked_lm, prediction, supervised, transformer
+from tinybert_jax.objectives import distilbert, masked_lm, prediction, supervised, transformer
 from tinybert_jax.objectives.objective import Context, Objective
-from tinybert_jax.settings.objectives import MaskedLM, ObjectiveSettings, Prediction, Supervised, Transformer
+from tinybert_jax.settings.objectives import (
+    DistilBert,
+    MaskedLM,
+    ObjectiveSettings,
+    Prediction,
+    Supervised,
+    Transformer,
+)
 
 OBJECTIVES: dict[type[ObjectiveSettings], Callable[[Any, Context], Objective]] = {
     Transformer: transformer.build,
     Prediction: prediction.build,
     Supervised: supervised.build,
     MaskedLM: masked_lm.build,
+    DistilBert: distilbert.build,
 }
 
 

@@ -58,6 +58,11 @@ class Experiment:
         return any(stage.objective.masked_share > 0 for stage in self.stages)
 
     @property
+    def drops_token_types(self) -> bool:
+        """Whether a student that has no parameters yet is made without token types."""
+        return any(stage.objective.drops_token_types for stage in self.stages)
+
+    @property
     def trains_head(self) -> bool:
         """Whether a stage trains the task's head, so the model can be scored."""
         return any(stage.objective.trains_head for stage in self.stages)

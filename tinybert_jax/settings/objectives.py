@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.numbers import Number, bounds
 
+GENERAL_STUDENT = "a general student: give this directory as --student to tinybert distill"
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
 
 
@@ -27,6 +28,9 @@ class ObjectiveSettings:
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
     next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
+    teacher_head: ClassVar[str | None] = None  # on raw text, a row of `models.heads.HEADS` that its teacher must have
+    drops_token_types: ClassVar[bool] = False  # a student that is made for it has none, where its family can do so
+    method: ClassVar[str] = "[TinyBERT](https://arxiv.org/abs/1909.10351)"  # of distillation, in a model card
 
     @property
     def reads_outputs(self) -> bool:
@@ -68,7 +72,7 @@ class Transformer(ObjectiveSettings):
     distils = True
     matches_tokens = True
     on_corpus = True
-    next_step = "a general student: give this directory as --student to tinybert distill"
+    next_step = GENERAL_STUDENT
 
     embedding_weight: Number = 1.0
     attention_weight: Number = 1.0
@@ -131,7 +135,38 @@ class MaskedLM(ObjectiveSettings):
             raise InputError(f"masking_probability is {self.masking_probability}; it must be above 0, and at most 0.2")
 
 
-WORDS: dict[str, type[ObjectiveSettings]] = {row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction)}
+@dataclass(frozen=True)
+class DistilBert(MaskedLM):
+    """Masked-LM training behind a masked-LM teacher (DistilBERT, Sanh et al., arXiv 1910.01108).
+
+    The loss is `soft_weight * temperature**2 * CE(teacher, student; temperature) + hard_weight * CE(token, student)`
+    over masked tokens, and `cosine_weight * (1 - cos(student, teacher))` over the last states of all tokens. The
+    default weights are those of the authors' code.
+    """
+
+    name = "distilbert"
+    swept = ("temperature", "soft_weight", "hard_weight", "cosine_weight")
+    distils = True
+    matches_tokens = True
+    next_step = GENERAL_STUDENT
+    teacher_head = "masked_lm"
+    drops_token_types = True
+    method = "[DistilBERT](https://arxiv.org/abs/1910.01108)"
+
+    temperature: Number = 2.0
+    soft_weight: Number = 5.0
+    hard_weight: Number = 2.0
+    cosine_weight: Number = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_positive("temperature")
+        self.check_not_negative("soft_weight", "hard_weight", "cosine_weight")
+
+
+WORDS: dict[str, type[ObjectiveSettings]] = {
+    row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction, DistilBert)
+}
 
 
 def named_objective(word: str) -> ObjectiveSettings:

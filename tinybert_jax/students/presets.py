@@ -7,11 +7,14 @@ from typing import Any
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.families import FAMILIES
 from tinybert_jax.settings.choices import STUDENTS, student_shape
 
 
-def student_config(name: str, teacher: BertConfig) -> BertConfig:
+def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> BertConfig:
     """The config of a student preset or size; vocabulary, labels and all else are the teacher's.
+
+    With `token_types` False, the student of a BERT is a DistilBERT. One of another family stays in its family.
 
     The first two presets are the paper's TinyBERT4 and TinyBERT6 (arXiv 1909.10351, section 4.2); the 3-layer one is
     the small student of the quickstart. A preset has as many attention heads as the teacher where those divide its
@@ -34,6 +37,10 @@ def student_config(name: str, teacher: BertConfig) -> BertConfig:
         shape["num_attention_heads"] = _heads(name, width, teacher)
     shape.setdefault("intermediate_size", max(1, round(width * teacher.intermediate_size / teacher.hidden_size)))
     sizes: dict[str, Any] = dict(shape)
+    if not token_types and (model_type := teacher.family.without_token_types) is not None:
+        family = FAMILIES[model_type]
+        dropout = family.defaults.get("classifier_dropout", teacher.classifier_dropout)
+        sizes |= {"model_type": model_type, "classifier_dropout": dropout, **family.fixed}
     try:
         return dataclasses.replace(teacher, head_dim=None, **sizes)
     except InputError as error:

@@ -164,6 +164,8 @@ def _fit_embeddings(
 ) -> tuple[Params, np.ndarray]:
     """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d]."""
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    if names[2] not in params:  # a teacher without token types: both are 0
+        params = params | {names[2]: {"embedding": np.zeros((2, teacher.hidden_size))}}
     words, positions, types = (np.asarray(params[name]["embedding"], np.float64) for name in names)
     norm = {name: np.asarray(leaf, np.float64) for name, leaf in params["LayerNorm"].items()}
     ids = sample.tokens(batch.input_ids for batch in sample.batches).astype(int)

@@ -12,6 +12,7 @@ import numpy as np
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import NamedStart, Preset, Start
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
@@ -56,9 +57,10 @@ def from_teacher(
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """The parameters that a start takes from the teacher: `{"encoder"}`, and "projections" for "spectral".
+    """The parameters that a start takes from the teacher: `{"encoder"}`, "projections" for "spectral", and "cls" for
+    "copy" of a masked LM.
 
-    "random" takes none.
+    "random" takes none. In a student without token types, the teacher's first type is part of the positions.
 
     Args:
         start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
@@ -75,16 +77,20 @@ def from_teacher(
         case "random":
             return {"encoder": {}}
         case "copy":
-            return copy_layers(student, teacher, teacher_params, layer_map)
+            params = copy_layers(student, teacher, teacher_params, layer_map)
         case "spectral":
-            return spectral_start(student, teacher, teacher_params, batches, layer_map)
-    assert_never(start)
+            params = spectral_start(student, teacher, teacher_params, batches, layer_map)
+        case _:
+            assert_never(start)
+    return params if student.type_vocab_size else _without_token_types(params)
 
 
 def start_params(random_params: Params, from_teacher: Params) -> Params:
-    """A student's parameters at its start. Heads and other parameters that the teacher does not give stay random."""
+    """A student's parameters at its start. Task heads, and what else the teacher does not give, stay random."""
     bert = {name: value for name, value in from_teacher["encoder"].items() if name in random_params["encoder"]}
-    return random_params | from_teacher | {"encoder": random_params["encoder"] | bert}
+    other_heads = {row.key for row in HEADS.values()} - random_params.keys()
+    brought = {name: value for name, value in from_teacher.items() if name not in other_heads}
+    return random_params | brought | {"encoder": random_params["encoder"] | bert}
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
@@ -104,7 +110,8 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
 
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
-    """`{"encoder"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too.
+    """`{"encoder"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too,
+    and the masked-LM head where the teacher has one.
 
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
@@ -113,4 +120,15 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     bert = teacher_params["encoder"]
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])
-    return {"encoder": bert | {"encoder": {"layer": layers}}}
+    masked_lm = {"cls": {"predictions": teacher_params["cls"]["predictions"]}} if "cls" in teacher_params else {}
+    return {"encoder": bert | {"encoder": {"layer": layers}}} | masked_lm
+
+
+def _without_token_types(params: Params) -> Params:
+    """Parameters whose positions hold the embedding of token type 0, so that a single text is embedded as before."""
+    embeddings = dict(params["encoder"]["embeddings"])
+    if "token_type_embeddings" in embeddings:
+        first_type = jnp.asarray(embeddings.pop("token_type_embeddings")["embedding"])[:1]
+        positions = jnp.asarray(embeddings["position_embeddings"]["embedding"]) + first_type
+        embeddings["position_embeddings"] = {"embedding": positions}
+    return params | {"encoder": params["encoder"] | {"embeddings": embeddings}}

@@ -14,7 +14,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
-from tinybert_jax.models.fit import check_head, check_outputs, check_positions
+from tinybert_jax.models.fit import check_has_head, check_head, check_outputs, check_positions
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
@@ -68,6 +68,9 @@ def load_model_teacher(experiment: Experiment) -> Teacher:
     name = str(experiment.teacher)
     config, params = load_hf(name)
     if isinstance(experiment.source, CorpusSource):
+        for head in (stage.objective.teacher_head for stage in experiment.stages):
+            if head is not None:
+                check_has_head(name, params, head)
         check_positions(name, config, experiment.max_length)
     else:
         task = get_task(experiment.task)

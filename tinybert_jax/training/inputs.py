@@ -28,8 +28,9 @@ from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_finger
 from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
+from tinybert_jax.objectives.objective import Context
 from tinybert_jax.objectives.projections import PROJECTIONS
-from tinybert_jax.objectives.transformer import transformer_objective
+from tinybert_jax.objectives.table import build_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import STUDENTS, NamedStart, student_shape
 from tinybert_jax.settings.experiment import Experiment
@@ -123,7 +124,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
                 f"{experiment.teacher}: brings no vocabulary, which student {experiment.model!r} needs: give a"
                 " directory as --student"
             )
-        config, tokenizer = student_config(experiment.model, model.config), model.tokenizer
+        config = student_config(experiment.model, model.config, token_types=not experiment.drops_token_types)
+        tokenizer = model.tokenizer
         start.check_start(experiment.start, config, model.config)
     else:
         if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
@@ -144,8 +146,10 @@ def load_inputs(experiment: Experiment) -> Inputs:
             check_token_types(str(experiment.teacher), model.config, has_types)
         if not _same_tokenizer(tokenizer, model):
             raise InputError(_different_vocabularies(experiment, str(experiment.teacher)))
-        if experiment.distils and model is not None:
-            transformer_objective(config, model.config, experiment.layer_map, experiment.preset)
+        for stage in experiment.stages:
+            teacher_config = None if model is None else model.config
+            facts = arithmetic(experiment.preset)
+            build_objective(stage.objective, Context(config, teacher_config, head, experiment.layer_map, facts))
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}

@@ -171,7 +171,8 @@ def write_model_card(
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
     use = PREDICT if head.on_tasks and not head.per_token else LOAD
     if experiment.distils:
-        how = f"distilled from `{experiment.teacher}` by the method of [TinyBERT](https://arxiv.org/abs/1909.10351)"
+        method = next(stage.objective.method for stage in experiment.stages if stage.objective.distils)
+        how = f"distilled from `{experiment.teacher}` by the method of {method}"
     else:
         how = "trained on masked words" if experiment.masks_tokens else "trained on labels"
     text = f"""---

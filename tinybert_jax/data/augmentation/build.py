@@ -15,7 +15,7 @@ from tinybert_jax.errors import InputError, check_seed
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import load_tokenizer
-from tinybert_jax.models.fit import check_positions
+from tinybert_jax.models.fit import check_has_head, check_positions
 from tinybert_jax.models.masked_lm import masked_lm_function
 from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.sources import DataSource
@@ -73,11 +73,7 @@ def build(
         if not tsv.parent.is_dir() or tsv.exists():
             raise InputError(f"{tsv}: {'exists already' if tsv.exists() else 'not in an existing directory'}")
     config, params = load_hf(model)
-    if "cls" not in params:
-        raise InputError(
-            f"{model}: has no masked-LM head, which proposes the words; train one:"
-            f" tinybert pretrain --stage masked_lm --student {model} --corpus FILE --out DIR"
-        )
+    check_has_head(model, params, "masked_lm")
     asked = row.variants if variants is None else variants
     settings = Settings(
         preset,
@@ -88,7 +84,7 @@ def build(
     tokenizer = load_tokenizer(model, config)
     frame = frame_of(tokenizer)
     check_positions(model, config, settings.input_length(frame))
-    if RULES[preset].in_pairs and frame.has_types and config.type_vocab_size < 2:
+    if RULES[preset].in_pairs and frame.has_types and config.type_vocab_size == 1:
         raise InputError(f"{model}: has 1 token type; --preset official gives the masked LM a pair of texts")
     check_truncation(tokenizer)
     rows = read_rows(row, source, "train")

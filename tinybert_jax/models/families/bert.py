@@ -2,4 +2,6 @@
 
 from tinybert_jax.models.families.family import Family
 
-BERT = Family("bert", "Bert", "A BERT", prefix="bert", names=((("encoder",), ("bert",)),))
+BERT = Family(
+    "bert", "Bert", "A BERT", prefix="bert", names=((("encoder",), ("bert",)),), without_token_types="distilbert"
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 Path = tuple[str, ...]
@@ -12,8 +12,8 @@ Names = tuple[tuple[Path, Path], ...]  # beginnings of a tensor's path: ours, an
 class Family(NamedTuple):
     """A row of the table of families.
 
-    `names` are pairs of beginnings of tensor paths, ours and Hugging Face's; the first that matches counts.
-    `head_names` are further pairs for models with one head, which come first.
+    `names` are pairs of beginnings of tensor paths, ours and Hugging Face's; the first that matches counts. "*" stands
+    for any name, the same on both sides. `head_names` are further pairs for models with one head, which come first.
     """
 
     model_type: str  # in config.json
@@ -22,21 +22,33 @@ class Family(NamedTuple):
     prefix: str  # of the encoder's tensors in a model with a head
     names: Names
     head_names: Mapping[str, Names] = {}
+    parts: tuple[str, ...] = ("embeddings", "encoder", "pooler")  # of the encoder, under Hugging Face's names
+    config_names: Mapping[str, str] = {}  # our names of fields, and those in config.json, where they differ
     defaults: Mapping[str, Any] = {}  # of config.json, where they are not BERT's
+    fixed: Mapping[str, Any] = {}  # fields that config.json does not have, and their values
     positions_after_padding: bool = False  # positions count real tokens and begin behind the row of padding
+    has_pooler: bool = True  # also without a sequence classifier
+    pooler_activation: str = "tanh"
+    without_token_types: str | None = None  # the `model_type` of the same layers without token types
     dropout_before_pooler: bool = False  # the classifier drops out its input before the pooler, too
     lm_activation: str | None = None  # of the masked-LM head; None: the config's `hidden_act`
 
     def to_ours(self, path: Path, head: str | None = None) -> Path:
         """Our path of a tensor, from Hugging Face's; of a model with that head."""
-        for ours, hf in (*self.head_names.get(head or "", ()), *self.names):
-            if path[: len(hf)] == hf:
-                return ours + path[len(hf) :]
-        return path
+        return _renamed(path, [(hf, ours) for ours, hf in self._pairs(head)])
 
     def to_hf(self, path: Path, head: str | None = None) -> Path:
         """Hugging Face's path of a tensor, from ours; of a model with that head."""
-        for ours, hf in (*self.head_names.get(head or "", ()), *self.names):
-            if path[: len(ours)] == ours:
-                return hf + path[len(ours) :]
-        return path
+        return _renamed(path, self._pairs(head))
+
+    def _pairs(self, head: str | None) -> Names:
+        return (*self.head_names.get(head or "", ()), *self.names)
+
+
+def _renamed(path: Path, pairs: Iterable[tuple[Path, Path]]) -> Path:
+    """The path with its beginning replaced, by the first pair whose first beginning matches."""
+    for before, after in pairs:
+        if len(path) >= len(before) and all(name in ("*", part) for name, part in zip(before, path, strict=False)):
+            kept = (part for name, part in zip(before, path, strict=False) if name == "*")
+            return (*(next(kept) if name == "*" else name for name in after), *path[len(before) :])
+    return path

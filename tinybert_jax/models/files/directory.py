@@ -165,7 +165,15 @@ def save_hf(
         os.replace(written, path / "model.safetensors")
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
+            if not config.type_vocab_size:
+                _leave_out_token_types(path / "tokenizer_config.json")
     except OSError:
         raise
     except Exception as error:  # of both libraries' Rust, for which a full disk is no OSError
         raise OSError(errno.EIO, first_line(error), str(path)) from error
+
+
+def _leave_out_token_types(tokenizer_config: Path) -> None:
+    """Make a saved tokenizer give no token types, which models without them refuse in `transformers`."""
+    described = read_json(tokenizer_config) | {"model_input_names": ["input_ids", "attention_mask"]}
+    tokenizer_config.write_text(json.dumps(described, indent=2) + "\n", "utf-8")

@@ -39,7 +39,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     names: dict[tuple[str, ...], str] = {}
     for name, tensor in tensors.items():
-        hf_path = tuple(f"{prefix if name.startswith(('embeddings', 'encoder', 'pooler')) else ''}{name}".split("."))
+        hf_path = tuple(f"{prefix if name.startswith(family.parts) else ''}{name}".split("."))
         if hf_path[-1] in IGNORED:
             continue
         path = _to_ours(family.to_ours(hf_path, head))
@@ -71,6 +71,8 @@ def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
     tensors = {}
     family, head = config.family, head_of(params)
     for path, leaf in traverse_util.flatten_dict(params).items():
+        if path[:2] == ("encoder", "pooler") and not family.has_pooler and head not in family.head_names:
+            continue  # no class of transformers has it
         value = np.asarray(jax.device_get(leaf))
         if group := _numbered(path):
             for i, layer in enumerate(value):

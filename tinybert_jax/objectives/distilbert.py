@@ -1,0 +1,96 @@
+"""The distillation of DistilBERT (Sanh et al., arXiv 1910.01108): masked-LM training behind a masked-LM teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tinybert_jax import losses
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
+from tinybert_jax.models.encoder import BertModel
+from tinybert_jax.models.masked_lm import logits_at
+from tinybert_jax.models.parameters import apply_model
+from tinybert_jax.objectives.masked_lm import masked_lm_flops, masked_lm_objective, masked_tokens
+from tinybert_jax.objectives.objective import Context, Metrics, Objective
+from tinybert_jax.settings.objectives import DistilBert
+from tinybert_jax.settings.stages import Hyper
+
+DEFAULTS = DistilBert()
+
+
+def distilbert_objective(
+    student: BertConfig, teacher: BertConfig, settings: DistilBert = DEFAULTS, compute: Compute = DEFAULT
+) -> Objective:
+    """The weighted sum of three means: soft and hard cross-entropy of masked tokens, and cosine distance of states.
+
+    The soft term is the cross-entropy against the teacher's distribution at a temperature, times temperature**2. As
+    with `--restrict_ce_to_mask` of the authors' code, it is over masked tokens alone. The cosine distance is that of
+    the last hidden states, over real tokens. Both models read the masked text. The decoder runs on a quarter of the
+    positions, as in `masked_lm_objective`.
+
+    Args:
+        student: of any depth and family, with the teacher's width and vocabulary.
+        teacher: its parameters hold a masked-LM head.
+        settings: temperature and weights, where `hyper` names none.
+        compute: how both models are computed.
+
+    Raises:
+        InputError: width or vocabulary differ.
+    """
+    for name in ("hidden_size", "vocab_size"):
+        if getattr(student, name) != getattr(teacher, name):
+            raise InputError(
+                f"recipe 'distilbert' compares states and words of models of equal {name}: the student has"
+                f" {getattr(student, name)}, the teacher {getattr(teacher, name)}; the recipe 'transformer' allows"
+                " another width"
+            )
+    plain = masked_lm_objective(student, compute)
+    student_model, teacher_model = (BertModel(config, compute, add_pooler=False) for config in (student, teacher))
+
+    def states_and_logits(
+        model: BertModel, params: Params, batch: Batch, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "b q d"], Float[Array, "b p v"]]:
+        states = apply_model(model, params["encoder"], batch, key, score_layers=()).last_hidden_state
+        return states, logits_at(model.config, params, states, masked_tokens(batch)[0], compute)
+
+    def targets(teacher_params: Params, batch: Batch) -> Any:
+        states, logits = states_and_logits(teacher_model, teacher_params, batch, None)
+        return {"states": states, "logits": logits}
+
+    def loss(
+        trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        states, logits = states_and_logits(student_model, trainable, batch, key)
+        labels = masked_tokens(batch)[1].reshape(-1)
+        logits, teacher_logits = (x.reshape(-1, x.shape[-1]) for x in (logits, targets["logits"]))
+        temperature = hyper.number("temperature", settings)
+        soft = losses.soft_token_cross_entropy(logits, teacher_logits, labels >= 0, temperature)
+        soft = soft * jnp.square(temperature)
+        hard = losses.token_cross_entropy(logits, labels)
+        mask = jnp.asarray(batch.attention_mask).reshape(-1)
+        states, teacher_states = (x.reshape(-1, x.shape[-1]) for x in (states, targets["states"]))
+        cosine = losses.cosine_distance(states, teacher_states, mask)
+        total = (
+            hyper.number("soft_weight", settings) * soft
+            + hyper.number("hard_weight", settings) * hard
+            + hyper.number("cosine_weight", settings) * cosine
+        )
+        return total, {"loss": total, "soft": soft, "hard": hard, "cosine": cosine}
+
+    # of masked-LM training stay also the weight of a batch, and that nothing is kept: each epoch masks other tokens
+    return plain._replace(
+        targets=targets,
+        loss=loss,
+        student_flops=lambda tokens: masked_lm_flops(student, tokens, backward=True),
+        teacher_flops=lambda tokens: masked_lm_flops(teacher, tokens, backward=False),
+    )
+
+
+def build(settings: DistilBert, context: Context) -> Objective:
+    """The objective of a stage."""
+    assert context.teacher is not None, "a corpus is taught by a model"
+    return distilbert_objective(context.student, context.teacher, settings, context.compute)
