@@ -11,7 +11,7 @@ _NAMES = {
     "errors": ("InputError",),
     "batch": ("Batch",),
     "settings.numbers": ("Ramp",),
-    "settings.objectives": ("DistilBert", "MaskedLM", "Prediction", "Supervised", "Transformer"),
+    "settings.objectives": ("DistilBert", "MaskedLM", "Patient", "Prediction", "Supervised", "Transformer"),
     "settings.stages": ("Hyper", "Stage"),
     "settings.teachers": ("Ensemble", "FunctionTeacher"),
     "settings.sources": ("CorpusSource", "DataSource"),
@@ -64,7 +64,14 @@ if TYPE_CHECKING:
     from tinybert_jax.models.parameters import init_params
     from tinybert_jax.settings.experiment import Experiment
     from tinybert_jax.settings.numbers import Ramp
-    from tinybert_jax.settings.objectives import DistilBert, MaskedLM, Prediction, Supervised, Transformer
+    from tinybert_jax.settings.objectives import (
+        DistilBert,
+        MaskedLM,
+        Patient,
+        Prediction,
+        Supervised,
+        Transformer,
+    )
     from tinybert_jax.settings.sources import CorpusSource, DataSource
     from tinybert_jax.settings.stages import Hyper, Stage
     from tinybert_jax.settings.teachers import Ensemble, FunctionTeacher

@@ -48,7 +48,7 @@ def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
 
 
 @pytest.mark.parametrize(
-    ("stage", "option", "value", "message"),
+    ("recipe", "option", "value", "message"),
     [
         (
             "transformer",
@@ -60,8 +60,8 @@ def test_a_layer_map_is_read_where_the_student_may_start_from_layers(
     ],
 )
 def test_options_that_no_stage_on_text_reads_are_refused(
-    stage: str, option: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    recipe: str, option: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = ["pretrain", "--corpus", tmp_path / "text", "--student", tmp_path / "student", "--out", tmp_path / "o"]
-    code = tinybert(monkeypatch, *arguments, "--stage", stage, option, value)
+    code = tinybert(monkeypatch, *arguments, "--recipe", recipe, option, value)
     assert_refused(capsys, code, message)

@@ -22,6 +22,7 @@ from tinybert_jax.settings.objectives import (
     LayerMap,
     MaskedLM,
     ObjectiveSettings,
+    Patient,
     Prediction,
     Supervised,
     Transformer,
@@ -38,6 +39,7 @@ DISTILL_STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
     "both": (Transformer, Prediction),
     "transformer": (Transformer,),
     "prediction": (Prediction,),
+    "patient": (Patient,),
     "supervised": (Supervised,),
 }
 
@@ -84,7 +86,7 @@ def distill(
     source: Source,
     run: RunOptions,
     devices: DeviceOptions,
-    stage: Literal["both", "transformer", "prediction", "supervised"] = "both",
+    stage: Literal["both", "transformer", "prediction", "patient", "supervised"] = "both",
     preset: Preset = "default",
     teacher_weights: tuple[float, ...] | None = None,
     teacher_average: Average = "probabilities",
@@ -98,9 +100,10 @@ def distill(
     prediction_epochs: int | None = None,
     prediction_steps: int | None = None,
     prediction_learning_rate: float | None = None,
-    temperature: Moving = "1",
-    hard_weight: Moving = "0",
-    soft_weight: Moving = "1",
+    temperature: Moving | None = None,
+    hard_weight: Moving | None = None,
+    soft_weight: Moving | None = None,
+    patience_weight: Moving | None = None,
     temperature_squared: bool | None = None,
     evaluate_every: int | None = None,
     teacher_cache_gb: float = 20.0,
@@ -108,9 +111,9 @@ def distill(
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
     Args:
-        teacher: a model fine-tuned on the task, BERT, RoBERTa or XLM-R: Hugging Face directory or hub id; or
-            predictions of anything, a .jsonl, .tsv, .csv or .parquet file (docs/llm-labels.md). Several of them teach
-            together, by the mean of their outputs.
+        teacher: a model fine-tuned on the task, BERT, RoBERTa, XLM-R or DistilBERT: Hugging Face directory or hub id;
+            or predictions of anything, a .jsonl, .tsv, .csv or .parquet file (docs/llm-labels.md). Several of them
+            teach together, by the mean of their outputs.
         student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
             feed-forward width (6x384x1536; default: in the teacher's proportion) and the heads (6x384x1536x12;
             default: the teacher's where they divide the width, else fewer of nearly their width); or a directory to
@@ -119,8 +122,9 @@ def distill(
         source: where the rows are.
         run: options of every training run.
         devices: options of every training run.
-        stage: both: layers ("transformer"), then predictions; or one of them; or "supervised", the baseline that
-            learns from the labels alone, for as many steps as --prediction-epochs or --prediction-steps say.
+        stage: both: layers ("transformer"), then predictions; or one of them; or another method in their place, for as
+            many steps as --prediction-epochs or --prediction-steps say: patient: PKD, outputs, labels and the states
+            of [CLS] together, for a student of the teacher's width; supervised: the labels alone, the baseline.
         preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
             optimizer of the authors' code, but with BERT's own head, where theirs has a ReLU and no dropout.
         teacher_weights: a weight for each of several teachers; default: equal weights.
@@ -141,9 +145,11 @@ def distill(
         prediction_learning_rate: peak of the learning rate in the second stage, which rises linearly over the first
             10 % of the steps and falls to 0; default: the largest that the paper tries, 3e-5.
         temperature: divides both sides' logits in the second stage. A number, or one that moves over the stage's
-            steps: 4:1 in a straight line, 4:1:cosine slowly at both ends.
-        hard_weight: weight of the true labels in the second stage, beside the teacher's outputs; likewise.
-        soft_weight: weight of the teacher's outputs in the second stage; likewise.
+            steps: 4:1 in a straight line, 4:1:cosine slowly at both ends. Default: 1; of patient 10.
+        hard_weight: weight of the true labels in the second stage, beside the teacher's outputs; likewise. Default: 0;
+            of patient 0.5.
+        soft_weight: weight of the teacher's outputs in the second stage; likewise. Default: 1; of patient 0.5.
+        patience_weight: weight of the states of [CLS] in patient; likewise. Default: 100.
         temperature_squared: multiply the term of the teacher's outputs by temperature**2, so that a temperature
             changes its form and not its weight; default: with preset default, and not with paper and official.
         evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
@@ -155,21 +161,23 @@ def distill(
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     kinds = DISTILL_STAGES[stage]
-    no_first = not any(kind.matches_tokens for kind in kinds)
+    no_first = all(kind.trains_head for kind in kinds)
     no_second = not any(kind.trains_head for kind in kinds)
-    moving = {"temperature": temperature, "hard_weight": hard_weight, "soft_weight": soft_weight}
-    numbers: dict[str, Any] = {
-        name: parse_number(f"--{name.replace('_', '-')}", text) for name, text in moving.items()
+    moving = {
+        "temperature": temperature,
+        "hard_weight": hard_weight,
+        "soft_weight": soft_weight,
+        "patience_weight": patience_weight,
     }
-    numbers["temperature_squared"] = temperature_squared
+    numbers: dict[str, Any] = {
+        name: parse_number(f"--{name.replace('_', '-')}", text) for name, text in moving.items() if text is not None
+    }
+    if temperature_squared is not None:
+        numbers["temperature_squared"] = temperature_squared
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
-        **{
-            f"--{name.replace('_', '-')}": not any(_reads(kind, name) for kind in kinds)
-            for name, value in numbers.items()
-            if value != getattr(Prediction, name)
-        },
+        **{f"--{name.replace('_', '-')}": not any(_reads(kind, name) for kind in kinds) for name in numbers},
         "--evaluate-every": no_second and evaluate_every is not None,
     }
     _refuse_unread(stage, unread)
@@ -198,7 +206,7 @@ def distill(
             **run.stage,
         )
 
-    stages = tuple(of_layers(kind) if kind.matches_tokens else of_outputs(kind) for kind in kinds)
+    stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
     _train(
         task,
         run,

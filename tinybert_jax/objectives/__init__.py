@@ -3,6 +3,7 @@
 from tinybert_jax.objectives.distilbert import distilbert_objective
 from tinybert_jax.objectives.masked_lm import masked_lm_objective
 from tinybert_jax.objectives.objective import Objective
+from tinybert_jax.objectives.patient import patient_objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.objectives.supervised import supervised_objective
 from tinybert_jax.objectives.transformer import relation_split, transformer_objective
@@ -12,6 +13,7 @@ __all__ = [
     "Objective",
     "distilbert_objective",
     "masked_lm_objective",
+    "patient_objective",
     "prediction_objective",
     "relation_split",
     "supervised_objective",

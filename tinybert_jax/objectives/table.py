@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.objectives import distilbert, masked_lm, prediction, supervised, transformer
+from tinybert_jax.objectives import distilbert, masked_lm, patient, prediction, supervised, transformer
 from tinybert_jax.objectives.objective import Context, Objective
 from tinybert_jax.settings.objectives import (
     DistilBert,
     MaskedLM,
     ObjectiveSettings,
+    Patient,
     Prediction,
     Supervised,
     Transformer,
@@ -20,6 +21,7 @@ from tinybert_jax.settings.objectives import (
 OBJECTIVES: dict[type[ObjectiveSettings], Callable[[Any, Context], Objective]] = {
     Transformer: transformer.build,
     Prediction: prediction.build,
+    Patient: patient.build,
     Supervised: supervised.build,
     MaskedLM: masked_lm.build,
     DistilBert: distilbert.build,

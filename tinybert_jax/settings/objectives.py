@@ -91,7 +91,7 @@ class Prediction(ObjectiveSettings):
     """
 
     name = "prediction"
-    swept = ("temperature", "soft_weight", "hard_weight")
+    swept: ClassVar[tuple[str, ...]] = ("temperature", "soft_weight", "hard_weight")
     distils = True
     trains_head = True
 
@@ -105,6 +105,29 @@ class Prediction(ObjectiveSettings):
         self.check_not_negative("soft_weight", "hard_weight")
         if max(*bounds(self.soft_weight), *bounds(self.hard_weight)) == 0:
             raise InputError("soft_weight and hard_weight are both 0, so there is nothing to learn: raise one of them")
+
+
+@dataclass(frozen=True)
+class Patient(Prediction):
+    """Patient knowledge distillation (PKD; Sun et al., arXiv 1908.09355).
+
+    The loss is that of `Prediction`, plus `patience_weight` times the mean squared error of the normalised states of
+    [CLS] after all layers but the student's last. The defaults lie within the ranges that the paper searched.
+    """
+
+    name = "patient"
+    swept = (*Prediction.swept, "patience_weight")
+    matches_tokens = True
+    method = "[PKD](https://arxiv.org/abs/1908.09355)"
+
+    temperature: Number = 10.0
+    soft_weight: Number = 0.5
+    hard_weight: Number = 0.5
+    patience_weight: Number = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_not_negative("patience_weight")
 
 
 @dataclass(frozen=True)
@@ -165,7 +188,7 @@ class DistilBert(MaskedLM):
 
 
 WORDS: dict[str, type[ObjectiveSettings]] = {
-    row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction, DistilBert)
+    row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction, Patient, DistilBert)
 }
 
 

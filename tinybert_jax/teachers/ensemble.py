@@ -29,6 +29,11 @@ def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher])
     """
     settings, task = experiment.teacher, get_task(experiment.task)
     assert isinstance(settings, Ensemble)
+    for stage in experiment.stages:
+        if stage.objective.matches_tokens and stage.objective.trains_head:
+            raise InputError(
+                f"stage {stage.objective.name!r} learns outputs and layers from one model: give one --teacher"
+            )
     loaded = [load(dataclasses.replace(experiment, teacher=member)) for member in settings.members]
     names = loaded[0].label_names
     members = [dataclasses.replace(member, order=class_order(task, names, member)) for member in loaded]
