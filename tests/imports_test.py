@@ -21,7 +21,18 @@ MAX_LINES = 400
 # A package, or a module at the top level, may import what stands above it.
 ORDER = (
     *("errors", "batch", "precision", "cache", "losses", "settings", "devices", "models", "data", "students"),
-    *("objectives", "tasks", "inference", "teachers", "compression", "training", "reports", "cli", "__init__"),
+    *(
+        "objectives",
+        "tasks",
+        "inference",
+        "teachers",
+        "compression",
+        "export",
+        "training",
+        "reports",
+        "cli",
+        "__init__",
+    ),
 )
 
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "numpy"}

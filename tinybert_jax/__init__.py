@@ -18,6 +18,7 @@ _NAMES = {
     "settings.experiment": ("Experiment",),
     "models.config": ("BertConfig", "Compute"),
     "models.encoder": ("BertModel", "BertOutput"),
+    "models.padding": ("pad_heads",),
     "models.parameters": ("init_params",),
     "models.heads": (
         "BertForMaskedLM",
@@ -30,6 +31,7 @@ _NAMES = {
     "students.presets": ("student_config",),
     "training.run": ("run", "run_population"),
     "inference.predictor": ("load_predictor",),
+    "export.export": ("export_model",),
 }
 _MODULES = {
     "distill": "objectives",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from tinybert_jax.batch import Batch
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
+    from tinybert_jax.export.export import export_model
     from tinybert_jax.inference.predictor import load_predictor
     from tinybert_jax.models.config import BertConfig, Compute
     from tinybert_jax.models.encoder import BertModel, BertOutput
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
         BertForSequenceClassification,
         BertForTokenClassification,
     )
+    from tinybert_jax.models.padding import pad_heads
     from tinybert_jax.models.parameters import init_params
     from tinybert_jax.settings.experiment import Experiment
     from tinybert_jax.settings.numbers import Ramp

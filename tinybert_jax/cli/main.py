@@ -1,4 +1,4 @@
-"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, cache."""
+"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, export, cache."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import tyro
 from tinybert_jax.cli.augment import augment
 from tinybert_jax.cli.cache import cache
 from tinybert_jax.cli.evaluate import evaluate
+from tinybert_jax.cli.export import export
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.process import prepare_process
 from tinybert_jax.cli.train import distill, execute, finetune, pretrain
@@ -76,6 +77,7 @@ def main() -> None:
         "augment": augment,
         "distill": distill,
         "evaluate": evaluate,
+        "export": export,
         "cache": cache,
     }
     for command in commands.values():  # --help would keep our line breaks beside its own

@@ -15,11 +15,12 @@ from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens, encode
 from tinybert_jax.devices.sharding import make_mesh, tree_shardings
 from tinybert_jax.errors import InputError
+from tinybert_jax.inference.exported import exported_file, load_step
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.files.directory import load_architectures, load_config, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer
-from tinybert_jax.models.fit import check_head, check_token_types
+from tinybert_jax.models.fit import check_architecture, check_head, check_token_types
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.choices import MIN_LENGTH
 
@@ -86,10 +87,11 @@ class Predictor:
 def load_predictor(
     directory: str | Path, max_length: int | None = None, batch_size: int = 32, head: str = "sequence"
 ) -> Predictor:
-    """A sequence classifier or regressor from a Hugging Face directory or hub id.
+    """A sequence classifier or regressor from a Hugging Face directory or hub id, or as `tinybert export` wrote it.
 
     Args:
-        directory: holds a classifier, as `tinybert distill` and `finetune` write it.
+        directory: holds a classifier, as `tinybert distill` and `finetune` write it; or an ONNX or StableHLO file of
+            one, which may also be named itself.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
         head: "sequence"; of "tokens" and "span" the predictor gives `logits` only.
@@ -104,11 +106,21 @@ def load_predictor(
         raise InputError(
             f"batch_size is {batch_size} and max_length {max_length}; they must be at least 1 and {MIN_LENGTH}"
         )
-    config, params = load_hf(directory)
+    exported = exported_file(directory)
+    if exported is not None:
+        file, directory = exported
+        config = load_config(directory)
+        params: Params = {}
+        step = load_step(file)
+    else:
+        config, params = load_hf(directory)
     tokenizer = load_tokenizer(directory, config)
     length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
-    check_head(str(directory), config, params, head, length)
-    mesh = make_mesh()
-    params = jax.device_put(params, tree_shardings(mesh, params))
-    step = make_predict_step(HEADS[head].model(config), mesh, params)
+    if exported is not None:
+        check_architecture(str(file), config, load_architectures(directory), head, length)
+    else:
+        check_head(str(directory), config, params, head, length)
+        mesh = make_mesh()
+        params = jax.device_put(params, tree_shardings(mesh, params))
+        step = make_predict_step(HEADS[head].model(config), mesh, params)
     return Predictor(str(directory), config, params, tokenizer, length, batch_size, head, step)

@@ -16,6 +16,7 @@ from tinybert_jax.settings.choices import ComputeDtype
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
+SLIM = "slim-"  # before the `model_type` of a shape that no class of `transformers` has
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
 
@@ -137,6 +138,13 @@ class BertConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def loads_in_transformers(self) -> bool:
+        """Whether a class of `transformers` has this shape. It takes heads of hidden_size / num_attention_heads only,
+        and ignores `head_dim`.
+        """
+        return self.all_head_size == self.hidden_size
+
+    @property
     def classifier_dropout_rate(self) -> float:
         """Hugging Face's rule: `hidden_dropout_prob` unless `classifier_dropout` says otherwise."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
@@ -155,6 +163,8 @@ class BertConfig:
         """
         model_type = hf.get("model_type")
         model_type = "bert" if model_type is None else model_type
+        if isinstance(model_type, str):
+            model_type = model_type.removeprefix(SLIM)
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             known = ", ".join(map(repr, FAMILIES))
             raise InputError(f"model_type {model_type!r} is not supported; known are {known}")
@@ -187,6 +197,8 @@ class BertConfig:
         if "classifier_dropout" in family.config_names:  # under that name, it must be a number
             values["classifier_dropout"] = self.classifier_dropout_rate
         hf = {family.config_names.get(name, name): value for name, value in values.items()}
+        if not self.loads_in_transformers:  # which would otherwise fail on the sizes of tensors, or ignore `head_dim`
+            hf["model_type"] = SLIM + self.model_type
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
         return hf | {"position_embedding_type": "absolute"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
@@ -30,6 +31,24 @@ def check_head(name: str, config: BertConfig, params: Params, head: str, max_len
         InputError: says what is missing.
     """
     check_has_head(name, params, head)
+    _check_rows(name, config, head, max_length)
+
+
+def check_architecture(
+    name: str, config: BertConfig, architectures: Sequence[str], head: str, max_length: int
+) -> None:
+    """As `check_head`, of an exported model, whose head is known by the `architectures` of its config alone.
+
+    Raises:
+        InputError: says what is missing.
+    """
+    row = HEADS[head]
+    if config.family.architecture + row.architecture not in architectures:
+        raise InputError(f"{name}: holds no {row.title}, but a {', '.join(architectures)}: export another model")
+    _check_rows(name, config, head, max_length)
+
+
+def _check_rows(name: str, config: BertConfig, head: str, max_length: int) -> None:
     if not HEADS[head].per_token and config.problem_type == "multi_label_classification":
         raise InputError(f"{name}: is a multi-label classifier (problem_type); only one label a row is supported")
     check_positions(name, config, max_length)

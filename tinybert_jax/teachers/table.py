@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.teachers import Ensemble, FunctionTeacher
 from tinybert_jax.teachers.ensemble import load_ensemble
+from tinybert_jax.teachers.exported import is_exported, load_exported
 from tinybert_jax.teachers.function import load_function
 from tinybert_jax.teachers.predictions import is_predictions, load_predictions
 from tinybert_jax.teachers.teacher import Teacher, load_model_teacher
@@ -33,6 +34,7 @@ def load_teacher(experiment: Experiment) -> Teacher:
 TEACHERS: dict[str, TeacherKind] = {
     "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher),
     "predictions": TeacherKind(is_predictions, load_predictions),
+    "exported": TeacherKind(is_exported, load_exported),
     "function": TeacherKind(lambda teacher: isinstance(teacher, FunctionTeacher), load_function),
     "ensemble": TeacherKind(
         lambda teacher: isinstance(teacher, Ensemble), lambda experiment: load_ensemble(experiment, load_teacher)

@@ -175,6 +175,10 @@ def write_model_card(
         how = f"distilled from `{experiment.teacher}` by the method of {method}"
     else:
         how = "trained on masked words" if experiment.masks_tokens else "trained on labels"
+    if config.loads_in_transformers:
+        loads = f'`transformers` loads it too: `Auto{head.architecture}.from_pretrained("this directory")`.'
+    else:
+        loads = "No class of `transformers` has its shape. `tinybert export` writes ONNX, and `tb.pad_heads` pads it."
     text = f"""---
 library_name: transformers
 pipeline_tag: {head.pipeline}
@@ -192,7 +196,7 @@ tags: [{"tinybert, distillation" if experiment.distils else config.model_type}]
 import tinybert_jax as tb
 {use}
 ```
-`transformers` loads it too: `Auto{head.architecture}.from_pretrained("this directory")`.
+{loads}
 
 ## Recipe
 ```json

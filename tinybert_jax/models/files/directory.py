@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors.numpy import save_file
-
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
-from tinybert_jax.models.files.weights import TORCH_FILE, first_line, read_json, read_tensors
+from tinybert_jax.models.files.weights import TORCH_FILE, first_line, read_json, read_tensors, write_tensors
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
@@ -99,6 +97,11 @@ def load_config(directory: str | Path) -> BertConfig:
         raise InputError(f"{path}: {error}") from None
 
 
+def load_architectures(directory: str | Path) -> list[str]:
+    """The names of the classes of `transformers` that a `config.json` gives."""
+    return re.findall(r"\w+", str(read_json(Path(directory) / "config.json").get("architectures")))
+
+
 def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     """Config and float32 parameters of a BERT checkpoint, with every head it holds.
 
@@ -118,7 +121,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     path = resolve(str(directory))
     config = load_config(path)
     params = from_hf_tensors(config, read_tensors(path), str(path))
-    architectures = re.findall(r"\w+", str(read_json(path / "config.json").get("architectures")))
+    architectures = load_architectures(path)
     named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
     if any(row.pooled is False for row in named):
         params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
@@ -148,29 +151,33 @@ def save_hf(
         OSError: something could not be written.
     """
     path = Path(directory)
+    save_description(path, config, params, tokenizer)
+    tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size), config)
+    write_tensors(path / "model.safetensors", tensors)
+
+
+def save_description(
+    directory: str | Path, config: BertConfig, params: Params, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Write `config.json` and the tokenizer's files; arguments are those of `save_hf`.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     hf = config.to_hf() | {"architectures": [architecture(params, config)], "dtype": "float32"}
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
-    # renamed into place: a directory that has weights has whole ones
-    tensors, written = (
-        to_hf_tensors(resize_vocabulary(params, config.vocab_size), config),
-        path / "model.safetensors.tmp",
-    )
-    written.unlink(missing_ok=True)
-    written.touch()
-    mode = written.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
+    if tokenizer is None:
+        return
     try:
-        save_file(tensors, written, metadata={"format": "pt"})
-        written.chmod(mode)
-        os.replace(written, path / "model.safetensors")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(path)
-            if not config.type_vocab_size:
-                _leave_out_token_types(path / "tokenizer_config.json")
+        tokenizer.save_pretrained(path)
     except OSError:
         raise
-    except Exception as error:  # of both libraries' Rust, for which a full disk is no OSError
+    except Exception as error:  # of its Rust, for which a full disk is no OSError
         raise OSError(errno.EIO, first_line(error), str(path)) from error
+    if not config.type_vocab_size:
+        _leave_out_token_types(path / "tokenizer_config.json")
 
 
 def _leave_out_token_types(tokenizer_config: Path) -> None:

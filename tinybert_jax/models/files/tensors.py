@@ -82,7 +82,7 @@ def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
             tensors[".".join(_to_hf(family.to_hf(path, head)))] = _transpose(path, value)
     if set(params) == {"encoder"}:
         tensors = {name.removeprefix(f"{family.prefix}."): tensor for name, tensor in tensors.items()}
-    return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    return dict(sorted(tensors.items()))
 
 
 def _to_ours(path: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tinybert_jax.errors import InputError
 
@@ -45,6 +47,28 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     if (directory / TORCH_FILE).is_file():
         return _read_torch(directory / TORCH_FILE)
     raise InputError(f"{directory}: no model.safetensors in it")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file by one rename, with the mode that the umask gives.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    written = path.with_name(f"{path.name}.tmp")
+    written.unlink(missing_ok=True)
+    written.touch()
+    mode = written.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
+    # of a view with other strides, safetensors writes the numbers in another order
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, written, metadata={"format": "pt"})
+        written.chmod(mode)
+        os.replace(written, path)
+    except OSError:
+        raise
+    except Exception as error:  # of its Rust, for which a full disk is no OSError
+        raise OSError(errno.EIO, first_line(error), str(path.parent)) from error
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:

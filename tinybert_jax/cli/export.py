@@ -1,0 +1,53 @@
+"""The command `tinybert export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.reports.tables import print_table
+from tinybert_jax.settings.choices import ExportFormat
+
+
+def export(
+    model: str,
+    out: Path,
+    to: tuple[ExportFormat, ...] = ("onnx",),
+    weight_bits: int = 7,
+    texts: Path | None = None,
+) -> None:
+    """Write a model as ONNX, as ONNX in int8, or as StableHLO; run what was written, and compare it with the model.
+
+    The directory has the layout of optimum, sentence-transformers and transformers.js. ONNX Runtime and the tokenizers
+    package suffice to serve it; `tinybert evaluate --model OUT` scores it.
+
+    Args:
+        model: a Hugging Face directory or hub id, with any head or none.
+        out: the directory; new, or empty.
+        to: one or more of: onnx; onnx-int8: dense layers and the word table in 8 bits, about a quarter of the bytes;
+            stablehlo: a JAX program for CPU, CUDA and TPU, with its parameters beside it.
+        weight_bits: bits of the weights of onnx-int8. 8 is a little more exact, but only for processors with VNNI or
+            AMX, and ARM: on others, sums of products of 8 bits overflow. 7 is right on all.
+        texts: a file with a text a line, on which the written model is compared; default: random words.
+    """
+    lines = None
+    if texts is not None:
+        from tinybert_jax.data.reader import read_text
+
+        lines = [line for line in read_text(texts).splitlines() if line.strip()]
+        if not lines:
+            raise InputError(f"{texts}: holds no text: give a file with a text a line")
+    from tinybert_jax.export.export import export_model
+
+    results = export_model(model, out, to, weight_bits, lines)
+    rows = [
+        [
+            str(result.file),
+            f"{result.bytes / 1e6:.1f}",
+            f"{result.difference:.1e}",
+            f"{result.error:.1e}",
+            "-" if result.agreement is None else f"{result.agreement:.1%}",
+        ]
+        for result in results
+    ]
+    print_table(["file", "MB", "largest difference", "error / standard deviation", "same labels"], rows)

@@ -1,0 +1,188 @@
+"""Export a model directory: write it in other formats, run what was written, and compare it with the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array
+
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.data.batches import bucket_lengths
+from tinybert_jax.data.tokens import Tokens, encode
+from tinybert_jax.errors import InputError, check_choice
+from tinybert_jax.inference.exported import ONNX, ONNX_INT8, STABLEHLO, STABLEHLO_PARAMS, load_step
+from tinybert_jax.inference.step import predict_logits
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import load_hf, save_description
+from tinybert_jax.models.files.frame import frame_of
+from tinybert_jax.models.files.tensors import head_of
+from tinybert_jax.models.files.tokenizer import all_tokens, load_tokenizer, whole_words, write_words
+from tinybert_jax.models.files.weights import write_tensors
+from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.settings.choices import MIN_LENGTH, ExportFormat
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO program runs on
+ROWS, WORDS, LONGEST = 64, 64, 128  # rows that are compared; words and tokens of the longest
+
+
+class Exported(NamedTuple):
+    """A file that was written, and how its outputs differ from the model's on the compared rows."""
+
+    file: Path
+    bytes: int
+    difference: float  # the largest absolute difference of outputs
+    error: float  # the root mean square of the differences, over the standard deviation of the model's outputs
+    agreement: float | None  # the share of rows, tokens or answers with the same label; None: outputs are no classes
+
+
+class Format(NamedTuple):
+    """A row of the table of formats."""
+
+    path: str  # in the directory
+    write: Callable[[BertConfig, Params, int, Path], None]  # config, params, bits of weights, file
+    largest_error: float  # beyond which what was written is refused; see `Exported.error`
+
+
+def export_model(
+    model: str,
+    out: str | Path,
+    formats: Sequence[str] = ("onnx",),
+    weight_bits: int = 7,
+    texts: Sequence[str] | None = None,
+) -> list[Exported]:
+    """Write a model for deployment, with its config and tokenizer; each file is run and compared with the model.
+
+    Args:
+        model: a Hugging Face directory or hub id, with any head or none.
+        out: a directory, new or empty. It is laid out as optimum, sentence-transformers and transformers.js read it.
+        formats: rows of FORMATS: "onnx", "onnx-int8", "stablehlo".
+        weight_bits: of "onnx-int8": 8 for processors with VNNI or AMX, and ARM; 7 for all.
+        texts: what is compared on; default: random words.
+
+    Raises:
+        InputError: the model cannot be read, `out` is not empty, a package is missing, or what was written differs
+            from the model by more than its format allows.
+    """
+    for name in formats:
+        check_choice("to", name, ExportFormat)
+    if weight_bits not in (7, 8):
+        raise InputError(f"weight_bits is {weight_bits}; it must be 7 or 8")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another --out")
+    config, params = load_hf(model)
+    tokenizer = load_tokenizer(model, config)
+    length = max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens, LONGEST))
+    rows = encode([(text,) for text in texts or _random_texts(tokenizer)], tokenizer, length)
+    expected = _outputs(jax.jit(_with_params(config, params)), rows, length)
+    save_description(out, config, params, tokenizer)
+    results = []
+    for name in formats:
+        row = FORMATS[name]
+        file = out / row.path
+        file.parent.mkdir(exist_ok=True)
+        row.write(config, params, weight_bits, file)
+        result = _compare(file, config, head_of(params), expected, _outputs(load_step(file), rows, length), rows)
+        if not result.error <= row.largest_error:
+            shutil.rmtree(out)
+            raise InputError(
+                f"{model}: as {name}, its outputs are {result.error:.2g} standard deviations off, and at most"
+                f" {row.largest_error:.2g} are allowed; nothing is written"
+                + (": take onnx, or weight_bits 8 where the processors allow it" if name == "onnx-int8" else "")
+            )
+        results.append(result)
+    return results
+
+
+def _random_texts(tokenizer: Any) -> list[str]:
+    """Texts of up to WORDS random words of the vocabulary, the same every time."""
+    random, frame = np.random.default_rng(0), frame_of(tokenizer)
+    tokens, words = all_tokens(tokenizer), np.flatnonzero(whole_words(tokenizer))
+    return [
+        write_words(tokenizer, frame, [tokens[i] for i in random.choice(words, random.integers(1, WORDS + 1))])
+        for _ in range(ROWS)
+    ]
+
+
+def program(config: BertConfig, params: Params) -> Callable[..., Array]:
+    """The pure `(params, input_ids, attention_mask, token_type_ids) -> outputs` of a model.
+
+    Outputs are the logits; without a head, the last hidden states.
+    """
+    head = head_of(params)
+    if head == "encoder":
+        model: Any = HEADS[head].model(config, add_pooler=False)
+
+        def states(params: Params, *inputs: Array) -> Array:
+            bare = {name: part for name, part in params["encoder"].items() if name != "pooler"}
+            return model.apply({"params": bare}, *inputs, score_layers=()).last_hidden_state
+
+        return states
+    with_head: Any = HEADS[head].model(config)
+    return lambda params, *inputs: with_head.apply({"params": params}, *inputs, score_layers=()).logits
+
+
+def _with_params(config: BertConfig, params: Params) -> Callable[[Params, Batch], Array]:
+    run, placed = program(config, params), jax.device_put(params)
+    return lambda _, batch: run(placed, *(jnp.asarray(array) for array in batch[:3]))
+
+
+def _outputs(step: Callable[[Params, Batch], Any], rows: Tokens, length: int) -> np.ndarray:
+    return predict_logits(step, {}, rows, 16, bucket_lengths(length))
+
+
+def _compare(
+    file: Path, config: BertConfig, head: str, expected: np.ndarray, outputs: np.ndarray, rows: Tokens
+) -> Exported:
+    """How outputs [n, c] or [n, q, c] differ from the expected ones on real tokens."""
+    per_token = expected.ndim == 3
+    real = np.arange(expected.shape[1]) < rows.lengths[:, None] if per_token else np.ones(len(expected), bool)
+    difference = outputs[real] - expected[real]
+    error = float(np.sqrt(np.mean(np.square(difference))) / expected[real].std())
+    axis = None if head == "encoder" else head_losses(head, config).class_axis
+    agreement = None
+    if axis == 1:  # the classes are positions
+        best = [np.where(real[:, :, None], x, -np.inf).argmax(axis=1) for x in (outputs, expected)]
+        agreement = float(np.mean(best[0] == best[1]))
+    elif axis is not None:
+        agreement = float(np.mean(outputs[real].argmax(axis) == expected[real].argmax(axis)))
+    return Exported(file, _bytes(file), float(np.abs(difference).max()), error, agreement)
+
+
+def _bytes(file: Path) -> int:
+    """Of a file; of a program, with its parameters."""
+    beside = file.parent / STABLEHLO_PARAMS
+    return file.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
+def _write_onnx(config: BertConfig, params: Params, weight_bits: int | None, file: Path) -> None:
+    try:
+        from tinybert_jax.export.onnx_model import onnx_model
+    except ModuleNotFoundError as error:
+        raise InputError(f"ONNX files need the package {error.name}: pip install 'tinybert_jax[onnx]'") from None
+    file.write_bytes(onnx_model(config, params, weight_bits).SerializeToString())
+
+
+def _write_stablehlo(config: BertConfig, params: Params, weight_bits: int, file: Path) -> None:
+    """A program for all PLATFORMS, with any number of rows and tokens; parameters are its argument, in a file."""
+    size = jax.export.symbolic_shape("b, q", constraints=[f"q <= {config.max_tokens}"])
+    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    inputs = [jax.ShapeDtypeStruct(size, jnp.int32)] * 3
+    exported = jax.export.export(jax.jit(program(config, params)), platforms=PLATFORMS)(described, *inputs)
+    file.write_bytes(exported.serialize())
+    flat = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
+    write_tensors(file.parent / STABLEHLO_PARAMS, flat)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(ONNX, lambda config, params, bits, file: _write_onnx(config, params, None, file), 1e-4),
+    "onnx-int8": Format(ONNX_INT8, _write_onnx, 0.3),
+    "stablehlo": Format(STABLEHLO, _write_stablehlo, 1e-4),
+}

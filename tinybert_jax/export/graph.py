@@ -1,0 +1,97 @@
+"""An ONNX graph in the making: nodes, constants, and dense layers in float32 or int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17  # the first with LayerNormalization
+
+
+class Graph:
+    """Collects the nodes and constants of an ONNX model, in the order in which they are computed.
+
+    Args:
+        weight_bits: None: dense layers are float32. Else their weights are int8, symmetric, with a scale for each
+            output, and their inputs are quantised as they come; 7 bits use half of the range.
+    """
+
+    def __init__(self, weight_bits: int | None = None) -> None:
+        self.weight_bits = weight_bits
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._quantised_inputs: dict[str, tuple[str, str, str]] = {}
+        self._count = 0
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        """A constant, stored once under its name."""
+        if name not in self._constants:
+            array = np.asarray(value, dtype, order="C")  # np.ascontiguousarray would give a number an axis
+            self._constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def add(self, op: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: Any) -> Any:
+        """A node of the standard operators; the name of its output, or a list of them."""
+        self._count += 1
+        names = [name] if name else [f"{op}_{self._count}{f'_{i}' if outputs > 1 else ''}" for i in range(outputs)]
+        self._nodes.append(helper.make_node(op, inputs, names, f"{op}_{self._count}", **attributes))
+        return names if outputs > 1 else names[0]
+
+    def dense(self, x: str, kernel: np.ndarray, bias: np.ndarray, name: str, output: str | None = None) -> str:
+        """`x @ kernel + bias`, in int8 where the graph has `weight_bits`."""
+        if self.weight_bits is None:
+            product = self.add("MatMul", x, self.constant(f"{name}.weight", kernel))
+        else:
+            quantised, scales = quantise(kernel, self.weight_bits, axis=0)
+            weight = self.constant(f"{name}.weight_quantized", quantised, np.int8)
+            product = self.int8_product(x, weight, self.constant(f"{name}.weight_scale", scales[0]))
+        return self.add("Add", product, self.constant(f"{name}.bias", bias), name=output)
+
+    def float_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray, name: str, output: str) -> str:
+        """`x @ kernel + bias` in float32 in every graph, as the small layer of a head is."""
+        product = self.add("MatMul", x, self.constant(f"{name}.weight", kernel))
+        return self.add("Add", product, self.constant(f"{name}.bias", bias), name=output)
+
+    def int8_product(self, x: str, weight: str, scales: str) -> str:
+        """The product of x, quantised to 8 bits as a whole, with int8 weights [i, o] of scales [o].
+
+        Several products of one x quantise it once.
+        """
+        if x not in self._quantised_inputs:
+            self._quantised_inputs[x] = tuple(self.add("DynamicQuantizeLinear", x, outputs=3))
+        quantised, scale, zero = self._quantised_inputs[x]
+        product = self.add("MatMulInteger", quantised, weight, zero)
+        # the order of ONNX Runtime's own fusion of these four
+        return self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), self.add("Mul", scale, scales))
+
+    def layer_norm(self, x: str, scale: np.ndarray, bias: np.ndarray, epsilon: float, name: str) -> str:
+        """LayerNorm over the last axis."""
+        names = self.constant(f"{name}.weight", scale), self.constant(f"{name}.bias", bias)
+        return self.add("LayerNormalization", x, *names, axis=-1, epsilon=epsilon)
+
+    def model(self, inputs: list[str], outputs: dict[str, list[str | int]], axes: list[str]) -> onnx.ModelProto:
+        """The finished model: int64 inputs with those axes, and float32 outputs with the axes that each names."""
+        graph = helper.make_graph(
+            self._nodes,
+            "model",
+            [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+            list(self._constants.values()),
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tinybert_jax")
+        model.ir_version = 8  # that of OPSET, so that a runtime of its age reads the file
+        return model
+
+
+def quantise(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric integers, and scales with 1 on `axis`, whose product is nearest to the weights.
+
+    >>> quantise(np.array([[127.0, 1.0], [-63.5, 2.0]]), 8, axis=0)[0].tolist()
+    [[127, 64], [-64, 127]]
+    """
+    largest = 2 ** (bits - 1) - 1
+    scales = np.maximum(np.abs(weights).max(axis=axis, keepdims=True), np.finfo(np.float32).tiny) / largest
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)

@@ -1,0 +1,216 @@
+"""A BERT as an ONNX model of standard operators, with any number of rows and tokens, for every family and head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+
+from tinybert_jax.batch import Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.export.graph import Graph, quantise
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.tensors import head_of
+
+MASKED = -1e9  # what is added to the scores of padding, as in `layers`
+LARGEST = 2**31 - 1  # bytes of a file of protocol buffers
+
+
+def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = None) -> onnx.ModelProto:
+    """The ONNX model of an encoder with its head.
+
+    Inputs are `input_ids` and `attention_mask`, and `token_type_ids` where the family has them, int64 [batch,
+    sequence]. Outputs are named as in optimum: `logits`; `start_logits` and `end_logits`; or, without a head,
+    `last_hidden_state` and, with a pooler, `pooler_output`.
+
+    Args:
+        config: of the model.
+        params: as `load_hf` gives them.
+        weight_bits: None: all is float32. 8: dense layers and the word table are int8, with the inputs of dense layers
+            quantised as they come. 7: the same with half of the range, for processors without VNNI, on which sums of
+            two products of 8 bits overflow.
+
+    Raises:
+        InputError: the model has more than 2 GB.
+    """
+    params = jax.tree.map(np.asarray, jax.device_get(params))
+    graph, head = Graph(weight_bits), head_of(params)
+    outputs = _Model(graph, config, params).outputs(head)
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if config.type_vocab_size else [])]
+    model = graph.model(inputs, outputs, ["batch", "sequence"])
+    if model.ByteSize() > LARGEST:
+        raise InputError(f"the model has {model.ByteSize() / 1e9:.1f} GB, and an ONNX file at most 2: take onnx-int8")
+    return model
+
+
+class _Model:
+    """The parts of a BERT, each of which adds its nodes to the graph."""
+
+    def __init__(self, graph: Graph, config: BertConfig, params: Params) -> None:
+        self.graph, self.config, self.params = graph, config, params
+
+    def outputs(self, head: str) -> dict[str, list[str | int]]:
+        """All nodes of the model; its outputs with their shapes."""
+        config, states = self.config, self.encoder()
+        per_token: list[str | int] = ["batch", "sequence"]
+        if head == "encoder":
+            self.graph.add("Identity", states, name="last_hidden_state")
+            shapes = {"last_hidden_state": [*per_token, config.hidden_size]}
+            if "pooler" in self.params["encoder"]:
+                self.pooled(states, "pooler_output")
+                shapes["pooler_output"] = ["batch", config.hidden_size]
+            return shapes
+        if head == "span":
+            dense = self.params["qa_outputs"]
+            both = self.graph.float_dense(states, dense["kernel"], dense["bias"], "qa_outputs", "both")
+            halves = self.graph.add("Split", both, axis=-1, outputs=2)
+            last = self.graph.constant("last_axis", [-1], np.int64)
+            for name, half in zip(("start_logits", "end_logits"), halves, strict=True):
+                self.graph.add("Squeeze", half, last, name=name)
+            return {"start_logits": per_token, "end_logits": per_token}
+        if head == "masked_lm":
+            self.masked_lm(states, "logits")
+            return {"logits": [*per_token, config.vocab_size]}
+        dense, pooled = self.params["classifier"], head == "sequence"
+        x = self.pooled(states) if pooled else states
+        self.graph.float_dense(x, dense["kernel"], dense["bias"], "classifier", "logits")
+        return {"logits": [*per_token[: 1 if pooled else 2], config.num_labels]}
+
+    def encoder(self) -> str:
+        """The last hidden states."""
+        graph, layers = self.graph, self.params["encoder"]["encoder"]["layer"]
+        mask = graph.add("Cast", "attention_mask", to=onnx.TensorProto.FLOAT)
+        missing = graph.add("Sub", graph.constant("one", 1.0), mask)
+        mask = graph.add("Mul", missing, graph.constant("masked", MASKED))
+        mask = graph.add("Unsqueeze", mask, graph.constant("head_axes", [1, 2], np.int64))
+        x = self.embeddings()
+        for i in range(self.config.num_hidden_layers):
+            x = self.layer(x, mask, jax.tree.map(lambda leaf, i=i: leaf[i], layers), f"layer.{i}")
+        return x
+
+    def embeddings(self) -> str:
+        """Words, positions and token types, normalised."""
+        graph, config = self.graph, self.config
+        tables = self.params["encoder"]["embeddings"]
+        x = graph.add("Add", self.words(), self.positions(tables["position_embeddings"]["embedding"]))
+        if config.type_vocab_size:
+            types = graph.constant("token_type_embeddings", tables["token_type_embeddings"]["embedding"])
+            x = graph.add("Add", x, graph.add("Gather", types, "token_type_ids"))
+        return self.layer_norm(x, tables["LayerNorm"], "embeddings.LayerNorm")
+
+    def words(self) -> str:
+        """The embeddings of the words; in int8 the table has a scale for each row."""
+        graph, table = self.graph, self.word_table()
+        if graph.weight_bits is None:
+            return graph.add("Gather", graph.constant("word_embeddings", table), "input_ids")
+        quantised, scales = quantise(table, graph.weight_bits, axis=1)
+        rows = graph.add("Gather", graph.constant("word_embeddings_quantized", quantised, np.int8), "input_ids")
+        scale = graph.add("Gather", graph.constant("word_embeddings_scale", scales), "input_ids")
+        return graph.add("Mul", graph.add("Cast", rows, to=onnx.TensorProto.FLOAT), scale)
+
+    def word_table(self) -> np.ndarray:
+        """The table without the rows that only pad it."""
+        table = self.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        return np.asarray(table[: self.config.vocab_size])
+
+    def positions(self, table: np.ndarray) -> str:
+        """The embeddings of the positions, as `layers.position_ids` counts them."""
+        graph, config = self.graph, self.config
+        if config.family.positions_after_padding:
+            padding = graph.constant("padding", config.pad_token_id, np.int64)
+            real = graph.add("Not", graph.add("Equal", "input_ids", padding))
+            real = graph.add("Cast", real, to=onnx.TensorProto.INT64)
+            counted = graph.add("Mul", graph.add("CumSum", real, graph.constant("axis_1", 1, np.int64)), real)
+            ids = graph.add("Add", counted, padding)
+            return graph.add("Gather", graph.constant("position_embeddings", table), ids)
+        shape = graph.add("Shape", "input_ids", start=1, end=2)
+        starts, axes = (graph.constant("start", [0], np.int64), graph.constant("axes", [0], np.int64))
+        return graph.add("Slice", graph.constant("position_embeddings", table), starts, shape, axes)
+
+    def layer(self, x: str, mask: str, params: Params, name: str) -> str:
+        """One layer."""
+        attention = params["attention"]
+        context = self.attention(x, mask, attention["self"], f"{name}.attention.self")
+        x = self.residual(context, x, attention["output"], f"{name}.attention.output")
+        inner = self.dense(x, params["intermediate"]["dense"], f"{name}.intermediate.dense")
+        inner = self.activation(inner, self.config.hidden_act)
+        return self.residual(inner, x, params["output"], f"{name}.output")
+
+    def attention(self, x: str, mask: str, params: Params, name: str) -> str:
+        """Multi-head attention; the division of the scores is part of the queries' weights."""
+        graph, width = self.graph, self.config.attention_head_dim
+        heads = params["query"]["kernel"].shape[1] // width
+        split = graph.constant(f"split_{heads}", [0, 0, heads, width], np.int64)
+
+        def project(part: str, order: list[int], scale: float = 1.0) -> str:
+            dense = {key: np.asarray(leaf * np.float32(scale)) for key, leaf in params[part].items()}
+            return graph.add(
+                "Transpose", graph.add("Reshape", self.dense(x, dense, f"{name}.{part}"), split), perm=order
+            )
+
+        query = project("query", [0, 2, 1, 3], 1 / math.sqrt(width))
+        key, value = project("key", [0, 2, 3, 1]), project("value", [0, 2, 1, 3])
+        weights = graph.add("Softmax", graph.add("Add", graph.add("MatMul", query, key), mask), axis=-1)
+        context = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])
+        return graph.add("Reshape", context, graph.constant(f"join_{heads}", [0, 0, heads * width], np.int64))
+
+    def residual(self, x: str, residual: str, params: Params, name: str) -> str:
+        """`LayerNorm(dense(x) + residual)`."""
+        total = self.graph.add("Add", self.dense(x, params["dense"], f"{name}.dense"), residual)
+        return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm")
+
+    def pooled(self, states: str, output: str | None = None) -> str:
+        """The first token's state through the pooler."""
+        first = self.graph.add("Gather", states, self.graph.constant("first", 0, np.int64), axis=1)
+        pooled = self.dense(first, self.params["encoder"]["pooler"]["dense"], "pooler.dense")
+        return self.activation(pooled, self.config.family.pooler_activation, output)
+
+    def masked_lm(self, states: str, output: str) -> None:
+        """The masked-LM head; its decoder is the word table, which is stored once."""
+        graph, predictions = self.graph, self.params["cls"]["predictions"]
+        x = self.dense(states, predictions["transform"]["dense"], "transform.dense")
+        x = self.activation(x, self.config.family.lm_activation or self.config.hidden_act)
+        x = self.layer_norm(x, predictions["transform"]["LayerNorm"], "transform.LayerNorm")
+        if graph.weight_bits is None:
+            logits = graph.add("MatMul", x, graph.add("Transpose", "word_embeddings", perm=[1, 0]))
+        else:
+            scales = graph.add("Squeeze", "word_embeddings_scale", graph.constant("last_axis", [-1], np.int64))
+            logits = graph.int8_product(x, graph.add("Transpose", "word_embeddings_quantized", perm=[1, 0]), scales)
+        bias = graph.constant("decoder.bias", predictions["bias"][: self.config.vocab_size])
+        graph.add("Add", logits, bias, name=output)
+
+    def dense(self, x: str, params: Params, name: str) -> str:
+        return self.graph.dense(x, params["kernel"], params["bias"], name)
+
+    def layer_norm(self, x: str, params: Params, name: str) -> str:
+        return self.graph.layer_norm(x, params["scale"], params["bias"], self.config.layer_norm_eps, name)
+
+    def activation(self, x: str, name: str, output: str | None = None) -> str:
+        """A row of `ACTIVATIONS`, under the names of `models.layers`."""
+        return ACTIVATIONS[name](self.graph, x, output)
+
+
+def _gelu(graph: Graph, x: str, output: str | None) -> str:
+    half, one = graph.constant("half", 0.5), graph.constant("one", 1.0)
+    erf = graph.add("Erf", graph.add("Div", x, graph.constant("root_2", math.sqrt(2.0))))
+    return graph.add("Mul", graph.add("Mul", x, graph.add("Add", erf, one)), half, name=output)
+
+
+def _tanh_gelu(graph: Graph, x: str, output: str | None) -> str:
+    half, one = graph.constant("half", 0.5), graph.constant("one", 1.0)
+    cube = graph.add("Mul", graph.add("Mul", graph.add("Mul", x, x), x), graph.constant("cubic", 0.044715))
+    inner = graph.add("Mul", graph.add("Add", x, cube), graph.constant("root_2_pi", math.sqrt(2 / math.pi)))
+    return graph.add("Mul", graph.add("Mul", x, graph.add("Add", graph.add("Tanh", inner), one)), half, name=output)
+
+
+ACTIVATIONS: dict[str, Callable[[Graph, str, Any], str]] = {
+    "gelu": _gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": lambda graph, x, output: graph.add("Relu", x, name=output),
+    "tanh": lambda graph, x, output: graph.add("Tanh", x, name=output),
+}

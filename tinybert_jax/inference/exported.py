@@ -1,0 +1,92 @@
+"""Exported models, run as a predict step: ONNX files, also those of other programs, and StableHLO programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import load_file
+
+from tinybert_jax.batch import Batch, Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.weights import first_line
+
+ONNX = "onnx/model.onnx"
+ONNX_INT8 = "onnx/model_quantized.onnx"
+STABLEHLO = "stablehlo/model.bin"
+STABLEHLO_PARAMS = "params.safetensors"  # beside the program; names are paths joined by "/"
+# where other programs write them, too: optimum also at the top
+FILES = (ONNX, ONNX_INT8, "model.onnx", "model_quantized.onnx", STABLEHLO)
+ProgramStep = Callable[[Params, Batch], Any]  # parameters are the program's own, and not read
+
+
+def exported_file(name: str | Path) -> tuple[Path, Path] | None:
+    """The exported model that a name stands for, and the directory of its config and tokenizer.
+
+    The name is that of the file, or of a directory that holds one of FILES and no weights.
+
+    Returns:
+        None: the name is that of a Hugging Face directory, a hub id, or of nothing.
+    """
+    path = Path(name)
+    try:
+        if path.suffix in (".onnx", ".bin") and path.is_file():
+            folder = path.parent
+            return path, folder if (folder / "config.json").is_file() else folder.parent
+        if not path.is_dir() or any(path.glob("*.safetensors")):
+            return None
+    except OSError:  # a name that is too long
+        return None
+    file = next((path / file for file in FILES if (path / file).is_file()), None)
+    return None if file is None else (file, path)
+
+
+def load_step(file: Path) -> ProgramStep:
+    """The `(params, batch) -> outputs` of an exported model: logits, or states where it has no head.
+
+    Raises:
+        InputError: the file cannot be read, asks for other inputs than a BERT's, or the package that runs it is not
+            installed.
+    """
+    return _onnx_step(file) if file.suffix == ".onnx" else _stablehlo_step(file)
+
+
+def _onnx_step(file: Path) -> ProgramStep:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise InputError(f"{file}: is run by onnxruntime: pip install onnxruntime") from None
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common class
+        raise InputError(f"{file}: ONNX Runtime cannot load it ({first_line(error)}): export it again") from None
+    wanted = [put.name for put in session.get_inputs()]
+    if unknown := set(wanted) - {"input_ids", "attention_mask", "token_type_ids"}:
+        raise InputError(f"{file}: asks for the inputs {', '.join(sorted(unknown))}, which no BERT has")
+    named = [put.name for put in session.get_outputs()]
+
+    def step(params: Params, batch: Batch) -> np.ndarray:
+        feed = {name: np.asarray(getattr(batch, name), np.int64) for name in wanted}
+        outputs = dict(zip(named, session.run(named, feed), strict=True))
+        if "start_logits" in outputs:
+            return np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1)
+        return outputs["logits" if "logits" in outputs else named[0]]
+
+    return step
+
+
+def _stablehlo_step(file: Path) -> ProgramStep:
+    try:
+        program = jax.export.deserialize(bytearray(file.read_bytes()))
+        flat = load_file(file.parent / STABLEHLO_PARAMS)
+    except Exception as error:
+        raise InputError(f"{file}: cannot be read ({first_line(error)}): export it again") from None
+    params = jax.device_put(
+        traverse_util.unflatten_dict({tuple(name.split("/")): leaf for name, leaf in flat.items()})
+    )
+    call = jax.jit(program.call)
+    return lambda _, batch: call(params, batch.input_ids, batch.attention_mask, batch.token_type_ids)

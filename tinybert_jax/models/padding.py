@@ -1,0 +1,64 @@
+"""Models of shapes that no class of `transformers` has, padded with zeros to one that it has."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from tinybert_jax.batch import Params
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+
+
+def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
+    """The same function with attention heads of `hidden_size / num_attention_heads`, as `transformers` has them.
+
+    The heads are padded with zeros, so nothing is smaller or faster than with full heads. Queries are scaled, because
+    scores are divided by the root of the width.
+
+    Args:
+        config: with a `head_dim`, or without one.
+        params: as `load_hf` gives them.
+
+    Returns:
+        The config without `head_dim`, and the parameters as numpy arrays.
+
+    Raises:
+        InputError: the number of heads does not divide the width, or the heads are wider than that.
+
+    >>> pad_heads(BertConfig(hidden_size=8, num_attention_heads=2), {})[0].attention_head_dim
+    4
+    """
+    heads, width = config.num_attention_heads, config.attention_head_dim
+    if config.loads_in_transformers:
+        return config, params
+    if config.hidden_size % heads or heads * width > config.hidden_size:
+        raise InputError(
+            f"{heads} heads of {width} cannot be padded to hidden_size {config.hidden_size}: their number must divide"
+            " it, and together they must not be wider"
+        )
+    padded = config.hidden_size // heads
+    layers = params["encoder"]["encoder"]["layer"]
+    attention = layers["attention"]
+
+    def widened(array: Any, axis: int, scale: float = 1.0) -> np.ndarray:
+        """The axis of all heads, each padded to the new width."""
+        array = np.moveaxis(np.asarray(jax.device_get(array)) * np.float32(scale), axis, -1)
+        split = array.reshape(*array.shape[:-1], heads, width)
+        wide = np.pad(split, [(0, 0)] * (split.ndim - 1) + [(0, padded - width)])
+        return np.moveaxis(wide.reshape(*array.shape[:-1], heads * padded), -1, axis)
+
+    scales = {"query": math.sqrt(padded / width), "key": 1.0, "value": 1.0}
+    projections = {
+        name: {part: widened(leaf, -1, scale) for part, leaf in attention["self"][name].items()}
+        for name, scale in scales.items()
+    }
+    output = attention["output"]
+    dense = output["dense"] | {"kernel": widened(output["dense"]["kernel"], 1)}
+    attention = {"self": projections, "output": output | {"dense": dense}}
+    encoder = params["encoder"] | {"encoder": {"layer": layers | {"attention": attention}}}
+    return dataclasses.replace(config, head_dim=None), params | {"encoder": encoder}

@@ -1,0 +1,57 @@
+"""An ONNX or StableHLO file as a teacher. Its outputs are computed once, before training, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.data.tokens import encode
+from tinybert_jax.errors import InputError
+from tinybert_jax.inference.exported import exported_file
+from tinybert_jax.inference.predictor import load_predictor
+from tinybert_jax.models.fit import check_outputs
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import CorpusSource
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.teachers import FunctionTeacher
+from tinybert_jax.teachers.function import load_function
+from tinybert_jax.teachers.teacher import Teacher
+
+
+def is_exported(teacher: Any) -> bool:
+    """Whether a teacher is the name of an exported model."""
+    return isinstance(teacher, str) and exported_file(teacher) is not None
+
+
+def load_exported(experiment: Experiment) -> Teacher:
+    """The teacher that an exported model is: a function of texts, in its own tokens.
+
+    Raises:
+        InputError: it cannot be read, does not fit the task, or the task's rows are no texts.
+    """
+    name = str(experiment.teacher)
+    if isinstance(experiment.source, CorpusSource):
+        raise InputError(f"{name}: an exported model has no layers, which raw text is learnt from: give its directory")
+    task = get_task(experiment.task)
+    predictor = load_predictor(name, experiment.max_length, head=task.head)
+    check_outputs(name, predictor.config, task)
+    labels = () if task.is_regression else predictor.config.id2label
+    exported = exported_file(name)
+    assert exported is not None, "the table of teachers asked"
+    with exported[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def outputs(texts: Sequence[Any]) -> np.ndarray:
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        logits = predictor.logits(encode(rows, predictor.tokenizer, predictor.max_length))
+        if not labels:
+            return logits[:, 0]
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    settings = FunctionTeacher(outputs, f"{exported[0].name} {digest}, {predictor.max_length} tokens", labels)
+    return dataclasses.replace(load_function(dataclasses.replace(experiment, teacher=settings)), name=name)
