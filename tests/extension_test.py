@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.compression.method import METHODS, Method
+from tinybert_jax.compression.method import Method
+from tinybert_jax.compression.table import METHODS
 from tinybert_jax.models.families import FAMILIES
 from tinybert_jax.models.heads import CLASSES, HEADS, Head
 from tinybert_jax.models.parameters import apply_model

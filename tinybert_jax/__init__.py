@@ -15,6 +15,7 @@ _NAMES = {
     "settings.stages": ("Hyper", "Stage"),
     "settings.teachers": ("Ensemble", "FunctionTeacher"),
     "settings.sources": ("CorpusSource", "DataSource"),
+    "settings.compression": ("Prune",),
     "settings.experiment": ("Experiment",),
     "models.config": ("BertConfig", "Compute"),
     "models.encoder": ("BertModel", "BertOutput"),
@@ -31,6 +32,7 @@ _NAMES = {
     "students.presets": ("student_config",),
     "training.run": ("run", "run_population"),
     "inference.predictor": ("load_predictor",),
+    "compression.compress": ("compress",),
     "export.export": ("export_model",),
 }
 _MODULES = {
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from tinybert_jax import losses, tasks
     from tinybert_jax import objectives as distill
     from tinybert_jax.batch import Batch
+    from tinybert_jax.compression.compress import compress
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
     from tinybert_jax.export.export import export_model
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     )
     from tinybert_jax.models.padding import pad_heads
     from tinybert_jax.models.parameters import init_params
+    from tinybert_jax.settings.compression import Prune
     from tinybert_jax.settings.experiment import Experiment
     from tinybert_jax.settings.numbers import Ramp
     from tinybert_jax.settings.objectives import (

@@ -130,7 +130,7 @@ def test_attention_scores_are_the_best_of_their_rank_on_the_sample() -> None:
 
 
 def test_no_more_text_is_read_than_the_sample_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectral, "SAMPLE_TOKENS", 500)
+    monkeypatch.setattr(sample, "SAMPLE_TOKENS", 500)
     source = batches(100)
     spectral.spectral_start(STUDENT, TEACHER, TEACHER_PARAMS, source, "uniform")
     assert len(list(source)) >= 94

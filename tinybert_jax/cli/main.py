@@ -1,4 +1,4 @@
-"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, export, cache."""
+"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, compress, export, cache."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import tyro
 
 from tinybert_jax.cli.augment import augment
 from tinybert_jax.cli.cache import cache
+from tinybert_jax.cli.compress import compress
 from tinybert_jax.cli.evaluate import evaluate
 from tinybert_jax.cli.export import export
 from tinybert_jax.cli.options import DeviceOptions
@@ -77,6 +78,7 @@ def main() -> None:
         "augment": augment,
         "distill": distill,
         "evaluate": evaluate,
+        "compress": compress,
         "export": export,
         "cache": cache,
     }

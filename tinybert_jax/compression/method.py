@@ -1,15 +1,13 @@
-"""The form of a compression method, and the table of methods."""
+"""The form of a compression method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinybert_jax.batch import Examples, Params
-from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.objectives.objective import Objective
-from tinybert_jax.settings.compression import CompressionSettings
 
 
 def _unchanged(config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
@@ -27,18 +25,3 @@ class Method(NamedTuple):
 
     apply: Callable[[BertConfig, Params, Examples], tuple[BertConfig, Params]] = _unchanged
     wrap: Callable[[Objective], Objective] = lambda objective: objective
-
-
-METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {}
-
-
-def build_method(settings: CompressionSettings) -> Method:
-    """The method that the settings describe.
-
-    Raises:
-        InputError: the settings have no row in `METHODS`.
-    """
-    if type(settings) not in METHODS:
-        known = ", ".join(row.__name__ for row in METHODS) or "none"
-        raise InputError(f"compression {settings.name!r} has no row in the table of methods; known are {known}")
-    return METHODS[type(settings)](settings)

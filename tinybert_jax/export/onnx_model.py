@@ -132,13 +132,23 @@ class _Model:
         return graph.add("Slice", graph.constant("position_embeddings", table), starts, shape, axes)
 
     def layer(self, x: str, mask: str, params: Params, name: str) -> str:
-        """One layer."""
+        """One layer, without the heads and units that the output projections do not read."""
         attention = params["attention"]
-        context = self.attention(x, mask, attention["self"], f"{name}.attention.self")
-        x = self.residual(context, x, attention["output"], f"{name}.attention.output")
-        inner = self.dense(x, params["intermediate"]["dense"], f"{name}.intermediate.dense")
-        inner = self.activation(inner, self.config.hidden_act)
-        return self.residual(inner, x, params["output"], f"{name}.output")
+        read = _read_rows(attention["output"]["dense"])
+        # of a head, all rows or none
+        read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
+        projections = {
+            part: {key: leaf[..., read] for key, leaf in dense.items()} for part, dense in attention["self"].items()
+        }
+        context = self.attention(x, mask, projections, f"{name}.attention.self") if read.any() else None
+        x = self.residual(context, x, _without_rows(attention["output"], read), f"{name}.attention.output")
+        output = params["output"]
+        units = _read_rows(output["dense"])
+        if not units.any():
+            return self.residual(None, x, output, f"{name}.output")
+        widening = {key: leaf[..., units] for key, leaf in params["intermediate"]["dense"].items()}
+        inner = self.activation(self.dense(x, widening, f"{name}.intermediate.dense"), self.config.hidden_act)
+        return self.residual(inner, x, _without_rows(output, units), f"{name}.output")
 
     def attention(self, x: str, mask: str, params: Params, name: str) -> str:
         """Multi-head attention; the division of the scores is part of the queries' weights."""
@@ -158,9 +168,13 @@ class _Model:
         context = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])
         return graph.add("Reshape", context, graph.constant(f"join_{heads}", [0, 0, heads * width], np.int64))
 
-    def residual(self, x: str, residual: str, params: Params, name: str) -> str:
-        """`LayerNorm(dense(x) + residual)`."""
-        total = self.graph.add("Add", self.dense(x, params["dense"], f"{name}.dense"), residual)
+    def residual(self, x: str | None, residual: str, params: Params, name: str) -> str:
+        """`LayerNorm(dense(x) + residual)`; without x, its dense layer is its bias."""
+        dense = params["dense"]
+        added = (
+            self.graph.constant(f"{name}.bias", dense["bias"]) if x is None else self.dense(x, dense, f"{name}.dense")
+        )
+        total = self.graph.add("Add", added, residual)
         return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm")
 
     def pooled(self, states: str, output: str | None = None) -> str:
@@ -192,6 +206,15 @@ class _Model:
     def activation(self, x: str, name: str, output: str | None = None) -> str:
         """A row of `ACTIVATIONS`, under the names of `models.layers`."""
         return ACTIVATIONS[name](self.graph, x, output)
+
+
+def _read_rows(dense: Params) -> np.ndarray:
+    """Which inputs of a dense layer are read: bool [i], False where the row of the kernel is 0."""
+    return np.asarray(np.any(dense["kernel"] != 0, axis=1))
+
+
+def _without_rows(output: Params, read: np.ndarray) -> Params:
+    return output | {"dense": output["dense"] | {"kernel": output["dense"]["kernel"][read]}}
 
 
 def _gelu(graph: Graph, x: str, output: str | None) -> str:

@@ -61,3 +61,20 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
     projections = 4 * config.hidden_size * width + 2 * config.hidden_size * config.intermediate_size
     attention = 2 * tokens * width
     return 2.0 * config.num_hidden_layers * tokens * (projections + attention)
+
+
+def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
+    """Multiply-adds of an encoder's layers on a row, without the heads and units that the output projections skip.
+
+    >>> from tinybert_jax.models.encoder import BertModel
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    >>> config = BertConfig(vocab_size=9, **sizes)
+    >>> encoder_macs(config, {"encoder": init_params(BertModel(config), jax.random.key(0))}, 10.0)
+    6720.0
+    """
+    layer, width = params["encoder"]["encoder"]["layer"], config.attention_head_dim
+    kernels = (np.asarray(half["dense"]["kernel"]) for half in (layer["attention"]["output"], layer["output"]))
+    of_heads, of_units = (np.any(kernel != 0, axis=-1) for kernel in kernels)
+    heads, units = int(of_heads.reshape(-1, width).any(axis=1).sum()), int(of_units.sum())
+    projections = 4 * config.hidden_size * width * heads + 2 * config.hidden_size * units
+    return tokens * (projections + 2 * tokens * width * heads)

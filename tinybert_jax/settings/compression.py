@@ -1,9 +1,11 @@
-"""The base of the settings of a compression method."""
+"""What makes a model smaller: a dataclass for each compression method, with the numbers that only it reads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
+
+from tinybert_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -11,3 +13,25 @@ class CompressionSettings:
     """The base of the settings of a compression method. A subclass adds the numbers that only its method reads."""
 
     name: ClassVar[str]  # in `experiment.json`
+
+
+@dataclass(frozen=True)
+class Prune(CompressionSettings):
+    """Structured pruning: whole attention heads and feed-forward units are removed, without training.
+
+    Importance is the diagonal of the Fisher information (Kwon et al., arXiv 2204.09656). What is left of the output
+    projections is fitted anew to the sums that the whole model has before each LayerNorm, by least squares.
+    """
+
+    name = "prune"
+
+    macs: float = 0.5  # share of the encoder's multiply-adds that is left
+    uniform: bool = False  # every layer keeps as many heads and units: also JAX runs it faster
+    rounds: int = 3  # in which the share is reached
+    rows: int = 1024  # by which importance is measured
+
+    def __post_init__(self) -> None:
+        if not 0 < self.macs < 1:
+            raise InputError(f"macs is {self.macs}; it must be between 0 and 1: the share that is left")
+        if self.rounds < 1 or self.rows < 1:
+            raise InputError(f"rounds is {self.rounds} and rows {self.rows}; they must be at least 1")

@@ -8,7 +8,6 @@ is random.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,42 +21,10 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention, position_ids
+from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
 
-SAMPLE_TOKENS = 16_384  # at which a sample ends: ten times the rows that the largest fit needs
 RIDGE = 1e-2  # relative to the mean variance of the regressors
-
-
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Batches of text. It converts between arrays per batch and arrays with one row per real token."""
-
-    batches: list[Batch]
-    masks: list[np.ndarray]  # bool [b, q]
-
-    @classmethod
-    def take(cls, batches: Iterable[Batch]) -> _Sample:
-        taken: list[Batch] = []
-        masks: list[np.ndarray] = []
-        for batch in batches:
-            taken.append(batch)
-            masks.append(np.asarray(batch.attention_mask) > 0)
-            if sum(mask.sum() for mask in masks) >= SAMPLE_TOKENS:
-                break
-        return cls(taken, masks)
-
-    def tokens(self, arrays: Iterable[Any]) -> np.ndarray:
-        """Arrays per batch [b, q, ...] -> float64 [n, ...]."""
-        pairs = zip(arrays, self.masks, strict=True)
-        return np.concatenate([np.asarray(array)[mask] for array, mask in pairs]).astype(np.float64)
-
-    def batched(self, tokens: np.ndarray) -> list[np.ndarray]:
-        """An array [n, d] -> float32 arrays per batch [b, q, d], 0 on padding."""
-        parts = np.split(tokens, np.cumsum([mask.sum() for mask in self.masks])[:-1])
-        arrays = [np.zeros((*mask.shape, tokens.shape[1]), np.float32) for mask in self.masks]
-        for array, mask, part in zip(arrays, self.masks, parts, strict=True):
-            array[mask] = part
-        return arrays
 
 
 def spectral_start(
@@ -76,7 +43,7 @@ def spectral_start(
     """
     check_narrower(student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-    sample = _Sample.take(batches)
+    sample = Sample.take(batches)
     if sum(mask.sum() for mask in sample.masks) < needed_tokens(student):
         raise InputError("start 'spectral' needs more text: the sample has fewer tokens than twice the hidden_size")
     bert = jax.device_put({name: teacher_params["encoder"][name] for name in ("embeddings", "encoder")})
@@ -128,7 +95,7 @@ def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
 
 
 def _teacher_states(
-    teacher: BertConfig, bert: Params, layers: list[int], sample: _Sample
+    teacher: BertConfig, bert: Params, layers: list[int], sample: Sample
 ) -> dict[int, list[np.ndarray]]:
     """The teacher's hidden states after `layers`, where 0 is the embeddings: float32 [b, q, d] per batch."""
     model = BertModel(teacher, add_pooler=False)
@@ -160,7 +127,7 @@ def _basis(states: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def _fit_embeddings(
-    teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: _Sample
+    teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: Sample
 ) -> tuple[Params, np.ndarray]:
     """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d]."""
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -192,7 +159,7 @@ def _fit_attention(
     teacher_input: np.ndarray,
     middle: np.ndarray,
     basis: np.ndarray,
-    sample: _Sample,
+    sample: Sample,
 ) -> tuple[Params, np.ndarray]:
     """The attention half of a layer, fitted on the student's states `x` [n, d]; and its output.
 

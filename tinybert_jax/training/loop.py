@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Examples, Params
-from tinybert_jax.compression.method import build_method
+from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.batches import steps_per_epoch, train_batches
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_sharding, fetch, global_batch, local_rows, place

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
-from tinybert_jax.compression.method import build_method
+from tinybert_jax.compression.table import build_method
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError

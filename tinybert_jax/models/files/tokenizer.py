@@ -30,6 +30,7 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     # `directory` imports jax, which a worker that builds shards needs no more than the tasks do.
     from tinybert_jax.models.files.directory import TOKENIZER_FILES, resolve
@@ -37,6 +38,8 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{path}: no {' or '.join(TOKENIZER_FILES)}; copy the tokenizer's files into the directory")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of a `model_type` that is ours alone
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust backend raises bare Exception
@@ -44,6 +47,8 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         if not (path / "tokenizer.json").is_file():  # the only form that every version of transformers reads
             advice += ", with tokenizer.json, or update transformers"
         raise InputError(f"{path}: the tokenizer cannot be read ({first_line(error)}): {advice}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     if not hasattr(tokenizer, "backend_tokenizer"):
         kind = type(tokenizer).__name__
         raise InputError(f"{path}: {kind} has no Rust backend, which is needed: give a model with a tokenizer.json")

@@ -1,0 +1,58 @@
+"""`tinybert compress` and `tinybert export`: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from in_process import assert_refused, tinybert
+
+import tinybert_jax as tb
+
+
+def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
+    code = tinybert(monkeypatch, *common, "--out", tmp_path / "no")
+    assert_refused(capsys, code, "nothing to do: give --prune SHARE")
+    code = tinybert(monkeypatch, *common, "--out", tmp_path / "no", "--uniform")
+    assert_refused(capsys, code, "--uniform is an option of --prune")
+    code = tinybert(monkeypatch, *common, "--out", reviews, "--prune", 0.5)
+    assert_refused(capsys, code, "exists already; choose another --out")
+    assert tinybert(monkeypatch, *common, "--out", tmp_path / "out", "--prune", 0.5, "--uniform") in (0, None)
+    printed = capsys.readouterr().out
+    assert "encoder's multiply-adds" in printed
+    assert "| prune |" in (tmp_path / "out/README.md").read_text()
+    assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
+
+
+def test_a_pruned_model_is_exported(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    pytest.importorskip("onnxruntime")
+    common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
+    tinybert(monkeypatch, *common, "--out", tmp_path / "out", "--prune", 0.3)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("we bought lovely chips\n\nwe bought awful chips\n")
+    command = [
+        "export",
+        "--model",
+        tmp_path / "out",
+        "--to",
+        "onnx",
+        "onnx-int8",
+        "--weight-bits",
+        8,
+        "--texts",
+        texts,
+    ]
+    assert tinybert(monkeypatch, *command, "--out", tmp_path / "export") == 0
+    printed = capsys.readouterr().out
+    assert "same labels" in printed
+    assert printed.count("100.0%") >= 1
+    files = [tmp_path / "export/onnx" / name for name in ("model.onnx", "model_quantized.onnx")]
+    assert files[0].stat().st_size > files[1].stat().st_size
+    texts.write_text("\n")
+    code = tinybert(monkeypatch, *command, "--out", tmp_path / "no")
+    assert_refused(capsys, code, "holds no text: give a file with a text a line")

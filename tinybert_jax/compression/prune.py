@@ -1,0 +1,344 @@
+"""Structured pruning without training: heads and feed-forward units by Fisher importance, repaired by least squares.
+
+Sources: Kwon et al., arXiv 2204.09656 (masks, Fisher information, search); K-prune, arXiv 2308.03449 (the remaining
+weights are fitted to the whole model's outputs, layer by layer).
+
+Layers are stacked, so all are as wide as the widest: where a layer keeps less, it ends with zeros. Zeros stay zeros in
+training, because no gradient reaches them. The ONNX writer leaves them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from tinybert_jax.batch import Batch, Examples, Params
+from tinybert_jax.compression.method import Method
+from tinybert_jax.data.batches import bucket_lengths, train_batches
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.tensors import head_of
+from tinybert_jax.models.heads import HEADS, HeadLosses, head_losses
+from tinybert_jax.models.layers import Embeddings, Intermediate, SelfAttention
+from tinybert_jax.models.parameters import resize_vocabulary
+from tinybert_jax.models.sample import Sample
+from tinybert_jax.settings.compression import Prune
+
+BATCH_SIZE = 16  # rows of a gradient whose square is taken
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean variance of the inputs; the best on held-out tokens is taken
+HELD_OUT = 5  # every fifth part of the tokens
+UNITS = 8  # that a layer keeps are a multiple of it, where that is little of the whole
+
+
+class Kept(NamedTuple):
+    """Which heads [l, h] and units [l, f] are left, as bool; or a number for each, as their importance."""
+
+    heads: np.ndarray
+    units: np.ndarray
+
+
+def build(settings: Prune) -> Method:
+    """The method of the settings."""
+    return Method(apply=functools.partial(prune, settings))
+
+
+def prune(settings: Prune, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
+    """Remove heads and units of a fine-tuned model, until the share of multiply-adds is left.
+
+    Args:
+        settings: the share, and how it is reached.
+        config: of the model.
+        params: with a head that is trained on the labels of `examples`.
+        examples: training rows, with labels.
+
+    Returns:
+        The smaller model: fewer heads of the same width (`head_dim`) and a smaller `intermediate_size`, which are
+        those of the largest layer.
+
+    Raises:
+        InputError: the model has no head, or no row has a label.
+    """
+    head = head_of(params)
+    if not HEADS[head].on_tasks:
+        raise InputError(f"pruning needs a model with the head of a task, and this one has a {HEADS[head].title}")
+    model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
+    buckets = bucket_lengths(int(examples.lengths.max()))
+    steps = -(-min(settings.rows, len(examples)) // BATCH_SIZE)
+    batches = list(train_batches(examples, BATCH_SIZE, buckets, 0, 0, steps))
+    sample = Sample.take(batches)
+    run = _Layers(config, sample)
+    targets = run.sums(model)
+    tokens = float(np.mean(examples.lengths))
+    sizes = Kept(
+        np.ones((config.num_hidden_layers, config.num_attention_heads), bool),
+        np.ones((config.num_hidden_layers, config.intermediate_size), bool),
+    )
+    kept, gradients = sizes, _mask_gradients(config, head, head_losses(head, config))
+    for round_ in range(1, settings.rounds + 1):
+        importance = _importance(gradients, model, batches)
+        share = settings.macs ** (round_ / settings.rounds)
+        kept = select(importance, kept, costs(config, tokens), share, settings.uniform)
+        model = run.repaired(model, kept, targets)
+    smaller = _removed(config, model, kept)
+    encoder = params["encoder"] | {"encoder": smaller[1]["encoder"]["encoder"]}
+    return smaller[0], params | {"encoder": encoder}
+
+
+def costs(config: BertConfig, tokens: float) -> tuple[float, float]:
+    """Multiply-adds of a head and of a unit, on a row of that many tokens."""
+    projections = 4 * tokens * config.hidden_size * config.attention_head_dim
+    return projections + 2 * tokens**2 * config.attention_head_dim, 2 * tokens * config.hidden_size
+
+
+def select(importance: Kept, kept: Kept, cost: tuple[float, float], share: float, uniform: bool) -> Kept:
+    """The heads and units of the largest total importance within a share of the multiply-adds.
+
+    Args:
+        importance: of every head and unit.
+        kept: those that may be chosen.
+        cost: of a head and of a unit.
+        share: of the cost of all heads and units, the removed ones included.
+        uniform: choose as many in every layer.
+
+    >>> both = Kept(np.array([[4.0, 1.0], [3.0, 2.0]]), np.array([[1.0, 5.0], [6.0, 7.0]]))
+    >>> every = Kept(np.ones((2, 2), bool), np.ones((2, 2), bool))
+    >>> chosen = select(both, every, (2.0, 1.0), 0.5, uniform=False)
+    >>> chosen.heads.tolist(), chosen.units.tolist()
+    ([[True, False], [False, False]], [[True, True], [True, True]])
+    """
+    scores = [np.where(mask, values, -1.0) for mask, values in zip(kept, importance, strict=True)]
+    layers = len(scores[0])
+    if not uniform:
+        scores = [values.reshape(1, -1) for values in scores]
+    budget = share * sum(one * values.size for one, values in zip(cost, scores, strict=True)) / len(scores[0])
+    order = [np.argsort(-values, axis=1, kind="stable") for values in scores]
+    totals = []
+    for values, places in zip(scores, order, strict=True):
+        of_layers = np.maximum(np.take_along_axis(values, places, axis=1), 0.0).sum(axis=0)
+        totals.append(np.append(0.0, np.cumsum(of_layers)))
+    least = 1 if uniform else 0  # a uniform model has a head and a unit in every layer
+    best = (-1.0, least, least)
+    for heads in range(least, len(totals[0])):
+        units = int(np.clip((budget - heads * cost[0]) / cost[1], least, len(totals[1]) - 1))
+        if heads * cost[0] <= budget or heads == least:
+            best = max(best, (float(totals[0][heads] + totals[1][units]), heads, units), key=lambda each: each[0])
+    chosen = []
+    for values, places, count in zip(scores, order, best[1:], strict=True):
+        mask = np.zeros(values.shape, bool)
+        np.put_along_axis(mask, places[:, :count], True, axis=1)
+        chosen.append((mask & (values >= 0)).reshape(layers, -1))
+    return _rounded(Kept(*chosen), importance)
+
+
+def _rounded(kept: Kept, importance: Kept) -> Kept:
+    """The units of each layer brought to a multiple of UNITS, by the most important others or without the least."""
+    width = kept.units.shape[1]
+    if width < 32 * UNITS or width % UNITS:
+        return kept
+    units = np.zeros_like(kept.units)
+    for layer, mask in enumerate(kept.units):
+        ranked = np.lexsort((-importance.units[layer], ~mask))  # the kept ones first, each by importance
+        units[layer, ranked[: round(mask.sum() / UNITS) * UNITS]] = True
+    return kept._replace(units=units)
+
+
+def _mask_gradients(config: BertConfig, head: str, loss_of: HeadLosses) -> Callable[[Params, Batch], Any]:
+    """The compiled `(params, batch) -> (gradients, labelled rows)` of masks on all heads and units, which are 1."""
+    model: Any = HEADS[head].model(config)
+    shape = config.num_hidden_layers, config.num_attention_heads
+    ones = Kept(jnp.ones(shape), jnp.ones((shape[0], config.intermediate_size)))  # type: ignore[arg-type]
+
+    def loss(masks: Kept, params: Params, batch: Batch) -> tuple[Any, Any]:
+        inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        logits = model.apply({"params": _masked(params, masks)}, *inputs, score_layers=()).logits
+        counted = loss_of.labelled(batch) & (batch.example_mask > 0)
+        return jnp.sum(jnp.where(counted, loss_of.hard(logits, batch), 0.0)), jnp.sum(counted)
+
+    return jax.jit(lambda params, batch: jax.grad(loss, has_aux=True)(ones, params, batch))
+
+
+def _importance(gradients: Callable[[Params, Batch], Any], params: Params, batches: list[Batch]) -> Kept:
+    """The diagonal of the Fisher information of the masks: sums of squared gradients of batches."""
+    placed, total, labelled = jax.device_put(params), None, 0
+    for batch in batches:
+        arrays = jax.tree.map(jnp.asarray, batch._replace(teacher_inputs=None, targets=None))
+        gradient, count = gradients(placed, arrays)
+        squares = [np.square(np.asarray(leaf, np.float64)) for leaf in gradient]
+        total = squares if total is None else [a + b for a, b in zip(total, squares, strict=True)]
+        labelled += int(count)
+    if not labelled or total is None:
+        raise InputError("pruning measures importance by the labels, and no row has one: give labelled rows")
+    return Kept(*total)
+
+
+def _masked(params: Params, masks: Any) -> Params:
+    """The parameters with masks on the rows of the output projections: on what heads and units give."""
+    layer = params["encoder"]["encoder"]["layer"]
+    attention, output = layer["attention"], layer["output"]
+    kernels = [attention["output"]["dense"]["kernel"], output["dense"]["kernel"]]
+    of_heads = masks.heads.repeat(kernels[0].shape[1] // masks.heads.shape[1], axis=1)
+    kernels = [kernel * mask[:, :, None] for kernel, mask in zip(kernels, (of_heads, masks.units), strict=True)]
+    return _with_kernels(params, *kernels)
+
+
+def _with_kernels(params: Params, attention_kernel: Any, output_kernel: Any, *biases: Any) -> Params:
+    layer = params["encoder"]["encoder"]["layer"]
+    halves = [layer["attention"]["output"], layer["output"]]
+    new = []
+    for i, (half, kernel) in enumerate(zip(halves, (attention_kernel, output_kernel), strict=True)):
+        dense = half["dense"] | {"kernel": kernel} | ({"bias": biases[i]} if biases else {})
+        new.append(half | {"dense": dense})
+    layer = layer | {"attention": layer["attention"] | {"output": new[0]}, "output": new[1]}
+    return params | {"encoder": params["encoder"] | {"encoder": {"layer": layer}}}
+
+
+class _Layers:
+    """A sample's way through the layers, in which the second dense layer of each half may be fitted anew."""
+
+    def __init__(self, config: BertConfig, sample: Sample) -> None:
+        self.config, self.sample = config, sample
+        self.embed = jax.jit(lambda p, ids, types: Embeddings(config).apply({"params": p}, ids, types, True))
+        self.attend = jax.jit(lambda p, x, mask: SelfAttention(config).apply({"params": p}, x, mask, True)[0])
+        self.widen = jax.jit(lambda p, x: Intermediate(config).apply({"params": p}, x))
+
+    def sums(self, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The sums before the LayerNorms of both halves of each layer, [n, d]."""
+        sums: list[tuple[np.ndarray, np.ndarray]] = []
+        self._walk(params, lambda layer, half, inputs, x, dense: dense, sums)
+        return sums
+
+    def repaired(self, params: Params, kept: Kept, targets: list[tuple[np.ndarray, np.ndarray]]) -> Params:
+        """Parameters whose output projections read only what is kept, and bring the sums nearest to the targets."""
+        width = self.config.attention_head_dim
+        masks = [np.repeat(kept.heads, width, axis=1), kept.units]
+
+        def fitted(layer: int, half: int, inputs: np.ndarray, x: np.ndarray, dense: Params) -> Params:
+            mask = masks[half][layer]
+            kernel = np.where(mask[:, None], dense["kernel"], 0.0)
+            change, bias = _fit(inputs[:, mask], targets[layer][half] - x, kernel[mask], dense["bias"])
+            kernel[mask] = change
+            return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+
+        layers = self._walk(params, fitted, [])
+        stacked = [
+            {key: np.stack([pair[half][key] for pair in layers]) for key in ("kernel", "bias")} for half in (0, 1)
+        ]
+        kernels, biases = ([half[key] for half in stacked] for key in ("kernel", "bias"))
+        return _with_kernels(params, *kernels, *biases)
+
+    def _walk(
+        self,
+        params: Params,
+        choose: Callable[[int, int, np.ndarray, np.ndarray, Params], Params],
+        sums: list[tuple[np.ndarray, np.ndarray]],
+    ) -> list[tuple[Params, Params]]:
+        """Go through the layers; `choose(layer, half, inputs, residual, dense)` gives each second dense layer.
+
+        Returns:
+            Those dense layers. The sums before the LayerNorms are appended to `sums`.
+        """
+        sample, encoder = self.sample, params["encoder"]
+        inputs = [(batch.input_ids, batch.token_type_ids) for batch in sample.batches]
+        x = sample.tokens((self.embed(encoder["embeddings"], *pair) for pair in inputs), np.float32)
+        chosen = []
+        for number in range(self.config.num_hidden_layers):
+            layer = jax.tree.map(lambda leaf, i=number: leaf[i], encoder["encoder"]["layer"])
+            halves, of_layer = (layer["attention"]["output"], layer["output"]), []
+            for half, output in enumerate(halves):
+                states = sample.batched(x)
+                if half == 0:
+                    pairs = zip(states, sample.masks, strict=True)
+                    wide = (self.attend(layer["attention"]["self"], state, mask) for state, mask in pairs)
+                else:
+                    wide = (self.widen(layer["intermediate"], state) for state in states)
+                read = sample.tokens(wide, np.float32)
+                dense = choose(number, half, read, x, output["dense"])
+                total = read @ dense["kernel"] + dense["bias"] + x
+                of_layer.append((dense, total))
+                x = self._layer_norm(total, output["LayerNorm"])
+            chosen.append((of_layer[0][0], of_layer[1][0]))
+            sums.append((of_layer[0][1], of_layer[1][1]))
+        return chosen
+
+    def _layer_norm(self, x: np.ndarray, params: Params) -> np.ndarray:
+        x = x - x.mean(axis=1, keepdims=True)
+        x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + self.config.layer_norm_eps)
+        return x * params["scale"] + params["bias"]
+
+
+def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel and bias that predict y [n, o] from x [n, i], by ridge regression towards those that there are.
+
+    The strength of the ridge is the best of RIDGES, or infinite, on held-out tokens.
+    """
+    if not x.shape[1]:
+        return kernel, y.mean(axis=0)
+    parts = np.arange(len(x)) * 100 // len(x) % HELD_OUT == 0  # whole stretches of text
+    rest = y - x @ kernel  # that the kernel does not predict
+
+    def solve(x: np.ndarray, rest: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        mean, rest_mean = x.mean(axis=0), rest.mean(axis=0)
+        centred = x - mean
+        moment = (centred.T @ centred).astype(np.float64) / len(x)
+        moment[np.diag_indices_from(moment)] += ridge * np.trace(moment) / len(moment) + 1e-12
+        product = (centred.T @ (rest - rest_mean)).astype(np.float64) / len(x)
+        change = scipy.linalg.solve(moment, product, assume_a="pos")
+        return change, rest_mean - mean @ change
+
+    errors = {np.inf: float(np.square(rest[parts] - bias).mean())}
+    for ridge in RIDGES:
+        change, shift = solve(x[~parts], rest[~parts], ridge)
+        errors[ridge] = float(np.square(rest[parts] - x[parts] @ change - shift).mean())
+    best = min(errors, key=lambda ridge: errors[ridge])
+    if best == np.inf:
+        return kernel, bias
+    change, shift = solve(x, rest, best)
+    return kernel + change, shift
+
+
+def _removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig, Params]:
+    """The model without what is not kept; layers that keep fewer than the largest end with zeros."""
+    width = config.attention_head_dim
+    heads = max(1, int(kept.heads.sum(axis=1).max()))
+    units = max(1, int(kept.units.sum(axis=1).max()))
+    masks = [np.repeat(kept.heads, width, axis=1), kept.units]
+    layer = params["encoder"]["encoder"]["layer"]
+    attention = layer["attention"]
+
+    def gathered(leaf: np.ndarray, axis: int, mask: np.ndarray, size: int) -> np.ndarray:
+        """Of each layer, what is kept on the axis, and zeros up to the size."""
+        result = []
+        for of_layer, mask_of_layer in zip(leaf, mask, strict=True):
+            part = np.compress(mask_of_layer, of_layer, axis=axis)
+            padding = [(0, size - part.shape[axis]) if i == axis else (0, 0) for i in range(part.ndim)]
+            result.append(np.pad(part, padding))
+        return np.stack(result)
+
+    projections = {
+        name: {
+            "kernel": gathered(dense["kernel"], 1, masks[0], heads * width),
+            "bias": gathered(dense["bias"], 0, masks[0], heads * width),
+        }
+        for name, dense in attention["self"].items()
+    }
+    inner = layer["intermediate"]["dense"]
+    inner = {
+        "kernel": gathered(inner["kernel"], 1, masks[1], units),
+        "bias": gathered(inner["bias"], 0, masks[1], units),
+    }
+    kernels = (
+        gathered(attention["output"]["dense"]["kernel"], 0, masks[0], heads * width),
+        gathered(layer["output"]["dense"]["kernel"], 0, masks[1], units),
+    )
+    layer = layer | {"attention": attention | {"self": projections}, "intermediate": {"dense": inner}}
+    params = params | {"encoder": params["encoder"] | {"encoder": {"layer": layer}}}
+    head_dim = config.head_dim if heads == config.num_attention_heads else width
+    smaller = dataclasses.replace(config, num_attention_heads=heads, head_dim=head_dim, intermediate_size=units)
+    return smaller, _with_kernels(params, *kernels)
