@@ -18,11 +18,18 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     assert_refused(capsys, code, "nothing to do: give --prune SHARE")
     code = tinybert(monkeypatch, *common, "--out", tmp_path / "no", "--uniform")
     assert_refused(capsys, code, "--uniform is an option of --prune")
+    code = tinybert(monkeypatch, *common, "--out", tmp_path / "no", "--vocabulary", reviews / "train.tsv")
+    assert_refused(capsys, code, "give data, and after it files with a text a line")
     code = tinybert(monkeypatch, *common, "--out", reviews, "--prune", 0.5)
     assert_refused(capsys, code, "exists already; choose another --out")
-    assert tinybert(monkeypatch, *common, "--out", tmp_path / "out", "--prune", 0.5, "--uniform") in (0, None)
+    assert (
+        tinybert(monkeypatch, *common, "--out", tmp_path / "out", "--prune", 0.5, "--uniform", "--vocabulary", "data")
+        == 0
+    )
     printed = capsys.readouterr().out
+    assert "0.0% more tokens in the dev rows, 0 unknown" in printed
     assert "encoder's multiply-adds" in printed
+    assert "| vocabulary |" in (tmp_path / "out/README.md").read_text()
     assert "| prune |" in (tmp_path / "out/README.md").read_text()
     assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
 

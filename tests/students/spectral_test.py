@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
+from tinybert_jax.models import sample as samples
 from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.students import spectral
 from tinybert_jax.students.start import from_teacher, start_params
@@ -130,7 +131,7 @@ def test_attention_scores_are_the_best_of_their_rank_on_the_sample() -> None:
 
 
 def test_no_more_text_is_read_than_the_sample_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "SAMPLE_TOKENS", 500)
+    monkeypatch.setattr(samples, "SAMPLE_TOKENS", 500)
     source = batches(100)
     spectral.spectral_start(STUDENT, TEACHER, TEACHER_PARAMS, source, "uniform")
     assert len(list(source)) >= 94

@@ -7,7 +7,7 @@ from pathlib import Path
 from tinybert_jax.cli.options import Source, TaskName
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
-from tinybert_jax.settings.compression import CompressionSettings, Prune
+from tinybert_jax.settings.compression import CompressionSettings, Prune, Vocabulary
 
 
 def compress(
@@ -17,6 +17,7 @@ def compress(
     out: Path,
     prune: float | None = None,
     uniform: bool = False,
+    vocabulary: tuple[str, ...] = (),
     max_length: int | None = None,
 ) -> None:
     """Make a fine-tuned model smaller at once, without training, and print what was lost and won.
@@ -33,6 +34,8 @@ def compress(
             multiply-adds that is left. Half costs about a minute for 20 million parameters on 2 cores.
         uniform: prune as many heads and units in every layer. The model is less exact, and JAX, too, runs it faster;
             without this, only ONNX is faster by all that was removed.
+        vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
+            text files (data FILE ...), all special tokens, and all single characters. It comes last.
         max_length: tokens per row; default: the length that the model was trained with.
     """
     methods: list[CompressionSettings] = []
@@ -40,10 +43,16 @@ def compress(
         methods.append(Prune(prune, uniform))
     elif uniform:
         raise InputError("--uniform is an option of --prune: give both, or leave it out")
+    if vocabulary:
+        if vocabulary[0] != "data":
+            raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")
+        methods.append(Vocabulary(vocabulary[1:]))
     if not methods:
-        raise InputError("nothing to do: give --prune SHARE, for example --prune 0.5")
+        raise InputError("nothing to do: give --prune SHARE, for example --prune 0.5, or --vocabulary data")
     from tinybert_jax.compression import compress as compressing
 
     chain = compressing.compress(model, task, source, methods, out, max_length)
     print_table(*compressing.table(chain))
+    for note in compressing.notes(chain):
+        print(note)
     print(f"written to {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -38,6 +38,7 @@ class Link(NamedTuple):
     scores: dict[str, float]  # on the dev set
     parameters: int
     macs: float  # multiply-adds of the encoder on a training row of mean length, without those of zeros
+    note: str = ""  # more that the method did
 
 
 def compress(
@@ -71,12 +72,26 @@ def compress(
     check_head(model, config, params, row.head, length)
     check_outputs(model, config, row)
     labels = config.id2label if row.kind.names_classes else None
-    train, dev = (load_split(row, source, split, tokenizer, length, labels) for split in ("train", "dev"))
+
+    def load(split: Literal["train", "dev"]) -> Split:
+        return load_split(row, source, split, tokenizer, length, labels)
+
+    train, dev = load("train"), load("dev")
     tokens = float(train.tokens.lengths.mean())
     chain = [_link("whole", config, params, row.head, dev, tokens, length)]
     for settings in methods:
-        config, params = build_method(settings).apply(config, params, train.tokens)
-        chain.append(_link(settings.name, config, params, row.head, dev, tokens, length))
+        method, note = build_method(settings), ""
+        config, params = method.apply(config, params, train.tokens)
+        if method.retokenize is not None:
+            before, pieces = dev.tokens, config.vocab_size
+            config, params, tokenizer = method.retokenize(config, params, tokenizer, train.tokens)
+            train, dev = load("train"), load("dev")
+            more = len(dev.tokens.input_ids) / len(before.input_ids) - 1
+            unknown = int((dev.tokens.input_ids == tokenizer.unk_token_id).sum())
+            note = f"{config.vocab_size:,} of {pieces:,} pieces"
+            note += f"; {more:.1%} more tokens in the dev rows, {unknown} unknown"
+        link = _link(settings.name, config, params, row.head, dev, tokens, length)
+        chain.append(link._replace(note=note))
     save_hf(out, config, params, tokenizer)
     (out / "README.md").write_text(_card(model, task, config, methods, chain), "utf-8")
     return chain
@@ -100,6 +115,11 @@ def table(chain: Sequence[Link]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def notes(chain: Sequence[Link]) -> list[str]:
+    """What the methods did beside what the table shows, a line for each that did more."""
+    return [f"{link.name}: {link.note}" for link in chain if link.note]
+
+
 def _link(name: str, config: BertConfig, params: Params, head: str, dev: Split, tokens: float, length: int) -> Link:
     mesh = make_mesh()
     placed = jax.device_put(params)
@@ -120,7 +140,7 @@ library_name: transformers
 tags: [compression, {config.model_type}]
 ---
 # {model}, compressed, for {task}
-{chr(10).join(lines)}
+{chr(10).join([*lines, "", *notes(chain)])}
 
 {loads} `tinybert export` writes it as ONNX, without what was pruned.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinybert_jax.batch import Examples, Params
 from tinybert_jax.models.config import BertConfig
@@ -21,7 +21,10 @@ class Method(NamedTuple):
     numpy arrays.
     wrap(objective) -> objective: what is trained. Masks, fake quantization and factors act in its `init`, `loss` and
     `export`; what is carried and not trained is the entry "carried" of its trainable tree.
+    retokenize(config, params, tokenizer, examples) -> config, params, tokenizer: what changes the tokenizer too, after
+    which rows are tokenised again; None: it stays. Only `compress` can do that.
     """
 
     apply: Callable[[BertConfig, Params, Examples], tuple[BertConfig, Params]] = _unchanged
     wrap: Callable[[Objective], Objective] = lambda objective: objective
+    retokenize: Callable[[BertConfig, Params, Any, Examples], tuple[BertConfig, Params, Any]] | None = None

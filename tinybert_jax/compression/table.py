@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinybert_jax.compression import prune
+from tinybert_jax.compression import prune, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.compression import CompressionSettings, Prune
+from tinybert_jax.settings.compression import CompressionSettings, Prune, Vocabulary
 
-METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {Prune: prune.build}
+METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
+    Prune: prune.build,
+    Vocabulary: vocabulary.build,
+}
 
 
 def build_method(settings: CompressionSettings) -> Method:

@@ -35,3 +35,15 @@ class Prune(CompressionSettings):
             raise InputError(f"macs is {self.macs}; it must be between 0 and 1: the share that is left")
         if self.rounds < 1 or self.rows < 1:
             raise InputError(f"rounds is {self.rounds} and rows {self.rows}; they must be at least 1")
+
+
+@dataclass(frozen=True)
+class Vocabulary(CompressionSettings):
+    """A smaller vocabulary: the pieces that the training rows use, and those of more texts.
+
+    All special tokens and single characters stay, so that words whose pieces are gone are cut into smaller ones.
+    """
+
+    name = "vocabulary"
+
+    texts: tuple[str, ...] = ()  # files with a text a line

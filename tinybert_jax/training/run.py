@@ -109,6 +109,12 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     objectives = of_each[0]
     mesh = _mesh(experiment, inputs, axes, len(members))
     record.check_processes(experiments, members, mesh)
+    for settings in experiment.compression:
+        if build_method(settings).retokenize is not None:
+            raise InputError(
+                f"compression {settings.name!r} changes the tokens, which a teacher's would no longer be: apply it to"
+                " the trained model, by `tinybert compress`"
+            )
     if resume:
         record.check_same(out, experiments, members, mesh)
     if processes.is_primary():

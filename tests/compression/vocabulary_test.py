@@ -1,0 +1,114 @@
+"""A smaller vocabulary keeps the tokens of the texts that it was made for, in every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BAD, GOOD, NEUTRAL, distillation, family_tokenizer, write_model
+
+import tinybert_jax as tb
+from tinybert_jax.compression.vocabulary import ids_of_files, smaller_vocabulary, used_ids
+from tinybert_jax.data.tokens import encode
+
+TEXTS = ["we bought lovely chips", "the stale chips was burnt", "a bag"]
+OTHER = ["it was tasty and rather bland"]
+
+
+@pytest.fixture(params=["bert", "roberta", "xlm-roberta", "distilbert"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[tb.BertConfig, Any, Any]:
+    """A model with a masked-LM head, and its tokenizer."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    letters = tuple(dict.fromkeys("".join((*NEUTRAL, *GOOD, *BAD))))
+    words = (*letters, *(f"##{letter}" for letter in letters)) if "roberta" not in request.param else ("!",)
+    path = write_model(tmp_path / "model", family=request.param, words=words, **sizes)
+    config, params = tb.load_hf(path)
+    head = tb.init_params(tb.BertForMaskedLM(config), jax.random.key(1))
+    params = {"encoder": params["encoder"], "cls": head["cls"]}
+    params["cls"]["predictions"]["bias"] = jnp.arange(config.vocab_size, dtype=jnp.float32)
+    return config, params, tb.load_tokenizer(path, config)
+
+
+def pieces(tokenizer: Any, text: str) -> list[str]:
+    return tokenizer(text).encodings[0].tokens
+
+
+def test_the_texts_have_the_same_tokens_and_the_model_the_same_outputs(
+    model: tuple[tb.BertConfig, Any, Any], tmp_path: Path
+) -> None:
+    config, params, tokenizer = model
+    rows = encode([(text,) for text in TEXTS], tokenizer, 24)
+    before = {text: pieces(tokenizer, text) for text in TEXTS + OTHER}
+    smaller, fewer, new = smaller_vocabulary(config, params, tokenizer, used_ids(rows))
+    assert smaller.vocab_size < config.vocab_size
+    for text in TEXTS:
+        assert pieces(new, text) == before[text]
+    # other texts are cut into smaller pieces of the same letters
+    after = pieces(new, OTHER[0])
+    assert len(after) > len(before[OTHER[0]])
+    assert new.unk_token not in after
+    for special in ("pad", "unk", "cls", "sep", "mask"):
+        assert getattr(new, f"{special}_token") == getattr(tokenizer, f"{special}_token")
+        assert getattr(new, f"{special}_token_id") < smaller.vocab_size
+    assert smaller.pad_token_id == new.pad_token_id
+    again = encode([(text,) for text in TEXTS], new, 24)
+    outputs = []
+    for (c, p), tokens in (((config, params), rows), ((smaller, fewer), again)):
+        batch = tokens.batch(np.arange(len(TEXTS)), 24)
+        arrays = [jnp.asarray(array) for array in batch[:3]]
+        outputs.append(tb.BertForMaskedLM(c).apply({"params": p}, *arrays))
+    real = batch.attention_mask > 0
+    np.testing.assert_array_equal(outputs[0].last_hidden_state[real], outputs[1].last_hidden_state[real])
+    # and the masked-LM head has the logits of the same words
+    vocabulary, old = new.get_vocab(), tokenizer.get_vocab()
+    word = max(vocabulary, key=vocabulary.__getitem__)
+    np.testing.assert_allclose(
+        outputs[1].logits[real][:, vocabulary[word]], outputs[0].logits[real][:, old[word]], atol=1e-5
+    )
+    # written and read again, the tokenizer is the same
+    tb.save_hf(tmp_path / "saved", smaller, fewer, new)
+    saved = tb.load_tokenizer(tmp_path / "saved", smaller)
+    for text in TEXTS + OTHER:
+        assert pieces(saved, text) == pieces(new, text)
+    pair = (TEXTS[0], TEXTS[1])
+    assert saved(*pair)["input_ids"] == new(*pair)["input_ids"]
+    names = [each.convert_ids_to_tokens(each(*pair)["input_ids"]) for each in (tokenizer, saved)]
+    assert names[0] == names[1]
+
+
+def test_the_lines_of_files_count_too(tmp_path: Path) -> None:
+    tokenizer = family_tokenizer("roberta", (*NEUTRAL, *GOOD, *BAD))
+    (tmp_path / "a.txt").write_text("we bought chips\n")
+    (tmp_path / "b.txt").write_text("stale\n\nbland\n")
+    ids = ids_of_files((str(tmp_path / "a.txt"), str(tmp_path / "b.txt")), tokenizer)
+    assert {tokenizer.convert_tokens_to_ids(piece) for piece in ("Ġbought", "Ġchips")} <= ids
+    with pytest.raises(tb.InputError, match=r"none\.txt"):
+        ids_of_files((str(tmp_path / "none.txt"),), tokenizer)
+
+
+def test_a_run_refuses_a_method_that_changes_the_tokens(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    experiment = distillation(teacher, teacher, reviews, compression=(tb.Vocabulary(),))
+    with pytest.raises(tb.InputError, match=r"'vocabulary' changes the tokens, .* by `tinybert compress`"):
+        tb.run(experiment, tmp_path / "run")
+
+
+def test_a_compressed_classifier_loads_everywhere(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    source = tb.DataSource(data=str(reviews))
+    chain = tb.compress(str(teacher), "classification", source, (tb.Vocabulary(),), tmp_path / "out")
+    assert chain[1].scores == chain[0].scores
+    assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "bert"
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    kind = transformers.AutoModelForSequenceClassification
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.inference_mode():
+        logits = kind.from_pretrained(tmp_path / "out")(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
+    predictor = tb.load_predictor(tmp_path / "out")
+    expected = predictor.logits(encode([(text,) for text in TEXTS], predictor.tokenizer, 16))
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)

@@ -1,0 +1,165 @@
+"""A smaller vocabulary: the pieces that given texts use, all special tokens, and all single characters.
+
+The tokens of the given texts stay the same. In other texts, words whose pieces are gone are cut into smaller ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.method import Method
+from tinybert_jax.data.reader import read_text
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.frame import SPACES
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.files.weights import read_json
+from tinybert_jax.settings.compression import Vocabulary
+
+CONTINUES = "##"  # before a piece of WordPiece that does not begin a word
+ROWS_AT_ONCE = 1000
+
+
+def build(settings: Vocabulary) -> Method:
+    """The method of the settings."""
+
+    def retokenize(
+        config: BertConfig, params: Params, tokenizer: Any, examples: Examples
+    ) -> tuple[BertConfig, Params, Any]:
+        used = used_ids(examples) | ids_of_files(settings.texts, tokenizer)
+        return smaller_vocabulary(config, params, tokenizer, used)
+
+    return Method(retokenize=retokenize)
+
+
+def used_ids(examples: Examples) -> set[int]:
+    """The ids of all rows."""
+    rows, length, used = np.arange(len(examples)), int(examples.lengths.max()), set()
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        used |= set(np.unique(examples.batch(rows[first : first + ROWS_AT_ONCE], length, 0).input_ids).tolist())
+    return used
+
+
+def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
+    """The ids of the lines of text files.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    used: set[int] = set()
+    for path in paths:
+        lines = read_text(Path(path)).splitlines()
+        for first in range(0, len(lines), ROWS_AT_ONCE):
+            for encoding in tokenizer.backend_tokenizer.encode_batch(lines[first : first + ROWS_AT_ONCE]):
+                used |= set(encoding.ids)
+    return used
+
+
+def smaller_vocabulary(
+    config: BertConfig, params: Params, tokenizer: Any, used: Iterable[int]
+) -> tuple[BertConfig, Params, Any]:
+    """The model and its tokenizer with the used ids, all special tokens, and all single characters.
+
+    Raises:
+        InputError: the tokenizer is none of WordPiece, BPE and Unigram.
+    """
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    for transient in ("truncation", "padding"):  # of the last call
+        described[transient] = None
+    model, ids = described["model"], dict(tokenizer.get_vocab())
+    kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
+    if kind not in ("WordPiece", "BPE", "Unigram"):
+        raise InputError(
+            f"the tokenizer's model is {kind}; a vocabulary is made smaller of WordPiece, BPE and Unigram"
+        )
+    tokens = {i: token for token, i in ids.items()}
+    kept = {tokens[i] for i in used if i in tokens} | {entry["content"] for entry in described["added_tokens"]}
+    kept |= {token for token in ids if len(_bare(token)) <= 1}
+    if kind == "BPE":
+        kept = _with_parts(kept, model["merges"])
+    order = sorted(kept, key=ids.__getitem__)
+    new = {token: i for i, token in enumerate(order)}
+    if kind == "Unigram":
+        model["vocab"] = [entry for entry in model["vocab"] if entry[0] in new]
+        model["unk_id"] = None if model["unk_id"] is None else new[tokens[model["unk_id"]]]
+    else:
+        model["vocab"] = {token: new[token] for token in order if token in model["vocab"]}
+    if kind == "BPE":
+        pairs = ((merge, _pair(merge)) for merge in model["merges"])
+        model["merges"] = [merge for merge, (a, b) in pairs if {a, b, a + b} <= kept]
+    for entry in described["added_tokens"]:
+        entry["id"] = new[entry["content"]]
+    described["post_processor"] = _renumbered(described["post_processor"], new)
+    config, params = _rows(config, params, np.array([ids[token] for token in order]), new[tokenizer.pad_token])
+    return config, params, _rebuilt(tokenizer, described, config)
+
+
+def _bare(token: str) -> str:
+    """A piece without the mark that it begins a word, or does not."""
+    for mark in (CONTINUES, *SPACES):
+        token = token.removeprefix(mark)
+    return token
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    """The two tokens of a merge, of which files have two forms."""
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second
+
+
+def _with_parts(kept: set[str], merges: Sequence[Any]) -> set[str]:
+    """Also the tokens that the kept ones are merged of."""
+    kept = set(kept)
+    for first, second in map(_pair, reversed(merges)):  # a token is merged before it is part of another
+        if first + second in kept:
+            kept |= {first, second}
+    return kept
+
+
+def _renumbered(part: Any, new: dict[str, int]) -> Any:
+    """A post-processor's description with new ids: it names special tokens in several forms."""
+    if isinstance(part, dict):
+        if "ids" in part and "tokens" in part:
+            return part | {"ids": [new[token] for token in part["tokens"]]}
+        return {key: _renumbered(value, new) for key, value in part.items()}
+    if isinstance(part, list):
+        if len(part) == 2 and isinstance(part[0], str) and isinstance(part[1], int) and part[0] in new:
+            return [part[0], new[part[0]]]
+        return [_renumbered(value, new) for value in part]
+    return part
+
+
+def _rows(config: BertConfig, params: Params, ids: np.ndarray, padding: int) -> tuple[BertConfig, Params]:
+    """The model with those rows of the word table, and of the masked-LM head's bias."""
+    embeddings = params["encoder"]["embeddings"]
+    table = {"embedding": np.asarray(embeddings["word_embeddings"]["embedding"])[ids]}
+    encoder = params["encoder"] | {"embeddings": embeddings | {"word_embeddings": table}}
+    params = params | {"encoder": encoder}
+    if "predictions" in params.get("cls", {}):
+        predictions = params["cls"]["predictions"]
+        predictions = predictions | {"bias": np.asarray(predictions["bias"])[ids]}
+        params = params | {"cls": params["cls"] | {"predictions": predictions}}
+    return dataclasses.replace(config, vocab_size=len(ids), pad_token_id=padding), params
+
+
+def _rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> Any:
+    """The tokenizer of a new description, with all its other settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        tokenizer.save_pretrained(path)
+        for file in path.iterdir():
+            if file.name not in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+                file.unlink()  # a vocabulary in another form
+        (path / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), "utf-8")
+        settings = read_json(path / "tokenizer_config.json")
+        settings.pop("added_tokens_decoder", None)  # by their old ids
+        (path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+        return load_tokenizer(path, config)
