@@ -34,6 +34,18 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
 
 
+def test_distill_prunes_before_it_trains(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    common = ["distill", "--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
+    common += ["--max-length", 16, "--stage", "prediction", "--prediction-steps", 2, "--out", tmp_path / "out"]
+    assert_refused(capsys, tinybert(monkeypatch, *common, "--uniform"), "--uniform is an option of --prune")
+    assert_refused(capsys, tinybert(monkeypatch, *common, "--prune", 2), "macs is 2.0; it must be between 0 and 1")
+    assert tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--population", 2) == 0
+    config, _ = tb.load_hf(tmp_path / "out/member1/student")
+    assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size
+
+
 def test_a_pruned_model_is_exported(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -211,6 +211,15 @@ def test_rows_without_labels_and_models_without_a_head_are_refused() -> None:
         prune.prune(tb.Prune(), config, {"encoder": params["encoder"]}, unlabelled)
 
 
+def test_a_student_that_is_not_fine_tuned_is_not_pruned(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    for student in (blank_student, Path("2x32")):
+        experiment = distillation(teacher, student, reviews, compression=(tb.Prune(),))
+        with pytest.raises(tb.InputError, match="'prune' needs a model that is fine-tuned on the task"):
+            tb.run(experiment, tmp_path / "run")
+
+
 @pytest.mark.parametrize(("changes", "message"), [({"macs": 1.0}, "macs is 1.0"), ({"rounds": 0}, "rounds is 0")])
 def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(tb.InputError, match=message):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinybert_jax.cli.options import Source, TaskName
+from tinybert_jax.cli.options import Source, TaskName, pruning
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
-from tinybert_jax.settings.compression import CompressionSettings, Prune, Vocabulary
+from tinybert_jax.settings.compression import CompressionSettings, Vocabulary
 
 
 def compress(
@@ -38,11 +38,7 @@ def compress(
             text files (data FILE ...), all special tokens, and all single characters. It comes last.
         max_length: tokens per row; default: the length that the model was trained with.
     """
-    methods: list[CompressionSettings] = []
-    if prune is not None:
-        methods.append(Prune(prune, uniform))
-    elif uniform:
-        raise InputError("--uniform is an option of --prune: give both, or leave it out")
+    methods: list[CompressionSettings] = [*pruning(prune, uniform)]
     if vocabulary:
         if vocabulary[0] != "data":
             raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")

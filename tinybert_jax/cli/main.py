@@ -23,10 +23,11 @@ from tinybert_jax.cli.augment import augment
 from tinybert_jax.cli.cache import cache
 from tinybert_jax.cli.compress import compress
 from tinybert_jax.cli.evaluate import evaluate
+from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.export import export
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.process import prepare_process
-from tinybert_jax.cli.train import distill, execute, finetune, pretrain
+from tinybert_jax.cli.train import distill, finetune, pretrain
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
 

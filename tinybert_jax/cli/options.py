@@ -10,6 +10,7 @@ import tyro
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import AXES, ComputeDtype
+from tinybert_jax.settings.compression import Prune
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import TASKS
 
@@ -70,3 +71,14 @@ def parse_mesh(text: str) -> dict[str, int]:
             raise InputError(f"--mesh {text}: give sizes of {', '.join(AXES)}, for example data=4,model=2")
         sizes[axis] = int(size)
     return sizes
+
+
+def pruning(prune: float | None, uniform: bool) -> tuple[Prune, ...]:
+    """The pruning that --prune and --uniform ask for; () for none.
+
+    Raises:
+        InputError: --uniform stands alone, or the share is none.
+    """
+    if prune is None and uniform:
+        raise InputError("--uniform is an option of --prune: give both, or leave it out")
+    return () if prune is None else (Prune(prune, uniform),)

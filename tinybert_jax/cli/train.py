@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from tinybert_jax.cli.options import DeviceOptions, Devices, Moving, RunFlags, RunOptions, Source, TaskName, parse_mesh
+from tinybert_jax.cli.execute import execute
+from tinybert_jax.cli.options import (
+    DeviceOptions,
+    Devices,
+    Moving,
+    RunFlags,
+    RunOptions,
+    Source,
+    TaskName,
+    pruning,
+)
 from tinybert_jax.errors import InputError
-from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
@@ -32,9 +35,6 @@ from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import Average, Ensemble
 
-# disables non-deterministic reductions and autotuned kernels
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
 DISTILL_STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
     "both": (Transformer, Prediction),
     "transformer": (Transformer,),
@@ -93,6 +93,8 @@ def distill(
     layer_teacher: str | None = None,
     layer_map: LayerMap = "uniform",
     start: Start = "auto",
+    prune: float | None = None,
+    uniform: bool = False,
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -136,6 +138,9 @@ def distill(
             states; auto: with preset default, copy if all widths agree, spectral if the student has the teacher's
             heads and is narrower, else random. With the presets paper and official, and if no stage learns from the
             teacher, auto is random.
+        prune: as in `tinybert compress`, before the first stage: --student is a fine-tuned directory, such as the
+            teacher's own, and learns on without what was removed.
+        uniform: as in `tinybert compress`.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
         transformer_epochs: epochs of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
@@ -218,6 +223,7 @@ def distill(
         preset=preset,
         layer_map=layer_map,
         start=start,
+        compression=pruning(prune, uniform),
         augmented=augmented,
         teacher_cache_gb=teacher_cache_gb,
     )
@@ -348,40 +354,3 @@ def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None
     for seed in range(run.seed + 1, run.seed + run.population):
         members.append(dataclasses.replace(experiment, seed=seed, data_seed=run.seed))
     execute(members, run.out, run.resume, devices)
-
-
-def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices) -> None:
-    """Run an experiment, or a population of them, and print the scores, or how it was stopped."""
-    mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
-    if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-    from tinybert_jax.devices.processes import join
-    from tinybert_jax.training.logs import Diverged
-    from tinybert_jax.training.loop import Stopped
-    from tinybert_jax.training.run import run_population
-
-    # When a read or write fails, Orbax and asyncio log tracebacks before Orbax raises the error, and TensorStore logs
-    # more when the event loop is closed. Our one line, which says what to do, would be lost among them.
-    for library in ("absl", "asyncio"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _without_late_io(sys.unraisablehook)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
-    join(devices.coordinator, devices.num_processes, devices.process_id)
-    try:
-        results = run_population(experiments, out, resume, mesh)
-    except Stopped as stopped:
-        print(f"{stopped}\ncontinue with the same command and --resume")
-        return
-    except Diverged as diverged:
-        raise InputError(str(diverged)) from None
-    if results[0].scores:
-        print_table(*scores_table(results))
-    else:
-        experiment = experiments[0]
-        print(experiment.stages[-1].objective.next_step if experiment.task == "corpus" else NO_HEAD)
-    for result in results:
-        print(f"written to {result.directory}")
-
-
-def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)

@@ -13,6 +13,7 @@ class CompressionSettings:
     """The base of the settings of a compression method. A subclass adds the numbers that only its method reads."""
 
     name: ClassVar[str]  # in `experiment.json`
+    reads_head: ClassVar[bool] = False  # it needs a head that is trained on the task
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Prune(CompressionSettings):
     """
 
     name = "prune"
+    reads_head = True
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
     uniform: bool = False  # every layer keeps as many heads and units: also JAX runs it faster

@@ -109,12 +109,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     objectives = of_each[0]
     mesh = _mesh(experiment, inputs, axes, len(members))
     record.check_processes(experiments, members, mesh)
-    for settings in experiment.compression:
-        if build_method(settings).retokenize is not None:
-            raise InputError(
-                f"compression {settings.name!r} changes the tokens, which a teacher's would no longer be: apply it to"
-                " the trained model, by `tinybert compress`"
-            )
+    _check_compression(experiment, inputs)
     if resume:
         record.check_same(out, experiments, members, mesh)
     if processes.is_primary():
@@ -123,6 +118,10 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     models = initial_params(experiments, members)
     for settings in experiment.compression:
         changed = [build_method(settings).apply(inputs.config, model, inputs.train) for model in models]
+        if any(config != changed[0][0] for config, _ in changed):
+            raise InputError(
+                f"compression {settings.name!r} gives the members of the population unlike sizes: train each alone"
+            )
         inputs, models = dataclasses.replace(inputs, config=changed[0][0]), [model for _, model in changed]
     if experiment.compression:
         objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
@@ -148,6 +147,25 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     ]
     processes.barrier("student")
     return results
+
+
+def _check_compression(experiment: Experiment, inputs: Inputs) -> None:
+    """Refuse methods that cannot come before training, or on this model.
+
+    Raises:
+        InputError: says which.
+    """
+    for settings in experiment.compression:
+        if build_method(settings).retokenize is not None:
+            raise InputError(
+                f"compression {settings.name!r} changes the tokens, which a teacher's would no longer be: apply it to"
+                " the trained model, by `tinybert compress`"
+            )
+        if settings.reads_head and not inputs.keep_head:
+            raise InputError(
+                f"compression {settings.name!r} needs a model that is fine-tuned on the task, and"
+                f" {experiment.model!r} is not: give a directory of tinybert finetune, such as the teacher's"
+            )
 
 
 def _mesh(experiment: Experiment, inputs: Inputs, axes: Mapping[str, int] | None, members: int) -> Mesh:

@@ -1,0 +1,57 @@
+"""What all commands that train end with: the run, its scores, and how it was stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinybert_jax.cli.options import Devices, parse_mesh
+from tinybert_jax.errors import InputError
+from tinybert_jax.reports.tables import print_table, scores_table
+from tinybert_jax.settings.experiment import Experiment
+
+# disables non-deterministic reductions and autotuned kernels
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
+
+
+def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices) -> None:
+    """Run an experiment, or a population of them, and print the scores, or how it was stopped."""
+    mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
+    if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+    from tinybert_jax.devices.processes import join
+    from tinybert_jax.training.logs import Diverged
+    from tinybert_jax.training.loop import Stopped
+    from tinybert_jax.training.run import run_population
+
+    # When a read or write fails, Orbax and asyncio log tracebacks before Orbax raises the error, and TensorStore logs
+    # more when the event loop is closed. Our one line, which says what to do, would be lost among them.
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_late_io(sys.unraisablehook)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
+    join(devices.coordinator, devices.num_processes, devices.process_id)
+    try:
+        results = run_population(experiments, out, resume, mesh)
+    except Stopped as stopped:
+        print(f"{stopped}\ncontinue with the same command and --resume")
+        return
+    except Diverged as diverged:
+        raise InputError(str(diverged)) from None
+    if results[0].scores:
+        print_table(*scores_table(results))
+    else:
+        experiment = experiments[0]
+        print(experiment.stages[-1].objective.next_step if experiment.task == "corpus" else NO_HEAD)
+    for result in results:
+        print(f"written to {result.directory}")
+
+
+def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)
