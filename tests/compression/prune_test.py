@@ -107,9 +107,10 @@ def test_the_fit_is_better_than_no_fit_on_held_out_tokens_and_else_changes_nothi
     kernel, bias = prune._fit(x, y, np.zeros((12, 5), np.float32), np.zeros(5, np.float32))
     np.testing.assert_allclose(x @ kernel + bias, y, atol=0.01)
     # targets that nothing predicts: a change could only be worse
-    few, noise = x[:40], random.normal(size=(40, 5)).astype(np.float32)
-    kernel, bias = prune._fit(few, noise, np.zeros((12, 5), np.float32), np.zeros(5, np.float32))
-    assert not kernel.any()
+    for tokens in (1, 20, 40, 110):
+        noise = random.normal(size=(tokens, 5)).astype(np.float32)
+        kernel, bias = prune._fit(x[:tokens], noise, np.zeros((12, 5), np.float32), np.zeros(5, np.float32))
+        assert not kernel.any()
     kernel, bias = prune._fit(x[:, :0], y, np.zeros((0, 5), np.float32), np.zeros(5, np.float32))
     np.testing.assert_allclose(bias, y.mean(axis=0))
 

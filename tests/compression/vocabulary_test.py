@@ -87,6 +87,9 @@ def test_the_lines_of_files_count_too(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("stale\n\nbland\n")
     ids = ids_of_files((str(tmp_path / "a.txt"), str(tmp_path / "b.txt")), tokenizer)
     assert {tokenizer.convert_tokens_to_ids(piece) for piece in ("Ġbought", "Ġchips")} <= ids
+    tokenizer("we bought it", truncation=True, max_length=8, padding="max_length")  # which the backend remembers
+    (tmp_path / "long.txt").write_text("the " * 30 + "crisp\n")
+    assert tokenizer.convert_tokens_to_ids("Ġcrisp") in ids_of_files((str(tmp_path / "long.txt"),), tokenizer)
     with pytest.raises(tb.InputError, match=r"none\.txt"):
         ids_of_files((str(tmp_path / "none.txt"),), tokenizer)
 
@@ -112,3 +115,27 @@ def test_a_compressed_classifier_loads_everywhere(teacher: Path, reviews: Path, 
     predictor = tb.load_predictor(tmp_path / "out")
     expected = predictor.logits(encode([(text,) for text in TEXTS], predictor.tokenizer, 16))
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
+
+
+def test_byte_pieces_stay_and_no_id_before_padding_moves() -> None:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = [("<s>", 0.0), ("unused", -1.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0)]
+    vocabulary += [(f"<0x{i:02X}>", -9.0) for i in range(256)] + [("▁bag", -1.0)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=4, byte_fallback=True))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    special = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=16, **{f"{name}_token": text for name, text in special.items()}
+    )
+    config = tb.BertConfig(
+        vocab_size=300, hidden_size=8, num_attention_heads=2, intermediate_size=8, model_type="roberta", pad_token_id=2
+    )
+    params = {"encoder": {"embeddings": {"word_embeddings": {"embedding": np.zeros((300, 8), np.float32)}}}}
+    used = set(tokenizer("a")["input_ids"])
+    smaller, _, new = smaller_vocabulary(config, params, tokenizer, used)
+    assert smaller.pad_token_id == 2
+    assert "▁bag" not in new.get_vocab()
+    assert pieces(new, "é") == pieces(tokenizer, "é")
+    assert "<0xC3>" in pieces(new, "é")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,15 +14,18 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY, distillation, write_model
+from safetensors.numpy import load_file, save_file
 
 import tinybert_jax as tb
 from tinybert_jax.export import export as exporting
 from tinybert_jax.export.graph import quantise
 from tinybert_jax.export.onnx_model import onnx_model
 from tinybert_jax.inference.evaluate import evaluate
+from tinybert_jax.inference.exported import exported_file
 from tinybert_jax.models.config import ACTIVATIONS
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.heads import HEADS
+from tinybert_jax.teachers.exported import load_exported
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -189,7 +193,7 @@ def test_what_differs_too_much_is_not_left_behind(
     monkeypatch.setitem(exporting.FORMATS, "onnx-int8", row._replace(largest_error=1e-6))
     with pytest.raises(tb.InputError, match=r"as onnx-int8, its outputs are .* at most 1e-06 are allowed; nothing is"):
         tb.export_model(str(teacher), tmp_path / "out", ("onnx", "onnx-int8"))
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_arguments_are_refused_by_name(teacher: Path, exported: Path, reviews: Path, tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_bad_arguments_are_refused_by_name(teacher: Path, exported: Path, review
         tb.export_model(str(teacher), tmp_path / "out", weight_bits=4)
     with pytest.raises(tb.InputError, match="exists already; choose another --out"):
         tb.export_model(str(teacher), exported)
-    with pytest.raises(tb.InputError, match="holds no token classifier, but a BertForSequenceClassification"):
+    with pytest.raises(tb.InputError, match="holds a BertForSequenceClassification, and no token classifier"):
         tb.load_predictor(exported, head="tokens")
     (tmp_path / "broken").mkdir()
     shutil.copy(exported / "config.json", tmp_path / "broken")
@@ -219,6 +223,49 @@ def test_a_missing_package_is_named(teacher: Path, tmp_path: Path, monkeypatch: 
             patch.delitem(sys.modules, "tinybert_jax.export.graph", raising=False)
             with pytest.raises(tb.InputError, match=message):
                 tb.export_model(str(teacher), tmp_path / package)
+        assert not list(tmp_path.iterdir())  # so the same command may be given again
+
+
+def test_a_model_of_two_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(onnx_model.__globals__, "LARGEST", 10_000)
+    with pytest.raises(tb.InputError, match="an ONNX file at most 2: take onnx-int8"):
+        onnx_model(*tb.load_hf(TINY))
+
+
+def test_one_text_suffices_to_compare_a_number(tmp_path: Path) -> None:
+    config, params = tb.load_hf(TINY)
+    config = dataclasses.replace(config, id2label=("score",))
+    params["classifier"] = {"kernel": params["classifier"]["kernel"][:, :1], "bias": params["classifier"]["bias"][:1]}
+    tb.save_hf(tmp_path / "model", config, params, tb.load_tokenizer(TINY, config))
+    (result,) = tb.export_model(str(tmp_path / "model"), tmp_path / "out", texts=["a film"])
+    assert result.error < 1e-4
+
+
+def test_weights_come_before_exports_in_a_directory_of_both(exported: Path, teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "both")
+    assert exported_file(tmp_path / "both") is not None
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        (tmp_path / "both" / weights).touch()
+        assert exported_file(tmp_path / "both") is None
+        assert exported_file(tmp_path / "both" / weights) is None
+        (tmp_path / "both" / weights).unlink()
+
+
+def test_two_programs_of_one_shape_are_two_teachers(
+    exported: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """The program of StableHLO is the same for all weights."""
+    prints = []
+    for name, change in (("one", 0.0), ("two", 0.5)):
+        shutil.copytree(exported / "stablehlo", tmp_path / name / "stablehlo")
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(exported / file, tmp_path / name)
+        path = tmp_path / name / "stablehlo/params.safetensors"
+        weights = load_file(path)
+        weights["classifier/bias"] += np.float32(change)
+        save_file(weights, path)
+        prints.append(load_exported(distillation(tmp_path / name, blank_student, reviews)).fingerprint)
+    assert prints[0] != prints[1]
 
 
 def test_a_model_without_a_head_is_exported(tmp_path: Path) -> None:

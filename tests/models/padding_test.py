@@ -64,7 +64,20 @@ def test_torch_computes_the_same_with_the_padded_directory(tmp_path: Path) -> No
     np.testing.assert_allclose(ours, logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"num_attention_heads": 3}, {"head_dim": 5}])
-def test_what_cannot_be_padded_is_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(tb.InputError, match="cannot be padded to hidden_size 16"):
-        tb.pad_heads(dataclasses.replace(CONFIG, **changes), PARAMS)
+@pytest.mark.parametrize(("heads", "width"), [(3, 3), (3, 4), (5, 2), (1, 5)])
+def test_heads_are_added_where_their_number_does_not_divide_the_width(heads: int, width: int) -> None:
+    config = dataclasses.replace(CONFIG, num_attention_heads=heads, head_dim=width)
+    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))
+    padded, more = tb.pad_heads(config, params)
+    assert padded.loads_in_transformers
+    assert padded.num_attention_heads * padded.attention_head_dim == 16
+    ids = jnp.arange(2, 12)[None]
+    model = tb.BertForSequenceClassification
+    before, after = (model(c).apply({"params": p}, ids).logits for c, p in ((config, params), (padded, more)))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_heads_that_are_too_wide_are_refused() -> None:
+    config = dataclasses.replace(CONFIG, num_attention_heads=4, head_dim=5)
+    with pytest.raises(tb.InputError, match="4 heads of 5 cannot be padded to hidden_size 16"):
+        tb.pad_heads(config, PARAMS)

@@ -26,7 +26,7 @@ def evaluate(
     """Score a fine-tuned or distilled model, and write its predictions.
 
     Args:
-        model: a Hugging Face directory or hub id.
+        model: a Hugging Face directory or hub id, or what `tinybert export` wrote.
         task: a row of the task table.
         source: where the rows are.
         split: which of the source's splits; a test split without labels needs --predictions.

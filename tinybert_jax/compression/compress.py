@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.table import build_method
@@ -77,6 +78,8 @@ def compress(
         return load_split(row, source, split, tokenizer, length, labels)
 
     train, dev = load("train"), load("dev")
+    if not dev.labelled:
+        raise InputError("the dev set has no labels: nothing can be measured on it")
     tokens = float(train.tokens.lengths.mean())
     chain = [_link("whole", config, params, row.head, dev, tokens, length)]
     for settings in methods:
@@ -125,6 +128,8 @@ def _link(name: str, config: BertConfig, params: Params, head: str, dev: Split, 
     placed = jax.device_put(params)
     step = make_predict_step(HEADS[head].model(config), mesh, placed)
     logits = predict_logits(step, placed, dev.tokens, EVAL_BATCH_SIZE, bucket_lengths(length))
+    if not np.isfinite(logits).all():
+        raise InputError(f"after {name}, the model's outputs on the dev set are not finite")
     return Link(name, dev.score(logits), count_parameters(params), encoder_macs(config, params, tokens))
 
 

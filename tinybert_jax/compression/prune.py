@@ -33,6 +33,7 @@ from tinybert_jax.settings.compression import Prune
 
 BATCH_SIZE = 16  # rows of a gradient whose square is taken
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean variance of the inputs; the best on held-out tokens is taken
+FEW_TOKENS = 100  # fewer are not fitted to
 HELD_OUT = 5  # every fifth part of the tokens
 UNITS = 8  # that a layer keeps are a multiple of it, where that is little of the whole
 
@@ -280,6 +281,8 @@ def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> 
     """
     if not x.shape[1]:
         return kernel, y.mean(axis=0)
+    if len(x) < FEW_TOKENS:
+        return kernel, bias
     parts = np.arange(len(x)) * 100 // len(x) % HELD_OUT == 0  # whole stretches of text
     rest = y - x @ kernel  # that the kernel does not predict
 
@@ -313,7 +316,7 @@ def _removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig
     attention = layer["attention"]
 
     def gathered(leaf: np.ndarray, axis: int, mask: np.ndarray, size: int) -> np.ndarray:
-        """Of each layer, what is kept on the axis, and zeros up to the size."""
+        """What each layer keeps on the axis, and zeros up to the size."""
         result = []
         for of_layer, mask_of_layer in zip(leaf, mask, strict=True):
             part = np.compress(mask_of_layer, of_layer, axis=axis)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,10 +56,13 @@ def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
         InputError: a file cannot be read.
     """
     used: set[int] = set()
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # that of the last call stays
+    backend.no_padding()
     for path in paths:
         lines = read_text(Path(path)).splitlines()
         for first in range(0, len(lines), ROWS_AT_ONCE):
-            for encoding in tokenizer.backend_tokenizer.encode_batch(lines[first : first + ROWS_AT_ONCE]):
+            for encoding in backend.encode_batch(lines[first : first + ROWS_AT_ONCE]):
                 used |= set(encoding.ids)
     return used
 
@@ -82,7 +86,9 @@ def smaller_vocabulary(
         )
     tokens = {i: token for token, i in ids.items()}
     kept = {tokens[i] for i in used if i in tokens} | {entry["content"] for entry in described["added_tokens"]}
-    kept |= {token for token in ids if len(_bare(token)) <= 1}
+    kept |= {token for token in ids if len(_bare(token)) <= 1 or re.fullmatch("<0x[0-9A-F]{2}>", token)}
+    if config.family.positions_after_padding:  # its id is the first position, so it must not move
+        kept |= {tokens[i] for i in range(config.pad_token_id) if i in tokens}
     if kind == "BPE":
         kept = _with_parts(kept, model["merges"])
     order = sorted(kept, key=ids.__getitem__)

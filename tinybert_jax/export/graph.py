@@ -21,6 +21,7 @@ class Graph:
 
     def __init__(self, weight_bits: int | None = None) -> None:
         self.weight_bits = weight_bits
+        self.bytes = 0  # of all constants
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._quantised_inputs: dict[str, tuple[str, str, str]] = {}
@@ -31,6 +32,7 @@ class Graph:
         if name not in self._constants:
             array = np.asarray(value, dtype, order="C")  # np.ascontiguousarray would give a number an axis
             self._constants[name] = numpy_helper.from_array(array, name)
+            self.bytes += array.nbytes
         return name
 
     def add(self, op: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: Any) -> Any:

@@ -17,7 +17,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
 
 MASKED = -1e9  # what is added to the scores of padding, as in `layers`
-LARGEST = 2**31 - 1  # bytes of a file of protocol buffers
+LARGEST = 2**31 - 2**24  # bytes of constants in a file of protocol buffers, which has 2 GB at most
 
 
 def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = None) -> onnx.ModelProto:
@@ -35,16 +35,17 @@ def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = Non
             two products of 8 bits overflow.
 
     Raises:
-        InputError: the model has more than 2 GB.
+        InputError: the model has more than 2 GB, or a head that has no writer.
     """
     params = jax.tree.map(np.asarray, jax.device_get(params))
     graph, head = Graph(weight_bits), head_of(params)
-    outputs = _Model(graph, config, params).outputs(head)
+    if head not in WRITERS:
+        raise InputError(f"head {head!r} has no row in the table of ONNX writers; known are {', '.join(WRITERS)}")
+    outputs = WRITERS[head](_Model(graph, config, params))
+    if graph.bytes > LARGEST:
+        raise InputError(f"the model has {graph.bytes / 1e9:.1f} GB, and an ONNX file at most 2: take onnx-int8")
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if config.type_vocab_size else [])]
-    model = graph.model(inputs, outputs, ["batch", "sequence"])
-    if model.ByteSize() > LARGEST:
-        raise InputError(f"the model has {model.ByteSize() / 1e9:.1f} GB, and an ONNX file at most 2: take onnx-int8")
-    return model
+    return graph.model(inputs, outputs, ["batch", "sequence"])
 
 
 class _Model:
@@ -52,33 +53,6 @@ class _Model:
 
     def __init__(self, graph: Graph, config: BertConfig, params: Params) -> None:
         self.graph, self.config, self.params = graph, config, params
-
-    def outputs(self, head: str) -> dict[str, list[str | int]]:
-        """All nodes of the model; its outputs with their shapes."""
-        config, states = self.config, self.encoder()
-        per_token: list[str | int] = ["batch", "sequence"]
-        if head == "encoder":
-            self.graph.add("Identity", states, name="last_hidden_state")
-            shapes = {"last_hidden_state": [*per_token, config.hidden_size]}
-            if "pooler" in self.params["encoder"]:
-                self.pooled(states, "pooler_output")
-                shapes["pooler_output"] = ["batch", config.hidden_size]
-            return shapes
-        if head == "span":
-            dense = self.params["qa_outputs"]
-            both = self.graph.float_dense(states, dense["kernel"], dense["bias"], "qa_outputs", "both")
-            halves = self.graph.add("Split", both, axis=-1, outputs=2)
-            last = self.graph.constant("last_axis", [-1], np.int64)
-            for name, half in zip(("start_logits", "end_logits"), halves, strict=True):
-                self.graph.add("Squeeze", half, last, name=name)
-            return {"start_logits": per_token, "end_logits": per_token}
-        if head == "masked_lm":
-            self.masked_lm(states, "logits")
-            return {"logits": [*per_token, config.vocab_size]}
-        dense, pooled = self.params["classifier"], head == "sequence"
-        x = self.pooled(states) if pooled else states
-        self.graph.float_dense(x, dense["kernel"], dense["bias"], "classifier", "logits")
-        return {"logits": [*per_token[: 1 if pooled else 2], config.num_labels]}
 
     def encoder(self) -> str:
         """The last hidden states."""
@@ -178,24 +152,10 @@ class _Model:
         return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm")
 
     def pooled(self, states: str, output: str | None = None) -> str:
-        """The first token's state through the pooler."""
+        """The first token's state through the pooler, or what the family has in its place."""
         first = self.graph.add("Gather", states, self.graph.constant("first", 0, np.int64), axis=1)
         pooled = self.dense(first, self.params["encoder"]["pooler"]["dense"], "pooler.dense")
         return self.activation(pooled, self.config.family.pooler_activation, output)
-
-    def masked_lm(self, states: str, output: str) -> None:
-        """The masked-LM head; its decoder is the word table, which is stored once."""
-        graph, predictions = self.graph, self.params["cls"]["predictions"]
-        x = self.dense(states, predictions["transform"]["dense"], "transform.dense")
-        x = self.activation(x, self.config.family.lm_activation or self.config.hidden_act)
-        x = self.layer_norm(x, predictions["transform"]["LayerNorm"], "transform.LayerNorm")
-        if graph.weight_bits is None:
-            logits = graph.add("MatMul", x, graph.add("Transpose", "word_embeddings", perm=[1, 0]))
-        else:
-            scales = graph.add("Squeeze", "word_embeddings_scale", graph.constant("last_axis", [-1], np.int64))
-            logits = graph.int8_product(x, graph.add("Transpose", "word_embeddings_quantized", perm=[1, 0]), scales)
-        bias = graph.constant("decoder.bias", predictions["bias"][: self.config.vocab_size])
-        graph.add("Add", logits, bias, name=output)
 
     def dense(self, x: str, params: Params, name: str) -> str:
         return self.graph.dense(x, params["kernel"], params["bias"], name)
@@ -206,6 +166,72 @@ class _Model:
     def activation(self, x: str, name: str, output: str | None = None) -> str:
         """A row of `ACTIVATIONS`, under the names of `models.layers`."""
         return ACTIVATIONS[name](self.graph, x, output)
+
+
+Shapes = dict[str, list[str | int]]
+ROWS: list[str | int] = ["batch"]
+TOKENS: list[str | int] = ["batch", "sequence"]
+
+
+def _bare(model: _Model) -> Shapes:
+    """The hidden states, and the pooler where there is one."""
+    states = model.encoder()
+    model.graph.add("Identity", states, name="last_hidden_state")
+    shapes = {"last_hidden_state": [*TOKENS, model.config.hidden_size]}
+    if "pooler" in model.params["encoder"]:
+        model.pooled(states, "pooler_output")
+        shapes["pooler_output"] = [*ROWS, model.config.hidden_size]
+    return shapes
+
+
+def _sequence(model: _Model) -> Shapes:
+    """The classifier over the pooled first token."""
+    dense, x = model.params["classifier"], model.pooled(model.encoder())
+    model.graph.float_dense(x, dense["kernel"], dense["bias"], "classifier", "logits")
+    return {"logits": [*ROWS, model.config.num_labels]}
+
+
+def _tokens(model: _Model) -> Shapes:
+    """The classifier over every token."""
+    dense, x = model.params["classifier"], model.encoder()
+    model.graph.float_dense(x, dense["kernel"], dense["bias"], "classifier", "logits")
+    return {"logits": [*TOKENS, model.config.num_labels]}
+
+
+def _span(model: _Model) -> Shapes:
+    """The logits of an answer's first and last token."""
+    graph, dense = model.graph, model.params["qa_outputs"]
+    both = graph.float_dense(model.encoder(), dense["kernel"], dense["bias"], "qa_outputs", "both")
+    halves, last = graph.add("Split", both, axis=-1, outputs=2), graph.constant("last_axis", [-1], np.int64)
+    for name, half in zip(("start_logits", "end_logits"), halves, strict=True):
+        graph.add("Squeeze", half, last, name=name)
+    return {"start_logits": TOKENS, "end_logits": TOKENS}
+
+
+def _masked_lm(model: _Model) -> Shapes:
+    """The masked-LM head; its decoder is the word table, which is stored once."""
+    graph, config, predictions = model.graph, model.config, model.params["cls"]["predictions"]
+    x = model.dense(model.encoder(), predictions["transform"]["dense"], "transform.dense")
+    x = model.activation(x, config.family.lm_activation or config.hidden_act)
+    x = model.layer_norm(x, predictions["transform"]["LayerNorm"], "transform.LayerNorm")
+    if graph.weight_bits is None:
+        logits = graph.add("MatMul", x, graph.add("Transpose", "word_embeddings", perm=[1, 0]))
+    else:
+        scales = graph.add("Squeeze", "word_embeddings_scale", graph.constant("last_axis", [-1], np.int64))
+        logits = graph.int8_product(x, graph.add("Transpose", "word_embeddings_quantized", perm=[1, 0]), scales)
+    bias = graph.constant("decoder.bias", predictions["bias"][: config.vocab_size])
+    graph.add("Add", logits, bias, name="logits")
+    return {"logits": [*TOKENS, config.vocab_size]}
+
+
+# by row of `models.heads.HEADS`: adds all nodes of a model with that head, and gives its outputs with their shapes
+WRITERS: dict[str, Callable[[_Model], Shapes]] = {
+    "encoder": _bare,
+    "sequence": _sequence,
+    "tokens": _tokens,
+    "span": _span,
+    "masked_lm": _masked_lm,
+}
 
 
 def _read_rows(dense: Params) -> np.ndarray:

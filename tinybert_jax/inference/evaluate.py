@@ -28,7 +28,7 @@ def evaluate(
     """The task's metrics on a split; of MNLI, those on the mismatched set too, as `accuracy_mismatched`.
 
     Args:
-        model: a Hugging Face directory or hub id.
+        model: a Hugging Face directory or hub id, or an exported model, as in `load_predictor`.
         task: a row of the task table.
         source: where the rows are.
         split: which of the source's splits.

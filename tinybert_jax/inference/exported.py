@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.files.weights import first_line
+from tinybert_jax.models.files.weights import TORCH_FILE, first_line
 
 ONNX = "onnx/model.onnx"
 ONNX_INT8 = "onnx/model_quantized.onnx"
@@ -32,17 +33,24 @@ def exported_file(name: str | Path) -> tuple[Path, Path] | None:
     Returns:
         None: the name is that of a Hugging Face directory, a hub id, or of nothing.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     try:
-        if path.suffix in (".onnx", ".bin") and path.is_file():
+        if path.is_file() and (path.suffix == ".onnx" or (path.parent / STABLEHLO_PARAMS).is_file()):
             folder = path.parent
             return path, folder if (folder / "config.json").is_file() else folder.parent
-        if not path.is_dir() or any(path.glob("*.safetensors")):
+        if not path.is_dir() or any(path.glob("*.safetensors")) or (path / TORCH_FILE).is_file():
             return None
     except OSError:  # a name that is too long
         return None
     file = next((path / file for file in FILES if (path / file).is_file()), None)
     return None if file is None else (file, path)
+
+
+def program_files(file: Path) -> list[Path]:
+    """The file of an exported model, and those of its weights beside it."""
+    if file.suffix == ".onnx":
+        return [file, *sorted(file.parent.glob(f"{file.name}[._]data*"))]
+    return [file, file.parent / STABLEHLO_PARAMS]
 
 
 def load_step(file: Path) -> ProgramStep:

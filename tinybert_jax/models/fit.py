@@ -44,7 +44,8 @@ def check_architecture(
     """
     row = HEADS[head]
     if config.family.architecture + row.architecture not in architectures:
-        raise InputError(f"{name}: holds no {row.title}, but a {', '.join(architectures)}: export another model")
+        named = f"holds a {', '.join(architectures)}" if architectures else "its config.json names no architectures"
+        raise InputError(f"{name}: {named}, and no {row.title}: export another model")
     _check_rows(name, config, head, max_length)
 
 

@@ -17,8 +17,9 @@ from tinybert_jax.models.config import BertConfig
 def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     """The same function with attention heads of `hidden_size / num_attention_heads`, as `transformers` has them.
 
-    The heads are padded with zeros, so nothing is smaller or faster than with full heads. Queries are scaled, because
-    scores are divided by the root of the width.
+    The heads are padded with zeros, and heads of zeros are added where their number does not divide the width. So
+    nothing is smaller or faster than with full heads. Queries are scaled, because scores are divided by the root of
+    the width.
 
     Args:
         config: with a `head_dim`, or without one.
@@ -28,7 +29,7 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
         The config without `head_dim`, and the parameters as numpy arrays.
 
     Raises:
-        InputError: the number of heads does not divide the width, or the heads are wider than that.
+        InputError: the heads are too wide for that.
 
     >>> pad_heads(BertConfig(hidden_size=8, num_attention_heads=2), {})[0].attention_head_dim
     4
@@ -36,12 +37,14 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     heads, width = config.num_attention_heads, config.attention_head_dim
     if config.loads_in_transformers:
         return config, params
-    if config.hidden_size % heads or heads * width > config.hidden_size:
+    numbers = (n for n in range(heads, config.hidden_size + 1) if config.hidden_size % n == 0)
+    count = next((n for n in numbers if config.hidden_size // n >= width), None)
+    if count is None:
         raise InputError(
-            f"{heads} heads of {width} cannot be padded to hidden_size {config.hidden_size}: their number must divide"
-            " it, and together they must not be wider"
+            f"{heads} heads of {width} cannot be padded to hidden_size {config.hidden_size}: they are wider than heads"
+            " that divide it"
         )
-    padded = config.hidden_size // heads
+    padded = config.hidden_size // count
     layers = params["encoder"]["encoder"]["layer"]
     attention = layers["attention"]
 
@@ -49,8 +52,8 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
         """The axis of all heads, each padded to the new width."""
         array = np.moveaxis(np.asarray(jax.device_get(array)) * np.float32(scale), axis, -1)
         split = array.reshape(*array.shape[:-1], heads, width)
-        wide = np.pad(split, [(0, 0)] * (split.ndim - 1) + [(0, padded - width)])
-        return np.moveaxis(wide.reshape(*array.shape[:-1], heads * padded), -1, axis)
+        wide = np.pad(split, [(0, 0)] * (split.ndim - 2) + [(0, count - heads), (0, padded - width)])
+        return np.moveaxis(wide.reshape(*array.shape[:-1], count * padded), -1, axis)
 
     scales = {"query": math.sqrt(padded / width), "key": 1.0, "value": 1.0}
     projections = {
@@ -61,4 +64,4 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     dense = output["dense"] | {"kernel": widened(output["dense"]["kernel"], 1)}
     attention = {"self": projections, "output": output | {"dense": dense}}
     encoder = params["encoder"] | {"encoder": {"layer": layers | {"attention": attention}}}
-    return dataclasses.replace(config, head_dim=None), params | {"encoder": encoder}
+    return dataclasses.replace(config, num_attention_heads=count, head_dim=None), params | {"encoder": encoder}

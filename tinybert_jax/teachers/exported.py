@@ -11,8 +11,9 @@ import numpy as np
 
 from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.exported import exported_file
+from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import load_predictor
+from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.models.fit import check_outputs
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
@@ -42,8 +43,11 @@ def load_exported(experiment: Experiment) -> Teacher:
     labels = () if task.is_regression else predictor.config.id2label
     exported = exported_file(name)
     assert exported is not None, "the table of teachers asked"
-    with exported[0].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file, _ = exported
+    digest = hashlib.sha256(tokenizer_fingerprint(predictor.tokenizer).encode())
+    for part in program_files(file):
+        with part.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
 
     def outputs(texts: Sequence[Any]) -> np.ndarray:
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -53,5 +57,5 @@ def load_exported(experiment: Experiment) -> Teacher:
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
-    settings = FunctionTeacher(outputs, f"{exported[0].name} {digest}, {predictor.max_length} tokens", labels)
+    settings = FunctionTeacher(outputs, f"{file.name} {digest.hexdigest()}, {predictor.max_length} tokens", labels)
     return dataclasses.replace(load_function(dataclasses.replace(experiment, teacher=settings)), name=name)
