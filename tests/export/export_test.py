@@ -227,7 +227,7 @@ def test_a_missing_package_is_named(teacher: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_model_of_two_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(onnx_model.__globals__, "LARGEST", 10_000)
+    monkeypatch.setattr(sys.modules["tinybert_jax.export.onnx_model"], "LARGEST", 10_000)
     with pytest.raises(tb.InputError, match="an ONNX file at most 2: take onnx-int8"):
         onnx_model(*tb.load_hf(TINY))
 
