@@ -32,18 +32,22 @@ def perturb(model: nn.Module, seed: int, scale: float = 0.1) -> None:
 
 def scores_of(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
     """The unmodified model's output, and QK^T / sqrt(d) of every layer, computed from its query and key layers."""
-    outputs: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, list[Tensor]] = {}
     if model.config.model_type == "distilbert":
         del inputs["token_type_ids"]
         attentions = [layer.attention for layer in model.base_model.transformer.layer]
         projections = [(attention.q_lin, attention.k_lin) for attention in attentions]
+    elif model.config.model_type == "albert":  # whose groups are called again and again
+        groups = model.base_model.encoder.albert_layer_groups
+        repeats = model.config.num_hidden_layers // len(groups)
+        attentions = [group.albert_layers[0].attention for group in groups for _ in range(repeats)]
+        projections = [(attention.query, attention.key) for attention in attentions]
     else:
         attentions = [layer.attention.self for layer in model.base_model.encoder.layer]
         projections = [(attention.query, attention.key) for attention in attentions]
     hooks = [
-        linear.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output))
-        for linears in projections
-        for linear in linears
+        linear.register_forward_hook(lambda module, _, output: outputs.setdefault(module, []).append(output))
+        for linear in {linear for linears in projections for linear in linears}
     ]
     out = model(**inputs, output_hidden_states=True)
     for hook in hooks:
@@ -55,7 +59,7 @@ def scores_of(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, tuple[Tens
 
     scores = []
     for linears in projections:
-        query, key = (heads(outputs[linear]) for linear in linears)
+        query, key = (heads(outputs[linear].pop(0)) for linear in linears)
         scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
     return out, tuple(scores)
 

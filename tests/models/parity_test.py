@@ -33,6 +33,8 @@ STORED = {
     "tiny-distilbert-qa": "span",
     "tiny-distilbert-mlm": "masked_lm",
     "tiny-distilbert-encoder": "encoder",
+    "tiny-albert": "sequence",
+    "tiny-albert-mlm": "masked_lm",
 }
 TOLERANCE = 1e-5  # of the tensor's largest absolute value, or of 1 where that is smaller
 
@@ -76,6 +78,7 @@ def test_a_saved_copy_has_the_tensors_and_the_description_of_its_original(name: 
         assert before[tensor].tobytes() == after[tensor].tobytes(), tensor
     before, after = (json.loads((path / "config.json").read_text()) for path in (FIXTURES / name, tmp_path))
     facts = ("architectures", "model_type", "pad_token_id", "type_vocab_size", "max_position_embeddings", "dim")
+    facts += ("num_hidden_groups", "embedding_size", "classifier_dropout_prob")
     for key in facts:
         assert before.get(key) == after.get(key), key
 
@@ -137,7 +140,10 @@ def assert_parity_with_torch(
 
 
 WIDE = {"hidden_size": 60, "num_hidden_layers": 4, "num_attention_heads": 5, "intermediate_size": 112}
+WIDE |= {"num_hidden_groups": 2}
+
 NARROW = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
+NARROW |= {"embedding_size": 20}
 
 
 @pytest.mark.parametrize("head", HEADS)

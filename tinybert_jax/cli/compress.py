@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinybert_jax.cli.options import Source, TaskName, pruning
+from tinybert_jax.cli.options import Source, TaskName, methods_of
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
 from tinybert_jax.settings.compression import CompressionSettings, Vocabulary
@@ -17,6 +17,7 @@ def compress(
     out: Path,
     prune: float | None = None,
     uniform: bool = False,
+    share: int | None = None,
     vocabulary: tuple[str, ...] = (),
     max_length: int | None = None,
 ) -> None:
@@ -34,11 +35,13 @@ def compress(
             multiply-adds that is left. Half costs about a minute for 20 million parameters on 2 cores.
         uniform: prune as many heads and units in every layer. The model is less exact, and JAX, too, runs it faster;
             without this, only ONNX is faster by all that was removed.
+        share: let consecutive layers share their parameters, in so many groups, as an ALBERT. The model is smaller,
+            not faster, and useless until it is trained: `tinybert distill --share` does both.
         vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
             text files (data FILE ...), all special tokens, and all single characters. It comes last.
         max_length: tokens per row; default: the length that the model was trained with.
     """
-    methods: list[CompressionSettings] = [*pruning(prune, uniform)]
+    methods: list[CompressionSettings] = [*methods_of(prune, uniform, share)]
     if vocabulary:
         if vocabulary[0] != "data":
             raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")

@@ -10,7 +10,7 @@ import tyro
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import AXES, ComputeDtype
-from tinybert_jax.settings.compression import Prune
+from tinybert_jax.settings.compression import CompressionSettings, Prune, Share
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import TASKS
 
@@ -73,12 +73,13 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def pruning(prune: float | None, uniform: bool) -> tuple[Prune, ...]:
-    """The pruning that --prune and --uniform ask for; () for none.
+def methods_of(prune: float | None, uniform: bool, share: int | None) -> tuple[CompressionSettings, ...]:
+    """The compression methods that --prune, --uniform and --share ask for, in the order in which they act.
 
     Raises:
-        InputError: --uniform stands alone, or the share is none.
+        InputError: --uniform stands alone, or a number is out of its range.
     """
     if prune is None and uniform:
         raise InputError("--uniform is an option of --prune: give both, or leave it out")
-    return () if prune is None else (Prune(prune, uniform),)
+    pruning = () if prune is None else (Prune(prune, uniform),)
+    return pruning if share is None else (*pruning, Share(share))

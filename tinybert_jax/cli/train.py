@@ -14,7 +14,7 @@ from tinybert_jax.cli.options import (
     RunOptions,
     Source,
     TaskName,
-    pruning,
+    methods_of,
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
@@ -95,6 +95,7 @@ def distill(
     start: Start = "auto",
     prune: float | None = None,
     uniform: bool = False,
+    share: int | None = None,
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -113,7 +114,7 @@ def distill(
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
     Args:
-        teacher: a model fine-tuned on the task, BERT, RoBERTa, XLM-R or DistilBERT: Hugging Face directory or hub id;
+        teacher: a model fine-tuned on the task, BERT, RoBERTa, XLM-R, DistilBERT or ALBERT: Hugging Face directory or hub id;
             or an exported model, such as an ONNX file; or predictions of anything, a .jsonl, .tsv, .csv or .parquet
             file (docs/llm-labels.md). Several of them teach together, by the mean of their outputs.
         student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
@@ -141,6 +142,7 @@ def distill(
         prune: as in `tinybert compress`, before the first stage: --student is a fine-tuned directory, such as the
             teacher's own, and learns on without what was removed.
         uniform: as in `tinybert compress`.
+        share: let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
         transformer_epochs: epochs of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
@@ -223,7 +225,7 @@ def distill(
         preset=preset,
         layer_map=layer_map,
         start=start,
-        compression=pruning(prune, uniform),
+        compression=methods_of(prune, uniform, share),
         augmented=augmented,
         teacher_cache_gb=teacher_cache_gb,
     )

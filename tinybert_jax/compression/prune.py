@@ -27,7 +27,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.heads import HEADS, HeadLosses, head_losses
 from tinybert_jax.models.layers import Embeddings, Intermediate, SelfAttention
-from tinybert_jax.models.parameters import resize_vocabulary
+from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import Prune
 
@@ -69,6 +69,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     head = head_of(params)
     if not HEADS[head].on_tasks:
         raise InputError(f"pruning needs a model with the head of a task, and this one has a {HEADS[head].title}")
+    config, params = unshared(config, params)
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
     buckets = bucket_lengths(int(examples.lengths.max()))
     steps = -(-min(settings.rows, len(examples)) // BATCH_SIZE)

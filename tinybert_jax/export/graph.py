@@ -52,7 +52,7 @@ class Graph:
             product = self.int8_product(x, weight, self.constant(f"{name}.weight_scale", scales[0]))
         return self.add("Add", product, self.constant(f"{name}.bias", bias), name=output)
 
-    def float_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray, name: str, output: str) -> str:
+    def float_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray, name: str, output: str | None = None) -> str:
         """`x @ kernel + bias` in float32 in every graph, as the small layer of a head is."""
         product = self.add("MatMul", x, self.constant(f"{name}.weight", kernel))
         return self.add("Add", product, self.constant(f"{name}.bias", bias), name=output)

@@ -62,8 +62,10 @@ class _Model:
         mask = graph.add("Mul", missing, graph.constant("masked", MASKED))
         mask = graph.add("Unsqueeze", mask, graph.constant("head_axes", [1, 2], np.int64))
         x = self.embeddings()
+        repeats = self.config.num_hidden_layers // self.config.layer_groups
         for i in range(self.config.num_hidden_layers):
-            x = self.layer(x, mask, jax.tree.map(lambda leaf, i=i: leaf[i], layers), f"layer.{i}")
+            group = i // repeats  # constants of one name are stored once
+            x = self.layer(x, mask, jax.tree.map(lambda leaf, g=group: leaf[g], layers), f"layer.{group}")
         return x
 
     def embeddings(self) -> str:
@@ -74,7 +76,11 @@ class _Model:
         if config.type_vocab_size:
             types = graph.constant("token_type_embeddings", tables["token_type_embeddings"]["embedding"])
             x = graph.add("Add", x, graph.add("Gather", types, "token_type_ids"))
-        return self.layer_norm(x, tables["LayerNorm"], "embeddings.LayerNorm")
+        x = self.layer_norm(x, tables["LayerNorm"], "embeddings.LayerNorm")
+        if not config.family.shares_layers:
+            return x
+        mapping = tables["embedding_hidden_mapping_in"]
+        return graph.float_dense(x, mapping["kernel"], mapping["bias"], "embedding_hidden_mapping_in")
 
     def words(self) -> str:
         """The embeddings of the words; in int8 the table has a scale for each row."""

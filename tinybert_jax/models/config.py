@@ -71,11 +71,16 @@ class BertConfig:
     id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
+    num_hidden_groups: int | None = None  # of layers that share their parameters; in ALBERT, by default all are unlike
+    embedding_size: int | None = None  # of ALBERT; by default hidden_size
     model_type: str = "bert"  # a row of the table of families
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
             raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
+        if self.family.shares_layers:
+            object.__setattr__(self, "num_hidden_groups", self.layer_groups)
+            object.__setattr__(self, "embedding_size", self.embedding_width)
         for name, fixed in self.family.fixed.items():
             if getattr(self, name) != fixed:
                 raise InputError(f"{name} is {getattr(self, name)}; with model_type {self.model_type!r} it is {fixed}")
@@ -88,6 +93,8 @@ class BertConfig:
             "max_position_embeddings",
             "type_vocab_size",
             "head_dim",
+            "num_hidden_groups",
+            "embedding_size",
         ):
             value = getattr(self, name)
             if value is not None and value < 1 and name not in self.family.fixed:
@@ -108,6 +115,9 @@ class BertConfig:
             raise InputError("id2label is empty; a model has at least one output")
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+        if self.num_hidden_layers % self.layer_groups:
+            counts = f"num_hidden_groups {self.num_hidden_groups} does not divide num_hidden_layers"
+            raise InputError(f"{counts} {self.num_hidden_layers}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
@@ -136,6 +146,16 @@ class BertConfig:
     def attention_head_dim(self) -> int:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def layer_groups(self) -> int:
+        """How many layers have parameters that are not another's."""
+        return self.num_hidden_layers if self.num_hidden_groups is None else self.num_hidden_groups
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding tables."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
     @property
     def loads_in_transformers(self) -> bool:
@@ -174,6 +194,8 @@ class BertConfig:
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
             if hf.get(name):
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
+        if family.shares_layers and hf.get("inner_group_num", 1) != 1:
+            raise InputError(f"inner_group_num is {hf['inner_group_num']!r}: only 1 is supported")
         values = dict(family.defaults)
         for field in dataclasses.fields(cls):
             name = family.config_names.get(field.name, field.name)

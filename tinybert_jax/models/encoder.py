@@ -35,28 +35,35 @@ class BertOutput(NamedTuple):
 
 
 class Layer(BertModule):
-    """One Transformer layer, the body of the scan over layers.
+    """One Transformer layer, or `repeats` layers with the same parameters: the body of the scan over layers.
 
-    It writes its scores, and its queries, keys and values, into their slots of the carry.
+    Each writes its scores, and its queries, keys and values, into their slots [repeats] of the carry. The states after
+    each are [repeats, b, q, d].
     """
 
     deterministic: bool = True
+    repeats: int = 1
 
     @nn.compact
     def __call__(
         self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
     ) -> tuple[Any, Array]:
         x, scores, qkv = carry
-        x, parts = Attention(self.config, self.compute, name="attention")(x, attention_mask, self.deterministic)
-        if scores.shape[0]:
-            layer_scores = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
-            scores = jax.lax.dynamic_update_index_in_dim(scores, layer_scores, slots[0], axis=0)
-        if qkv.shape[0]:
-            stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
-            qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1], axis=0)
-        inner = Intermediate(self.config, self.compute, name="intermediate")(x)
-        x = Residual(self.config, self.compute, name="output")(inner, x, self.deterministic)
-        return (x, scores, qkv), x
+        attention = Attention(self.config, self.compute, name="attention")
+        intermediate = Intermediate(self.config, self.compute, name="intermediate")
+        output = Residual(self.config, self.compute, name="output")
+        states = []
+        for i in range(self.repeats):
+            x, parts = attention(x, attention_mask, self.deterministic)
+            if scores.shape[0]:
+                layer_scores = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
+                scores = jax.lax.dynamic_update_index_in_dim(scores, layer_scores, slots[0][i], axis=0)
+            if qkv.shape[0]:
+                stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
+                qkv = jax.lax.dynamic_update_index_in_dim(qkv, stacked, slots[1][i], axis=0)
+            x = output(intermediate(x), x, self.deterministic)
+            states.append(x)
+        return (x, scores, qkv), jnp.stack(states)
 
 
 class Encoder(BertModule):
@@ -89,11 +96,14 @@ class Encoder(BertModule):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
-            length=depth,
+            length=config.layer_groups,
         )
-        (last, scores, qkv), states = layers(config, self.compute, deterministic, name="layer")(
-            (x, scores, qkv), (score_slots, qkv_slots), attention_mask
+        repeats = depth // config.layer_groups
+        slots = (score_slots.reshape(-1, repeats), qkv_slots.reshape(-1, repeats))
+        (last, scores, qkv), states = layers(config, self.compute, deterministic, repeats, name="layer")(
+            (x, scores, qkv), slots, attention_mask
         )
+        states = states.reshape(depth, *states.shape[2:])
         # the last state is taken from the carry, so that reading it alone does not keep the others
         states = jnp.concatenate([x[None], states])
         return last, states, scores[: len(score_layers)], qkv[: len(qkv_layers)]

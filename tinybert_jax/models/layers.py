@@ -86,7 +86,7 @@ class Embeddings(BertModule):
 
         def table(rows: int, name: str) -> Any:
             init = nn.initializers.normal(config.initializer_range)
-            return jnp.asarray(nn.Embed(rows, config.hidden_size, embedding_init=init, name=name).embedding)
+            return jnp.asarray(nn.Embed(rows, config.embedding_width, embedding_init=init, name=name).embedding)
 
         # Tables are float32: their gradients are sums over tokens, for which bfloat16 is not precise enough.
         # Each device looks up its slice of the width, and the looked-up rows are exchanged. That moves less data than
@@ -105,7 +105,8 @@ class Embeddings(BertModule):
             x = x + jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(at), at)
         else:
             x = x + positions[None, : input_ids.shape[-1]]
-        return Dropout(config.hidden_dropout_prob)(self.layer_norm()(x), deterministic)
+        x = Dropout(config.hidden_dropout_prob)(self.layer_norm()(x), deterministic)
+        return self.dense(config.hidden_size, "embedding_hidden_mapping_in")(x) if config.family.shares_layers else x
 
 
 def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"]) -> Float[Array, "*b h q k"]:

@@ -20,12 +20,12 @@ from tinybert_jax.precision import product
 
 
 class Transform(BertModule):
-    """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, d]."""
+    """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, e], the width of the embeddings."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         activation = self.config.family.lm_activation or self.config.hidden_act
-        return self.layer_norm()(ACTIVATIONS[activation](self.dense(self.config.hidden_size, "dense")(x)))
+        return self.layer_norm()(ACTIVATIONS[activation](self.dense(self.config.embedding_width, "dense")(x)))
 
 
 class Predictions(BertModule):

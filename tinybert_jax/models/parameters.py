@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -63,6 +64,18 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
     return 2.0 * config.num_hidden_layers * tokens * (projections + attention)
 
 
+def unshared(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
+    """The same model with parameters of its own for every layer."""
+    repeats = config.num_hidden_layers // config.layer_groups
+    if repeats == 1:
+        return config, params
+    layer = jax.tree.map(
+        lambda leaf: np.repeat(np.asarray(leaf), repeats, axis=0), params["encoder"]["encoder"]["layer"]
+    )
+    encoder = params["encoder"] | {"encoder": {"layer": layer}}
+    return dataclasses.replace(config, num_hidden_groups=config.num_hidden_layers), params | {"encoder": encoder}
+
+
 def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
     """Multiply-adds of an encoder's layers on a row, without the heads and units that the output projections skip.
 
@@ -76,5 +89,6 @@ def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
     kernels = (np.asarray(half["dense"]["kernel"]) for half in (layer["attention"]["output"], layer["output"]))
     of_heads, of_units = (np.any(kernel != 0, axis=-1) for kernel in kernels)
     heads, units = int(of_heads.reshape(-1, width).any(axis=1).sum()), int(of_units.sum())
+    repeats = config.num_hidden_layers // config.layer_groups
     projections = 4 * config.hidden_size * width * heads + 2 * config.hidden_size * units
-    return tokens * (projections + 2 * tokens * width * heads)
+    return repeats * tokens * (projections + 2 * tokens * width * heads)

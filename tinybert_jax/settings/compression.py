@@ -49,3 +49,20 @@ class Vocabulary(CompressionSettings):
     name = "vocabulary"
 
     texts: tuple[str, ...] = ()  # files with a text a line
+
+
+@dataclass(frozen=True)
+class Share(CompressionSettings):
+    """Parameter sharing in groups of consecutive layers (ALBERT, Lan et al., arXiv 1909.11942).
+
+    A BERT becomes an ALBERT. Each group has the parameters of its first layer. The model is smaller, not faster, and
+    has to be trained.
+    """
+
+    name = "share"
+
+    groups: int = 1  # it divides the number of layers
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise InputError(f"groups is {self.groups}; it must be at least 1")

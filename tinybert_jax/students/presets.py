@@ -37,6 +37,11 @@ def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> 
         shape["num_attention_heads"] = _heads(name, width, teacher)
     shape.setdefault("intermediate_size", max(1, round(width * teacher.intermediate_size / teacher.hidden_size)))
     sizes: dict[str, Any] = dict(shape)
+    if teacher.family.shares_layers:
+        layers, groups = shape["num_hidden_layers"], teacher.num_hidden_groups
+        sizes["num_hidden_groups"] = None if groups is None or layers % groups else groups
+        if teacher.embedding_width == teacher.hidden_size:
+            sizes["embedding_size"] = None
     if not token_types and (model_type := teacher.family.without_token_types) is not None:
         family = FAMILIES[model_type]
         dropout = family.defaults.get("classifier_dropout", teacher.classifier_dropout)

@@ -80,8 +80,10 @@ def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
     """Refuse a student that is not a projection of the teacher.
 
     Raises:
-        InputError: the numbers of heads differ, or the student is wider than the teacher.
+        InputError: the numbers of heads differ, the student is wider than the teacher, or layers share parameters.
     """
+    if student.family.shares_layers or teacher.family.shares_layers:
+        raise InputError("start 'spectral' fits layers one by one, and those of an ALBERT share parameters")
     if student.num_attention_heads != teacher.num_attention_heads:
         raise InputError(
             f"start 'spectral' needs equal num_attention_heads: the student has {student.num_attention_heads}, the"

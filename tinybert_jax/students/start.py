@@ -13,6 +13,7 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import unshared
 from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import NamedStart, Preset, Start
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
@@ -102,7 +103,13 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
     if start == "spectral":
         check_narrower(student, teacher)
     elif start == "copy":
-        for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size"):
+        for name in (
+            "hidden_size",
+            "embedding_width",
+            "num_attention_heads",
+            "attention_head_dim",
+            "intermediate_size",
+        ):
             student_size, teacher_size = getattr(student, name), getattr(teacher, name)
             if student_size != teacher_size:
                 sizes = f"the student has {student_size}, the teacher {teacher_size}"
@@ -118,8 +125,9 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     """
     check_start("copy", student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-    bert = teacher_params["encoder"]
-    layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(mapped) - 1], bert["encoder"]["layer"])
+    bert = unshared(teacher, teacher_params)[1]["encoder"]
+    first = np.array(mapped)[:: student.num_hidden_layers // student.layer_groups]  # of each group
+    layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[first - 1], bert["encoder"]["layer"])
     masked_lm = {"cls": {"predictions": teacher_params["cls"]["predictions"]}} if "cls" in teacher_params else {}
     return {"encoder": bert | {"encoder": {"layer": layers}}} | masked_lm
 

@@ -4,11 +4,12 @@ BERT's layers serve every family here. A row says what differs: names, defaults,
 is before the head.
 """
 
+from tinybert_jax.models.families.albert import ALBERT
 from tinybert_jax.models.families.bert import BERT
 from tinybert_jax.models.families.distilbert import DISTILBERT
 from tinybert_jax.models.families.family import Family
 from tinybert_jax.models.families.roberta import ROBERTA, XLM_ROBERTA
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (BERT, ALBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
 
 __all__ = ["FAMILIES", "Family"]

@@ -3,5 +3,11 @@
 from tinybert_jax.models.families.family import Family
 
 BERT = Family(
-    "bert", "Bert", "A BERT", prefix="bert", names=((("encoder",), ("bert",)),), without_token_types="distilbert"
+    "bert",
+    "Bert",
+    "A BERT",
+    prefix="bert",
+    names=((("encoder",), ("bert",)),),
+    without_token_types="distilbert",
+    shared="albert",
 )

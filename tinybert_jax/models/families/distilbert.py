@@ -4,7 +4,7 @@ It is a BERT without token types and without a pooler. Its sequence classifier h
 BERT's reads the pooler.
 """
 
-from tinybert_jax.models.families.family import Family
+from tinybert_jax.models.families.family import UNSHARED, Family
 
 _LAYER = ("encoder", "encoder", "layer", "*")
 _HF_LAYER = ("distilbert", "transformer", "layer", "*")
@@ -42,7 +42,7 @@ DISTILBERT = Family(
         "classifier_dropout": "seq_classif_dropout",
     },
     defaults={"num_hidden_layers": 6, "classifier_dropout": 0.2},
-    fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12},
+    fixed=UNSHARED | {"type_vocab_size": 0, "layer_norm_eps": 1e-12},
     has_pooler=False,
     pooler_activation="relu",
 )

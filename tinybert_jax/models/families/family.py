@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+UNSHARED = {"num_hidden_groups": None, "embedding_size": None}  # `fixed`, where layers share nothing
 Path = tuple[str, ...]
 Names = tuple[tuple[Path, Path], ...]  # beginnings of a tensor's path: ours, and that of Hugging Face
 
@@ -25,7 +26,9 @@ class Family(NamedTuple):
     parts: tuple[str, ...] = ("embeddings", "encoder", "pooler")  # of the encoder, under Hugging Face's names
     config_names: Mapping[str, str] = {}  # our names of fields, and those in config.json, where they differ
     defaults: Mapping[str, Any] = {}  # of config.json, where they are not BERT's
-    fixed: Mapping[str, Any] = {}  # fields that config.json does not have, and their values
+    fixed: Mapping[str, Any] = UNSHARED  # fields that config.json does not have, and their values
+    shares_layers: bool = False  # layers share parameters in groups, and embeddings have a width of their own
+    shared: str | None = None  # the `model_type` of the same layers, shared
     positions_after_padding: bool = False  # positions count real tokens and begin behind the row of padding
     has_pooler: bool = True  # also without a sequence classifier
     pooler_activation: str = "tanh"

@@ -122,7 +122,7 @@ def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
 def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarray], where: str) -> np.ndarray:
     """One tensor per layer, or per hidden state, as one leaf; all must be there, and of one shape."""
     layers = config.num_hidden_layers
-    kind, count = ("layer", layers) if path[:3] == LAYER else ("projection", layers + 1)
+    kind, count = ("layer", config.layer_groups) if path[:3] == LAYER else ("projection", layers + 1)
     # the first ones suffice: a wrong config may say a billion
     missing = list(itertools.islice((str(i) for i in range(count) if i not in values), 4))
     if missing or len(values) != count:
