@@ -245,7 +245,7 @@ def test_weights_that_do_not_match_the_config_are_refused(directory: Path, chang
     [
         ({"num_attention_heads": 5}, r"config\.json: num_attention_heads 5 does not divide hidden_size 24"),
         ({"vocab_size": 90}, r"word_embeddings/embedding has the shape"),
-        ({"model_type": "mpnet"}, r"config\.json: model_type 'mpnet' is not supported; known are 'bert', 'roberta'"),
+        ({"model_type": "mpnet"}, r"config\.json: model_type 'mpnet' is not supported; known are 'bert', 'albert'"),
         ({"hidden_size": "wide"}, r"config\.json: hidden_size is 'wide'; it must be a whole number"),
         (
             {"num_hidden_layers": 10**9},

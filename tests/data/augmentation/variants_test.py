@@ -368,7 +368,7 @@ def test_a_tokenizer_that_cuts_on_the_left_is_refused_before_anything_is_compute
     monkeypatch.setattr(tokenizer, "truncation_side", "left")
     with pytest.raises(InputError, match="the tokenizer's truncation_side is 'left': set it to 'right'"):
         load_augmented(directory, rows, tokenizer, 32, 0)
-    monkeypatch.setattr(build_module, "load_hf", lambda _: (BertConfig(), {"cls": {}}))
+    monkeypatch.setattr(build_module, "load_hf", lambda _: (BertConfig(), {"cls": {}, "encoder": {}}))
     monkeypatch.setattr(build_module, "fingerprint", lambda _: "")
     monkeypatch.setattr(build_module, "load_tokenizer", lambda *_: tokenizer)
     with pytest.raises(InputError, match="the tokenizer's truncation_side is 'left'"):
