@@ -1,8 +1,9 @@
-"""The error for a user's mistake, and checks of choices and numbers."""
+"""The error for a user's mistake, and checks of choices, numbers and output directories."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 
@@ -36,3 +37,13 @@ def check_seed(name: str, seed: int) -> None:
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"{name} is {seed}; it must be a whole number in [0, 2**32)")
+
+
+def check_unused(out: Path) -> None:
+    """Refuse an output directory that would be overwritten.
+
+    Raises:
+        InputError: it exists, and is a file or not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another --out")

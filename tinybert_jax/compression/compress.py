@@ -14,15 +14,14 @@ from tinybert_jax.batch import Params
 from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.devices.sharding import make_mesh
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf, save_hf
-from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_head, check_outputs
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, encoder_macs
-from tinybert_jax.settings.choices import MIN_LENGTH
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
@@ -65,11 +64,10 @@ def compress(
             what came before it.
     """
     out, row = Path(out), get_task(task)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; choose another --out")
+    check_unused(out)
     config, params = load_hf(model)
     tokenizer = load_tokenizer(model, config)
-    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
+    length = max_length or trained_length(tokenizer, config)
     check_head(model, config, params, row.head, length)
     check_outputs(model, config, row)
     labels = config.id2label if row.kind.names_classes else None

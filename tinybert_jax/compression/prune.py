@@ -78,11 +78,11 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     run = _Layers(config, sample)
     targets = run.sums(model)
     tokens = float(np.mean(examples.lengths))
-    sizes = Kept(
+    kept = Kept(
         np.ones((config.num_hidden_layers, config.num_attention_heads), bool),
         np.ones((config.num_hidden_layers, config.intermediate_size), bool),
     )
-    kept, gradients = sizes, _mask_gradients(config, head, head_losses(head, config))
+    gradients = _mask_gradients(config, head, head_losses(head, config))
     for round_ in range(1, settings.rounds + 1):
         importance = _importance(gradients, model, batches)
         share = settings.macs ** (round_ / settings.rounds)
@@ -212,9 +212,7 @@ class _Layers:
 
     def sums(self, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
         """The sums before the LayerNorms of both halves of each layer, [n, d]."""
-        sums: list[tuple[np.ndarray, np.ndarray]] = []
-        self._walk(params, lambda layer, half, inputs, x, dense: dense, sums)
-        return sums
+        return self._walk(params, lambda layer, half, inputs, x, dense: dense)[1]
 
     def repaired(self, params: Params, kept: Kept, targets: list[tuple[np.ndarray, np.ndarray]]) -> Params:
         """Parameters whose output projections read only what is kept, and bring the sums nearest to the targets."""
@@ -228,28 +226,25 @@ class _Layers:
             kernel[mask] = change
             return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
-        layers = self._walk(params, fitted, [])
-        stacked = [
-            {key: np.stack([pair[half][key] for pair in layers]) for key in ("kernel", "bias")} for half in (0, 1)
-        ]
-        kernels, biases = ([half[key] for half in stacked] for key in ("kernel", "bias"))
-        return _with_kernels(params, *kernels, *biases)
+        layers = self._walk(params, fitted)[0]
+
+        def stacked(key: str) -> list[np.ndarray]:
+            return [np.stack([halves[half][key] for halves in layers]) for half in (0, 1)]
+
+        return _with_kernels(params, *stacked("kernel"), *stacked("bias"))
 
     def _walk(
-        self,
-        params: Params,
-        choose: Callable[[int, int, np.ndarray, np.ndarray, Params], Params],
-        sums: list[tuple[np.ndarray, np.ndarray]],
-    ) -> list[tuple[Params, Params]]:
+        self, params: Params, choose: Callable[[int, int, np.ndarray, np.ndarray, Params], Params]
+    ) -> tuple[list[tuple[Params, Params]], list[tuple[np.ndarray, np.ndarray]]]:
         """Go through the layers; `choose(layer, half, inputs, residual, dense)` gives each second dense layer.
 
         Returns:
-            Those dense layers. The sums before the LayerNorms are appended to `sums`.
+            Those dense layers, and the sums before the LayerNorms, of both halves of each layer.
         """
         sample, encoder = self.sample, params["encoder"]
         inputs = [(batch.input_ids, batch.token_type_ids) for batch in sample.batches]
         x = sample.tokens((self.embed(encoder["embeddings"], *pair) for pair in inputs), np.float32)
-        chosen = []
+        chosen, sums = [], []
         for number in range(self.config.num_hidden_layers):
             layer = jax.tree.map(lambda leaf, i=number: leaf[i], encoder["encoder"]["layer"])
             halves, of_layer = (layer["attention"]["output"], layer["output"]), []
@@ -267,7 +262,7 @@ class _Layers:
                 x = self._layer_norm(total, output["LayerNorm"])
             chosen.append((of_layer[0][0], of_layer[1][0]))
             sums.append((of_layer[0][1], of_layer[1][1]))
-        return chosen
+        return chosen, sums
 
     def _layer_norm(self, x: np.ndarray, params: Params) -> np.ndarray:
         x = x - x.mean(axis=1, keepdims=True)

@@ -48,6 +48,6 @@ def share(settings: Share, config: BertConfig, params: Params, examples: Example
         config,
         model_type=config.family.shared or config.model_type,
         num_hidden_groups=settings.groups,
-        classifier_dropout=config.classifier_dropout_rate,  # of which ALBERT has another default
+        classifier_dropout=config.classifier_dropout_rate,  # ALBERT's default is another
     )
     return config, params | {"encoder": encoder | {"encoder": {"layer": layer}}}

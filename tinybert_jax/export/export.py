@@ -16,16 +16,16 @@ from jaxtyping import Array
 from tinybert_jax.batch import Params
 from tinybert_jax.data.batches import bucket_lengths, eval_batches
 from tinybert_jax.data.tokens import Tokens, encode
-from tinybert_jax.errors import InputError, check_choice
+from tinybert_jax.errors import InputError, check_choice, check_unused
 from tinybert_jax.inference.exported import ONNX, ONNX_INT8, STABLEHLO, STABLEHLO_PARAMS, load_step, program_files
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf, save_description
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tensors import head_of
-from tinybert_jax.models.files.tokenizer import all_tokens, load_tokenizer, whole_words, write_words
+from tinybert_jax.models.files.tokenizer import all_tokens, load_tokenizer, trained_length, whole_words, write_words
 from tinybert_jax.models.files.weights import write_tensors
 from tinybert_jax.models.heads import HEADS, head_losses
-from tinybert_jax.settings.choices import MIN_LENGTH, ExportFormat
+from tinybert_jax.settings.choices import ExportFormat
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO program runs on
 ROWS, WORDS, LONGEST = 64, 64, 128  # random rows that are compared; words and tokens of the longest
@@ -76,11 +76,10 @@ def export_model(
     if weight_bits not in (7, 8):
         raise InputError(f"weight_bits is {weight_bits}; it must be 7 or 8")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; choose another --out")
+    check_unused(out)
     config, params = load_hf(model)
     tokenizer = load_tokenizer(model, config)
-    length = max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens, LONGEST))
+    length = min(trained_length(tokenizer, config), LONGEST)
     compared = (texts or _random_texts(tokenizer))[:MOST_ROWS]
     rows = encode([(text,) for text in compared], tokenizer, length)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -161,12 +160,8 @@ def _compare(file: Path, config: BertConfig, params: Params, rows: Tokens, lengt
     # a single output has no deviation: its size counts then
     deviation = max(float(np.sqrt(max(square - mean**2, 0.0))), 1e-2 * float(np.sqrt(square)))
     error = float(np.sqrt(squares / count)) / deviation
-    return Exported(file, _bytes(file), worst, error, same / labels if labels else None)
-
-
-def _bytes(file: Path) -> int:
-    """Bytes of an exported model, with its weights."""
-    return sum(part.stat().st_size for part in program_files(file))
+    size = sum(part.stat().st_size for part in program_files(file))
+    return Exported(file, size, worst, error, same / labels if labels else None)
 
 
 def _write_onnx(config: BertConfig, params: Params, weight_bits: int | None, file: Path) -> None:

@@ -115,7 +115,7 @@ class _Model:
         """One layer, without the heads and units that the output projections do not read."""
         attention = params["attention"]
         read = _read_rows(attention["output"]["dense"])
-        # of a head, all rows or none
+        # a head is read as a whole
         read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
         projections = {
             part: {key: leaf[..., read] for key, leaf in dense.items()} for part, dense in attention["self"].items()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from tinybert_jax.batch import Params
 from tinybert_jax.data.batches import bucket_lengths
@@ -19,7 +20,7 @@ from tinybert_jax.inference.exported import exported_file, load_step
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_architectures, load_config, load_hf
-from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_architecture, check_head, check_token_types
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.choices import MIN_LENGTH
@@ -68,8 +69,7 @@ class Predictor:
         logits = self.logits(encode(rows, self.tokenizer, self.max_length))
         if self.config.num_labels == 1:
             return [Prediction(None, float(value)) for value in logits[:, 0]]
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = odds / odds.sum(axis=1, keepdims=True)
+        probabilities = softmax(logits, axis=1)
         best = probabilities.argmax(axis=1)
         return [Prediction(self.config.id2label[i], float(row[i])) for i, row in zip(best, probabilities, strict=True)]
 
@@ -115,7 +115,7 @@ def load_predictor(
     else:
         config, params = load_hf(directory)
     tokenizer = load_tokenizer(directory, config)
-    length = max_length or max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
+    length = max_length or trained_length(tokenizer, config)
     if exported is not None:
         check_architecture(str(file), config, load_architectures(directory), head, length)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
@@ -52,20 +52,21 @@ def distilbert_objective(
     student_model, teacher_model = (BertModel(config, compute, add_pooler=False) for config in (student, teacher))
 
     def states_and_logits(
-        model: BertModel, params: Params, batch: Batch, key: PRNGKeyArray | None
+        model: BertModel, params: Params, batch: Batch, positions: Int[Array, "b p"], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b p v"]]:
         states = apply_model(model, params["encoder"], batch, key, score_layers=()).last_hidden_state
-        return states, logits_at(model.config, params, states, masked_tokens(batch)[0], compute)
+        return states, logits_at(model.config, params, states, positions, compute)
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
-        states, logits = states_and_logits(teacher_model, teacher_params, batch, None)
+        states, logits = states_and_logits(teacher_model, teacher_params, batch, masked_tokens(batch)[0], None)
         return {"states": states, "logits": logits}
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        states, logits = states_and_logits(student_model, trainable, batch, key)
-        labels = masked_tokens(batch)[1].reshape(-1)
+        positions, labels = masked_tokens(batch)
+        states, logits = states_and_logits(student_model, trainable, batch, positions, key)
+        labels = labels.reshape(-1)
         logits, teacher_logits = (x.reshape(-1, x.shape[-1]) for x in (logits, targets["logits"]))
         temperature = hyper.number("temperature", settings)
         soft = losses.soft_token_cross_entropy(logits, teacher_logits, labels >= 0, temperature)
@@ -81,11 +82,10 @@ def distilbert_objective(
         )
         return total, {"loss": total, "soft": soft, "hard": hard, "cosine": cosine}
 
-    # of masked-LM training stay also the weight of a batch, and that nothing is kept: each epoch masks other tokens
+    # The weight of a batch stays that of masked-LM training. So does that no target is kept: epochs mask other tokens.
     return plain._replace(
         targets=targets,
         loss=loss,
-        student_flops=lambda tokens: masked_lm_flops(student, tokens, backward=True),
         teacher_flops=lambda tokens: masked_lm_flops(teacher, tokens, backward=False),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError
@@ -52,10 +53,7 @@ def load_exported(experiment: Experiment) -> Teacher:
     def outputs(texts: Sequence[Any]) -> np.ndarray:
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         logits = predictor.logits(encode(rows, predictor.tokenizer, predictor.max_length))
-        if not labels:
-            return logits[:, 0]
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        return softmax(logits, axis=1) if labels else logits[:, 0]
 
     settings = FunctionTeacher(outputs, f"{file.name} {digest.hexdigest()}, {predictor.max_length} tokens", labels)
     return dataclasses.replace(load_function(dataclasses.replace(experiment, teacher=settings)), name=name)

@@ -80,6 +80,11 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     return tokenizer
 
 
+def trained_length(tokenizer: Any, config: BertConfig) -> int:
+    """Tokens of the longest text that a model was trained on, as its tokenizer says; no more than its positions."""
+    return max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """sha256 of all that determines a tokenizer's ids."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
