@@ -21,12 +21,12 @@ import scipy.linalg
 
 from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.compression.method import Method
+from tinybert_jax.compression.walk import Site, Sums, walk
 from tinybert_jax.data.batches import bucket_lengths, train_batches
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.heads import HEADS, HeadLosses, head_losses
-from tinybert_jax.models.layers import Embeddings, Intermediate, SelfAttention
 from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import Prune
@@ -75,8 +75,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     steps = -(-min(settings.rows, len(examples)) // BATCH_SIZE)
     batches = list(train_batches(examples, BATCH_SIZE, buckets, 0, 0, steps))
     sample = Sample.take(batches)
-    run = _Layers(config, sample)
-    targets = run.sums(model)
+    targets = walk(config, model, sample, lambda site: site.dense)[1]
     tokens = float(np.mean(examples.lengths))
     kept = Kept(
         np.ones((config.num_hidden_layers, config.num_attention_heads), bool),
@@ -87,7 +86,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
         importance = _importance(gradients, model, batches)
         share = settings.macs ** (round_ / settings.rounds)
         kept = select(importance, kept, costs(config, tokens), share, settings.uniform)
-        model = run.repaired(model, kept, targets)
+        model = _repaired(config, model, sample, kept, targets)
     smaller = _removed(config, model, kept)
     encoder = params["encoder"] | {"encoder": smaller[1]["encoder"]["encoder"]}
     return smaller[0], params | {"encoder": encoder}
@@ -190,84 +189,31 @@ def _masked(params: Params, masks: Any) -> Params:
     return _with_kernels(params, *kernels)
 
 
-def _with_kernels(params: Params, attention_kernel: Any, output_kernel: Any, *biases: Any) -> Params:
+def _with_kernels(params: Params, attention_kernel: Any, output_kernel: Any) -> Params:
     layer = params["encoder"]["encoder"]["layer"]
-    halves = [layer["attention"]["output"], layer["output"]]
-    new = []
-    for i, (half, kernel) in enumerate(zip(halves, (attention_kernel, output_kernel), strict=True)):
-        dense = half["dense"] | {"kernel": kernel} | ({"bias": biases[i]} if biases else {})
-        new.append(half | {"dense": dense})
-    layer = layer | {"attention": layer["attention"] | {"output": new[0]}, "output": new[1]}
+    halves = zip((layer["attention"]["output"], layer["output"]), (attention_kernel, output_kernel), strict=True)
+    attention, output = (half | {"dense": half["dense"] | {"kernel": kernel}} for half, kernel in halves)
+    layer = layer | {"attention": layer["attention"] | {"output": attention}, "output": output}
     return params | {"encoder": params["encoder"] | {"encoder": {"layer": layer}}}
 
 
-class _Layers:
-    """A sample's way through the layers, in which the second dense layer of each half may be fitted anew."""
+def _repaired(config: BertConfig, params: Params, sample: Sample, kept: Kept, targets: list[Sums]) -> Params:
+    """Parameters whose output projections read only what is kept, and bring the sums nearest to the targets."""
+    of_heads = np.repeat(kept.heads, config.attention_head_dim, axis=1)
 
-    def __init__(self, config: BertConfig, sample: Sample) -> None:
-        self.config, self.sample = config, sample
-        self.embed = jax.jit(lambda p, ids, types: Embeddings(config).apply({"params": p}, ids, types, True))
-        self.attend = jax.jit(lambda p, x, mask: SelfAttention(config).apply({"params": p}, x, mask, True)[0])
-        self.widen = jax.jit(lambda p, x: Intermediate(config).apply({"params": p}, x))
+    def fitted(site: Site) -> Params:
+        if site.name == "attention_output":
+            mask, target = of_heads[site.layer], targets[site.layer].attention
+        elif site.name == "output":
+            mask, target = kept.units[site.layer], targets[site.layer].feed_forward
+        else:
+            return site.dense
+        kernel = np.where(mask[:, None], site.dense["kernel"], 0.0)
+        change, bias = _fit(site.inputs[:, mask], target - site.residual, kernel[mask], site.dense["bias"])
+        kernel[mask] = change
+        return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
-    def sums(self, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The sums before the LayerNorms of both halves of each layer, [n, d]."""
-        return self._walk(params, lambda layer, half, inputs, x, dense: dense)[1]
-
-    def repaired(self, params: Params, kept: Kept, targets: list[tuple[np.ndarray, np.ndarray]]) -> Params:
-        """Parameters whose output projections read only what is kept, and bring the sums nearest to the targets."""
-        width = self.config.attention_head_dim
-        masks = [np.repeat(kept.heads, width, axis=1), kept.units]
-
-        def fitted(layer: int, half: int, inputs: np.ndarray, x: np.ndarray, dense: Params) -> Params:
-            mask = masks[half][layer]
-            kernel = np.where(mask[:, None], dense["kernel"], 0.0)
-            change, bias = _fit(inputs[:, mask], targets[layer][half] - x, kernel[mask], dense["bias"])
-            kernel[mask] = change
-            return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-
-        layers = self._walk(params, fitted)[0]
-
-        def stacked(key: str) -> list[np.ndarray]:
-            return [np.stack([halves[half][key] for halves in layers]) for half in (0, 1)]
-
-        return _with_kernels(params, *stacked("kernel"), *stacked("bias"))
-
-    def _walk(
-        self, params: Params, choose: Callable[[int, int, np.ndarray, np.ndarray, Params], Params]
-    ) -> tuple[list[tuple[Params, Params]], list[tuple[np.ndarray, np.ndarray]]]:
-        """Go through the layers; `choose(layer, half, inputs, residual, dense)` gives each second dense layer.
-
-        Returns:
-            Those dense layers, and the sums before the LayerNorms, of both halves of each layer.
-        """
-        sample, encoder = self.sample, params["encoder"]
-        inputs = [(batch.input_ids, batch.token_type_ids) for batch in sample.batches]
-        x = sample.tokens((self.embed(encoder["embeddings"], *pair) for pair in inputs), np.float32)
-        chosen, sums = [], []
-        for number in range(self.config.num_hidden_layers):
-            layer = jax.tree.map(lambda leaf, i=number: leaf[i], encoder["encoder"]["layer"])
-            halves, of_layer = (layer["attention"]["output"], layer["output"]), []
-            for half, output in enumerate(halves):
-                states = sample.batched(x)
-                if half == 0:
-                    pairs = zip(states, sample.masks, strict=True)
-                    wide = (self.attend(layer["attention"]["self"], state, mask) for state, mask in pairs)
-                else:
-                    wide = (self.widen(layer["intermediate"], state) for state in states)
-                read = sample.tokens(wide, np.float32)
-                dense = choose(number, half, read, x, output["dense"])
-                total = read @ dense["kernel"] + dense["bias"] + x
-                of_layer.append((dense, total))
-                x = self._layer_norm(total, output["LayerNorm"])
-            chosen.append((of_layer[0][0], of_layer[1][0]))
-            sums.append((of_layer[0][1], of_layer[1][1]))
-        return chosen, sums
-
-    def _layer_norm(self, x: np.ndarray, params: Params) -> np.ndarray:
-        x = x - x.mean(axis=1, keepdims=True)
-        x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + self.config.layer_norm_eps)
-        return x * params["scale"] + params["bias"]
+    return walk(config, params, sample, fitted)[0]
 
 
 def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,113 @@
+"""A sample's way through the layers of an encoder, in which every dense layer may be replaced as it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tinybert_jax.batch import Params
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.layers import Embeddings, Intermediate, SelfAttention
+from tinybert_jax.models.sample import Sample
+
+# the dense layers of a layer, in their order: names, and their places below "layer"
+DENSE: dict[str, tuple[str, ...]] = {
+    "query": ("attention", "self", "query"),
+    "key": ("attention", "self", "key"),
+    "value": ("attention", "self", "value"),
+    "attention_output": ("attention", "output", "dense"),
+    "intermediate": ("intermediate", "dense"),
+    "output": ("output", "dense"),
+}
+
+
+class Site(NamedTuple):
+    """A dense layer that the walk has reached."""
+
+    layer: int
+    name: str  # a row of DENSE
+    inputs: np.ndarray  # float32 [n, i]: a row for each real token
+    residual: np.ndarray  # float32 [n, d]: what the half of the layer began with
+    dense: Params  # its parameters, as they are
+
+
+class Sums(NamedTuple):
+    """The sums before the LayerNorms of both halves of a layer, each float32 [n, d]."""
+
+    attention: np.ndarray
+    feed_forward: np.ndarray
+
+
+def walk(
+    config: BertConfig, params: Params, sample: Sample, choose: Callable[[Site], Params]
+) -> tuple[Params, list[Sums]]:
+    """Go through the layers of a model, with the dense layers that `choose` gives.
+
+    Args:
+        config: of the model; its layers share no parameters.
+        params: of the model, as numpy arrays.
+        sample: the texts.
+        choose: gives the parameters that a dense layer has from then on, in the order of DENSE. The inputs that it
+            sees come from what it chose before.
+
+    Returns:
+        The parameters with all chosen dense layers, and the sums of each layer.
+    """
+    embed = jax.jit(lambda p, ids, types: Embeddings(config).apply({"params": p}, ids, types, True))
+    attend = jax.jit(lambda p, x, mask: SelfAttention(config).apply({"params": p}, x, mask, True)[0])
+    widen = jax.jit(lambda p, x: Intermediate(config).apply({"params": p}, x))
+
+    def layer_norm(x: np.ndarray, params: Params) -> np.ndarray:
+        x = x - x.mean(axis=1, keepdims=True)
+        x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + config.layer_norm_eps)
+        return np.asarray(x * params["scale"] + params["bias"])
+
+    encoder, layers, sums = params["encoder"], [], []
+    inputs = ((batch.input_ids, batch.token_type_ids) for batch in sample.batches)
+    x = sample.tokens((embed(encoder["embeddings"], *pair) for pair in inputs), np.float32)
+    for number in range(config.num_hidden_layers):
+        layer = jax.tree.map(lambda leaf, i=number: np.asarray(leaf[i]), encoder["encoder"]["layer"])
+
+        def chosen(
+            names: Iterable[str], inputs: np.ndarray, residual: np.ndarray, layer: Params = layer, number: int = number
+        ) -> list[Params]:
+            return [choose(Site(number, name, inputs, residual, _at(layer, DENSE[name]))) for name in names]
+
+        attention = layer["attention"]
+        query, key, value = chosen(("query", "key", "value"), x, x)
+        projections = {"query": query, "key": key, "value": value}
+        pairs = zip(sample.batched(x), sample.masks, strict=True)
+        context = sample.tokens((attend(projections, state, mask) for state, mask in pairs), np.float32)
+        (outer,) = chosen(("attention_output",), context, x)
+        of_attention = dense(context, outer) + x
+        middle = layer_norm(of_attention, attention["output"]["LayerNorm"])
+        (inner,) = chosen(("intermediate",), middle, middle)
+        wide = sample.tokens((widen({"dense": inner}, state) for state in sample.batched(middle)), np.float32)
+        (narrow,) = chosen(("output",), wide, middle)
+        of_feed_forward = dense(wide, narrow) + middle
+        x = layer_norm(of_feed_forward, layer["output"]["LayerNorm"])
+        sums.append(Sums(of_attention, of_feed_forward))
+        outputs = {"attention": attention["output"] | {"dense": outer}, "output": layer["output"] | {"dense": narrow}}
+        layers.append(
+            {
+                "attention": {"self": projections, "output": outputs["attention"]},
+                "intermediate": {"dense": inner},
+                "output": outputs["output"],
+            }
+        )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+    return params | {"encoder": encoder | {"encoder": {"layer": stacked}}}, sums
+
+
+def dense(x: np.ndarray, params: Params) -> np.ndarray:
+    """`x @ kernel + bias`."""
+    return np.asarray(x @ params["kernel"] + params["bias"])
+
+
+def _at(tree: Params, path: tuple[str, ...]) -> Params:
+    for name in path:
+        tree = tree[name]
+    return tree
