@@ -51,21 +51,72 @@ def _backward(equation: str, result: Any, operands: tuple[Array, Array], gradien
 product.defvjp(_forward, _backward)
 
 
+ACTIVATION_BITS = 8  # of the inputs of quantised products
+
+
+def quantise(x: Float[Array, "..."], bits: int, axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Symmetric integers, as floats, and scales with 1 on `axis`, whose product is nearest to x.
+
+    >>> [array.tolist() for array in quantise(jnp.array([[127.0, 1.0], [-63.5, 2.0]]), 8, axis=0)]
+    [[[127.0, 64.0], [-64.0, 127.0]], [[1.0, 0.015748031437397003]]]
+    """
+    largest = 2 ** (bits - 1) - 1
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axis, keepdims=True), 1e-12) / largest
+    return jnp.round(x / scale), scale
+
+
+def rounded(x: Float[Array, "..."], bits: int, axis: int) -> Float[Array, "..."]:
+    """x on the grid of `quantise`, with the gradient of x: the straight-through estimator (Bengio et al., arXiv
+    1308.3432). The grid reaches as far as x, so no gradient is cut off.
+    """
+    integers, scale = quantise(jax.lax.stop_gradient(x), bits, axis)
+    return x + jax.lax.stop_gradient((integers * scale).astype(x.dtype) - x)
+
+
+def int8_product(x: Float[Array, "... i"], kernel: Any, scale: Float[Array, "o"]) -> Float[Array, "... o"]:
+    """The product, in float32, of x, quantised for each row as it comes, with an int8 kernel [i, o] of scales [o]."""
+    integers, x_scale = quantise(x, ACTIVATION_BITS, axis=-1)
+    contracted = (((x.ndim - 1,), (0,)), ((), ()))
+    sums = jax.lax.dot_general(integers.astype(jnp.int8), kernel, contracted, preferred_element_type=jnp.int32)
+    return sums.astype(jnp.float32) * x_scale * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class Dense(nn.Module):
     """A dense layer [..., i] -> [..., features] in the compute dtype.
 
     Its bias is added in float32. In bfloat16 the bias's gradient, a sum over all tokens, would stop growing after some
     hundreds of them: a number is lost where what it is added to is 256 times as large.
+
+    With a rank, the kernel is the product of two dense layers' kernels, "down" [i, rank] and "up" [rank, features].
+
+    With `weight_bits`, both factors of the product are rounded, as if it were in int8, and gradients pass through. An
+    int8 kernel among the parameters, with its "kernel_scale", is multiplied in int8.
     """
 
     features: int
     dtype: Any
     kernel_init: Any
+    rank: int = 0
+    weight_bits: int | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if self.rank:
+            shared = (self.dtype, self.kernel_init, 0, self.weight_bits)
+            narrow = Dense(self.rank, *shared, use_bias=False, name="down")(x)
+            return Dense(self.features, *shared, name="up")(narrow)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        if kernel.dtype == jnp.int8:
+            scale = self.param("kernel_scale", nn.initializers.ones, (self.features,), jnp.float32)
+            y = int8_product(x, kernel, jnp.asarray(scale))
+        else:
+            if self.weight_bits is not None:
+                x, kernel = rounded(x, ACTIVATION_BITS, -1), rounded(jnp.asarray(kernel), self.weight_bits, 0)
+            # not into float32: where devices share i, they send each other parts of the sum, and bfloat16 is enough
+            y = product("...i,io->...o", jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype), self.dtype)
+        if not self.use_bias:
+            return y.astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        # not into float32: where devices share i, they send each other parts of the sum, and bfloat16 is enough
-        y = product("...i,io->...o", jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype), self.dtype)
         return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(self.dtype)

@@ -13,7 +13,7 @@ import pytest
 from conftest import BAD, GOOD, NEUTRAL, distillation, family_tokenizer, write_model
 
 import tinybert_jax as tb
-from tinybert_jax.compression.vocabulary import ids_of_files, smaller_vocabulary, used_ids
+from tinybert_jax.compression.vocabulary import ids_of_files, smaller_vocabulary
 from tinybert_jax.data.tokens import encode
 
 TEXTS = ["we bought lovely chips", "the stale chips was burnt", "a bag"]
@@ -44,7 +44,7 @@ def test_the_texts_have_the_same_tokens_and_the_model_the_same_outputs(
     config, params, tokenizer = model
     rows = encode([(text,) for text in TEXTS], tokenizer, 24)
     before = {text: pieces(tokenizer, text) for text in TEXTS + OTHER}
-    smaller, fewer, new = smaller_vocabulary(config, params, tokenizer, used_ids(rows))
+    smaller, fewer, new = smaller_vocabulary(config, params, tokenizer, rows.input_ids.tolist())
     assert smaller.vocab_size < config.vocab_size
     for text in TEXTS:
         assert pieces(new, text) == before[text]

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 import tinybert_jax as tb
 from tinybert_jax.devices import sharding
+from tinybert_jax.models.config import Ranks
 from tinybert_jax.objectives.masked_lm import masked_lm_objective
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
@@ -33,6 +34,7 @@ from tinybert_jax.training.step import TrainState, create_state, make_train_step
 SIZES = {"vocab_size": 97, "num_attention_heads": 4, "initializer_range": 0.2}
 TEACHER = tb.BertConfig(hidden_size=48, num_hidden_layers=4, intermediate_size=64, **SIZES)
 STUDENT = tb.BertConfig(hidden_size=32, num_hidden_layers=2, intermediate_size=64, **SIZES)
+LOW_RANK = dataclasses.replace(STUDENT, ranks=Ranks(8, 8, 8, 8, 8, 8, 8))
 COMPUTE = tb.Compute(vocab_multiple=16)
 ALL_AXES = "data=2 fsdp=2 model=2"
 # what is compiled where: each costs seconds
@@ -42,6 +44,7 @@ STAGES = {
     "relations": [ALL_AXES],
     "prediction": [ALL_AXES],
     "masked_lm": [ALL_AXES],
+    "low rank": [ALL_AXES],
 }
 MESHES: dict[str, dict[str, int]] = {
     "one": {},
@@ -170,6 +173,9 @@ def objective_of(stage: str) -> tuple[Objective, tb.Batch, dict]:
         head = tb.init_params(tb.BertForMaskedLM(STUDENT, compute), jax.random.key(1))
         return masked_lm_objective(STUDENT, compute), batch, head
     batch = batch._replace(labels=np.zeros(16, np.int32))
+    if stage == "low rank":
+        factors = tb.init_params(tb.BertForSequenceClassification(LOW_RANK, compute), jax.random.key(1))
+        return prediction_objective(LOW_RANK, TEACHER, compute=compute), batch, factors
     if stage == "prediction":
         return prediction_objective(STUDENT, TEACHER, compute=compute), batch, classifier
     attention: Attention = "relations" if stage == "relations" else "scores"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinybert_jax.cli.options import Source, TaskName, methods_of
+from tinybert_jax.cli.options import MethodOptions, Source, TaskName
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
-from tinybert_jax.settings.compression import CompressionSettings, Vocabulary
+from tinybert_jax.settings.compression import Vocabulary
 
 
 def compress(
@@ -15,9 +15,7 @@ def compress(
     task: TaskName,
     source: Source,
     out: Path,
-    prune: float | None = None,
-    uniform: bool = False,
-    share: int | None = None,
+    methods: MethodOptions,
     vocabulary: tuple[str, ...] = (),
     max_length: int | None = None,
 ) -> None:
@@ -31,26 +29,19 @@ def compress(
         task: a row of the task table.
         source: where the rows are.
         out: the directory of the compressed model; new, or empty.
-        prune: remove whole attention heads and feed-forward units; the number is the share of the encoder's
-            multiply-adds that is left. Half costs about a minute for 20 million parameters on 2 cores.
-        uniform: prune as many heads and units in every layer. The model is less exact, and JAX, too, runs it faster;
-            without this, only ONNX is faster by all that was removed.
-        share: let consecutive layers share their parameters, in so many groups, as an ALBERT. The model is smaller,
-            not faster, and useless until it is trained: `tinybert distill --share` does both.
+        methods: what is done, in the order of these options; each works on what is left by those before it.
         vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
-            text files (data FILE ...), all special tokens, and all single characters. It comes last.
+            text files (data FILE ...), all special tokens, and all single characters. It comes before --quantize.
         max_length: tokens per row; default: the length that the model was trained with.
     """
-    methods: list[CompressionSettings] = [*methods_of(prune, uniform, share)]
-    if vocabulary:
-        if vocabulary[0] != "data":
-            raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")
-        methods.append(Vocabulary(vocabulary[1:]))
-    if not methods:
+    if vocabulary and vocabulary[0] != "data":
+        raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")
+    chosen = methods.settings(Vocabulary(vocabulary[1:]) if vocabulary else None)
+    if not chosen:
         raise InputError("nothing to do: give --prune SHARE, for example --prune 0.5, or --vocabulary data")
     from tinybert_jax.compression import compress as compressing
 
-    chain = compressing.compress(model, task, source, methods, out, max_length)
+    chain = compressing.compress(model, task, source, chosen, out, max_length)
     print_table(*compressing.table(chain))
     for note in compressing.notes(chain):
         print(note)

@@ -22,6 +22,7 @@ def evaluate(
     batch_size: int = 64,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     predictions: Path | None = None,
+    int8: bool = False,
 ) -> None:
     """Score a fine-tuned or distilled model, and write its predictions.
 
@@ -35,6 +36,7 @@ def evaluate(
         json_file: write the metrics here, as JSON.
         predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
             tokens and tags. A directory gets the file that GLUE's server takes; only GLUE's tasks have one.
+        int8: multiply in 8 bits where this processor is faster with it.
     """
     for path in (json_file, predictions):
         if path is not None and not path.parent.is_dir():
@@ -44,7 +46,7 @@ def evaluate(
     from tinybert_jax.inference import evaluate
 
     needs_scores = predictions is None or json_file is not None
-    scores = evaluate.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores)
+    scores = evaluate.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores, int8)
     if scores:
         print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
         if json_file is not None:

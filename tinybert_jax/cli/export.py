@@ -25,7 +25,8 @@ def export(
         model: a Hugging Face directory or hub id, with any head or none.
         out: the directory; new, or empty.
         to: one or more of: onnx; onnx-int8: dense layers and the word table in 8 bits, about a quarter of the bytes;
-            stablehlo: a JAX program for CPU, CUDA and TPU, with its parameters beside it.
+            stablehlo: a JAX program for CPU, CUDA and TPU, with its parameters beside it; stablehlo-int8: the same in
+            8 bits.
         weight_bits: bits of the weights of onnx-int8. 8 is a little more exact, but only for processors with VNNI or
             AMX, and ARM: on others, sums of products of 8 bits overflow. 7 is right on all.
         texts: a file with a text a line, on which the written model is compared; default: random words.

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import AXES, ComputeDtype
-from tinybert_jax.settings.compression import CompressionSettings, Prune, Share
+from tinybert_jax.settings.compression import (
+    CompressionSettings,
+    LowRank,
+    Prune,
+    Quantize,
+    Share,
+    Vocabulary,
+)
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import TASKS
 
@@ -51,7 +58,46 @@ class Devices:
     deterministic: bool = False  # on GPUs: the same bits in every run, but slower; CPUs and TPUs always repeat
 
 
+@dataclass(frozen=True)
+class Methods:
+    """The compression methods, each by what it leaves."""
+
+    # remove attention heads and feed-forward units; the number is the share of the encoder's multiply-adds that is
+    # left. The task's labels say what matters. Half costs about a minute for 20 million parameters on 2 cores
+    prune: float | None = None
+    # prune as many heads and units in every layer: less exact, but JAX, too, runs it faster; without this, only ONNX
+    # is faster by all that was removed
+    uniform: bool = False
+    # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
+    low_rank: float | None = None
+    low_rank_words: float | None = None  # the same for the word table: smaller, not faster
+    # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and useless
+    # until it is trained
+    share: int | None = None
+    # multiply in 8 bits, with weights of 8 or 4; in training, values are rounded as they will be
+    quantize: Literal["int8", "int4"] | None = None
+
+    def settings(self, vocabulary: Vocabulary | None = None) -> tuple[CompressionSettings, ...]:
+        """The methods that were asked for, in the order in which they act.
+
+        Raises:
+            InputError: --uniform stands alone, or a number is out of its range.
+        """
+        if self.prune is None and self.uniform:
+            raise InputError("--uniform is an option of --prune: give both, or leave it out")
+        ranked = self.low_rank is not None or self.low_rank_words is not None
+        chosen = (
+            None if self.prune is None else Prune(self.prune, self.uniform),
+            LowRank(self.low_rank, self.low_rank_words) if ranked else None,
+            None if self.share is None else Share(self.share),
+            vocabulary,
+            None if self.quantize is None else Quantize(int(self.quantize.removeprefix("int"))),
+        )
+        return tuple(method for method in chosen if method is not None)
+
+
 RunOptions = Annotated[RunFlags, tyro.conf.OmitArgPrefixes]
+MethodOptions = Annotated[Methods, tyro.conf.OmitArgPrefixes]
 DeviceOptions = Annotated[Devices, tyro.conf.OmitArgPrefixes]
 
 
@@ -71,15 +117,3 @@ def parse_mesh(text: str) -> dict[str, int]:
             raise InputError(f"--mesh {text}: give sizes of {', '.join(AXES)}, for example data=4,model=2")
         sizes[axis] = int(size)
     return sizes
-
-
-def methods_of(prune: float | None, uniform: bool, share: int | None) -> tuple[CompressionSettings, ...]:
-    """The compression methods that --prune, --uniform and --share ask for, in the order in which they act.
-
-    Raises:
-        InputError: --uniform stands alone, or a number is out of its range.
-    """
-    if prune is None and uniform:
-        raise InputError("--uniform is an option of --prune: give both, or leave it out")
-    pruning = () if prune is None else (Prune(prune, uniform),)
-    return pruning if share is None else (*pruning, Share(share))

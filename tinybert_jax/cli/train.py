@@ -9,12 +9,12 @@ from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.options import (
     DeviceOptions,
     Devices,
+    MethodOptions,
     Moving,
     RunFlags,
     RunOptions,
     Source,
     TaskName,
-    methods_of,
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
@@ -86,6 +86,7 @@ def distill(
     source: Source,
     run: RunOptions,
     devices: DeviceOptions,
+    methods: MethodOptions,
     stage: Literal["both", "transformer", "prediction", "patient", "supervised"] = "both",
     preset: Preset = "default",
     teacher_weights: tuple[float, ...] | None = None,
@@ -93,9 +94,6 @@ def distill(
     layer_teacher: str | None = None,
     layer_map: LayerMap = "uniform",
     start: Start = "auto",
-    prune: float | None = None,
-    uniform: bool = False,
-    share: int | None = None,
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -125,6 +123,8 @@ def distill(
         source: where the rows are.
         run: options of every training run.
         devices: options of every training run.
+        methods: as in `tinybert compress`, before the first stage: --student is a directory, for --prune a fine-tuned
+            one such as the teacher's own, and what is left of it learns on.
         stage: both: layers ("transformer"), then predictions; or one of them; or another method in their place, for as
             many steps as --prediction-epochs or --prediction-steps say: patient: PKD, outputs, labels and the states
             of [CLS] together, for a student of the teacher's width; supervised: the labels alone, the baseline.
@@ -139,10 +139,6 @@ def distill(
             states; auto: with preset default, copy if all widths agree, spectral if the student has the teacher's
             heads and is narrower, else random. With the presets paper and official, and if no stage learns from the
             teacher, auto is random.
-        prune: as in `tinybert compress`, before the first stage: --student is a fine-tuned directory, such as the
-            teacher's own, and learns on without what was removed.
-        uniform: as in `tinybert compress`.
-        share: let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
         transformer_epochs: epochs of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
@@ -225,7 +221,7 @@ def distill(
         preset=preset,
         layer_map=layer_map,
         start=start,
-        compression=methods_of(prune, uniform, share),
+        compression=methods.settings(),
         augmented=augmented,
         teacher_cache_gb=teacher_cache_gb,
     )

@@ -20,9 +20,9 @@ import numpy as np
 import scipy.linalg
 
 from tinybert_jax.batch import Batch, Examples, Params
+from tinybert_jax.compression.calibration import calibration_batches, check_whole
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.walk import Site, Sums, walk
-from tinybert_jax.data.batches import bucket_lengths, train_batches
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
@@ -31,7 +31,6 @@ from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import Prune
 
-BATCH_SIZE = 16  # rows of a gradient whose square is taken
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean variance of the inputs; the best on held-out tokens is taken
 FEW_TOKENS = 100  # fewer are not fitted to
 HELD_OUT = 5  # every fifth part of the tokens
@@ -64,16 +63,15 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
         those of the largest layer.
 
     Raises:
-        InputError: the model has no head, or no row has a label.
+        InputError: the model has no head, no row has a label, or the model is factorised, quantised or shared.
     """
     head = head_of(params)
+    check_whole("pruning", config)
     if not HEADS[head].on_tasks:
         raise InputError(f"pruning needs a model with the head of a task, and this one has a {HEADS[head].title}")
     config, params = unshared(config, params)
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
-    buckets = bucket_lengths(int(examples.lengths.max()))
-    steps = -(-min(settings.rows, len(examples)) // BATCH_SIZE)
-    batches = list(train_batches(examples, BATCH_SIZE, buckets, 0, 0, steps))
+    batches = calibration_batches(examples, settings.rows)
     sample = Sample.take(batches)
     targets = walk(config, model, sample, lambda site: site.dense)[1]
     tokens = float(np.mean(examples.lengths))

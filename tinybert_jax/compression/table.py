@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinybert_jax.compression import prune, share, vocabulary
+from tinybert_jax.compression import low_rank, prune, quantize, share, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.compression import CompressionSettings, Prune, Share, Vocabulary
+from tinybert_jax.settings.compression import (
+    CompressionSettings,
+    LowRank,
+    Prune,
+    Quantize,
+    Share,
+    Vocabulary,
+)
 
 METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     Prune: prune.build,
+    LowRank: low_rank.build,
     Share: share.build,
+    Quantize: quantize.build,
     Vocabulary: vocabulary.build,
 }
 

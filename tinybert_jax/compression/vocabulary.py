@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.calibration import id_counts
 from tinybert_jax.compression.method import Method
 from tinybert_jax.data.reader import read_text
 from tinybert_jax.errors import InputError
@@ -25,8 +26,8 @@ from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.files.weights import read_json
 from tinybert_jax.settings.compression import Vocabulary
 
+LINES_AT_ONCE = 1000
 CONTINUES = "##"  # before a piece of WordPiece that does not begin a word
-ROWS_AT_ONCE = 1000
 
 
 def build(settings: Vocabulary) -> Method:
@@ -35,18 +36,11 @@ def build(settings: Vocabulary) -> Method:
     def retokenize(
         config: BertConfig, params: Params, tokenizer: Any, examples: Examples
     ) -> tuple[BertConfig, Params, Any]:
-        used = used_ids(examples) | ids_of_files(settings.texts, tokenizer)
+        used = set(np.flatnonzero(id_counts(examples, config.vocab_size)).tolist())
+        used |= ids_of_files(settings.texts, tokenizer)
         return smaller_vocabulary(config, params, tokenizer, used)
 
     return Method(retokenize=retokenize)
-
-
-def used_ids(examples: Examples) -> set[int]:
-    """The ids of all rows."""
-    rows, length, used = np.arange(len(examples)), int(examples.lengths.max()), set()
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        used |= set(np.unique(examples.batch(rows[first : first + ROWS_AT_ONCE], length, 0).input_ids).tolist())
-    return used
 
 
 def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
@@ -61,8 +55,8 @@ def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
     backend.no_padding()
     for path in paths:
         lines = read_text(Path(path)).splitlines()
-        for first in range(0, len(lines), ROWS_AT_ONCE):
-            for encoding in backend.encode_batch(lines[first : first + ROWS_AT_ONCE]):
+        for first in range(0, len(lines), LINES_AT_ONCE):
+            for encoding in backend.encode_batch(lines[first : first + LINES_AT_ONCE]):
                 used |= set(encoding.ids)
     return used
 

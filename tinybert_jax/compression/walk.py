@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def walk(
         def chosen(
             names: Iterable[str], inputs: np.ndarray, residual: np.ndarray, layer: Params = layer, number: int = number
         ) -> list[Params]:
-            return [choose(Site(number, name, inputs, residual, _at(layer, DENSE[name]))) for name in names]
+            return [choose(Site(number, name, inputs, residual, at(layer, DENSE[name]))) for name in names]
 
         attention = layer["attention"]
         query, key, value = chosen(("query", "key", "value"), x, x)
@@ -107,7 +108,11 @@ def dense(x: np.ndarray, params: Params) -> np.ndarray:
     return np.asarray(x @ params["kernel"] + params["bias"])
 
 
-def _at(tree: Params, path: tuple[str, ...]) -> Params:
-    for name in path:
-        tree = tree[name]
-    return tree
+def at(tree: Params, path: tuple[str, ...]) -> Params:
+    """The branch at a path."""
+    return functools.reduce(lambda branch, name: branch[name], path, tree)
+
+
+def replaced(tree: Params, path: tuple[str, ...], branch: Params) -> Params:
+    """The tree with another branch at the path."""
+    return tree | {path[0]: replaced(tree[path[0]], path[1:], branch)} if path else branch

@@ -40,6 +40,10 @@ LOGICAL_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("intermediate", "dense", "kernel"): ("embed", "mlp"),
     ("intermediate", "dense", "bias"): ("mlp",),
     ("output", "dense", "kernel"): ("mlp", "embed"),
+    # factors of low rank
+    ("word_embeddings_projection", "kernel"): (None, "embed"),
+    ("down", "kernel"): ("embed", None),
+    ("up", "kernel"): (None, "embed"),
     ("pooler", "dense", "kernel"): ("embed", None),
     ("transform", "dense", "kernel"): ("embed", None),
     ("predictions", "bias"): ("vocab",),

@@ -17,7 +17,15 @@ from tinybert_jax.batch import Params
 from tinybert_jax.data.batches import bucket_lengths, eval_batches
 from tinybert_jax.data.tokens import Tokens, encode
 from tinybert_jax.errors import InputError, check_choice, check_unused
-from tinybert_jax.inference.exported import ONNX, ONNX_INT8, STABLEHLO, STABLEHLO_PARAMS, load_step, program_files
+from tinybert_jax.inference.exported import (
+    ONNX,
+    ONNX_INT8,
+    STABLEHLO,
+    STABLEHLO_INT8,
+    STABLEHLO_PARAMS,
+    load_step,
+    program_files,
+)
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf, save_description
 from tinybert_jax.models.files.frame import frame_of
@@ -25,6 +33,7 @@ from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.files.tokenizer import all_tokens, load_tokenizer, trained_length, whole_words, write_words
 from tinybert_jax.models.files.weights import write_tensors
 from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.models.quantized import quantized
 from tinybert_jax.settings.choices import ExportFormat
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO program runs on
@@ -49,6 +58,7 @@ class Format(NamedTuple):
     write: Callable[[BertConfig, Params, int, Path], None]  # config, params, bits of weights, file
     largest_error: float  # beyond which what was written is refused; see `Exported.error`
     advice: str = ""  # what else may be tried then
+    in_int8: bool = False
 
 
 def export_model(
@@ -63,13 +73,14 @@ def export_model(
     Args:
         model: a Hugging Face directory or hub id, with any head or none.
         out: a directory, new or empty. It is laid out as optimum, sentence-transformers and transformers.js read it.
-        formats: rows of FORMATS: "onnx", "onnx-int8", "stablehlo".
-        weight_bits: of "onnx-int8": 8 for processors with VNNI or AMX, and ARM; 7 for all.
+        formats: rows of FORMATS: "onnx", "onnx-int8", "stablehlo", "stablehlo-int8".
+        weight_bits: of "onnx-int8": 8 for processors with VNNI or AMX, and ARM; 7 for all. A model that is quantised
+            to fewer keeps them.
         texts: what is compared on; default: random words.
 
     Raises:
-        InputError: the model cannot be read, `out` is not empty, a package is missing, or what was written differs
-            from the model by more than its format allows.
+        InputError: the model cannot be read, `out` is not empty, a package is missing, a format in floats is asked for
+            of a quantised model, or what was written differs from the model by more than its format allows.
     """
     for name in formats:
         check_choice("to", name, ExportFormat)
@@ -78,6 +89,11 @@ def export_model(
     out = Path(out)
     check_unused(out)
     config, params = load_hf(model)
+    floats = [name for name in formats if not FORMATS[name].in_int8]
+    if config.weight_bits is not None and floats:
+        in_int8 = " or ".join(name for name, row in FORMATS.items() if row.in_int8)
+        raise InputError(f"{model}: is quantised, so {' and '.join(floats)} would be another model: take {in_int8}")
+    weight_bits = min(weight_bits, config.weight_bits or weight_bits)
     tokenizer = load_tokenizer(model, config)
     length = min(trained_length(tokenizer, config), LONGEST)
     compared = (texts or _random_texts(tokenizer))[:MOST_ROWS]
@@ -183,10 +199,15 @@ def _write_stablehlo(config: BertConfig, params: Params, weight_bits: int, file:
     write_tensors(file.parent / STABLEHLO_PARAMS, flat)
 
 
+def _write_int8_stablehlo(config: BertConfig, params: Params, weight_bits: int, file: Path) -> None:
+    _write_stablehlo(*quantized(config, params), weight_bits, file)
+
+
 FORMATS: dict[str, Format] = {
     "onnx": Format(ONNX, lambda config, params, bits, file: _write_onnx(config, params, None, file), 1e-4),
     "onnx-int8": Format(
-        ONNX_INT8, _write_onnx, 0.3, ": take onnx, or weight_bits 8 where the processors that run it allow it"
+        ONNX_INT8, _write_onnx, 0.3, ": take onnx, or weight_bits 8 where the processors that run it allow it", True
     ),
     "stablehlo": Format(STABLEHLO, _write_stablehlo, 1e-4),
+    "stablehlo-int8": Format(STABLEHLO_INT8, _write_int8_stablehlo, 0.3, ": take stablehlo", True),
 }

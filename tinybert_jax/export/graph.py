@@ -42,18 +42,22 @@ class Graph:
         self._nodes.append(helper.make_node(op, inputs, names, f"{op}_{self._count}", **attributes))
         return names if outputs > 1 else names[0]
 
-    def dense(self, x: str, kernel: np.ndarray, bias: np.ndarray, name: str) -> str:
-        """`x @ kernel + bias`, in int8 where the graph has `weight_bits`."""
+    def dense(self, x: str, kernel: np.ndarray, bias: np.ndarray | None, name: str) -> str:
+        """`x @ kernel + bias`, in int8 where the graph has `weight_bits`; no bias is none."""
         if self.weight_bits is None:
             return self.float_dense(x, kernel, bias, name)
         quantised, scales = quantise(kernel, self.weight_bits, axis=0)
         weight = self.constant(f"{name}.weight_quantized", quantised, np.int8)
         product = self.int8_product(x, weight, self.constant(f"{name}.weight_scale", scales[0]))
-        return self.add("Add", product, self.constant(f"{name}.bias", bias))
+        return product if bias is None else self.add("Add", product, self.constant(f"{name}.bias", bias))
 
-    def float_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray, name: str, output: str | None = None) -> str:
+    def float_dense(
+        self, x: str, kernel: np.ndarray, bias: np.ndarray | None, name: str, output: str | None = None
+    ) -> str:
         """`x @ kernel + bias` in float32 in every graph, as the small layer of a head is."""
         product = self.add("MatMul", x, self.constant(f"{name}.weight", kernel))
+        if bias is None:
+            return product
         return self.add("Add", product, self.constant(f"{name}.bias", bias), name=output)
 
     def int8_product(self, x: str, weight: str, scales: str) -> str:

@@ -15,6 +15,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.export.graph import Graph, quantise
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
+from tinybert_jax.models.parameters import ranks_used, rows_read
 
 MASKED = -1e9  # what is added to the scores of padding, as in `layers`
 LARGEST = 2**31 - 2**24  # bytes of constants in a file of protocol buffers, which has 2 GB at most
@@ -84,6 +85,14 @@ class _Model:
 
     def words(self) -> str:
         """The embeddings of the words; in int8 the table has a scale for each row."""
+        rows = self.word_rows()
+        projection = self.params["encoder"]["embeddings"].get("word_embeddings_projection")
+        if projection is None:
+            return rows
+        return self.graph.float_dense(rows, projection["kernel"], None, "word_embeddings_projection")
+
+    def word_rows(self) -> str:
+        """The rows of the word table, before their projection where there is one."""
         graph, table = self.graph, self.word_table()
         if graph.weight_bits is None:
             return graph.add("Gather", graph.constant("word_embeddings", table), "input_ids")
@@ -114,30 +123,28 @@ class _Model:
     def layer(self, x: str, mask: str, params: Params, name: str) -> str:
         """One layer, without the heads and units that the output projections do not read."""
         attention = params["attention"]
-        read = _read_rows(attention["output"]["dense"])
+        read = rows_read(attention["output"]["dense"])
         # a head is read as a whole
         read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
-        projections = {
-            part: {key: leaf[..., read] for key, leaf in dense.items()} for part, dense in attention["self"].items()
-        }
+        projections = {part: _columns(dense, read) for part, dense in attention["self"].items()}
         context = self.attention(x, mask, projections, f"{name}.attention.self") if read.any() else None
         x = self.residual(context, x, _without_rows(attention["output"], read), f"{name}.attention.output")
         output = params["output"]
-        units = _read_rows(output["dense"])
+        units = rows_read(output["dense"])
         if not units.any():
             return self.residual(None, x, output, f"{name}.output")
-        widening = {key: leaf[..., units] for key, leaf in params["intermediate"]["dense"].items()}
+        widening = _columns(params["intermediate"]["dense"], units)
         inner = self.activation(self.dense(x, widening, f"{name}.intermediate.dense"), self.config.hidden_act)
         return self.residual(inner, x, _without_rows(output, units), f"{name}.output")
 
     def attention(self, x: str, mask: str, params: Params, name: str) -> str:
         """Multi-head attention; the division of the scores is part of the queries' weights."""
         graph, width = self.graph, self.config.attention_head_dim
-        heads = params["query"]["kernel"].shape[1] // width
+        heads = _last(params["query"])["kernel"].shape[1] // width
         split = graph.constant(f"split_{heads}", [0, 0, heads, width], np.int64)
 
         def project(part: str, order: list[int], scale: float = 1.0) -> str:
-            dense = {key: np.asarray(leaf * np.float32(scale)) for key, leaf in params[part].items()}
+            dense = _with_last(params[part], lambda leaf: np.asarray(leaf * np.float32(scale)))
             return graph.add(
                 "Transpose", graph.add("Reshape", self.dense(x, dense, f"{name}.{part}"), split), perm=order
             )
@@ -150,10 +157,10 @@ class _Model:
 
     def residual(self, x: str | None, residual: str, params: Params, name: str) -> str:
         """`LayerNorm(dense(x) + residual)`; without x, its dense layer is its bias."""
-        dense = params["dense"]
-        added = (
-            self.graph.constant(f"{name}.bias", dense["bias"]) if x is None else self.dense(x, dense, f"{name}.dense")
-        )
+        if x is None:
+            added = self.graph.constant(f"{name}.bias", _last(params["dense"])["bias"])
+        else:
+            added = self.dense(x, params["dense"], f"{name}.dense")
         total = self.graph.add("Add", added, residual)
         return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm")
 
@@ -164,7 +171,15 @@ class _Model:
         return self.activation(pooled, self.config.family.pooler_activation, output)
 
     def dense(self, x: str, params: Params, name: str) -> str:
-        return self.graph.dense(x, params["kernel"], params["bias"], name)
+        """A dense layer; factors are multiplied where that costs no more."""
+        if "up" not in params:
+            return self.graph.dense(x, params["kernel"], params["bias"], name)
+        used, up = ranks_used(params), params["up"]
+        down, outer = params["down"]["kernel"][:, used], up["kernel"][used]
+        if down.size + outer.size >= down.shape[0] * outer.shape[1]:
+            return self.graph.dense(x, down @ outer, up["bias"], name)
+        narrow = self.graph.dense(x, down, None, f"{name}.down")
+        return self.graph.dense(narrow, outer, up["bias"], f"{name}.up")
 
     def layer_norm(self, x: str, params: Params, name: str) -> str:
         return self.graph.layer_norm(x, params["scale"], params["bias"], self.config.layer_norm_eps, name)
@@ -220,6 +235,8 @@ def _masked_lm(model: _Model) -> Shapes:
     x = model.dense(model.encoder(), predictions["transform"]["dense"], "transform.dense")
     x = model.activation(x, config.family.lm_activation or config.hidden_act)
     x = model.layer_norm(x, predictions["transform"]["LayerNorm"], "transform.LayerNorm")
+    if config.ranks.word_embeddings:
+        x = graph.add("MatMul", x, graph.add("Transpose", "word_embeddings_projection.weight", perm=[1, 0]))
     if graph.weight_bits is None:
         logits = graph.add("MatMul", x, graph.add("Transpose", "word_embeddings", perm=[1, 0]))
     else:
@@ -240,13 +257,28 @@ WRITERS: dict[str, Callable[[_Model], Shapes]] = {
 }
 
 
-def _read_rows(dense: Params) -> np.ndarray:
-    """Which inputs of a dense layer are read: bool [i], False where the row of the kernel is 0."""
-    return np.asarray(np.any(dense["kernel"] != 0, axis=1))
+def _last(dense: Params) -> Params:
+    """The parameters that give a dense layer's outputs: of factors, the second."""
+    return dense.get("up", dense)
+
+
+def _with_last(dense: Params, change: Callable[[np.ndarray], np.ndarray]) -> Params:
+    """The dense layer with its outputs changed, by their kernel and bias."""
+    changed = {key: change(leaf) for key, leaf in _last(dense).items()}
+    return dense | {"up": changed} if "up" in dense else changed
+
+
+def _columns(dense: Params, read: np.ndarray) -> Params:
+    """The dense layer with the outputs that are read."""
+    return _with_last(dense, lambda leaf: np.asarray(leaf[..., read]))
 
 
 def _without_rows(output: Params, read: np.ndarray) -> Params:
-    return output | {"dense": output["dense"] | {"kernel": output["dense"]["kernel"][read]}}
+    """The second half's parameters whose dense layer has the inputs that it reads."""
+    dense = output["dense"]
+    if "down" in dense:
+        return output | {"dense": dense | {"down": {"kernel": dense["down"]["kernel"][read]}}}
+    return output | {"dense": dense | {"kernel": dense["kernel"][read]}}
 
 
 def _gelu(graph: Graph, x: str, output: str | None) -> str:

@@ -24,6 +24,7 @@ def evaluate(
     batch_size: int = 64,
     predictions: Path | None = None,
     needs_scores: bool = True,
+    int8: bool = False,
 ) -> dict[str, float]:
     """The task's metrics on a split; of MNLI, those on the mismatched set too, as `accuracy_mismatched`.
 
@@ -36,6 +37,7 @@ def evaluate(
         batch_size: rows a compiled call.
         predictions: a file to write predictions to; or a directory, for the file that the benchmark's server takes.
         needs_scores: refuse a split without labels; otherwise it gives no scores.
+        int8: as in `load_predictor`.
 
     Raises:
         InputError: the model or the rows cannot be read, do not fit, or have no labels to score; or its outputs are
@@ -49,7 +51,7 @@ def evaluate(
         raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")
     if is_directory and split != "test":
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
-    predictor = load_predictor(model, max_length, batch_size, row.head)
+    predictor = load_predictor(model, max_length, batch_size, row.head, int8)
     check_outputs(model, predictor.config, row)
     labels = predictor.config.id2label if row.kind.names_classes else None
     second = second_task(row, source, split) if split != "train" else None

@@ -19,9 +19,10 @@ from tinybert_jax.models.files.weights import TORCH_FILE, first_line
 ONNX = "onnx/model.onnx"
 ONNX_INT8 = "onnx/model_quantized.onnx"
 STABLEHLO = "stablehlo/model.bin"
+STABLEHLO_INT8 = "stablehlo_int8/model.bin"
 STABLEHLO_PARAMS = "params.safetensors"  # beside the program; names are paths joined by "/"
 # where other programs write them, too: optimum also at the top
-FILES = (ONNX, ONNX_INT8, "model.onnx", "model_quantized.onnx", STABLEHLO)
+FILES = (ONNX, ONNX_INT8, "model.onnx", "model_quantized.onnx", STABLEHLO, STABLEHLO_INT8)
 ProgramStep = Callable[[Params, Batch], Any]  # parameters are the program's own, and not read
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tinybert_jax.models.files.directory import load_architectures, load_config,
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_architecture, check_head, check_token_types
 from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.quantized import int8_is_faster, quantized
 from tinybert_jax.settings.choices import MIN_LENGTH
 
 
@@ -85,7 +87,11 @@ class Predictor:
 
 
 def load_predictor(
-    directory: str | Path, max_length: int | None = None, batch_size: int = 32, head: str = "sequence"
+    directory: str | Path,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    head: str = "sequence",
+    int8: bool = False,
 ) -> Predictor:
     """A sequence classifier or regressor from a Hugging Face directory or hub id, or as `tinybert export` wrote it.
 
@@ -95,9 +101,12 @@ def load_predictor(
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
         head: "sequence"; of "tokens" and "span" the predictor gives `logits` only.
+        int8: dense layers multiply in int8 where this processor is faster with it. Models that are quantised already
+            do so without this.
 
     Raises:
-        InputError: the directory cannot be read, or holds no such head; another head; a number is too small.
+        InputError: the directory cannot be read, or holds no such head; another head; a number is too small; `int8` of
+            an exported model.
     """
     predicting = [name for name, row in HEADS.items() if row.on_tasks]
     if head not in predicting:
@@ -108,6 +117,8 @@ def load_predictor(
         )
     exported = exported_file(directory)
     if exported is not None:
+        if int8:
+            raise InputError(f"{directory}: is exported; give the directory of the model, or what onnx-int8 wrote")
         file, directory = exported
         config = load_config(directory)
         params: Params = {}
@@ -120,6 +131,10 @@ def load_predictor(
         check_architecture(str(file), config, load_architectures(directory), head, length)
     else:
         check_head(str(directory), config, params, head, length)
+        if (int8 or config.weight_bits is not None) and int8_is_faster():
+            config, params = quantized(config, params)
+        elif int8:
+            print("note: float32 stays, as int8 is no faster on this processor", file=sys.stderr)
         mesh = make_mesh()
         params = jax.device_put(params, tree_shardings(mesh, params))
         step = make_predict_step(HEADS[head].model(config), mesh, params)

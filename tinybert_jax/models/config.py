@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.models.families import FAMILIES, Family
@@ -17,6 +17,8 @@ from tinybert_jax.settings.choices import ComputeDtype
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
 SLIM = "slim-"  # before the `model_type` of a shape that no class of `transformers` has
+WEIGHT_BITS = range(2, 9)
+OBJECTS = ("id2label", "ranks")  # fields that are objects in a `config.json`
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
 
@@ -43,6 +45,24 @@ class Compute:
 
 
 DEFAULT = Compute()
+
+
+class Ranks(NamedTuple):
+    """The ranks of the tables and dense layers that are products of two factors; 0: it is one matrix.
+
+    All layers have the same ranks. Where a layer needs less, its factors end with zeros.
+    """
+
+    word_embeddings: int = 0
+    query: int = 0
+    key: int = 0
+    value: int = 0
+    attention_output: int = 0
+    intermediate: int = 0
+    output: int = 0
+
+
+FULL_RANK = Ranks()
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,8 @@ class BertConfig:
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
     num_hidden_groups: int | None = None  # of layers that share their parameters; in ALBERT, by default all are unlike
     embedding_size: int | None = None  # of ALBERT; by default hidden_size
+    ranks: Ranks = FULL_RANK  # of what is factorised
+    weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
 
     def __post_init__(self) -> None:
@@ -101,6 +123,12 @@ class BertConfig:
                 raise InputError(f"{name} is {value}; it must be at least 1")
             if value is not None and value > MAX_SIZE:
                 raise InputError(f"{name} is {value}; it must be at most {MAX_SIZE}")
+        for name, rank in self.ranks._asdict().items():
+            if not 0 <= rank <= MAX_SIZE:
+                raise InputError(f"ranks: {name} is {rank}; it must be in [0, {MAX_SIZE}]")
+        if self.weight_bits is not None and self.weight_bits not in WEIGHT_BITS:
+            known = f"{WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]}"
+            raise InputError(f"weight_bits is {self.weight_bits}; it must be {known}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:  # NaN is not either
@@ -160,9 +188,9 @@ class BertConfig:
     @property
     def loads_in_transformers(self) -> bool:
         """Whether a class of `transformers` has this shape. It takes heads of hidden_size / num_attention_heads only,
-        and ignores `head_dim`.
+        ignores `head_dim`, and has no factors. It ignores `weight_bits` too, and then computes in floats.
         """
-        return self.all_head_size == self.hidden_size
+        return self.all_head_size == self.hidden_size and self.ranks == FULL_RANK
 
     @property
     def classifier_dropout_rate(self) -> float:
@@ -199,8 +227,10 @@ class BertConfig:
         values = dict(family.defaults)
         for field in dataclasses.fields(cls):
             name = family.config_names.get(field.name, field.name)
-            if field.name not in ("id2label", "model_type", *family.fixed) and hf.get(name) is not None:
+            if field.name not in (*OBJECTS, "model_type", *family.fixed) and hf.get(name) is not None:
                 values[field.name] = _hf_value(name, hf[name], str(field.type))
+        if hf.get("ranks") is not None:
+            values["ranks"] = _hf_ranks(hf["ranks"])
         if hf.get("id2label"):
             values["id2label"] = _hf_labels(hf["id2label"])
         elif hf.get("num_labels"):
@@ -214,8 +244,12 @@ class BertConfig:
         """The content of a Hugging Face `config.json`, without `architectures`."""
         family = self.family
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in family.fixed}
-        if self.head_dim is None:
-            del values["head_dim"]
+        for name in ("head_dim", "weight_bits"):
+            if values[name] is None:
+                del values[name]
+        values["ranks"] = {name: rank for name, rank in self.ranks._asdict().items() if rank}
+        if not values["ranks"]:
+            del values["ranks"]
         if "classifier_dropout" in family.config_names:  # under that name, it must be a number
             values["classifier_dropout"] = self.classifier_dropout_rate
         hf = {family.config_names.get(name, name): value for name, value in values.items()}
@@ -237,6 +271,12 @@ def _hf_value(name: str, value: Any, annotation: str) -> Any:
             return math.inf  # which no field allows
     wanted = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
     raise InputError(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
+
+
+def _hf_ranks(ranks: Any) -> Ranks:
+    if not isinstance(ranks, Mapping) or not set(ranks) <= set(Ranks._fields):
+        raise InputError(f"ranks is {reprlib.repr(ranks)}; it must be an object of {', '.join(Ranks._fields)}")
+    return Ranks(**{name: _hf_value(f"ranks: {name}", rank, "int") for name, rank in ranks.items()})
 
 
 def _hf_labels(id2label: Any) -> tuple[str, ...]:

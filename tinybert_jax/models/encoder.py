@@ -51,7 +51,7 @@ class Layer(BertModule):
         x, scores, qkv = carry
         attention = Attention(self.config, self.compute, name="attention")
         intermediate = Intermediate(self.config, self.compute, name="intermediate")
-        output = Residual(self.config, self.compute, name="output")
+        output = Residual(self.config, self.compute, self.config.ranks.output, name="output")
         states = []
         for i in range(self.repeats):
             x, parts = attention(x, attention_mask, self.deterministic)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from tinybert_jax.batch import Params
 from tinybert_jax.devices.sharding import constrain
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
-from tinybert_jax.precision import Dense, product
+from tinybert_jax.precision import Dense, product, rounded
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -23,6 +24,9 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }
+# dense layers that are never quantised: those of heads, and beside the word table
+FLOAT = ("classifier", "qa_outputs", "embedding_hidden_mapping_in", "word_embeddings_projection")
+TABLE_BITS = 8  # of a word table where dense layers are quantised
 
 
 def dropout(x: Float[Array, "... n"], rate: float, key: PRNGKeyArray) -> Float[Array, "... n"]:
@@ -56,9 +60,11 @@ class BertModule(nn.Module):
     config: BertConfig
     compute: Compute = DEFAULT
 
-    def dense(self, features: int, name: str) -> Dense:
-        """A dense layer in the compute dtype and the config's initial range."""
-        return Dense(features, self.compute.dtype, nn.initializers.normal(self.config.initializer_range), name=name)
+    def dense(self, features: int, name: str, rank: int = 0) -> Dense:
+        """A dense layer in the compute dtype and the config's initial range, of that rank, 0 for full."""
+        init = nn.initializers.normal(self.config.initializer_range)
+        bits = None if name in FLOAT else self.config.weight_bits
+        return Dense(features, self.compute.dtype, init, rank, bits, name=name)
 
     def layer_norm(self) -> nn.LayerNorm:
         """LayerNorm with float32 statistics."""
@@ -84,18 +90,30 @@ class Embeddings(BertModule):
     def __call__(self, input_ids: Array, token_type_ids: Array, deterministic: bool) -> Array:
         config = self.config
 
-        def table(rows: int, name: str) -> Any:
-            init = nn.initializers.normal(config.initializer_range)
-            return jnp.asarray(nn.Embed(rows, config.embedding_width, embedding_init=init, name=name).embedding)
+        init = nn.initializers.normal(config.initializer_range)
+
+        def table(rows: int, name: str, rank: int = 0) -> Any:
+            width = rank or config.embedding_width
+            return jnp.asarray(nn.Embed(rows, width, embedding_init=init, name=name).embedding)
 
         # Tables are float32: their gradients are sums over tokens, for which bfloat16 is not precise enough.
         # Each device looks up its slice of the width, and the looked-up rows are exchanged. That moves less data than
         # gathering the table if a device has fewer tokens than the table has rows.
-        words = table(self.compute.vocab_rows(config), "word_embeddings")
-        x = jnp.take(words, constrain(input_ids, "group", None), axis=0).astype(self.compute.dtype)
+        rank, count = config.ranks.word_embeddings, self.compute.vocab_rows(config)
+        words, ids = table(count, "word_embeddings", rank), constrain(input_ids, "group", None)
+        x = jnp.take(words, ids, axis=0)
+        if words.dtype == jnp.int8:
+            scale = self.param("word_embeddings_scale", nn.initializers.ones, (count,), jnp.float32)
+            x = x * jnp.take(scale, ids)[..., None]
+        elif config.weight_bits is not None:
+            x = rounded(x, TABLE_BITS, -1)
+        x = x.astype(self.compute.dtype)
         x = constrain(constrain(x, "group", None, "embed"), "batch", None, None)
         # As with torch's `padding_idx`, looking up [PAD] does not train it. It matters if a loss counts padding.
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
+        if rank:
+            width = config.embedding_width
+            x = Dense(width, self.compute.dtype, init, use_bias=False, name="word_embeddings_projection")(x)
         if config.type_vocab_size:
             x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
         positions = table(config.max_position_embeddings, "position_embeddings")
@@ -107,6 +125,18 @@ class Embeddings(BertModule):
             x = x + positions[None, : input_ids.shape[-1]]
         x = Dropout(config.hidden_dropout_prob)(self.layer_norm()(x), deterministic)
         return self.dense(config.hidden_size, "embedding_hidden_mapping_in")(x) if config.family.shares_layers else x
+
+
+def word_table(config: BertConfig, params: Params) -> Float[Array, "v e"]:
+    """The words' embeddings in float32, from the parameters of `Embeddings`: quantised, and factors multiplied."""
+    table = jnp.asarray(params["word_embeddings"]["embedding"])
+    if table.dtype == jnp.int8:
+        table = table * params["word_embeddings_scale"][:, None]
+    elif config.weight_bits is not None:
+        table = rounded(table, TABLE_BITS, -1)
+    if config.ranks.word_embeddings:
+        table = product("vr,re->ve", table, jnp.asarray(params["word_embeddings_projection"]["kernel"]))
+    return table
 
 
 def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"]) -> Float[Array, "*b h q k"]:
@@ -125,7 +155,8 @@ class SelfAttention(BertModule):
         heads, width = config.num_attention_heads, config.attention_head_dim
 
         def project(name: str) -> Array:
-            projected = self.dense(heads * width, name)(x).reshape(*x.shape[:-1], heads, width).swapaxes(1, 2)
+            rank = getattr(config.ranks, name)
+            projected = self.dense(heads * width, name, rank)(x).reshape(*x.shape[:-1], heads, width).swapaxes(1, 2)
             return constrain(projected, "batch", "heads", None, None)
 
         query, key, value = project("query"), project("key"), project("value")
@@ -160,10 +191,12 @@ def _weigh(
 class Residual(BertModule):
     """`LayerNorm(dropout(dense(x)) + residual)`, the `output` of both halves of a layer."""
 
+    rank: int = 0
+
     @nn.compact
     def __call__(self, x: Array, residual: Array, deterministic: bool) -> Array:
         config = self.config
-        x = Dropout(config.hidden_dropout_prob)(self.dense(config.hidden_size, "dense")(x), deterministic)
+        x = Dropout(config.hidden_dropout_prob)(self.dense(config.hidden_size, "dense", self.rank)(x), deterministic)
         # every device of a row holds whole states: the kernels of a layer are gathered, activations are not split
         return constrain(self.layer_norm()(x + residual), "batch", None, None)
 
@@ -176,7 +209,8 @@ class Attention(BertModule):
         self, x: Array, attention_mask: Array, deterministic: bool
     ) -> tuple[Array, tuple[Array, Array, Array]]:
         context, qkv = SelfAttention(self.config, self.compute, name="self")(x, attention_mask, deterministic)
-        return Residual(self.config, self.compute, name="output")(context, x, deterministic), qkv
+        rank = self.config.ranks.attention_output
+        return Residual(self.config, self.compute, rank, name="output")(context, x, deterministic), qkv
 
 
 class Intermediate(BertModule):
@@ -186,5 +220,5 @@ class Intermediate(BertModule):
     def __call__(self, x: Array) -> Array:
         # recomputing in the backward pass is cheaper than moving four such tensors through memory
         activation = jax.checkpoint(ACTIVATIONS[self.config.hidden_act], prevent_cse=False)
-        wide = self.dense(self.config.intermediate_size, "dense")(x)
+        wide = self.dense(self.config.intermediate_size, "dense", self.config.ranks.intermediate)(x)
         return activation(constrain(wide, "batch", None, "mlp"))

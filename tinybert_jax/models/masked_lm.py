@@ -15,7 +15,7 @@ from tinybert_jax.batch import Params
 from tinybert_jax.devices.sharding import constrain
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel, BertOutput
-from tinybert_jax.models.layers import ACTIVATIONS, BertModule
+from tinybert_jax.models.layers import ACTIVATIONS, BertModule, word_table
 from tinybert_jax.precision import product
 
 
@@ -57,7 +57,7 @@ class BertForMaskedLM(BertModule):
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
         encoder = BertModel(self.config, self.compute, add_pooler=False, name="encoder")
         out = encoder(*args, **kwargs)
-        table = jnp.asarray(encoder.variables["params"]["embeddings"]["word_embeddings"]["embedding"])
+        table = word_table(self.config, encoder.variables["params"]["embeddings"])
         return out._replace(logits=MaskedLMHead(self.config, self.compute, name="cls")(out.last_hidden_state, table))
 
 
@@ -70,7 +70,7 @@ def logits_at(
 ) -> Float[Array, "b p v"]:
     """The masked-LM head's logits at `positions` alone: over all, a vocabulary each is most of time and memory."""
     states = jnp.take_along_axis(states, positions[:, :, None], axis=1)
-    table = jnp.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
+    table = word_table(config, params["encoder"]["embeddings"])
     return jnp.asarray(MaskedLMHead(config, compute).apply({"params": params["cls"]}, states, table))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import FULL_RANK, BertConfig
 
 
 def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
@@ -29,12 +29,14 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
         The config without `head_dim`, and the parameters as numpy arrays.
 
     Raises:
-        InputError: the heads are too wide for that.
+        InputError: the heads are too wide for that, or the model has factors of low rank.
 
     >>> pad_heads(BertConfig(hidden_size=8, num_attention_heads=2), {})[0].attention_head_dim
     4
     """
     heads, width = config.num_attention_heads, config.attention_head_dim
+    if config.ranks != FULL_RANK:
+        raise InputError("padding heads cannot help: the model has factors of low rank, which no stock class has")
     if config.loads_in_transformers:
         return config, params
     numbers = (n for n in range(heads, config.hidden_size + 1) if config.hidden_size % n == 0)

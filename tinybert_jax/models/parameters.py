@@ -86,9 +86,33 @@ def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
     6720.0
     """
     layer, width = params["encoder"]["encoder"]["layer"], config.attention_head_dim
-    kernels = (np.asarray(half["dense"]["kernel"]) for half in (layer["attention"]["output"], layer["output"]))
-    of_heads, of_units = (np.any(kernel != 0, axis=-1) for kernel in kernels)
-    heads, units = int(of_heads.reshape(-1, width).any(axis=1).sum()), int(of_units.sum())
-    repeats = config.num_hidden_layers // config.layer_groups
-    projections = 4 * config.hidden_size * width * heads + 2 * config.hidden_size * units
-    return repeats * tokens * (projections + 2 * tokens * width * heads)
+    attention, repeats = layer["attention"], config.num_hidden_layers // config.layer_groups
+    of_heads, of_units = (rows_read(dense) for dense in (attention["output"]["dense"], layer["output"]["dense"]))
+    heads, units = of_heads.reshape(len(of_heads), -1, width).any(axis=2).sum(axis=1) * width, of_units.sum(axis=1)
+    total = 2 * tokens**2 * heads
+    for dense in attention["self"].values():
+        total = total + tokens * _multiplied(dense, config.hidden_size, heads)
+    total = total + tokens * _multiplied(attention["output"]["dense"], heads, config.hidden_size)
+    total = total + tokens * _multiplied(layer["intermediate"]["dense"], config.hidden_size, units)
+    total = total + tokens * _multiplied(layer["output"]["dense"], units, config.hidden_size)
+    return float(repeats * total.sum())
+
+
+def rows_read(dense: Params) -> np.ndarray:
+    """Which inputs a dense layer reads: bool [..., i], False where the row of its first kernel is 0."""
+    return np.asarray(np.any(first_kernel(dense) != 0, axis=-1))
+
+
+def first_kernel(dense: Params) -> np.ndarray:
+    """The kernel that a dense layer's inputs meet: of factors, the first."""
+    return np.asarray(dense.get("down", dense)["kernel"])
+
+
+def ranks_used(dense: Params) -> np.ndarray:
+    """Which ranks of a dense layer of factors are no zeros: bool [..., r]."""
+    return np.asarray(np.any(np.asarray(dense["up"]["kernel"]) != 0, axis=-1))
+
+
+def _multiplied(dense: Params, inputs: np.ndarray | int, outputs: np.ndarray | int) -> np.ndarray:
+    """Multiply-adds of a dense layer [l] on a token, from the inputs and outputs that are read."""
+    return np.asarray(ranks_used(dense).sum(axis=-1) * (inputs + outputs) if "up" in dense else inputs * outputs)

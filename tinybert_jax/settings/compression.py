@@ -40,6 +40,45 @@ class Prune(CompressionSettings):
 
 
 @dataclass(frozen=True)
+class LowRank(CompressionSettings):
+    """Low-rank factorisation: matrices become products of two narrow ones, which change the outputs on the training
+    rows least (whitened, as in SVD-LLM, arXiv 2403.07378), and the word table a product in which frequent words count
+    more.
+    """
+
+    name = "low_rank"
+
+    dense: float | None = 0.6  # share of the parameters of all dense matrices in the layers; None: they stay
+    words: float | None = None  # share of those of the word table; None: it stays
+    rows: int = 512  # by which the inputs are measured
+
+    def __post_init__(self) -> None:
+        for share in (self.dense, self.words):
+            if share is not None and not 0 < share < 1:
+                raise InputError(f"low rank {share}; it must be between 0 and 1: the share of parameters that is left")
+        if self.dense is None and self.words is None:
+            raise InputError("low rank of nothing: give a share for dense layers, for words, or for both")
+        if self.rows < 1:
+            raise InputError(f"rows is {self.rows}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Quantize(CompressionSettings):
+    """Dense layers that multiply in int8: weights with a scale for each output, inputs with one for each token.
+
+    In training, values are rounded as they will be, and gradients pass through (quantization-aware training).
+    """
+
+    name = "quantize"
+
+    weight_bits: int = 8  # 2 to 8; inputs have 8
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= 8:
+            raise InputError(f"weight_bits is {self.weight_bits}; it must be 2 to 8")
+
+
+@dataclass(frozen=True)
 class Vocabulary(CompressionSettings):
     """A smaller vocabulary: the pieces that the training rows use, and those of more texts.
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import FULL_RANK, BertConfig
 from tinybert_jax.models.families import FAMILIES
 from tinybert_jax.settings.choices import STUDENTS, student_shape
 
@@ -47,7 +47,7 @@ def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> 
         dropout = family.defaults.get("classifier_dropout", teacher.classifier_dropout)
         sizes |= {"model_type": model_type, "classifier_dropout": dropout, **family.fixed}
     try:
-        return dataclasses.replace(teacher, head_dim=None, **sizes)
+        return dataclasses.replace(teacher, head_dim=None, ranks=FULL_RANK, weight_bits=None, **sizes)
     except InputError as error:
         raise InputError(f"student {name!r}: {error}") from None
 

@@ -1,0 +1,40 @@
+"""What compression methods share: what they read of the training rows, and which models they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybert_jax.batch import Batch, Examples
+from tinybert_jax.data.batches import bucket_lengths, train_batches
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import FULL_RANK, BertConfig
+
+BATCH_SIZE = 16
+ROWS_AT_ONCE = 1000
+
+
+def check_whole(method: str, config: BertConfig) -> None:
+    """Refuse a model whose dense layers are factors already, or are quantised.
+
+    Raises:
+        InputError: says what comes first.
+    """
+    if config.ranks != FULL_RANK:
+        raise InputError(f"{method} cannot follow low rank: the dense layers are factors already; it comes before")
+    if config.weight_bits is not None:
+        raise InputError(f"{method} cannot follow quantize, which comes last")
+
+
+def calibration_batches(examples: Examples, rows: int) -> list[Batch]:
+    """Batches of so many random rows, the same every time."""
+    steps = -(-min(rows, len(examples)) // BATCH_SIZE)
+    return list(train_batches(examples, BATCH_SIZE, bucket_lengths(int(examples.lengths.max())), 0, 0, steps))
+
+
+def id_counts(examples: Examples, size: int) -> np.ndarray:
+    """How often each of `size` ids comes in all rows."""
+    rows, length, counts = np.arange(len(examples)), int(examples.lengths.max()), np.zeros(size, np.int64)
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        batch = examples.batch(rows[first : first + ROWS_AT_ONCE], length, 0)
+        counts += np.bincount(np.asarray(batch.input_ids)[np.asarray(batch.attention_mask) > 0], minlength=size)
+    return counts

@@ -1,0 +1,142 @@
+"""Low-rank factorisation of dense layers, whitened by their inputs, and of the word table, weighted by frequency.
+
+Sources: DRONE (Chen et al., NeurIPS 2021) and SVD-LLM (arXiv 2403.07378) for the whitening; Acharya et al., arXiv
+1811.00641, for tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.fft
+
+from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.calibration import calibration_batches, check_whole, id_counts
+from tinybert_jax.compression.method import Method
+from tinybert_jax.compression.walk import DENSE, Site, at, replaced, walk
+from tinybert_jax.models.config import BertConfig, Ranks
+from tinybert_jax.models.parameters import resize_vocabulary, unshared
+from tinybert_jax.models.sample import Sample
+from tinybert_jax.settings.compression import LowRank
+
+RIDGE = 1e-6  # of the inputs' second moments, relative to their mean
+MULTIPLE = 8  # that large ranks are rounded down to
+
+
+def build(settings: LowRank) -> Method:
+    """The method of the settings."""
+    return Method(apply=functools.partial(factorise, settings))
+
+
+def factorise(settings: LowRank, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
+    """Replace dense layers and the word table by factors of low rank.
+
+    Every matrix of the layers keeps the same share. Ranks by marginal gain, over all matrices, were worse on SST-2.
+
+    Args:
+        settings: the shares of the parameters that are left.
+        config: of the model.
+        params: of the model.
+        examples: training rows, whose tokens the layers' inputs are measured on.
+
+    Returns:
+        The model with `ranks`.
+
+    Raises:
+        InputError: the model has factors already, or multiplies in int8.
+    """
+    check_whole("low rank", config)
+    model = jax.tree.map(np.asarray, params)
+    ranks: dict[str, int] = {}
+    if settings.words is not None:
+        table = model["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        counts = id_counts(examples, len(table))  # which has more rows than words where devices share them
+        ranks["word_embeddings"], model = _factorise_words(settings.words, model, counts)
+    if settings.dense is not None:
+        of_dense, layer = _factorise_dense(settings, config, params, examples)
+        ranks |= of_dense
+        model = model | {"encoder": model["encoder"] | {"encoder": {"layer": layer}}}
+    return dataclasses.replace(config, ranks=Ranks(**ranks)), model
+
+
+def _factorise_words(share: float, params: Params, counts: np.ndarray) -> tuple[int, Params]:
+    """The rank, and the parameters with the word table as a product; frequent words count more."""
+    embeddings = params["encoder"]["embeddings"]
+    table = np.asarray(embeddings["word_embeddings"]["embedding"], np.float64)
+    rank = max(1, int(share * table.size / sum(table.shape)))
+    weights = np.sqrt(counts + 1.0)[:, None]
+    moment = (weights * table).T @ (weights * table)
+    basis = np.linalg.eigh(moment)[1][:, ::-1][:, :rank]  # [d, r]
+    embeddings = embeddings | {
+        "word_embeddings": {"embedding": (table @ basis).astype(np.float32)},
+        "word_embeddings_projection": {"kernel": np.ascontiguousarray(basis.T, np.float32)},
+    }
+    return rank, params | {"encoder": params["encoder"] | {"embeddings": embeddings}}
+
+
+def _factorise_dense(
+    settings: LowRank, config: BertConfig, params: Params, examples: Examples
+) -> tuple[dict[str, int], Params]:
+    """The ranks by name of dense layer, and the stacked layers with factors."""
+    share = settings.dense
+    assert share is not None
+    moments = _moments(settings, config, params, examples)
+    layers, ranks = params["encoder"]["encoder"]["layer"], {}
+    for name, path in DENSE.items():
+        dense = at(layers, path)
+        kernels = np.asarray(dense["kernel"])
+        ranks[name] = _rank(share, kernels.shape[1:])
+        pairs = [
+            _decompose(kernel, of_layer, ranks[name]) for kernel, of_layer in zip(kernels, moments[name], strict=True)
+        ]
+        down, up = (np.stack(matrices).astype(np.float32) for matrices in zip(*pairs, strict=True))
+        new = {"down": {"kernel": down}, "up": {"kernel": up, "bias": np.asarray(dense["bias"])}}
+        layers = replaced(layers, path, new)
+    return ranks, layers
+
+
+def _rank(share: float, shape: tuple[int, ...]) -> int:
+    """The rank at which factors have that share of a matrix's parameters; of large ones, a multiple of MULTIPLE."""
+    rank = share * np.prod(shape) / sum(shape)
+    return max(1, int(rank) if rank < 4 * MULTIPLE else int(rank // MULTIPLE) * MULTIPLE)
+
+
+def _moments(settings: LowRank, config: BertConfig, params: Params, examples: Examples) -> dict[str, list[np.ndarray]]:
+    """The second moments [i, i] of the inputs of every dense layer, by name; of shared layers, their sums."""
+    alone, model = unshared(config, jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size)))
+    sample = Sample.take(calibration_batches(examples, settings.rows))
+    repeats = config.num_hidden_layers // config.layer_groups
+    moments: dict[str, list[Any]] = {name: [0.0] * config.layer_groups for name in DENSE}
+
+    def measure(site: Site) -> Params:
+        group, read = site.layer // repeats, site.inputs
+        moments[site.name][group] = moments[site.name][group] + (read.T @ read).astype(np.float64)
+        return site.dense
+
+    walk(alone, model, sample, measure)
+    return moments
+
+
+def _decompose(kernel: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The factors [i, rank] and [rank, o] that change the outputs least, for inputs of that second moment.
+
+    Rows and columns of zeros, which pad a pruned layer, stay zeros.
+    """
+    rows, columns = np.any(kernel != 0, axis=1), np.any(kernel != 0, axis=0)
+    down, up = np.zeros((len(rows), rank)), np.zeros((rank, len(columns)))
+    if rows.any():
+        read = moment[np.ix_(rows, rows)]
+        eigenvalues, vectors = np.linalg.eigh(read)
+        root = np.sqrt(np.maximum(eigenvalues, 0.0) + RIDGE * np.trace(read) / len(read) + 1e-12)
+        # E^1/2 V' whitens; its inverse is V E^-1/2
+        u, s, v = np.linalg.svd(root[:, None] * (vectors.T @ kernel[np.ix_(rows, columns)]), full_matrices=False)
+        count = min(rank, len(s))
+        # the rotation spreads the singular values over all ranks, so that int8 has no large ones beside small ones
+        scale = np.sqrt(s[:count])[:, None] * scipy.fft.dct(np.eye(count), norm="ortho")
+        down[rows, :count] = (vectors / root) @ u[:, :count] @ scale
+        up[:count, columns] = scale.T @ v[:count]
+    return down, up
