@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import tyro
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import AXES, ComputeDtype
-from tinybert_jax.settings.compression import CompressionSettings, Prune, Share
+from tinybert_jax.settings.choices import AXES, ComputeDtype, GradualRule
+from tinybert_jax.settings.compression import CompressionSettings, GradualPrune, Prune, Share
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import TASKS
 
@@ -73,13 +73,24 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def methods_of(prune: float | None, uniform: bool, share: int | None) -> tuple[CompressionSettings, ...]:
-    """The compression methods that --prune, --uniform and --share ask for, in the order in which they act.
+def methods_of(
+    prune: float | None, uniform: bool, share: int | None, gradual: GradualRule | None = None
+) -> tuple[CompressionSettings, ...]:
+    """The compression methods that --prune, --uniform, --gradual and --share ask for, in the order in which they act.
 
     Raises:
-        InputError: --uniform stands alone, or a number is out of its range.
+        InputError: --uniform or --gradual stands without --prune, or both stand with it, or a number is out of its
+            range.
     """
     if prune is None and uniform:
         raise InputError("--uniform is an option of --prune: give both, or leave it out")
-    pruning = () if prune is None else (Prune(prune, uniform),)
-    return pruning if share is None else (*pruning, Share(share))
+    if prune is None and gradual:
+        raise InputError("--gradual is an option of --prune: give both, or leave it out")
+    if uniform and gradual:
+        raise InputError("--gradual leaves layers of unlike sizes, and --uniform asks for like ones: leave one out")
+    methods: list[CompressionSettings] = []
+    if prune is not None:
+        methods.append(GradualPrune(prune, gradual) if gradual else Prune(prune, uniform))
+    if share is not None:
+        methods.append(Share(share))
+    return tuple(methods)

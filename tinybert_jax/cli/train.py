@@ -17,7 +17,7 @@ from tinybert_jax.cli.options import (
     methods_of,
 )
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import Preset, Start
+from tinybert_jax.settings.choices import GradualRule, Preset, Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
 from tinybert_jax.settings.objectives import (
@@ -95,6 +95,7 @@ def distill(
     start: Start = "auto",
     prune: float | None = None,
     uniform: bool = False,
+    gradual: GradualRule | None = None,
     share: int | None = None,
     augmented: str | None = None,
     transformer_epochs: int | None = None,
@@ -142,6 +143,9 @@ def distill(
         prune: as in `tinybert compress`, before the first stage: --student is a fine-tuned directory, such as the
             teacher's own, and learns on without what was removed.
         uniform: as in `tinybert compress`.
+        gradual: with --prune: remove heads and units in the first 70 % of the first stage's steps, instead of before
+            it. fisher: those that the loss depends on least, a few every 20 steps; l0: those whose random gates close,
+            under a penalty on open ones (CoFi), for long runs.
         share: let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
         transformer_epochs: epochs of the first stage; default: the task's.
@@ -225,7 +229,7 @@ def distill(
         preset=preset,
         layer_map=layer_map,
         start=start,
-        compression=methods_of(prune, uniform, share),
+        compression=methods_of(prune, uniform, share, gradual),
         augmented=augmented,
         teacher_cache_gb=teacher_cache_gb,
     )
