@@ -92,7 +92,7 @@ class HalfOfClassifier(CompressionSettings):
 
 
 def half_of_classifier(settings: HalfOfClassifier) -> Method:
-    def wrap(objective: Objective) -> Objective:
+    def wrap(objective: Objective, config: tb.BertConfig, examples: Any) -> Objective:
         def masked(trainable: Any) -> Any:
             params, carried = split_carried(trainable)
             kernel = params["classifier"]["kernel"] * carried["mask"]

@@ -53,7 +53,7 @@ def test_mask_gradients_are_the_changes_of_the_loss_by_finite_differences() -> N
     assert count == 3
 
     def loss(masks: Kept) -> float:
-        logits = program(config, params)(prune._masked(params, masks), *batch[:3])
+        logits = program(config, params)(prune.masked(params, masks), *batch[:3])
         return float(jnp.sum(loss_of.hard(logits, batch) * batch.example_mask))
 
     ones = Kept(*(np.ones(leaf.shape, np.float32) for leaf in gradients))

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import AXES, ComputeDtype
+from tinybert_jax.settings.choices import AXES, ComputeDtype, GradualRule
 from tinybert_jax.settings.compression import (
     CompressionSettings,
+    GradualPrune,
     LowRank,
     Prune,
     Quantize,
@@ -68,6 +69,10 @@ class Methods:
     # prune as many heads and units in every layer: less exact, but JAX, too, runs it faster; without this, only ONNX
     # is faster by all that was removed
     uniform: bool = False
+    # with --prune: remove them in the first 70 % of a stage's steps, instead of before it. fisher: those that the loss
+    # depends on least, a few every 20 steps; l0: those whose random gates close, under a penalty on open ones, as in
+    # CoFi, for long runs
+    gradual: GradualRule | None = None
     # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
     low_rank: float | None = None
     low_rank_words: float | None = None  # the same for the word table: smaller, not faster
@@ -81,13 +86,20 @@ class Methods:
         """The methods that were asked for, in the order in which they act.
 
         Raises:
-            InputError: --uniform stands alone, or a number is out of its range.
+            InputError: --uniform or --gradual stands without --prune, or both stand with it, or a number is out of its
+                range.
         """
-        if self.prune is None and self.uniform:
-            raise InputError("--uniform is an option of --prune: give both, or leave it out")
+        for option in ("uniform", "gradual"):
+            if self.prune is None and getattr(self, option):
+                raise InputError(f"--{option} is an option of --prune: give both, or leave it out")
+        if self.uniform and self.gradual:
+            raise InputError(
+                "--gradual leaves layers of unlike sizes, and --uniform asks for like ones: leave one out"
+            )
         ranked = self.low_rank is not None or self.low_rank_words is not None
         chosen = (
-            None if self.prune is None else Prune(self.prune, self.uniform),
+            None if self.prune is None or self.gradual else Prune(self.prune, self.uniform),
+            GradualPrune(self.prune, self.gradual) if self.prune is not None and self.gradual else None,
             LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.share is None else Share(self.share),
             vocabulary,

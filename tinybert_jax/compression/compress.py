@@ -64,6 +64,10 @@ def compress(
             what came before it.
     """
     out, row = Path(out), get_task(task)
+    if trained := [settings.name for settings in methods if settings.min_steps]:
+        raise InputError(
+            f"compression {trained[0]!r} acts while a model is trained, and here none is: use `tinybert distill`"
+        )
     check_unused(out)
     config, params = load_hf(model)
     tokenizer = load_tokenizer(model, config)

@@ -19,12 +19,14 @@ class Method(NamedTuple):
 
     apply(config, params, examples) -> config, params: what happens at once, before the first stage. Parameters are
     numpy arrays.
-    wrap(objective) -> objective: what is trained. Masks, fake quantization and factors act in its `init`, `loss` and
-    `export`; what is carried and not trained is the entry "carried" of its trainable tree.
+    wrap(objective, config, examples) -> objective: what is trained. Masks, fake quantization and factors act in its
+    `init`, `loss` and `export`; what is carried and not trained is the entry "carried" of its trainable tree.
+    finish(config, params) -> config, params: what happens to the trained model before it is written.
     retokenize(config, params, tokenizer, examples) -> config, params, tokenizer: what changes the tokenizer too, after
     which rows are tokenised again; None: it stays. Only `compress` can do that.
     """
 
     apply: Callable[[BertConfig, Params, Examples], tuple[BertConfig, Params]] = _unchanged
-    wrap: Callable[[Objective], Objective] = lambda objective: objective
+    wrap: Callable[[Objective, BertConfig, Examples], Objective] = lambda objective, config, examples: objective
+    finish: Callable[[BertConfig, Params], tuple[BertConfig, Params]] = lambda config, params: (config, params)
     retokenize: Callable[[BertConfig, Params, Any, Examples], tuple[BertConfig, Params, Any]] | None = None

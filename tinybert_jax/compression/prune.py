@@ -85,7 +85,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
         share = settings.macs ** (round_ / settings.rounds)
         kept = select(importance, kept, costs(config, tokens), share, settings.uniform)
         model = _repaired(config, model, sample, kept, targets)
-    smaller = _removed(config, model, kept)
+    smaller = removed(config, model, kept)
     encoder = params["encoder"] | {"encoder": smaller[1]["encoder"]["encoder"]}
     return smaller[0], params | {"encoder": encoder}
 
@@ -156,7 +156,7 @@ def _mask_gradients(config: BertConfig, head: str, loss_of: HeadLosses) -> Calla
 
     def loss(masks: Kept, params: Params, batch: Batch) -> tuple[Any, Any]:
         inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        logits = model.apply({"params": _masked(params, masks)}, *inputs, score_layers=()).logits
+        logits = model.apply({"params": masked(params, masks)}, *inputs, score_layers=()).logits
         counted = loss_of.labelled(batch) & (batch.example_mask > 0)
         return jnp.sum(jnp.where(counted, loss_of.hard(logits, batch), 0.0)), jnp.sum(counted)
 
@@ -177,7 +177,7 @@ def _importance(gradients: Callable[[Params, Batch], Any], params: Params, batch
     return Kept(*total)
 
 
-def _masked(params: Params, masks: Any) -> Params:
+def masked(params: Params, masks: Any) -> Params:
     """The parameters with masks on the rows of the output projections: on what heads and units give."""
     layer = params["encoder"]["encoder"]["layer"]
     attention, output = layer["attention"], layer["output"]
@@ -246,7 +246,7 @@ def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> 
     return kernel + change, shift
 
 
-def _removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig, Params]:
+def removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig, Params]:
     """The model without what is not kept; layers that keep fewer than the largest end with zeros."""
     width = config.attention_head_dim
     heads = max(1, int(kept.heads.sum(axis=1).max()))

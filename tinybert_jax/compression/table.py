@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinybert_jax.compression import low_rank, prune, quantize, share, vocabulary
+from tinybert_jax.compression import gradual, low_rank, prune, quantize, share, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.compression import (
     CompressionSettings,
+    GradualPrune,
     LowRank,
     Prune,
     Quantize,
@@ -19,6 +20,7 @@ from tinybert_jax.settings.compression import (
 
 METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     Prune: prune.build,
+    GradualPrune: gradual.build,
     LowRank: low_rank.build,
     Share: share.build,
     Quantize: quantize.build,

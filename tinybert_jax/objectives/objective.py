@@ -16,7 +16,7 @@ from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.stages import Hyper
 
 Metrics = dict[str, Float[Array, ""]]
-CARRIED = "carried"  # in a trainable tree: what the loss reads and no gradient reaches, as masks and scales
+CARRIED = "carried"  # in a trainable tree: what the loss reads and no optimizer reaches, as masks and scales
 
 
 def count_examples(batch: Batch) -> Float[Array, ""]:
@@ -37,9 +37,12 @@ class Objective(NamedTuple):
     init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
     export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
     weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
-    advance(carried, params, hyper) -> carried: what `trainable["carried"]` becomes after a step; None: it stays.
+    learn(carried, gradients, hyper) -> carried: what `trainable["carried"]` becomes in a step by the gradients of the
+    loss for it, which all have the dtype of a float; None: none are computed.
+    advance(carried, params, hyper) -> carried: what it becomes after a step; None: it stays.
+    settled(carried) -> bool: whether a state may be the best of its stage, as masks at their target; None: each may.
 
-    The entry "carried" of a trainable tree gets no gradient and no update. `loss` and `export` find it in its place.
+    The entry "carried" of a trainable tree gets no update by the optimizer. `loss` and `export` find it in its place.
     The other fields are facts that a run reads.
     """
 
@@ -48,7 +51,9 @@ class Objective(NamedTuple):
     init: Callable[[PRNGKeyArray, Params], Params]
     export: Callable[[Params, Params], Params]
     weight: Callable[[Batch], Float[Array, ""]] = count_examples
+    learn: Callable[[Any, Any, Hyper], Any] | None = None
     advance: Callable[[Any, Params, Hyper], Any] | None = None
+    settled: Callable[[Any], Any] | None = None
     reads_teacher: bool = True  # `targets` runs the teacher, so its results are worth keeping
     reads_padding: bool = False  # `loss` reads the targets of padding, so they are kept too
     target_dtype: Literal["float32", "bfloat16"] = "float32"  # of kept targets

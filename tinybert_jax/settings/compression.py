@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_choice
+from tinybert_jax.settings.choices import GradualRule
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class CompressionSettings:
 
     name: ClassVar[str]  # in `experiment.json`
     reads_head: ClassVar[bool] = False  # it needs a head that is trained on the task
+    min_steps: ClassVar[int] = 0  # of the stage in which it acts; 0: it acts before
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,31 @@ class Prune(CompressionSettings):
             raise InputError(f"macs is {self.macs}; it must be between 0 and 1: the share that is left")
         if self.rounds < 1 or self.rows < 1:
             raise InputError(f"rounds is {self.rounds} and rows {self.rows}; they must be at least 1")
+
+
+@dataclass(frozen=True)
+class GradualPrune(CompressionSettings):
+    """Structured pruning while the first stage trains: whole attention heads and feed-forward units are removed.
+
+    "fisher": every 20 steps the least important are removed, by a cubic schedule (Zhu and Gupta, arXiv 1710.01878).
+    Importance is a running mean of the squared gradients of masks, by the loss of the stage.
+    "l0": each has a random gate, whose chance to be open is trained (Louizos et al., arXiv 1712.01312), towards a
+    target that falls in a straight line (CoFi, Xia et al., arXiv 2204.00408).
+    """
+
+    name = "gradual_prune"
+    min_steps = 10
+
+    macs: float = 0.5  # share of the encoder's multiply-adds that is left
+    by: GradualRule = "fisher"
+    until: float = 0.7  # share of the first stage's steps in which the share is reached; then nothing more is removed
+
+    def __post_init__(self) -> None:
+        check_choice("by", self.by, GradualRule)
+        if not 0 < self.macs < 1:
+            raise InputError(f"macs is {self.macs}; it must be between 0 and 1: the share that is left")
+        if not 0 < self.until <= 0.9:
+            raise InputError(f"until is {self.until}; it must be greater than 0, and at most 0.9")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Obje
     context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
     objective = build_objective(stage.objective, context)
     for settings in experiment.compression:
-        objective = build_method(settings).wrap(objective)
+        objective = build_method(settings).wrap(objective, inputs.config, inputs.train)
     return objective
 
 
@@ -138,7 +138,7 @@ def _train(
     train_step = make_train_step(
         objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps, total
     )
-    keep_best, member_params = make_keep_best(mesh, state), make_member_params(mesh, state)
+    keep_best, member_params = make_keep_best(mesh, state, objective.settled), make_member_params(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
         print(
             f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper_of(1))}",

@@ -27,7 +27,7 @@ from tinybert_jax.tasks.split import Split
 from tinybert_jax.training import record
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
 from tinybert_jax.training.logs import Diverged
-from tinybert_jax.training.loop import Run, check_params, make_objective, train_stage
+from tinybert_jax.training.loop import Run, check_params, make_objective, stage_steps, train_stage
 from tinybert_jax.training.teaching import eval_batch_size, named_scores, prepare
 
 
@@ -161,6 +161,12 @@ def _check_compression(experiment: Experiment, inputs: Inputs) -> None:
                 f"compression {settings.name!r} changes the tokens, which a teacher's would no longer be: apply it to"
                 " the trained model, by `tinybert compress`"
             )
+        steps = stage_steps(experiment.stages[0], len(inputs.examples(experiment.stages[0])))
+        if steps < settings.min_steps:
+            raise InputError(
+                f"compression {settings.name!r} acts in the first stage, in at least {settings.min_steps} steps, and"
+                f" this one has {steps}: train longer"
+            )
         if settings.reads_head and not inputs.keep_head:
             raise InputError(
                 f"compression {settings.name!r} needs a model that is fine-tuned on the task, and"
@@ -248,6 +254,9 @@ def _finish(
             if inputs.loaded is None and experiment.start == "random":
                 advice += ", or --start spectral where the student has its teacher's heads"
             print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
+        for settings in experiment.compression:
+            config, params = build_method(settings).finish(inputs.config, params)
+            inputs = dataclasses.replace(inputs, config=config)
         # `predict` and `transformers` cut texts where training cut them
         inputs.tokenizer.model_max_length = experiment.max_length
         save_hf(student, inputs.config, params, inputs.tokenizer)

@@ -26,7 +26,7 @@ from tinybert_jax.training.population import over_members
 class TrainState(NamedTuple):
     """All that training changes; arrays only. `best_params` is the trainable tree at the best evaluation.
 
-    `carried` holds what the loss reads and no gradient reaches, such as masks. In a population, every leaf has the
+    `carried` holds what the loss reads and no optimizer reaches, such as masks. In a population, every leaf has the
     members on axis 0.
     """
 
@@ -107,7 +107,8 @@ def make_train_step(
     `real_tokens`, the share of the batch's positions that is no padding. They are scalars (in a population, one per
     member), still on the device.
     """
-    members, advance = state.of_members, getattr(objective, "advance", None)
+    members = state.of_members
+    learn, advance = (getattr(objective, name, None) for name in ("learn", "advance"))
 
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
         return over_members(function, mesh) if members else function
@@ -129,7 +130,7 @@ def make_train_step(
         if total_steps is not None:
             hyper = hyper._replace(progress=state.step / total_steps)
 
-        def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[Params, dict[str, Array]]:
+        def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[tuple[Params, ...], dict[str, Array]]:
             known = batch.targets is not None
             targets = batch.targets if known else jax.lax.stop_gradient(objective.targets(teacher_params, batch))
 
@@ -138,11 +139,11 @@ def make_train_step(
 
             def gradient(
                 params: Params, carried: Params, hyper: Hyper, key: PRNGKeyArray
-            ) -> tuple[Params, dict[str, Array]]:
-                def loss(params: Params) -> Any:
+            ) -> tuple[tuple[Params, ...], dict[str, Array]]:
+                def loss(params: Params, carried: Params) -> Any:
                     return objective.loss(join_carried(params, carried), targets, batch, hyper, key)
 
-                return jax.grad(loss, has_aux=True)(params)
+                return jax.grad(loss, (0,) if learn is None else (0, 1), has_aux=True)(params, carried)
 
             return each(gradient)(state.params, state.carried, hyper, keys)
 
@@ -152,8 +153,10 @@ def make_train_step(
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
             grads, metrics = _accumulated(gradients, objective.weight, batch, parts.T)  # the parts on axis 0
         # only what changes passes through the members' loop, which copies what it is given
-        params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads, hyper)
+        params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads[0], hyper)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        if learn is not None:
+            state = state._replace(carried=each(learn)(state.carried, grads[1], hyper))
         if advance is not None:
             state = state._replace(carried=each(advance)(state.carried, params, hyper))
         real_tokens = jnp.mean(batch.attention_mask, dtype=jnp.float32)
@@ -189,13 +192,17 @@ def _accumulated(
     return jax.lax.scan(add, zeros, (split, keys))[0]
 
 
-def make_keep_best(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.ndarray], TrainState]:
+def make_keep_best(
+    mesh: Mesh, state: TrainState, settled: Callable[[Any], Array] | None = None
+) -> Callable[[TrainState, np.ndarray], TrainState]:
     """The compiled `(state, metric) -> state`: where `metric` ([members] in a population) is better than ever, the
-    parameters become the best; the state passed in is donated.
+    parameters become the best, if what is carried is `settled`; the state passed in is donated.
     """
 
     def keep(state: TrainState, metric: Array) -> TrainState:
         better = metric > state.best_metric  # NaN is not
+        if settled is not None:
+            better &= (jax.vmap(settled) if state.of_members else settled)(state.carried)
 
         def kept(params: Array, best: Array) -> Array:
             return jnp.where(better.reshape(better.shape + (1,) * (params.ndim - better.ndim)), params, best)

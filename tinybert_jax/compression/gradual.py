@@ -1,0 +1,135 @@
+"""Structured pruning in training: attention heads and feed-forward units are removed while a model learns.
+
+A rule closes their gates in the first stage, until the share of multiply-adds is left. What is closed is zeros from
+then on, and is cut out of the model before it is written.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tinybert_jax.batch import Batch, Examples, Params
+from tinybert_jax.compression import hard_concrete, prune
+from tinybert_jax.compression.gates import Cost, Gates, Rule, are_open, choose, gated, read_by_outputs, share_of
+from tinybert_jax.compression.method import Method
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.objectives.objective import CARRIED, Metrics, Objective, join_carried, split_carried
+from tinybert_jax.settings.compression import GradualPrune
+from tinybert_jax.settings.stages import Hyper
+
+EVERY = 20  # steps between changes of the gates
+DECAY = 0.9  # of the running mean of squared gradients
+TOLERANCE = 1e-5  # of the share that is reached: sums are in float32
+
+
+def build(settings: GradualPrune) -> Method:
+    """The method of the settings."""
+    return Method(wrap=functools.partial(wrap, settings), finish=finish)
+
+
+def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examples: Examples) -> Objective:
+    """The objective of a stage with gates, which close until the share of multiply-adds is left.
+
+    A stage that begins with a model of that share leaves it as it is. So the first stage prunes, and the later ones
+    train what is left.
+    """
+    cost, name = Cost(*prune.costs(config, float(np.mean(examples.lengths)))), settings.name
+    rule = RULES[settings.by](settings, cost)
+
+    def kept(gates: Gates) -> Array:
+        return share_of(are_open(gates), cost)
+
+    def settled(carried: Any) -> Array:
+        return kept(carried[name]["gates"]) <= settings.macs + TOLERANCE
+
+    def taken_apart(trainable: Params) -> tuple[Params, Any]:
+        """The trainable tree that the objective knows, and the state of the rule."""
+        params, carried = split_carried(trainable)
+        return join_carried(params, {key: value for key, value in carried.items() if key != name}), carried[name]
+
+    def init(key: PRNGKeyArray, student_params: Params) -> Params:
+        params, carried = split_carried(objective.init(key, student_params))
+        if name in carried:
+            raise InputError(f"compression {name!r} stands twice in the experiment: leave one out")
+        gates = read_by_outputs(config, params)
+        return join_carried(params, carried | {name: {"gates": gates} | rule.init(gates)})
+
+    def loss(
+        trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        known, state = taken_apart(trainable)
+        key, rule_key = (None, None) if key is None else jax.random.split(key)
+        done, acting = settled(trainable[CARRIED]), rule.act(state, hyper, rule_key)
+        decided = state["gates"], kept(state["gates"]), jnp.zeros(())
+        gates, share, penalty = jax.tree.map(lambda *pair: jnp.where(done, *pair), decided, acting)
+        total, metrics = objective.loss(gated(known, gates), targets, batch, hyper, key)
+        return total + penalty, metrics | {"loss": total + penalty, "kept": share}
+
+    def export(trainable: Params, student_params: Params) -> Params:
+        known, state = taken_apart(trainable)
+        return objective.export(gated(known, state["gates"]), student_params)
+
+    def learn(carried: Any, gradients: Any, hyper: Hyper) -> Any:
+        if objective.learn is not None:
+            carried = objective.learn(carried, gradients, hyper)
+        done, state = settled(carried), carried[name]
+        learnt = rule.learn(state, gradients[name], hyper)
+        return carried | {name: jax.tree.map(lambda *pair: jnp.where(done, *pair), state, learnt)}
+
+    return objective._replace(init=init, loss=loss, export=export, learn=learn, settled=settled)
+
+
+def finish(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
+    """The model without the heads and units that are zeros, but for those that fill layers up to the largest."""
+    params = jax.tree.map(np.asarray, params)
+    return prune.removed(config, params, prune.Kept(*(np.asarray(x) > 0 for x in read_by_outputs(config, params))))
+
+
+def allowed_share(settings: GradualPrune, progress: Any) -> Any:
+    """The share of the multiply-adds that the cubic schedule leaves after that share of the steps.
+
+    >>> settings = GradualPrune(macs=0.2, until=0.5)
+    >>> [round(float(allowed_share(settings, progress)), 6) for progress in (0.0, 0.25, 0.5, 1.0)]
+    [1.0, 0.3, 0.2, 0.2]
+    """
+    left = 1 - jnp.minimum(progress / settings.until, 1.0)
+    return settings.macs + (1 - settings.macs) * left**3
+
+
+def fisher(settings: GradualPrune, cost: Cost) -> Rule:
+    """Those of the least importance are closed by a schedule, and stay closed.
+
+    Importance is the running mean of the squared gradient of a gate, by the loss of the stage on a batch.
+    """
+
+    def init(gates: Gates) -> dict[str, Any]:
+        return {"importance": jax.tree.map(jnp.zeros_like, gates), "steps": jnp.zeros(())}
+
+    def act(state: Any, hyper: Hyper, key: PRNGKeyArray | None) -> tuple[Gates, Array, Array]:
+        return state["gates"], share_of(state["gates"], cost), jnp.zeros(())
+
+    def learn(state: Any, gradients: Any, hyper: Hyper) -> Any:
+        def mean(before: Array, gradient: Array) -> Array:
+            return DECAY * before + (1 - DECAY) * jnp.square(gradient)
+
+        importance = jax.tree.map(mean, state["importance"], gradients["gates"])
+        steps, progress = state["steps"] + 1, hyper.progress
+        gates = jax.lax.cond(
+            (steps % EVERY == 0) | (progress >= settings.until),
+            lambda: choose(importance, state["gates"], cost, allowed_share(settings, progress)),
+            lambda: state["gates"],
+        )
+        return {"gates": gates, "importance": importance, "steps": steps}
+
+    return Rule(init, act, learn)
+
+
+RULES: dict[str, Callable[[GradualPrune, Cost], Rule]] = {"fisher": fisher, "l0": hard_concrete.rule}
