@@ -83,7 +83,8 @@ def compress(
     if not dev.labelled:
         raise InputError("the dev set has no labels: nothing can be measured on it")
     tokens = float(train.tokens.lengths.mean())
-    chain = [_link("whole", config, params, row.head, dev, tokens, length)]
+    scores = _scores("loading", config, params, row.head, dev, length)
+    chain = [link("whole", config, params, tokens, scores)]
     for settings in methods:
         method, note = build_method(settings), ""
         config, params = method.apply(config, params, train.tokens)
@@ -95,8 +96,8 @@ def compress(
             unknown = int((dev.tokens.input_ids == tokenizer.unk_token_id).sum())
             note = f"{config.vocab_size:,} of {pieces:,} pieces"
             note += f"; {more:.1%} more tokens in the dev rows, {unknown} unknown"
-        link = _link(settings.name, config, params, row.head, dev, tokens, length)
-        chain.append(link._replace(note=note))
+        scores = _scores(settings.name, config, params, row.head, dev, length)
+        chain.append(link(settings.name, config, params, tokens, scores)._replace(note=note))
     save_hf(out, config, params, tokenizer)
     (out / "README.md").write_text(_card(model, task, config, methods, chain), "utf-8")
     return chain
@@ -104,20 +105,30 @@ def compress(
 
 def table(chain: Sequence[Link]) -> tuple[list[str], list[list[str]]]:
     """The chain as a table, for the command and the model card: shares are those of the whole model."""
-    whole = chain[0]
-    header = ["after", *whole.scores, "kept", "parameters", "encoder's multiply-adds"]
-    first = next(iter(whole.scores))
-    rows = [
-        [
-            link.name,
-            *(f"{value:.4f}" for value in link.scores.values()),
-            f"{link.scores[first] / whole.scores[first]:.1%}" if whole.scores[first] else "-",
-            f"{link.parameters / 1e6:.1f} M",
-            f"{link.macs / whole.macs:.1%}",
-        ]
-        for link in chain
-    ]
-    return header, rows
+    names = list(next((link.scores for link in chain if link.scores), {}))
+    header = ["after", *names, *(["kept"] if names else []), "parameters", "encoder's multiply-adds"]
+    return header, [_cells(chain[0], link, names) for link in chain]
+
+
+def _cells(whole: Link, link: Link, names: Sequence[str]) -> list[str]:
+    scores = [f"{link.scores[name]:.4f}" if link.scores else "-" for name in names]
+    if names:
+        first = names[0]
+        known = whole.scores and link.scores and whole.scores[first]
+        scores.append(f"{link.scores[first] / whole.scores[first]:.1%}" if known else "-")
+    return [link.name, *scores, f"{link.parameters / 1e6:.1f} M", f"{link.macs / whole.macs:.1%}"]
+
+
+def line(chain: Sequence[Link]) -> str:
+    """The last link of a chain in a line."""
+    (after, *names), cells = table(chain)[0], table(chain)[1][-1]
+    told = ", ".join(f"{name} {cell}" for name, cell in zip(names, cells[1:], strict=True) if cell != "-")
+    return f"{after} {cells[0]}: {told}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a model card."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def notes(chain: Sequence[Link]) -> list[str]:
@@ -125,21 +136,24 @@ def notes(chain: Sequence[Link]) -> list[str]:
     return [f"{link.name}: {link.note}" for link in chain if link.note]
 
 
-def _link(name: str, config: BertConfig, params: Params, head: str, dev: Split, tokens: float, length: int) -> Link:
+def link(name: str, config: BertConfig, params: Params, tokens: float, scores: dict[str, float]) -> Link:
+    """The link of a model in its chain; `tokens` are those of a training row, on the mean."""
+    return Link(name, scores, count_parameters(params), encoder_macs(config, params, tokens))
+
+
+def _scores(name: str, config: BertConfig, params: Params, head: str, dev: Split, length: int) -> dict[str, float]:
     mesh = make_mesh()
     placed = jax.device_put(params)
     step = make_predict_step(HEADS[head].model(config), mesh, placed)
     logits = predict_logits(step, placed, dev.tokens, EVAL_BATCH_SIZE, bucket_lengths(length))
     if not np.isfinite(logits).all():
         raise InputError(f"after {name}, the model's outputs on the dev set are not finite")
-    return Link(name, dev.score(logits), count_parameters(params), encoder_macs(config, params, tokens))
+    return dev.score(logits)
 
 
 def _card(
     model: str, task: str, config: BertConfig, methods: Sequence[CompressionSettings], chain: Sequence[Link]
 ) -> str:
-    header, rows = table(chain)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     described = [{"name": settings.name} | vars(settings) for settings in methods]
     loads = "`transformers` loads it." if config.loads_in_transformers else "No class of `transformers` has its shape."
     return f"""---
@@ -147,7 +161,7 @@ library_name: transformers
 tags: [compression, {config.model_type}]
 ---
 # {model}, compressed, for {task}
-{chr(10).join([*lines, "", *notes(chain)])}
+{chr(10).join([markdown(*table(chain)), "", *notes(chain)])}
 
 {loads} `tinybert export` writes it as ONNX, without what was pruned.
 

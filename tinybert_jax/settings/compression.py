@@ -16,6 +16,7 @@ class CompressionSettings:
     name: ClassVar[str]  # in `experiment.json`
     reads_head: ClassVar[bool] = False  # it needs a head that is trained on the task
     min_steps: ClassVar[int] = 0  # of the stage in which it acts; 0: it acts before
+    keeps_shapes: ClassVar[bool] = False  # parameters have the same shapes after it
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Quantize(CompressionSettings):
     """
 
     name = "quantize"
+    keeps_shapes = True
 
     weight_bits: int = 8  # 2 to 8; inputs have 8
 
