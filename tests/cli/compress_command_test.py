@@ -41,6 +41,12 @@ def test_distill_prunes_before_it_trains(
     common += ["--max-length", 16, "--stage", "prediction", "--prediction-steps", 2, "--out", tmp_path / "out"]
     assert_refused(capsys, tinybert(monkeypatch, *common, "--uniform"), "--uniform is an option of --prune")
     assert_refused(capsys, tinybert(monkeypatch, *common, "--prune", 2), "macs is 2.0; it must be between 0 and 1")
+    code = tinybert(monkeypatch, *common, "--gradual", "l0")
+    assert_refused(capsys, code, "--gradual is an option of --prune: give both, or leave it out")
+    code = tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--gradual", "l0")
+    assert_refused(capsys, code, "--gradual leaves layers of unlike sizes, and --uniform asks for like ones")
+    code = tinybert(monkeypatch, *common, "--prune", 0.4, "--gradual", "fisher")
+    assert_refused(capsys, code, "acts in the first stage, in at least 10 steps, and this one has 2: train longer")
     assert tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--population", 2) == 0
     config, _ = tb.load_hf(tmp_path / "out/member1/student")
     assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size

@@ -25,6 +25,7 @@ ANNEALED = 0.5  # share of the steps in which the target falls
 # Rates are of a whole stage, so that a short one goes as far as a long one
 TRAVEL = 20.0  # by which a logit can move
 ASCENT = 1000.0  # by which a multiplier grows for a gap of 1
+MULTIPLIERS = (0.0, 100.0)  # at the start; without the second, the share swings about the target
 
 
 def sample(logits: Array, key: PRNGKeyArray) -> Array:
@@ -58,7 +59,7 @@ def rule(settings: GradualPrune, cost: Cost) -> Rule:
             "logits": jax.tree.map(lambda gate: jnp.full_like(gate, AT_START), gates),
             "mean": zeros,
             "square": jax.tree.map(jnp.copy, zeros),
-            "multipliers": jnp.zeros(2),
+            "multipliers": jnp.array(MULTIPLIERS),
             "steps": jnp.zeros(()),
         }
 
