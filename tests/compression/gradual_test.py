@@ -277,16 +277,17 @@ def test_the_best_state_of_a_stage_that_prunes_is_one_that_is_pruned(
     assert encoder_macs(*tb.load_hf(result.directory), 10.0) < 0.03 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
-def test_every_mesh_prunes(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     arguments = ["--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
     arguments += ["--max-length", 16, "--prune", 0.4, "--gradual", "fisher", "--transformer-steps", 12]
-    arguments += ["--prediction-steps", 4, "--mesh", "data=2,model=2", "--out", tmp_path / "run"]
+    arguments += ["--prediction-steps", 4, "--population", 2, "--mesh", "model=2,member=2", "--out", tmp_path / "run"]
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "tinybert_jax.cli", "distill", *map(str, arguments)]
     ended = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    config, params = tb.load_hf(tmp_path / "run/student")
-    assert encoder_macs(config, params, 10.0) < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
+    for member in ("member0", "member1"):
+        left = encoder_macs(*tb.load_hf(tmp_path / "run" / member / "student"), 10.0)
+        assert left < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
 def test_what_makes_no_sense_is_refused(teacher: Path, reviews: Path, tmp_path: Path) -> None:
