@@ -34,6 +34,22 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
 
 
+def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
+    common += ["--out", tmp_path / "out"]
+    for alone in (("--pattern", "2:4"), ("--criterion", "wanda")):
+        code = tinybert(monkeypatch, *common, *alone)
+        assert_refused(capsys, code, "--pattern and --criterion are options of --sparse")
+    code = tinybert(monkeypatch, *common, "--sparse", 0.7, "--pattern", "2:4")
+    assert_refused(capsys, code, "share is 0.7 and pattern '2:4': give one of the two")
+    assert tinybert(monkeypatch, *common, "--sparse", 0.5, "--pattern", "2:4", "--criterion", "wanda") == 0
+    note = "sparse: 50.0% of the weights of the encoder's dense layers are zero; smaller when packed, not faster"
+    assert note in capsys.readouterr().out
+    assert note in (tmp_path / "out/README.md").read_text()
+
+
 def test_distill_prunes_before_it_trains(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

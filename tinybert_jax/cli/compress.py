@@ -7,7 +7,7 @@ from pathlib import Path
 from tinybert_jax.cli.options import Source, TaskName, methods_of
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
-from tinybert_jax.settings.compression import CompressionSettings, Vocabulary
+from tinybert_jax.settings.compression import CompressionSettings, Criterion, Vocabulary
 
 
 def compress(
@@ -18,6 +18,9 @@ def compress(
     prune: float | None = None,
     uniform: bool = False,
     share: int | None = None,
+    sparse: float | None = None,
+    pattern: str | None = None,
+    criterion: Criterion | None = None,
     vocabulary: tuple[str, ...] = (),
     max_length: int | None = None,
 ) -> None:
@@ -37,11 +40,16 @@ def compress(
             without this, only ONNX is faster by all that was removed.
         share: let consecutive layers share their parameters, in so many groups, as an ALBERT. The model is smaller,
             not faster, and useless until it is trained: `tinybert distill --share` does both.
+        sparse: make single weights of the dense layers zero; the number is their share of each matrix. The model is
+            smaller when it is packed, not faster.
+        pattern: make zero all but N of each M consecutive inputs, given as N:M, for example 2:4; --sparse stays 0.5.
+        criterion: sparsegpt: what costs the outputs least becomes zero, and the rest makes up for it; wanda: weight
+            times input; magnitude: the weight alone. Default: sparsegpt.
         vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
             text files (data FILE ...), all special tokens, and all single characters. It comes last.
         max_length: tokens per row; default: the length that the model was trained with.
     """
-    methods: list[CompressionSettings] = [*methods_of(prune, uniform, share)]
+    methods: list[CompressionSettings] = [*methods_of(prune, uniform, share, sparse, pattern, criterion)]
     if vocabulary:
         if vocabulary[0] != "data":
             raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")

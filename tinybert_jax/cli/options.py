@@ -10,7 +10,7 @@ import tyro
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import AXES, ComputeDtype
-from tinybert_jax.settings.compression import CompressionSettings, Prune, Share
+from tinybert_jax.settings.compression import CompressionSettings, Criterion, Prune, Share, Sparse
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import TASKS
 
@@ -73,13 +73,26 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def methods_of(prune: float | None, uniform: bool, share: int | None) -> tuple[CompressionSettings, ...]:
-    """The compression methods that --prune, --uniform and --share ask for, in the order in which they act.
+def methods_of(
+    prune: float | None,
+    uniform: bool,
+    share: int | None,
+    sparse: float | None = None,
+    pattern: str | None = None,
+    criterion: Criterion | None = None,
+) -> tuple[CompressionSettings, ...]:
+    """The compression methods that the options of these names ask for, in the order in which they act.
 
     Raises:
-        InputError: --uniform stands alone, or a number is out of its range.
+        InputError: an option of a method stands alone, or a number is out of its range.
     """
     if prune is None and uniform:
         raise InputError("--uniform is an option of --prune: give both, or leave it out")
-    pruning = () if prune is None else (Prune(prune, uniform),)
-    return pruning if share is None else (*pruning, Share(share))
+    if sparse is None and (pattern is not None or criterion is not None):
+        raise InputError("--pattern and --criterion are options of --sparse: give it too, or leave them out")
+    methods: list[CompressionSettings] = [] if prune is None else [Prune(prune, uniform)]
+    if share is not None:
+        methods.append(Share(share))
+    if sparse is not None:
+        methods.append(Sparse(sparse, pattern, Sparse.criterion if criterion is None else criterion))
+    return tuple(methods)

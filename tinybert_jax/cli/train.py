@@ -18,6 +18,7 @@ from tinybert_jax.cli.options import (
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
+from tinybert_jax.settings.compression import Criterion
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
 from tinybert_jax.settings.objectives import (
@@ -96,6 +97,9 @@ def distill(
     prune: float | None = None,
     uniform: bool = False,
     share: int | None = None,
+    sparse: float | None = None,
+    pattern: str | None = None,
+    criterion: Criterion | None = None,
     augmented: str | None = None,
     transformer_epochs: int | None = None,
     transformer_steps: int | None = None,
@@ -143,6 +147,9 @@ def distill(
             teacher's own, and learns on without what was removed.
         uniform: as in `tinybert compress`.
         share: let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster.
+        sparse: as in `tinybert compress`, before the first stage; zeros stay zeros. 0: those of --student stay.
+        pattern: as in `tinybert compress`.
+        criterion: as in `tinybert compress`.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
         transformer_epochs: epochs of the first stage; default: the task's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
@@ -225,7 +232,7 @@ def distill(
         preset=preset,
         layer_map=layer_map,
         start=start,
-        compression=methods_of(prune, uniform, share),
+        compression=methods_of(prune, uniform, share, sparse, pattern, criterion),
         augmented=augmented,
         teacher_cache_gb=teacher_cache_gb,
     )

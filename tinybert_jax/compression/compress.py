@@ -92,6 +92,7 @@ def compress(
             note = f"{config.vocab_size:,} of {pieces:,} pieces"
             note += f"; {more:.1%} more tokens in the dev rows, {unknown} unknown"
         link = _link(settings.name, config, params, row.head, dev, tokens, length)
+        note = "; ".join(filter(None, (note, method.note(config, params))))
         chain.append(link._replace(note=note))
     save_hf(out, config, params, tokenizer)
     (out / "README.md").write_text(_card(model, task, config, methods, chain), "utf-8")

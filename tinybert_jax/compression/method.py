@@ -23,8 +23,10 @@ class Method(NamedTuple):
     `export`; what is carried and not trained is the entry "carried" of its trainable tree.
     retokenize(config, params, tokenizer, examples) -> config, params, tokenizer: what changes the tokenizer too, after
     which rows are tokenised again; None: it stays. Only `compress` can do that.
+    note(config, params) -> str: what to say of the result beside its scores and size; "" is nothing.
     """
 
     apply: Callable[[BertConfig, Params, Examples], tuple[BertConfig, Params]] = _unchanged
     wrap: Callable[[Objective], Objective] = lambda objective: objective
     retokenize: Callable[[BertConfig, Params, Any, Examples], tuple[BertConfig, Params, Any]] | None = None
+    note: Callable[[BertConfig, Params], str] = lambda config, params: ""

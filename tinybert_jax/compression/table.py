@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinybert_jax.compression import prune, share, vocabulary
+from tinybert_jax.compression import prune, share, sparse, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.compression import CompressionSettings, Prune, Share, Vocabulary
+from tinybert_jax.settings.compression import CompressionSettings, Prune, Share, Sparse, Vocabulary
 
 METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     Prune: prune.build,
     Share: share.build,
+    Sparse: sparse.build,
     Vocabulary: vocabulary.build,
 }
 

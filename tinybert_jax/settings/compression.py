@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_choice
+
+Criterion = Literal["sparsegpt", "wanda", "magnitude"]  # by which single weights are chosen
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,39 @@ class Share(CompressionSettings):
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise InputError(f"groups is {self.groups}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Sparse(CompressionSettings):
+    """Single weights of the encoder's dense layers become zero. The model is smaller when packed, not faster.
+
+    "sparsegpt" (Frantar and Alistarh, arXiv 2301.00774) removes what costs the outputs least, and changes what is left
+    to make up for it; "wanda" (Sun et al., arXiv 2306.11695) goes by weight times input, "magnitude" by the weight.
+    """
+
+    name = "sparse"
+
+    share: float = 0.5  # of the weights of each dense matrix that become zero; 0: those that are zero stay so
+    pattern: str | None = None  # N:M, as 2:4: N of each M consecutive inputs of an output stay; it replaces `share`
+    criterion: Criterion = "sparsegpt"
+    rows: int = 512  # whose inputs of the dense layers are measured
+
+    def __post_init__(self) -> None:
+        check_choice("criterion", self.criterion, Criterion)
+        if not 0 <= self.share < 1:
+            raise InputError(f"share is {self.share}; it must be in [0, 1): the share of the weights that become zero")
+        if self.rows < 1:
+            raise InputError(f"rows is {self.rows}; it must be at least 1")
+        if self.pattern is None:
+            return
+        kept, size = self.group
+        if not 0 < kept < size:
+            raise InputError(f"pattern is {self.pattern!r}; give N:M with 0 < N < M, for example 2:4: N of M stay")
+        if self.share != Sparse.share:
+            raise InputError(f"share is {self.share} and pattern {self.pattern!r}: give one of the two")
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """N and M of the pattern; (0, 0) where there is none, or it is no such pattern."""
+        parts = re.fullmatch("([0-9]{1,4}):([0-9]{1,4})", self.pattern or "")
+        return (int(parts[1]), int(parts[2])) if parts else (0, 0)
