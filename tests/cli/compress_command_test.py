@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from in_process import assert_refused, tinybert
 
@@ -48,6 +51,13 @@ def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     note = "sparse: 50.0% of the weights of the encoder's dense layers are zero; smaller when packed, not faster"
     assert note in capsys.readouterr().out
     assert note in (tmp_path / "out/README.md").read_text()
+    packing = ["compress", "--model", tmp_path / "out", *common[3:-1], tmp_path / "packed", "--pack"]
+    assert tinybert(monkeypatch, *packing) == 0
+    assert re.search(r"whole: packed: 0\.\d MB for 0\.\d", capsys.readouterr().out)
+    plain, packed = (tb.load_hf(tmp_path / name) for name in ("out", "packed"))
+    assert plain[0] == packed[0]
+    jax.tree.map(np.testing.assert_array_equal, plain[1], packed[1])
+    assert "`tinybert_jax` alone reads its packed file" in (tmp_path / "packed/README.md").read_text()
 
 
 def test_distill_prunes_before_it_trains(

@@ -22,6 +22,7 @@ def compress(
     pattern: str | None = None,
     criterion: Criterion | None = None,
     vocabulary: tuple[str, ...] = (),
+    pack: bool = False,
     max_length: int | None = None,
 ) -> None:
     """Make a fine-tuned model smaller at once, without training, and print what was lost and won.
@@ -47,6 +48,8 @@ def compress(
             times input; magnitude: the weight alone. Default: sparsegpt.
         vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
             text files (data FILE ...), all special tokens, and all single characters. It comes last.
+        pack: write matrices with at least 30 % zeros without them. Only this package reads the file. It is also for a
+            model that is sparse already, with no other method.
         max_length: tokens per row; default: the length that the model was trained with.
     """
     methods: list[CompressionSettings] = [*methods_of(prune, uniform, share, sparse, pattern, criterion)]
@@ -54,11 +57,13 @@ def compress(
         if vocabulary[0] != "data":
             raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")
         methods.append(Vocabulary(vocabulary[1:]))
-    if not methods:
-        raise InputError("nothing to do: give --prune SHARE, for example --prune 0.5, or --vocabulary data")
+    if not methods and not pack:
+        raise InputError(
+            "nothing to do: give --prune SHARE, for example --prune 0.5, --sparse 0.5 or --vocabulary data"
+        )
     from tinybert_jax.compression import compress as compressing
 
-    chain = compressing.compress(model, task, source, methods, out, max_length)
+    chain = compressing.compress(model, task, source, methods, out, max_length, pack)
     print_table(*compressing.table(chain))
     for note in compressing.notes(chain):
         print(note)

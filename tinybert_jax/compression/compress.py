@@ -17,6 +17,7 @@ from tinybert_jax.devices.sharding import make_mesh
 from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.bitmask import PACKED_FILE
 from tinybert_jax.models.files.directory import load_hf, save_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_head, check_outputs
@@ -48,6 +49,7 @@ def compress(
     methods: Sequence[CompressionSettings],
     out: str | Path,
     max_length: int | None = None,
+    pack: bool = False,
 ) -> list[Link]:
     """Apply compression methods to a fine-tuned model, one after the other, and write the last result to a directory.
 
@@ -58,6 +60,7 @@ def compress(
         methods: settings, in their order.
         out: the directory, new or empty. It holds the model and a model card with the chain.
         max_length: tokens a row; default: what the model was trained with.
+        pack: write matrices with many zeros without them; only this library reads the file.
 
     Raises:
         InputError: the model or the rows cannot be read or do not fit, `out` is not empty, or a method cannot follow
@@ -94,8 +97,12 @@ def compress(
         link = _link(settings.name, config, params, row.head, dev, tokens, length)
         note = "; ".join(filter(None, (note, method.note(config, params))))
         chain.append(link._replace(note=note))
-    save_hf(out, config, params, tokenizer)
-    (out / "README.md").write_text(_card(model, task, config, methods, chain), "utf-8")
+    save_hf(out, config, params, tokenizer, packed=pack)
+    if pack:
+        sizes = ((out / PACKED_FILE).stat().st_size / 1e6, 4 * count_parameters(params) / 1e6)
+        note = f"packed: {sizes[0]:.1f} MB for {sizes[1]:.1f}"
+        chain[-1] = chain[-1]._replace(note="; ".join(filter(None, (chain[-1].note, note))))
+    (out / "README.md").write_text(_card(model, task, config, methods, chain, pack), "utf-8")
     return chain
 
 
@@ -133,12 +140,18 @@ def _link(name: str, config: BertConfig, params: Params, head: str, dev: Split, 
 
 
 def _card(
-    model: str, task: str, config: BertConfig, methods: Sequence[CompressionSettings], chain: Sequence[Link]
+    model: str,
+    task: str,
+    config: BertConfig,
+    methods: Sequence[CompressionSettings],
+    chain: Sequence[Link],
+    pack: bool,
 ) -> str:
     header, rows = table(chain)
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     described = [{"name": settings.name} | vars(settings) for settings in methods]
     loads = "`transformers` loads it." if config.loads_in_transformers else "No class of `transformers` has its shape."
+    loads = "`tinybert_jax` alone reads its packed file." if pack else loads
     return f"""---
 library_name: transformers
 tags: [compression, {config.model_type}]
