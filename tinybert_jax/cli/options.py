@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import AXES, ComputeDtype, GradualRule
+from tinybert_jax.settings.choices import AXES, ComputeDtype, Criterion, GradualRule
 from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
@@ -17,6 +17,7 @@ from tinybert_jax.settings.compression import (
     Prune,
     Quantize,
     Share,
+    Sparse,
     Vocabulary,
 )
 from tinybert_jax.settings.sources import DataSource
@@ -79,6 +80,14 @@ class Methods:
     # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and useless
     # until it is trained
     share: int | None = None
+    # make single weights of the layers' matrices zero; the number is the share of each matrix that becomes zero. The
+    # model is smaller when it is packed, not faster. In `distill`, zeros stay zeros; 0: those of --student
+    sparse: float | None = None
+    # with --sparse 0.5: instead of a share, all but N of each M consecutive inputs, given as N:M, for example 2:4
+    pattern: str | None = None
+    # with --sparse. sparsegpt: what costs the outputs least becomes zero, and the rest makes up for it; wanda: weight
+    # times input; magnitude: the weight alone. Default: sparsegpt
+    criterion: Criterion | None = None
     # multiply in 8 bits, with weights of 8 or 4; in training, values are rounded as they will be
     quantize: Literal["int8", "int4"] | None = None
 
@@ -86,12 +95,14 @@ class Methods:
         """The methods that were asked for, in the order in which they act.
 
         Raises:
-            InputError: --uniform or --gradual stands without --prune, or both stand with it, or a number is out of its
-                range.
+            InputError: an option stands without its method, two do not go together, or a number is out of range.
         """
         for option in ("uniform", "gradual"):
             if self.prune is None and getattr(self, option):
                 raise InputError(f"--{option} is an option of --prune: give both, or leave it out")
+        for option in ("pattern", "criterion"):
+            if self.sparse is None and getattr(self, option):
+                raise InputError(f"--{option} is an option of --sparse: give both, or leave it out")
         if self.uniform and self.gradual:
             raise InputError(
                 "--gradual leaves layers of unlike sizes, and --uniform asks for like ones: leave one out"
@@ -102,6 +113,7 @@ class Methods:
             GradualPrune(self.prune, self.gradual) if self.prune is not None and self.gradual else None,
             LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.share is None else Share(self.share),
+            None if self.sparse is None else Sparse(self.sparse, self.pattern, self.criterion or Sparse.criterion),
             vocabulary,
             None if self.quantize is None else Quantize(int(self.quantize.removeprefix("int"))),
         )

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import numpy as np
 
 from tinybert_jax.batch import Params
-from tinybert_jax.compression.table import build_method
+from tinybert_jax.compression.links import Link, link, markdown, notes, table
+from tinybert_jax.compression.table import build_method, check_order
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.devices.sharding import make_mesh
 from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.bitmask import PACKED_FILE
 from tinybert_jax.models.files.directory import load_hf, save_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_head, check_outputs
 from tinybert_jax.models.heads import HEADS
-from tinybert_jax.models.parameters import count_parameters, encoder_macs
+from tinybert_jax.models.parameters import count_parameters
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
@@ -31,16 +33,6 @@ from tinybert_jax.tasks.split import Split
 EVAL_BATCH_SIZE = 64
 
 
-class Link(NamedTuple):
-    """A model in the chain of methods: the whole one first."""
-
-    name: str  # of the method
-    scores: dict[str, float]  # on the dev set
-    parameters: int
-    macs: float  # multiply-adds of the encoder on a training row of mean length, without those of zeros
-    note: str = ""  # more that the method did
-
-
 def compress(
     model: str,
     task: str,
@@ -48,6 +40,7 @@ def compress(
     methods: Sequence[CompressionSettings],
     out: str | Path,
     max_length: int | None = None,
+    pack: bool = False,
 ) -> list[Link]:
     """Apply compression methods to a fine-tuned model, one after the other, and write the last result to a directory.
 
@@ -58,6 +51,7 @@ def compress(
         methods: settings, in their order.
         out: the directory, new or empty. It holds the model and a model card with the chain.
         max_length: tokens a row; default: what the model was trained with.
+        pack: write matrices with many zeros without them; only this library reads the file.
 
     Raises:
         InputError: the model or the rows cannot be read or do not fit, `out` is not empty, or a method cannot follow
@@ -69,6 +63,7 @@ def compress(
             f"compression {trained[0]!r} acts while a model is trained, and here none is: use `tinybert distill`"
         )
     check_unused(out)
+    check_order(methods)
     config, params = load_hf(model)
     tokenizer = load_tokenizer(model, config)
     length = max_length or trained_length(tokenizer, config)
@@ -97,48 +92,15 @@ def compress(
             note = f"{config.vocab_size:,} of {pieces:,} pieces"
             note += f"; {more:.1%} more tokens in the dev rows, {unknown} unknown"
         scores = _scores(settings.name, config, params, row.head, dev, length)
+        note = "; ".join(filter(None, (note, method.note(config, params))))
         chain.append(link(settings.name, config, params, tokens, scores)._replace(note=note))
-    save_hf(out, config, params, tokenizer)
-    (out / "README.md").write_text(_card(model, task, config, methods, chain), "utf-8")
+    save_hf(out, config, params, tokenizer, packed=pack)
+    if pack:
+        sizes = ((out / PACKED_FILE).stat().st_size / 1e6, 4 * count_parameters(params) / 1e6)
+        note = f"packed: {sizes[0]:.1f} MB for {sizes[1]:.1f}"
+        chain[-1] = chain[-1]._replace(note="; ".join(filter(None, (chain[-1].note, note))))
+    (out / "README.md").write_text(_card(model, task, config, methods, chain, pack), "utf-8")
     return chain
-
-
-def table(chain: Sequence[Link]) -> tuple[list[str], list[list[str]]]:
-    """The chain as a table, for the command and the model card: shares are those of the whole model."""
-    names = list(next((link.scores for link in chain if link.scores), {}))
-    header = ["after", *names, *(["kept"] if names else []), "parameters", "encoder's multiply-adds"]
-    return header, [_cells(chain[0], link, names) for link in chain]
-
-
-def _cells(whole: Link, link: Link, names: Sequence[str]) -> list[str]:
-    scores = [f"{link.scores[name]:.4f}" if link.scores else "-" for name in names]
-    if names:
-        first = names[0]
-        known = whole.scores and link.scores and whole.scores[first]
-        scores.append(f"{link.scores[first] / whole.scores[first]:.1%}" if known else "-")
-    return [link.name, *scores, f"{link.parameters / 1e6:.1f} M", f"{link.macs / whole.macs:.1%}"]
-
-
-def line(chain: Sequence[Link]) -> str:
-    """The last link of a chain in a line."""
-    (after, *names), cells = table(chain)[0], table(chain)[1][-1]
-    told = ", ".join(f"{name} {cell}" for name, cell in zip(names, cells[1:], strict=True) if cell != "-")
-    return f"{after} {cells[0]}: {told}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of a model card."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
-
-
-def notes(chain: Sequence[Link]) -> list[str]:
-    """What the methods did beside what the table shows, a line for each that did more."""
-    return [f"{link.name}: {link.note}" for link in chain if link.note]
-
-
-def link(name: str, config: BertConfig, params: Params, tokens: float, scores: dict[str, float]) -> Link:
-    """The link of a model in its chain; `tokens` are those of a training row, on the mean."""
-    return Link(name, scores, count_parameters(params), encoder_macs(config, params, tokens))
 
 
 def _scores(name: str, config: BertConfig, params: Params, head: str, dev: Split, length: int) -> dict[str, float]:
@@ -152,10 +114,16 @@ def _scores(name: str, config: BertConfig, params: Params, head: str, dev: Split
 
 
 def _card(
-    model: str, task: str, config: BertConfig, methods: Sequence[CompressionSettings], chain: Sequence[Link]
+    model: str,
+    task: str,
+    config: BertConfig,
+    methods: Sequence[CompressionSettings],
+    chain: Sequence[Link],
+    pack: bool,
 ) -> str:
     described = [{"name": settings.name} | vars(settings) for settings in methods]
     loads = "`transformers` loads it." if config.loads_in_transformers else "No class of `transformers` has its shape."
+    loads = "`tinybert_jax` alone reads its packed file." if pack else loads
     return f"""---
 library_name: transformers
 tags: [compression, {config.model_type}]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinybert_jax.compression import gradual, low_rank, prune, quantize, share, vocabulary
+from tinybert_jax.compression import gradual, low_rank, prune, quantize, share, sparse, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.compression import (
@@ -15,6 +15,7 @@ from tinybert_jax.settings.compression import (
     Prune,
     Quantize,
     Share,
+    Sparse,
     Vocabulary,
 )
 
@@ -23,6 +24,7 @@ METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     GradualPrune: gradual.build,
     LowRank: low_rank.build,
     Share: share.build,
+    Sparse: sparse.build,
     Quantize: quantize.build,
     Vocabulary: vocabulary.build,
 }
@@ -38,3 +40,17 @@ def build_method(settings: CompressionSettings) -> Method:
         known = ", ".join(row.__name__ for row in METHODS) or "none"
         raise InputError(f"compression {settings.name!r} has no row in the table of methods; known are {known}")
     return METHODS[type(settings)](settings)
+
+
+def check_order(methods: Sequence[CompressionSettings]) -> None:
+    """Refuse methods that would undo, or cannot read, what those before them made.
+
+    Raises:
+        InputError: names the first pair.
+    """
+    for i, method in enumerate(methods):
+        for before in methods[:i]:
+            if before.name in method.not_after:
+                raise InputError(
+                    f"{method.name} cannot follow {before.name}: give it a place before, or leave one out"
+                )

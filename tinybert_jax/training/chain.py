@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
-from tinybert_jax.compression.compress import Link, line, link
-from tinybert_jax.compression.table import build_method
+from tinybert_jax.compression.links import Link, line, link
+from tinybert_jax.compression.table import build_method, check_order
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import place, tree_shardings
 from tinybert_jax.errors import InputError
@@ -44,6 +44,7 @@ def check_compression(experiment: Experiment, inputs: Inputs) -> None:
     Raises:
         InputError: says which.
     """
+    check_order(experiment.compression)
     for index, stage in enumerate(experiment.stages):
         acting = ""
         for settings in stage.compression:

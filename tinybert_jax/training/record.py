@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
-from tinybert_jax.compression.compress import Link, markdown, table
+from tinybert_jax.compression.links import Link, markdown, table
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.heads import HEADS
