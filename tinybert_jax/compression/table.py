@@ -51,6 +51,4 @@ def check_order(methods: Sequence[CompressionSettings]) -> None:
     for i, method in enumerate(methods):
         for before in methods[:i]:
             if before.name in method.not_after:
-                raise InputError(
-                    f"{method.name} cannot follow {before.name}: give it a place before, or leave one out"
-                )
+                raise InputError(f"{method.name} cannot follow {before.name}: put it before, or leave one out")
