@@ -14,6 +14,7 @@ from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
     LowRank,
+    Movement,
     Prune,
     Quantize,
     Share,
@@ -86,8 +87,9 @@ class Methods:
     # with --sparse 0.5: instead of a share, all but N of each M consecutive inputs, given as N:M, for example 2:4
     pattern: str | None = None
     # with --sparse. sparsegpt: what costs the outputs least becomes zero, and the rest makes up for it; wanda: weight
-    # times input; magnitude: the weight alone. Default: sparsegpt
-    criterion: Criterion | None = None
+    # times input; magnitude: the weight alone; movement, in `distill`: what the first stage moves towards zero becomes
+    # zero in the first 70 % of its steps. Default: sparsegpt
+    criterion: Literal[Criterion, "movement"] | None = None
     # multiply in 8 bits, with weights of 8 or 4; in training, values are rounded as they will be
     quantize: Literal["int8", "int4"] | None = None
 
@@ -107,17 +109,24 @@ class Methods:
             raise InputError(
                 "--gradual leaves layers of unlike sizes, and --uniform asks for like ones: leave one out"
             )
+        if self.criterion == "movement" and self.pattern:
+            raise InputError("--criterion movement has no --pattern: leave one out")
         ranked = self.low_rank is not None or self.low_rank_words is not None
         chosen = (
             None if self.prune is None or self.gradual else Prune(self.prune, self.uniform),
             GradualPrune(self.prune, self.gradual) if self.prune is not None and self.gradual else None,
             LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.share is None else Share(self.share),
-            None if self.sparse is None else Sparse(self.sparse, self.pattern, self.criterion or Sparse.criterion),
+            None if self.sparse is None else self._sparse(self.sparse),
             vocabulary,
             None if self.quantize is None else Quantize(int(self.quantize.removeprefix("int"))),
         )
         return tuple(method for method in chosen if method is not None)
+
+    def _sparse(self, share: float) -> CompressionSettings:
+        if self.criterion == "movement":
+            return Movement(share)
+        return Sparse(share, self.pattern, self.criterion or Sparse.criterion)
 
 
 RunOptions = Annotated[RunFlags, tyro.conf.OmitArgPrefixes]

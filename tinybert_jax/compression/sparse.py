@@ -34,7 +34,7 @@ KERNELS = {name: (*path, "kernel") for name, path in DENSE.items()}  # below "la
 
 def build(settings: Sparse) -> Method:
     """The method of the settings."""
-    return Method(apply=functools.partial(sparse, settings), wrap=keep_zeros, note=_note)
+    return Method(apply=functools.partial(sparse, settings), wrap=keep_zeros, note=note_zeros)
 
 
 def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
@@ -199,7 +199,8 @@ def keep_zeros(objective: Objective, config: BertConfig, examples: Examples) -> 
     )
 
 
-def _note(config: BertConfig, params: Params) -> str:
+def note_zeros(config: BertConfig, params: Params) -> str:
+    """How many of the weights are zero, and what that is good for."""
     kernels = [np.asarray(kernel) for kernel in kernels_of(params).values()]
     zeros = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / sum(kernel.size for kernel in kernels)
     return f"{zeros:.1%} of the weights of the encoder's dense layers are zero; smaller when packed, not faster"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinybert_jax.compression import gradual, low_rank, prune, quantize, share, sparse, vocabulary
+from tinybert_jax.compression import gradual, low_rank, movement, prune, quantize, share, sparse, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
     LowRank,
+    Movement,
     Prune,
     Quantize,
     Share,
@@ -25,6 +26,7 @@ METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     LowRank: low_rank.build,
     Share: share.build,
     Sparse: sparse.build,
+    Movement: movement.build,
     Quantize: quantize.build,
     Vocabulary: vocabulary.build,
 }

@@ -30,7 +30,7 @@ class Prune(CompressionSettings):
     """
 
     name = "prune"
-    not_after = ("gradual_prune", "low_rank", "share", "sparse", "quantize")
+    not_after = ("gradual_prune", "low_rank", "share", "sparse", "movement", "quantize")
     reads_head = True
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
@@ -56,7 +56,7 @@ class GradualPrune(CompressionSettings):
     """
 
     name = "gradual_prune"
-    not_after = ("low_rank", "share", "sparse", "quantize")
+    not_after = ("low_rank", "share", "sparse", "movement", "quantize")
     min_steps = 10
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
@@ -79,7 +79,7 @@ class LowRank(CompressionSettings):
     """
 
     name = "low_rank"
-    not_after = ("low_rank", "sparse", "quantize")
+    not_after = ("low_rank", "sparse", "movement", "quantize")
 
     dense: float | None = 0.6  # share of the parameters of all dense matrices in the layers; None: they stay
     words: float | None = None  # share of those of the word table; None: it stays
@@ -179,3 +179,25 @@ class Sparse(CompressionSettings):
         """N and M of the pattern; (0, 0) where there is none, or it is no such pattern."""
         parts = re.fullmatch("([0-9]{1,4}):([0-9]{1,4})", self.pattern or "")
         return (int(parts[1]), int(parts[2])) if parts else (0, 0)
+
+
+@dataclass(frozen=True)
+class Movement(CompressionSettings):
+    """Movement pruning (Sanh et al., arXiv 2005.07683): while the first stage trains, the single weights become zero
+    that training moves towards zero. It is for many steps and large shares; `Sparse` needs no training.
+
+    Zeros that are there count towards the share.
+    """
+
+    name = "movement"
+    not_after = ("gradual_prune", "low_rank", "movement", "quantize")
+    min_steps = 10
+
+    share: float = 0.5  # of the weights of each dense matrix that become zero, by a cubic schedule
+    until: float = 0.7  # share of the first stage's steps in which the share is reached; then the zeros are fixed
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"share is {self.share}; it must be between 0 and 1: the share that becomes zero")
+        if not 0 < self.until <= 0.9:
+            raise InputError(f"until is {self.until}; it must be greater than 0, and at most 0.9")
