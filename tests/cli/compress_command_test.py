@@ -44,7 +44,7 @@ def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     common += ["--out", tmp_path / "out"]
     for alone in (("--pattern", "2:4"), ("--criterion", "wanda")):
         code = tinybert(monkeypatch, *common, *alone)
-        assert_refused(capsys, code, "--pattern and --criterion are options of --sparse")
+        assert_refused(capsys, code, "is an option of --sparse: give both, or leave it out")
     code = tinybert(monkeypatch, *common, "--sparse", 0.7, "--pattern", "2:4")
     assert_refused(capsys, code, "share is 0.7 and pattern '2:4': give one of the two")
     assert tinybert(monkeypatch, *common, "--sparse", 0.5, "--pattern", "2:4", "--criterion", "wanda") == 0
@@ -72,7 +72,7 @@ def test_distill_prunes_before_it_trains(
     code = tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--gradual", "l0")
     assert_refused(capsys, code, "--gradual leaves layers of unlike sizes, and --uniform asks for like ones")
     code = tinybert(monkeypatch, *common, "--prune", 0.4, "--gradual", "fisher")
-    assert_refused(capsys, code, "acts in the first stage, in at least 10 steps, and this one has 2: train longer")
+    assert_refused(capsys, code, "acts while its stage trains, in at least 10 steps, and this one has 2: train longer")
     assert tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--population", 2) == 0
     config, _ = tb.load_hf(tmp_path / "out/member1/student")
     assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size

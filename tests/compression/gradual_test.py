@@ -294,7 +294,7 @@ def test_what_makes_no_sense_is_refused(teacher: Path, reviews: Path, tmp_path: 
     method = tb.GradualPrune(0.4)
     short = distillation(teacher, teacher, reviews, stages=stages(9), compression=(method,))
     with pytest.raises(
-        tb.InputError, match=r"'gradual_prune' acts in the first stage, in at least 10 steps, and .* 9"
+        tb.InputError, match=r"'gradual_prune' acts while its stage trains, in at least 10 steps, and .* 9"
     ):
         tb.run(short, tmp_path / "run")
     with pytest.raises(tb.InputError, match="'gradual_prune' stands twice in the experiment: leave one out"):

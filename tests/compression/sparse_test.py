@@ -253,7 +253,7 @@ def test_zeros_stay_zeros_in_training_in_a_population_and_after_a_stop(
     for path, kernel in before.items():
         np.testing.assert_array_equal(after[path] == 0, kernel == 0)
         assert (after[path] != kernel).any()
-    described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["compression"]
+    described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"][0]["compression"]
     assert described == [{"name": "sparse", "share": 0.6, "pattern": None, "criterion": "sparsegpt", "rows": 512}]
 
     weights = (result.directory / "model.safetensors").read_bytes()

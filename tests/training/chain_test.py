@@ -96,7 +96,7 @@ def test_what_was_pruned_in_training_is_cut_out_before_the_next_method(
         ((stage(tb.Sparse(0.5), tb.LowRank(0.5)),), "low_rank cannot follow sparse"),
         ((stage(tb.Quantize()), stage(tb.Quantize(4))), "quantize cannot follow quantize"),
         ((stage(tb.GradualPrune(0.5), tb.Share(1), steps=20),), "'share' cannot stand behind 'gradual_prune', which"),
-        ((stage(tb.GradualPrune(0.5)),), "'gradual_prune' acts in the first stage behind it, in at least 10 steps"),
+        ((stage(tb.GradualPrune(0.5)),), "'gradual_prune' acts while its stage trains, in at least 10 steps"),
         ((stage(), stage(tb.Vocabulary())), "'vocabulary' changes the tokens"),
     ],
 )

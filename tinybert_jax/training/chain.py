@@ -66,7 +66,7 @@ def check_compression(experiment: Experiment, inputs: Inputs) -> None:
             steps = stage_steps(stage, len(inputs.examples(stage)))
             if steps < settings.min_steps:
                 raise InputError(
-                    f"compression {settings.name!r} acts in the first stage behind it, in at least"
+                    f"compression {settings.name!r} acts while its stage trains, in at least"
                     f" {settings.min_steps} steps, and this one has {steps}: train longer"
                 )
             acting = settings.name if settings.min_steps else acting
