@@ -268,9 +268,7 @@ def test_zeros_stay_zeros_in_training_in_a_population_and_after_a_stop(
     again = tb.run(experiment, tmp_path / "run", resume=True)
     assert (again.directory / "model.safetensors").read_bytes() == weights
 
-    kept = dataclasses.replace(
-        experiment, model=str(result.directory), stages=stages[1:], compression=(tb.Sparse(0.0),)
-    )
+    kept = distillation(teacher, result.directory, reviews, stages=stages[1:], compression=(tb.Sparse(0.0),))
     assert shares(tb.load_hf(tb.run(kept, tmp_path / "kept").directory)[1]) == shares(tb.load_hf(result.directory)[1])
 
 
