@@ -203,8 +203,10 @@ def teacher(teacher_result: Result) -> Path:
 
 
 def distillation(teacher: Path | Any, student: Path, reviews: Path, **changes: Any) -> Experiment:
-    """An experiment of two short stages, with `changes` to its settings."""
+    """An experiment of two short stages, with `changes` to its settings; `compression` is that of its first stage."""
     import tinybert_jax as tb
+
+    methods = changes.pop("compression", ())
 
     experiment = tb.Experiment(
         task="classification",
@@ -217,7 +219,9 @@ def distillation(teacher: Path | Any, student: Path, reviews: Path, **changes: A
         ),
         max_length=16,
     )
-    return dataclasses.replace(experiment, **changes)
+    experiment = dataclasses.replace(experiment, **changes)
+    first, *later = experiment.stages
+    return dataclasses.replace(experiment, stages=(dataclasses.replace(first, compression=methods), *later))
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -214,14 +214,9 @@ def test_a_compression_method_is_settings_and_a_row(
     common: dict[str, Any], pretrained: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its mask is carried through both stages and checkpoints, and acts in loss, scores and export."""
-    stages = (tb.Stage(tb.Prediction(), epochs=12, learning_rate=3e-3, evaluate_every=24),)
-    experiment = tb.Experiment(
-        **common,
-        model=str(pretrained),
-        teacher=str(teacher),
-        stages=stages,
-        compression=(HalfOfClassifier(),),
-    )
+    methods = (HalfOfClassifier(),)
+    stages = (tb.Stage(tb.Prediction(), epochs=12, learning_rate=3e-3, evaluate_every=24, compression=methods),)
+    experiment = tb.Experiment(**common, model=str(pretrained), teacher=str(teacher), stages=stages)
     with pytest.raises(tb.InputError, match="compression 'half_of_classifier' has no row in the table of methods"):
         tb.run(experiment, tmp_path / "run")
     monkeypatch.setitem(METHODS, HalfOfClassifier, half_of_classifier)
@@ -230,7 +225,7 @@ def test_a_compression_method_is_settings_and_a_row(
     kernel = tb.load_hf(result.directory)[1]["classifier"]["kernel"]
     assert np.count_nonzero(kernel) == kernel.size // 2
     described = json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]
-    assert described["compression"] == [{"share": 0.5, "name": "half_of_classifier"}]
+    assert described["stages"][0]["compression"] == [{"share": 0.5, "name": "half_of_classifier"}]
     weights = (result.directory / "model.safetensors").read_bytes()
     again = tb.run(experiment, tmp_path / "run", resume=True)
     assert (again.directory / "model.safetensors").read_bytes() == weights

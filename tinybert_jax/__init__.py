@@ -15,7 +15,16 @@ _NAMES = {
     "settings.stages": ("Hyper", "Stage"),
     "settings.teachers": ("Ensemble", "FunctionTeacher"),
     "settings.sources": ("CorpusSource", "DataSource"),
-    "settings.compression": ("GradualPrune", "LowRank", "Prune", "Quantize", "Share", "Vocabulary"),
+    "settings.compression": (
+        "GradualPrune",
+        "LowRank",
+        "Movement",
+        "Prune",
+        "Quantize",
+        "Share",
+        "Sparse",
+        "Vocabulary",
+    ),
     "settings.experiment": ("Experiment",),
     "models.config": ("BertConfig", "Compute"),
     "models.encoder": ("BertModel", "BertOutput"),
@@ -69,7 +78,16 @@ if TYPE_CHECKING:
     )
     from tinybert_jax.models.padding import pad_heads
     from tinybert_jax.models.parameters import init_params
-    from tinybert_jax.settings.compression import GradualPrune, LowRank, Prune, Quantize, Share, Vocabulary
+    from tinybert_jax.settings.compression import (
+        GradualPrune,
+        LowRank,
+        Movement,
+        Prune,
+        Quantize,
+        Share,
+        Sparse,
+        Vocabulary,
+    )
     from tinybert_jax.settings.experiment import Experiment
     from tinybert_jax.settings.numbers import Ramp
     from tinybert_jax.settings.objectives import (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from in_process import assert_refused, tinybert
 
@@ -34,6 +37,29 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
 
 
+def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
+    common += ["--out", tmp_path / "out"]
+    for alone in (("--pattern", "2:4"), ("--criterion", "wanda")):
+        code = tinybert(monkeypatch, *common, *alone)
+        assert_refused(capsys, code, "is an option of --sparse: give both, or leave it out")
+    code = tinybert(monkeypatch, *common, "--sparse", 0.7, "--pattern", "2:4")
+    assert_refused(capsys, code, "share is 0.7 and pattern '2:4': give one of the two")
+    assert tinybert(monkeypatch, *common, "--sparse", 0.5, "--pattern", "2:4", "--criterion", "wanda") == 0
+    note = "sparse: 50.0% of the weights of the encoder's dense layers are zero; smaller when packed, not faster"
+    assert note in capsys.readouterr().out
+    assert note in (tmp_path / "out/README.md").read_text()
+    packing = ["compress", "--model", tmp_path / "out", *common[3:-1], tmp_path / "packed", "--pack"]
+    assert tinybert(monkeypatch, *packing) == 0
+    assert re.search(r"whole: packed: 0\.\d MB for 0\.\d", capsys.readouterr().out)
+    plain, packed = (tb.load_hf(tmp_path / name) for name in ("out", "packed"))
+    assert plain[0] == packed[0]
+    jax.tree.map(np.testing.assert_array_equal, plain[1], packed[1])
+    assert "`tinybert_jax` alone reads its packed file" in (tmp_path / "packed/README.md").read_text()
+
+
 def test_distill_prunes_before_it_trains(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -46,7 +72,7 @@ def test_distill_prunes_before_it_trains(
     code = tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--gradual", "l0")
     assert_refused(capsys, code, "--gradual leaves layers of unlike sizes, and --uniform asks for like ones")
     code = tinybert(monkeypatch, *common, "--prune", 0.4, "--gradual", "fisher")
-    assert_refused(capsys, code, "acts in the first stage, in at least 10 steps, and this one has 2: train longer")
+    assert_refused(capsys, code, "acts while its stage trains, in at least 10 steps, and this one has 2: train longer")
     assert tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--population", 2) == 0
     config, _ = tb.load_hf(tmp_path / "out/member1/student")
     assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -113,8 +114,8 @@ def test_importance_is_of_the_changes_of_the_loss_by_finite_differences() -> Non
         sides = [loss(gates._replace(**{name: getattr(gates, name).at[at].add(by)})) for by in (1e-2, -1e-2)]
         np.testing.assert_allclose(getattr(gradients, name)[at], (sides[0] - sides[1]) / 2e-2, atol=1e-4, rtol=1e-2)
     carried, _, _ = train(settings, 1)
-    squares = jax.tree.map(lambda gradient: 0.1 * np.square(gradient), gradients)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-9), carried[0]["importance"], squares)
+    for importance, gradient in zip(carried[0]["importance"], gradients, strict=True):
+        np.testing.assert_allclose(importance, 0.1 * np.square(gradient), rtol=1e-3, atol=1e-9)
 
 
 def test_closed_gates_take_away_all_weights_of_a_head_and_a_unit() -> None:
@@ -150,15 +151,16 @@ def test_gates_close_by_the_rule_reach_the_share_and_are_fixed_from_then_on(
             assert share <= allowed + 1e-5
         else:
             assert share == 1.0
-    for before, after in zip(gates, gates[1:], strict=False):
+    for before, after in itertools.pairwise(gates):
         assert not ((before == 0) & (after > 0)).any(), "closed gates stay closed"
-    assert [bool(wrapped.settled({NAME: state})) for state in carried] == [step >= end for step in range(40)] or (
-        rule == "fisher"
-    )
+    assert wrapped.settled is not None
+    assert [bool(wrapped.settled({NAME: state})) for state in carried] == [share <= macs + 1e-5 for share in shares]
     assert logged_shares[-1] == pytest.approx(shares[-1])
     if rule == "l0":
-        assert set(gates[-1]) > {0.0}
-        assert 0 < gates[-1][gates[-1] > 0].min()
+        logits = np.concatenate([leaf.ravel() for leaf in carried[-1]["logits"]])
+        is_open = gates[-1] > 0
+        np.testing.assert_allclose(gates[-1][is_open], hard_concrete.fixed(jnp.asarray(logits[is_open])), rtol=1e-5)
+        assert logits[is_open].min() > np.median(logits[~is_open]), "the largest chances stay open"
         assert logged_shares[0] > 0.95
         assert abs(logged_shares[end - 1] - macs) < 0.1, "the multipliers hold the expected share to the target"
 
@@ -228,7 +230,7 @@ def test_a_student_is_pruned_in_its_first_stage_and_written_without_what_is_clos
     session = onnxruntime.InferenceSession(onnx_model(config, params).SerializeToString())
     feed = {put.name: np.asarray(x, np.int64) for put, x in zip(session.get_inputs(), arrays, strict=True)}
     np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=2e-6)
-    described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["compression"]
+    described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"][0]["compression"]
     assert described == [{"name": NAME, "macs": 0.4, "by": rule, "until": 0.7}]
     assert tb.load_predictor(result.directory)(["we bought lovely chips"])[0].label == "good"
 
@@ -275,25 +277,30 @@ def test_the_best_state_of_a_stage_that_prunes_is_one_that_is_pruned(
     assert encoder_macs(*tb.load_hf(result.directory), 10.0) < 0.03 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
-def test_every_mesh_prunes(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     arguments = ["--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
     arguments += ["--max-length", 16, "--prune", 0.4, "--gradual", "fisher", "--transformer-steps", 12]
-    arguments += ["--prediction-steps", 4, "--mesh", "data=2,model=2", "--out", tmp_path / "run"]
+    arguments += ["--prediction-steps", 4, "--population", 2, "--mesh", "model=2,member=2", "--out", tmp_path / "run"]
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "tinybert_jax.cli", "distill", *map(str, arguments)]
     ended = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    config, params = tb.load_hf(tmp_path / "run/student")
-    assert encoder_macs(config, params, 10.0) < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
+    for member in ("member0", "member1"):
+        left = encoder_macs(*tb.load_hf(tmp_path / "run" / member / "student"), 10.0)
+        assert left < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
 def test_what_makes_no_sense_is_refused(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     method = tb.GradualPrune(0.4)
     short = distillation(teacher, teacher, reviews, stages=stages(9), compression=(method,))
-    with pytest.raises(tb.InputError, match="'gradual_prune' acts in the first stage, in at least 10 steps, and .* 9"):
+    with pytest.raises(
+        tb.InputError, match=r"'gradual_prune' acts while its stage trains, in at least 10 steps, and .* 9"
+    ):
         tb.run(short, tmp_path / "run")
     with pytest.raises(tb.InputError, match="'gradual_prune' stands twice in the experiment: leave one out"):
-        tb.run(dataclasses.replace(short, stages=stages(), compression=(method, method)), tmp_path / "run")
+        tb.run(
+            distillation(teacher, teacher, reviews, stages=stages(), compression=(method, method)), tmp_path / "run"
+        )
     with pytest.raises(tb.InputError, match="'gradual_prune' acts while a model is trained, and here none is"):
         tb.compress(str(teacher), "classification", tb.DataSource(data=str(reviews)), [method], tmp_path / "out")
     for changes, message in (({"macs": 1.0}, "macs is 1.0"), ({"until": 1.0}, "until is")):

@@ -134,5 +134,5 @@ def test_a_shared_student_learns_behind_the_whole_teacher(teacher: Path, reviews
     assert (config.model_type, config.num_hidden_groups, config.num_hidden_layers) == ("albert", 2, 4)
     assert count_parameters(params) < count_parameters(tb.load_hf(teacher)[1])
     assert tb.load_predictor(result.directory)(["we bought awful chips"])[0].label == "bad"
-    again = tb.run(dataclasses.replace(experiment, model=str(result.directory), compression=()), tmp_path / "again")
+    again = tb.run(dataclasses.replace(experiment, model=str(result.directory), stages=stages), tmp_path / "again")
     assert again.scores["accuracy"] > 0.9

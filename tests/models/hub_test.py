@@ -22,10 +22,12 @@ def test_hub_id_offline_is_refused_at_once() -> None:
         tb.load_hf("owner/name")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "model.bitmask.safetensors"])
 def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached, asked = tmp_path / "cached", []
+    tb.save_hf(directory, *tb.load_hf(directory), packed=file != "model.safetensors")
     (directory / "added_tokens.json").write_text("{}")
     cached.mkdir()
     shutil.copy(directory / "config.json", cached)
@@ -38,7 +40,7 @@ def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(
                     shutil.copy(file, cached)
         return str(cached)
 
-    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file)])
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: listed)
     for _ in range(2):

@@ -147,7 +147,7 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
         monkeypatch.setattr(teaching, "EVAL_BATCH_SIZE", rows)
         run = Run([experiment], bucketed, bucketed.teacher_model.params, None, lambda *_: {}, mesh, tmp_path)
         asked_stage = experiment.stages[number]
-        _with_cached_targets(run, asked_stage, make_objective(experiment, asked_stage, bucketed), bucketed.train)
+        _with_cached_targets(run, asked_stage, make_objective(experiment, number, bucketed), bucketed.train)
 
     ask()
     ask()
@@ -186,8 +186,9 @@ def test_only_the_default_preset_keeps_layers_in_fewer_bits(
     )
     inputs = load_inputs(experiment)
     run = Run([experiment], inputs, inputs.teacher_model.params, None, lambda *_: {}, sharding.make_mesh(), tmp_path)
-    for stage, dtype in zip(experiment.stages, (kept, "float32"), strict=True):
-        known, params = _with_cached_targets(run, stage, make_objective(experiment, stage, inputs), inputs.train)
+    for index, dtype in enumerate((kept, "float32")):
+        stage = experiment.stages[index]
+        known, params = _with_cached_targets(run, stage, make_objective(experiment, index, inputs), inputs.train)
         assert params == {}
         leaves = jax.tree.leaves(known.batch(np.arange(4), 16, 0).targets)
         assert {leaf.dtype.name for leaf in leaves} == {dtype}

@@ -195,6 +195,8 @@ def test_values_that_change_places_change_the_checksum() -> None:
     kernel = jnp.arange(6.0).reshape(2, 3)
     assert checksums(kernel) != checksums(kernel[:, ::-1])
     assert checksums(jnp.zeros(3)) != checksums(-jnp.zeros(3)), "the sign of zero is a bit too"
+    masks = [jnp.arange(6).reshape(2, 3) == place for place in range(6)]
+    assert len({str(checksums(mask)) for mask in masks}) == 6
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ def compress(
     out: Path,
     methods: MethodOptions,
     vocabulary: tuple[str, ...] = (),
+    pack: bool = False,
     max_length: int | None = None,
 ) -> None:
     """Make a fine-tuned model smaller at once, without training, and print what was lost and won.
@@ -32,17 +33,20 @@ def compress(
         methods: what is done, in the order of these options; each works on what is left by those before it.
         vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
             text files (data FILE ...), all special tokens, and all single characters. It comes before --quantize.
+        pack: write matrices with at least 30 % zeros without them. Only this package reads the file. It is also for a
+            model that is sparse already, with no other method.
         max_length: tokens per row; default: the length that the model was trained with.
     """
     if vocabulary and vocabulary[0] != "data":
         raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")
     chosen = methods.settings(Vocabulary(vocabulary[1:]) if vocabulary else None)
-    if not chosen:
-        raise InputError("nothing to do: give --prune SHARE, for example --prune 0.5, or --vocabulary data")
+    if not chosen and not pack:
+        raise InputError("nothing to do: give --prune SHARE, --quantize int8 or --vocabulary data")
     from tinybert_jax.compression import compress as compressing
+    from tinybert_jax.compression.links import notes, table
 
-    chain = compressing.compress(model, task, source, chosen, out, max_length)
-    print_table(*compressing.table(chain))
-    for note in compressing.notes(chain):
+    chain = compressing.compress(model, task, source, chosen, out, max_length, pack)
+    print_table(*table(chain))
+    for note in notes(chain):
         print(note)
     print(f"written to {out}")

@@ -9,14 +9,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import AXES, ComputeDtype, GradualRule
+from tinybert_jax.settings.choices import AXES, ComputeDtype, Criterion, GradualRule
 from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
     LowRank,
+    Movement,
     Prune,
     Quantize,
     Share,
+    Sparse,
     Vocabulary,
 )
 from tinybert_jax.settings.sources import DataSource
@@ -79,6 +81,15 @@ class Methods:
     # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and useless
     # until it is trained
     share: int | None = None
+    # make single weights of the layers' matrices zero; the number is the share of each matrix that becomes zero. The
+    # model is smaller when it is packed, not faster. In `distill`, zeros stay zeros; 0: those of --student
+    sparse: float | None = None
+    # with --sparse 0.5: instead of a share, all but N of each M consecutive inputs, given as N:M, for example 2:4
+    pattern: str | None = None
+    # with --sparse. sparsegpt: what costs the outputs least becomes zero, and the rest makes up for it; wanda: weight
+    # times input; magnitude: the weight alone; movement, in `distill`: what the first stage moves towards zero becomes
+    # zero in the first 70 % of its steps. Default: sparsegpt
+    criterion: Literal[Criterion, "movement"] | None = None
     # multiply in 8 bits, with weights of 8 or 4; in training, values are rounded as they will be
     quantize: Literal["int8", "int4"] | None = None
 
@@ -86,26 +97,36 @@ class Methods:
         """The methods that were asked for, in the order in which they act.
 
         Raises:
-            InputError: --uniform or --gradual stands without --prune, or both stand with it, or a number is out of its
-                range.
+            InputError: an option stands without its method, two do not go together, or a number is out of range.
         """
         for option in ("uniform", "gradual"):
             if self.prune is None and getattr(self, option):
                 raise InputError(f"--{option} is an option of --prune: give both, or leave it out")
+        for option in ("pattern", "criterion"):
+            if self.sparse is None and getattr(self, option):
+                raise InputError(f"--{option} is an option of --sparse: give both, or leave it out")
         if self.uniform and self.gradual:
             raise InputError(
                 "--gradual leaves layers of unlike sizes, and --uniform asks for like ones: leave one out"
             )
+        if self.criterion == "movement" and self.pattern:
+            raise InputError("--criterion movement has no --pattern: leave one out")
         ranked = self.low_rank is not None or self.low_rank_words is not None
         chosen = (
             None if self.prune is None or self.gradual else Prune(self.prune, self.uniform),
             GradualPrune(self.prune, self.gradual) if self.prune is not None and self.gradual else None,
             LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.share is None else Share(self.share),
+            None if self.sparse is None else self._sparse(self.sparse),
             vocabulary,
             None if self.quantize is None else Quantize(int(self.quantize.removeprefix("int"))),
         )
         return tuple(method for method in chosen if method is not None)
+
+    def _sparse(self, share: float) -> CompressionSettings:
+        if self.criterion == "movement":
+            return Movement(share)
+        return Sparse(share, self.pattern, self.criterion or Sparse.criterion)
 
 
 RunOptions = Annotated[RunFlags, tyro.conf.OmitArgPrefixes]

@@ -87,6 +87,7 @@ def distill(
     run: RunOptions,
     devices: DeviceOptions,
     methods: MethodOptions,
+    one_by_one: bool = False,
     stage: Literal["both", "transformer", "prediction", "patient", "supervised"] = "both",
     preset: Preset = "default",
     teacher_weights: tuple[float, ...] | None = None,
@@ -125,6 +126,7 @@ def distill(
         devices: options of every training run.
         methods: as in `tinybert compress`, before the first stage: --student is a directory, for --prune a fine-tuned
             one such as the teacher's own, and what is left of it learns on.
+        one_by_one: go through all stages after each method, instead of once after all of them.
         stage: both: layers ("transformer"), then predictions; or one of them; or another method in their place, for as
             many steps as --prediction-epochs or --prediction-steps say: patient: PKD, outputs, labels and the states
             of [CLS] together, for a student of the teacher's width; supervised: the labels alone, the baseline.
@@ -210,6 +212,15 @@ def distill(
         )
 
     stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
+    chosen = methods.settings()
+    if one_by_one and len(chosen) < 2:
+        raise InputError("--one-by-one trains after each of several methods, and fewer are given: leave it out")
+    groups = [(method,) for method in chosen] if one_by_one else [chosen]
+    stages = tuple(
+        dataclasses.replace(stage, compression=() if i else group)
+        for group in groups
+        for i, stage in enumerate(stages)
+    )
     _train(
         task,
         run,
@@ -221,7 +232,6 @@ def distill(
         preset=preset,
         layer_map=layer_map,
         start=start,
-        compression=methods.settings(),
         augmented=augmented,
         teacher_cache_gb=teacher_cache_gb,
     )

@@ -29,7 +29,7 @@ MULTIPLIERS = (0.0, 100.0)  # at the start; without the second, the share swings
 
 
 def sample(logits: Array, key: PRNGKeyArray) -> Array:
-    """Random gates in [0, 1], with a gradient where they are between."""
+    """Random gates in [0, 1]. The logits have a gradient where a gate is neither 0 nor 1."""
     noise = jax.random.logistic(key, logits.shape)
     return jnp.clip(jax.nn.sigmoid((noise + logits) / TEMPERATURE) * (HIGH - LOW) + LOW, 0.0, 1.0)
 

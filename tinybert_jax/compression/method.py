@@ -21,12 +21,15 @@ class Method(NamedTuple):
     numpy arrays.
     wrap(objective, config, examples) -> objective: what is trained. Masks, fake quantization and factors act in its
     `init`, `loss` and `export`; what is carried and not trained is the entry "carried" of its trainable tree.
-    finish(config, params) -> config, params: what happens to the trained model before it is written.
+    finish(config, params) -> config, params: what happens to the trained model before a later stage's methods, and
+    before it is written; None: nothing.
     retokenize(config, params, tokenizer, examples) -> config, params, tokenizer: what changes the tokenizer too, after
     which rows are tokenised again; None: it stays. Only `compress` can do that.
+    note(config, params) -> str: what to say of the result beside its scores and size; "" is nothing.
     """
 
     apply: Callable[[BertConfig, Params, Examples], tuple[BertConfig, Params]] = _unchanged
     wrap: Callable[[Objective, BertConfig, Examples], Objective] = lambda objective, config, examples: objective
-    finish: Callable[[BertConfig, Params], tuple[BertConfig, Params]] = lambda config, params: (config, params)
+    finish: Callable[[BertConfig, Params], tuple[BertConfig, Params]] | None = None
     retokenize: Callable[[BertConfig, Params, Any, Examples], tuple[BertConfig, Params, Any]] | None = None
+    note: Callable[[BertConfig, Params], str] = lambda config, params: ""

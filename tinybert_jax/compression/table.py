@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinybert_jax.compression import gradual, low_rank, prune, quantize, share, vocabulary
+from tinybert_jax.compression import gradual, low_rank, movement, prune, quantize, share, sparse, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
     LowRank,
+    Movement,
     Prune,
     Quantize,
     Share,
+    Sparse,
     Vocabulary,
 )
 
@@ -23,6 +25,8 @@ METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     GradualPrune: gradual.build,
     LowRank: low_rank.build,
     Share: share.build,
+    Sparse: sparse.build,
+    Movement: movement.build,
     Quantize: quantize.build,
     Vocabulary: vocabulary.build,
 }
@@ -38,3 +42,15 @@ def build_method(settings: CompressionSettings) -> Method:
         known = ", ".join(row.__name__ for row in METHODS) or "none"
         raise InputError(f"compression {settings.name!r} has no row in the table of methods; known are {known}")
     return METHODS[type(settings)](settings)
+
+
+def check_order(methods: Sequence[CompressionSettings]) -> None:
+    """Refuse methods that would undo, or cannot read, what those before them made.
+
+    Raises:
+        InputError: names the first pair.
+    """
+    for i, method in enumerate(methods):
+        for before in methods[:i]:
+            if before.name in method.not_after:
+                raise InputError(f"{method.name} cannot follow {before.name}: put it before, or leave one out")

@@ -14,6 +14,7 @@ Start = Literal["auto", NamedStart]
 FROM_LAYERS = ("copy", "spectral")  # the starts that take the mapped layers of a teacher
 ScheduleName = Literal["constant", "linear"]
 OptimizerName = Literal["adamw", "bert_adam"]
+Criterion = Literal["sparsegpt", "wanda", "magnitude"]  # by which single weights are chosen
 GradualRule = Literal["fisher", "l0"]
 ExportFormat = Literal["onnx", "onnx-int8", "stablehlo", "stablehlo-int8"]
 ComputeDtype = Literal["float32", "bfloat16"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.settings.choices import GradualRule
+from tinybert_jax.settings.choices import Criterion, GradualRule
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class CompressionSettings:
     name: ClassVar[str]  # in `experiment.json`
     reads_head: ClassVar[bool] = False  # it needs a head that is trained on the task
     min_steps: ClassVar[int] = 0  # of the stage in which it acts; 0: it acts before
+    not_after: ClassVar[tuple[str, ...]] = ()  # methods that it cannot follow
+    keeps_shapes: ClassVar[bool] = False  # parameters have the same shapes after it
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Prune(CompressionSettings):
     """
 
     name = "prune"
+    not_after = ("gradual_prune", "low_rank", "share", "sparse", "movement", "quantize")
     reads_head = True
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
@@ -52,6 +56,7 @@ class GradualPrune(CompressionSettings):
     """
 
     name = "gradual_prune"
+    not_after = ("low_rank", "share", "sparse", "movement", "quantize")
     min_steps = 10
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
@@ -74,6 +79,7 @@ class LowRank(CompressionSettings):
     """
 
     name = "low_rank"
+    not_after = ("low_rank", "sparse", "movement", "quantize")
 
     dense: float | None = 0.6  # share of the parameters of all dense matrices in the layers; None: they stay
     words: float | None = None  # share of those of the word table; None: it stays
@@ -97,6 +103,8 @@ class Quantize(CompressionSettings):
     """
 
     name = "quantize"
+    not_after = ("quantize",)
+    keeps_shapes = True
 
     weight_bits: int = 8  # 2 to 8; inputs have 8
 
@@ -113,6 +121,7 @@ class Vocabulary(CompressionSettings):
     """
 
     name = "vocabulary"
+    not_after = ("vocabulary",)
 
     texts: tuple[str, ...] = ()  # files with a text a line
 
@@ -126,9 +135,69 @@ class Share(CompressionSettings):
     """
 
     name = "share"
+    not_after = ("share",)
 
     groups: int = 1  # it divides the number of layers
 
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise InputError(f"groups is {self.groups}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Sparse(CompressionSettings):
+    """Single weights of the encoder's dense layers become zero. The model is smaller when packed, not faster.
+
+    "sparsegpt" (Frantar and Alistarh, arXiv 2301.00774) removes what costs the outputs least, and changes what is left
+    to make up for it; "wanda" (Sun et al., arXiv 2306.11695) goes by weight times input, "magnitude" by the weight.
+    """
+
+    name = "sparse"
+    not_after = ("low_rank", "quantize")
+
+    share: float = 0.5  # of the weights of each dense matrix that become zero; 0: those that are zero stay so
+    pattern: str | None = None  # N:M, as 2:4: N of each M consecutive inputs of an output stay; it replaces `share`
+    criterion: Criterion = "sparsegpt"
+    rows: int = 512  # whose inputs of the dense layers are measured
+
+    def __post_init__(self) -> None:
+        check_choice("criterion", self.criterion, Criterion)
+        if not 0 <= self.share < 1:
+            raise InputError(f"share is {self.share}; it must be in [0, 1): the share of the weights that become zero")
+        if self.rows < 1:
+            raise InputError(f"rows is {self.rows}; it must be at least 1")
+        if self.pattern is None:
+            return
+        kept, size = self.group
+        if not 0 < kept < size:
+            raise InputError(f"pattern is {self.pattern!r}; give N:M with 0 < N < M, for example 2:4: N of M stay")
+        if self.share != Sparse.share:
+            raise InputError(f"share is {self.share} and pattern {self.pattern!r}: give one of the two")
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """N and M of the pattern; (0, 0) where there is none, or it is no such pattern."""
+        parts = re.fullmatch("([0-9]{1,4}):([0-9]{1,4})", self.pattern or "")
+        return (int(parts[1]), int(parts[2])) if parts else (0, 0)
+
+
+@dataclass(frozen=True)
+class Movement(CompressionSettings):
+    """Movement pruning (Sanh et al., arXiv 2005.07683): while the first stage trains, the single weights become zero
+    that training moves towards zero. It is for many steps and large shares; `Sparse` needs no training.
+
+    Zeros that are there count towards the share.
+    """
+
+    name = "movement"
+    not_after = ("gradual_prune", "low_rank", "movement", "quantize")
+    min_steps = 10
+
+    share: float = 0.5  # of the weights of each dense matrix that become zero, by a cubic schedule
+    until: float = 0.7  # share of the first stage's steps in which the share is reached; then the zeros are fixed
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"share is {self.share}; it must be between 0 and 1: the share that becomes zero")
+        if not 0 < self.until <= 0.9:
+            raise InputError(f"until is {self.until}; it must be greater than 0, and at most 0.9")

@@ -28,7 +28,6 @@ class Experiment:
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
     start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
-    compression: tuple[CompressionSettings, ...] = ()  # methods, in the order in which they act
     augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
@@ -41,6 +40,11 @@ class Experiment:
     @property
     def order_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def compression(self) -> tuple[CompressionSettings, ...]:
+        """The methods of all stages, in the order in which they act."""
+        return tuple(method for stage in self.stages for method in stage.compression)
 
     @property
     def distils(self) -> bool:
@@ -74,8 +78,8 @@ class Experiment:
         fields["teacher"] = self.teacher if isinstance(self.teacher, str | None) else self.teacher.described()
         for stage, described in zip(self.stages, fields["stages"], strict=True):
             described["objective"] = {"name": stage.objective.name} | described["objective"]
-        for method, described in zip(self.compression, fields["compression"], strict=True):
-            described["name"] = method.name
+            for method, numbers in zip(stage.compression, described["compression"], strict=True):
+                numbers["name"] = method.name
         return fields
 
     def __post_init__(self) -> None:

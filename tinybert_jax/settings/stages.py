@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.settings.choices import ScheduleName
+from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.numbers import Ramp, at
 from tinybert_jax.settings.objectives import ObjectiveSettings, named_objective
 
@@ -73,6 +74,7 @@ class Stage:
     weight_decay: float = 0.01
     accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
     evaluate_every: int | None = None  # steps; None: after every epoch
+    compression: tuple[CompressionSettings, ...] = ()  # methods that act before the stage, or in it, in their order
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, str):

@@ -131,7 +131,8 @@ def _partial_checksum(leaf: jax.Array) -> np.ndarray:
         if shard.replica_id:
             continue
         data = np.ascontiguousarray(shard.data)
-        words = data.view(np.uint32).ravel()  # all leaves of a state are of 32 bits
+        # all leaves of a state are of 32 bits, but for masks, which are of 8
+        words = data.view(f"u{data.itemsize}").ravel().astype(np.uint32, copy=False)
         place: np.ndarray = np.zeros((), np.uint32)
         for axis, size in enumerate(leaf.shape):
             index = np.arange(size, dtype=np.uint32)[shard.index[axis]]

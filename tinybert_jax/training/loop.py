@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.batches import steps_per_epoch, train_batches
 from tinybert_jax.devices import processes
@@ -54,19 +55,30 @@ def stage_steps(stage: Stage, rows: int) -> int:
     return stage.epochs * steps_per_epoch(rows, stage.batch_size) if stage.max_steps is None else stage.max_steps
 
 
-def make_objective(experiment: Experiment, stage: Stage, inputs: Inputs) -> Objective:
-    """The objective of a stage.
+def methods_in(experiment: Experiment, index: int) -> list[Method]:
+    """The methods that may change the objective of a stage: its own, and those before it that are not finished."""
+    acting: list[Method] = []
+    for stage in experiment.stages[: index + 1]:
+        if stage.compression:
+            acting = [method for method in acting if method.finish is None]
+            acting += [build_method(settings) for settings in stage.compression]
+    return acting
+
+
+def make_objective(experiment: Experiment, index: int, inputs: Inputs) -> Objective:
+    """The objective of the stage of that number, from 0.
 
     Raises:
         InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
     """
+    stage = experiment.stages[index]
     model = None if inputs.knows_outputs and stage.objective.reads_outputs else inputs.teacher_model
     teacher = None if model is None else model.config
     facts = arithmetic(experiment.preset)
     context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
     objective = build_objective(stage.objective, context)
-    for settings in experiment.compression:
-        objective = build_method(settings).wrap(objective, inputs.config, inputs.train)
+    for method in methods_in(experiment, index):
+        objective = method.wrap(objective, inputs.config, inputs.train)
     return objective
 
 
@@ -93,7 +105,7 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
     experiment = run.experiments[0]
     stage = experiment.stages[index]
     name = f"{index + 1}-{stage.objective.name}"
-    objective = make_objective(experiment, stage, run.inputs)
+    objective = make_objective(experiment, index, run.inputs)
     state = _initial_state(run, index, objective, params)
     with contextlib.closing(Checkpoints(run.out / "checkpoints" / name)) as checkpoints:
         restored = checkpoints.restore(state)

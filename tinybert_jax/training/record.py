@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
+from tinybert_jax.compression.links import Link, markdown, table
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.heads import HEADS
@@ -163,6 +164,7 @@ def write_model_card(
     params: Params,
     scores: dict[str, float],
     teacher_scores: dict[str, float] | None,
+    chain: list[Link],
 ) -> None:
     """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
     config, head = inputs.config, HEADS[inputs.head]
@@ -199,12 +201,17 @@ import tinybert_jax as tb
 ```
 {loads}
 
-## Recipe
+{_chain(chain)}## Recipe
 ```json
 {json.dumps(experiment.as_dict(), indent=2)}
 ```
 """
     (student / "README.md").write_text(text, "utf-8")
+
+
+def _chain(chain: list[Link]) -> str:
+    """What each compression method and stage left of the model, as a section of the card; "" without methods."""
+    return f"## Compression\n{markdown(*table(chain))}\n\n" if chain else ""
 
 
 def _number(scores: dict[str, float] | None, name: str) -> str:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax.batch import Params
-from tinybert_jax.compression.table import build_method
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.files.directory import save_hf
-from tinybert_jax.models.heads import HEADS
-from tinybert_jax.objectives.projections import without_projections
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.tasks.split import Split
 from tinybert_jax.training import record
+from tinybert_jax.training.chain import Trained, Watch, check_compression, check_segment, compressed, run_stages
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
-from tinybert_jax.training.logs import Diverged
-from tinybert_jax.training.loop import Run, check_params, make_objective, stage_steps, train_stage
-from tinybert_jax.training.teaching import eval_batch_size, named_scores, prepare
+from tinybert_jax.training.loop import make_objective, methods_in
+from tinybert_jax.training.teaching import named_scores, prepare
 
 
 @dataclass(frozen=True)
@@ -105,73 +98,36 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     experiments = _with_named_starts(experiments, members)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # every member's objectives refuse what does not fit, before anything is computed
-    of_each = [[make_objective(member, stage, inputs) for stage in member.stages] for member in experiments]
-    objectives = of_each[0]
+    for member in experiments:
+        for index in range(len(member.stages)):
+            make_objective(member, index, inputs)
     mesh = _mesh(experiment, inputs, axes, len(members))
     record.check_processes(experiments, members, mesh)
-    _check_compression(experiment, inputs)
+    check_compression(experiment, inputs)
     if resume:
         record.check_same(out, experiments, members, mesh)
     if processes.is_primary():
         _print_notes(experiment, inputs, mesh, chosen=axes is None)
     taught = prepare(experiment, inputs, mesh)
     models = initial_params(experiments, members)
-    for settings in experiment.compression:
-        changed = [build_method(settings).apply(inputs.config, model, inputs.train) for model in models]
-        if any(config != changed[0][0] for config, _ in changed):
-            raise InputError(
-                f"compression {settings.name!r} gives the members of the population unlike sizes: train each alone"
-            )
-        inputs, models = dataclasses.replace(inputs, config=changed[0][0]), [model for _, model in changed]
-    if experiment.compression:
-        objectives = [make_objective(experiment, stage, inputs) for stage in experiment.stages]
-    check_params(objectives, models)
+    watch = Watch(experiment, inputs, len(members), mesh)
+    watch("whole", inputs, models)
+    inputs, models = compressed(experiment, 0, inputs, models, watch)
+    check_segment(experiment, 0, inputs, models)
     if processes.is_primary():
         if not resume:
             record.create(out, experiments, members, mesh)
         for directory in record.member_dirs(out, len(experiments)):
             directory.mkdir(exist_ok=True)  # a run that was killed before may lack them
     processes.barrier("run directory")
-    outputs = _make_outputs(inputs, mesh, models[0])
-
-    def score(params: Params, split: Split) -> dict[str, float]:
-        return split.score(outputs(params, split))
-
-    whole = Run(experiments, inputs, taught.params, taught.examples, score, mesh, out)
-    for index in range(len(experiment.stages)):
-        models = train_stage(whole, index, models)
+    trained = run_stages(experiments, inputs, models, watch, taught, mesh, out)
     directories = record.member_dirs(out, len(experiments))
     results = [
-        _finish(member, inputs, params, outputs, mesh, directory / "student", taught.scores)
-        for member, params, directory in zip(experiments, models, directories, strict=True)
+        _finish(member, trained, number, mesh, directory / "student", taught.scores)
+        for number, (member, directory) in enumerate(zip(experiments, directories, strict=True))
     ]
     processes.barrier("student")
     return results
-
-
-def _check_compression(experiment: Experiment, inputs: Inputs) -> None:
-    """Refuse methods that cannot come before training, or on this model.
-
-    Raises:
-        InputError: says which.
-    """
-    for settings in experiment.compression:
-        if build_method(settings).retokenize is not None:
-            raise InputError(
-                f"compression {settings.name!r} changes the tokens, which a teacher's would no longer be: apply it to"
-                " the trained model, by `tinybert compress`"
-            )
-        steps = stage_steps(experiment.stages[0], len(inputs.examples(experiment.stages[0])))
-        if steps < settings.min_steps:
-            raise InputError(
-                f"compression {settings.name!r} acts in the first stage, in at least {settings.min_steps} steps, and"
-                f" this one has {steps}: train longer"
-            )
-        if settings.reads_head and not inputs.keep_head:
-            raise InputError(
-                f"compression {settings.name!r} needs a model that is fine-tuned on the task, and"
-                f" {experiment.model!r} is not: give a directory of tinybert finetune, such as the teacher's"
-            )
 
 
 def _mesh(experiment: Experiment, inputs: Inputs, axes: Mapping[str, int] | None, members: int) -> Mesh:
@@ -215,33 +171,16 @@ def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: boo
         )
 
 
-def _make_outputs(inputs: Inputs, mesh: Mesh, like: Params) -> Callable[[Params, Split], np.ndarray]:
-    """`(params, split) -> logits`, compiled once for parameters of these shapes.
-
-    It raises Diverged if the logits are not finite.
-    """
-    model = HEADS[inputs.head].model(inputs.config, inputs.compute)
-    step = make_predict_step(model, mesh, without_projections(like))
-
-    def outputs(params: Params, split: Split) -> np.ndarray:
-        logits = predict_logits(step, params, split.tokens, eval_batch_size(mesh), inputs.buckets)
-        if not np.isfinite(logits).all():
-            raise Diverged("the model's outputs are not finite")
-        return logits
-
-    return outputs
-
-
 def _finish(
     experiment: Experiment,
-    inputs: Inputs,
-    params: Params,
-    outputs: Callable[[Params, Split], np.ndarray],
+    trained: Trained,
+    number: int,
     mesh: Mesh,
     student: Path,
     teacher_scores: dict[str, float] | None,
 ) -> Result:
     """Score a member's trained model on the dev sets, and write its directory."""
+    inputs, params, outputs = trained.inputs, trained.models[number], trained.outputs
     scores, failure = {}, ""
     if experiment.trains_head:
         placed = place(params, tree_shardings(mesh, params))
@@ -254,13 +193,14 @@ def _finish(
             if inputs.loaded is None and experiment.start == "random":
                 advice += ", or --start spectral where the student has its teacher's heads"
             print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
-        for settings in experiment.compression:
-            config, params = build_method(settings).finish(inputs.config, params)
-            inputs = dataclasses.replace(inputs, config=config)
+        for method in methods_in(experiment, len(experiment.stages) - 1):
+            if method.finish is not None:
+                config, params = method.finish(inputs.config, params)
+                inputs = dataclasses.replace(inputs, config=config)
         # `predict` and `transformers` cut texts where training cut them
         inputs.tokenizer.model_max_length = experiment.max_length
         save_hf(student, inputs.config, params, inputs.tokenizer)
-        record.write_model_card(student, experiment, inputs, params, scores, teacher_scores)
+        record.write_model_card(student, experiment, inputs, params, scores, teacher_scores, trained.chains[number])
     return Result(student, scores, teacher_scores)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import SLIM, BertConfig
+from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
 from tinybert_jax.models.files.weights import TORCH_FILE, first_line, read_json, read_tensors, write_tensors
 from tinybert_jax.models.heads import HEADS
@@ -62,7 +63,8 @@ def _is_whole(cached: Path) -> bool:
     """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
     index = cached / "model.safetensors.index.json"
     weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    has_weights = all((cached / file).is_file() for file in weights) or (cached / TORCH_FILE).is_file()
+    has_weights = all((cached / file).is_file() for file in weights)
+    has_weights |= any((cached / file).is_file() for file in (PACKED_FILE, TORCH_FILE))
     named = any((cached / file).is_file() for file in TOKENIZER_FILES)
     return (cached / "config.json").is_file() and has_weights and named
 
@@ -137,7 +139,11 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
 
 
 def save_hf(
-    directory: str | Path, config: BertConfig, params: Params, tokenizer: PreTrainedTokenizerBase | None = None
+    directory: str | Path,
+    config: BertConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    packed: bool = False,
 ) -> None:
     """Write `config.json`, `model.safetensors` and the tokenizer's files as `transformers` reads them.
 
@@ -146,18 +152,25 @@ def save_hf(
         config: of the model.
         params: as `load_hf` gives them; which heads they hold decides `architectures`.
         tokenizer: saved beside the weights where given.
+        packed: write matrices with many zeros without them, which no class of `transformers` reads.
 
     Raises:
         OSError: something could not be written.
     """
     path = Path(directory)
-    save_description(path, config, params, tokenizer)
+    save_description(path, config, params, tokenizer, packed)
     tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size), config)
-    write_tensors(path / "model.safetensors", tensors)
+    write_tensors(path / (PACKED_FILE if packed else "model.safetensors"), pack(tensors) if packed else tensors)
+    if packed:
+        (path / "model.safetensors").unlink(missing_ok=True)  # of a model that was here; it would be read first
 
 
 def save_description(
-    directory: str | Path, config: BertConfig, params: Params, tokenizer: PreTrainedTokenizerBase | None
+    directory: str | Path,
+    config: BertConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase | None,
+    packed: bool = False,
 ) -> None:
     """Write `config.json` and the tokenizer's files; arguments are those of `save_hf`.
 
@@ -167,6 +180,8 @@ def save_description(
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     hf = config.to_hf() | {"architectures": [architecture(params, config)], "dtype": "float32"}
+    if packed:
+        hf["model_type"] = SLIM + config.model_type
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
     if tokenizer is None:
         return

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.bitmask import PACKED_FILE, unpack
 
 TORCH_FILE = "pytorch_model.bin"
 
@@ -34,7 +35,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors under their names, from one file or several; `pytorch_model.bin` where there is nothing else.
+    """All tensors under their names, from one file or several, or a packed one; `pytorch_model.bin` where there is
+    nothing else.
 
     Raises:
         InputError: a file is missing or damaged, or would need torch.
@@ -42,6 +44,8 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return _read_safetensors(single)
+    if (packed := directory / PACKED_FILE).is_file():
+        return unpack(_read_safetensors(packed), packed)
     if index.is_file():
         return _read_shards(index)
     if (directory / TORCH_FILE).is_file():

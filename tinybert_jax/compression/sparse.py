@@ -1,0 +1,206 @@
+"""Pruning of single weights: a share of each dense matrix of the encoder, or N of each M consecutive inputs, is left.
+
+Sources: SparseGPT, arXiv 2301.00774; Wanda, arXiv 2306.11695. Embeddings, LayerNorm, biases, pooler and heads stay.
+Weights that are zero already stay zero, and do not count towards the share.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from flax import traverse_util
+
+from tinybert_jax.batch import Examples, Params
+from tinybert_jax.compression.calibration import calibration_batches, check_whole
+from tinybert_jax.compression.method import Method
+from tinybert_jax.compression.walk import DENSE, Site, walk
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.parameters import resize_vocabulary, unshared
+from tinybert_jax.models.sample import Sample
+from tinybert_jax.objectives.objective import CARRIED, Objective, join_carried, split_carried
+from tinybert_jax.settings.compression import Sparse
+
+BLOCK = 128  # inputs among which SparseGPT chooses together
+DAMPING = 0.01  # of the mean diagonal of the second moments of inputs, added to it
+KERNELS = {name: (*path, "kernel") for name, path in DENSE.items()}  # below "layer"
+
+
+def build(settings: Sparse) -> Method:
+    """The method of the settings."""
+    return Method(apply=functools.partial(sparse, settings), wrap=keep_zeros, note=note_zeros)
+
+
+def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
+    """Make single weights of the encoder's dense layers zero.
+
+    Layers come one after the other, so that each sees the inputs that the sparse layers before it give. Layers that
+    share parameters are measured in the whole model, all layers of a group together.
+
+    Raises:
+        InputError: M of the pattern N:M does not divide the inputs of a matrix, or the model is factorised or
+            quantised.
+    """
+    check_whole("sparse", config)
+    whole = kernels_of(params)
+    for name, path in KERNELS.items():
+        if settings.pattern is not None and (inputs := whole[path].shape[1]) % settings.group[1]:
+            raise InputError(f"pattern {settings.pattern}: {settings.group[1]} does not divide the {inputs} of {name}")
+    model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
+    sample = Sample.take(calibration_batches(examples, settings.rows))
+    repeats = config.num_hidden_layers // config.layer_groups
+    moments: dict[tuple[int, str], Any] = {}
+
+    def pruned(site: Site) -> Params:
+        return site.dense | {"kernel": sparse_kernel(settings, site.dense["kernel"], _moment(site.inputs))}
+
+    def measured(site: Site) -> Params:
+        group = site.layer // repeats, site.name
+        moments[group] = moments.get(group, 0.0) + _moment(site.inputs)
+        return site.dense
+
+    if repeats == 1:
+        return config, with_kernels(params, kernels_of(walk(config, model, sample, pruned)[0]))
+    walk(*unshared(config, model), sample, measured)
+    kernels = {
+        path: np.stack(
+            [sparse_kernel(settings, one, moments[i, name]) for i, one in enumerate(np.asarray(whole[path]))]
+        )
+        for name, path in KERNELS.items()
+    }
+    return config, with_kernels(params, kernels)
+
+
+def sparse_kernel(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """A kernel [i, o] with zeros.
+
+    Args:
+        settings: how many, where, and by which criterion.
+        kernel: the weights, as they are.
+        moment: float64 [i, i]: the sum of x x' over inputs x. "magnitude" does not read it.
+
+    >>> kernel = np.array([[3.0, 0.1], [1.0, 2.0], [0.0, 5.0], [2.0, 0.2]], np.float32)
+    >>> sparse_kernel(Sparse(pattern="2:4", criterion="magnitude"), kernel, np.eye(4)).T.tolist()
+    [[3.0, 0.0, 0.0, 2.0], [0.0, 2.0, 5.0, 0.0]]
+    """
+    if settings.criterion == "sparsegpt":
+        return _sparsegpt(settings, kernel, moment)
+    free, scores = kernel != 0, np.abs(kernel)
+    if settings.criterion == "wanda":
+        scores = scores * np.sqrt(np.diag(moment))[:, None]
+    if settings.pattern is not None:
+        removed = _outside_pattern(scores, free, *settings.group)
+    elif settings.criterion == "wanda":
+        removed = _lowest(scores, free, settings.share)
+    else:
+        removed = _lowest_of_all(scores, free, settings.share)
+    return np.where(removed | ~free, np.float32(0), kernel)
+
+
+def _moment(inputs: np.ndarray) -> np.ndarray:
+    x = inputs.astype(np.float64)
+    return x.T @ x
+
+
+def _sparsegpt(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Inputs in their order: what is removed of one is made up for, as well as it can be, by those that follow."""
+    free, weights = kernel != 0, kernel.astype(np.float64)
+    hessian, size = 2.0 * moment, len(kernel)
+    dead = np.diag(hessian) == 0  # inputs that are always 0
+    weights[dead] = 0.0
+    hessian[dead, dead] = 1.0
+    hessian[np.diag_indices(size)] += DAMPING * np.diag(hessian).mean()
+    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(hessian), np.eye(size))
+    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2)
+    kept, group = settings.group
+    block = max(1, BLOCK // group) * group if group else BLOCK  # no group lies in two blocks
+    for first in range(0, size, block):
+        last = min(first + block, size)
+        of_block, factor = weights[first:last], upper[first:last, first:last]
+        diagonal, errors = np.diag(factor)[:, None], np.zeros_like(of_block)
+        removed = ~free[first:last]
+        if not group:
+            removed |= _lowest_of_all(np.square(of_block / diagonal), free[first:last], settings.share)
+        for i in range(last - first):
+            if group and i % group == 0:
+                here = slice(i, i + group)
+                scores = np.square(of_block[here] / diagonal[here])
+                removed[here] |= _outside_pattern(scores, free[first:last][here], kept, group)
+            errors[i] = np.where(removed[i], of_block[i], 0.0) / factor[i, i]
+            of_block[i:] -= factor[i, i:, None] * errors[i]
+            of_block[i, removed[i]] = 0.0  # but for rounding, it is
+        weights[last:] -= upper[first:last, last:].T @ errors
+    return weights.astype(np.float32)
+
+
+def _lowest(scores: np.ndarray, free: np.ndarray, share: float) -> np.ndarray:
+    """The share of the free entries of each column that score lowest, as bool."""
+    order = np.argsort(np.where(free, scores, np.inf), axis=0, kind="stable")
+    removed = np.zeros(scores.shape, bool)
+    counts = np.round(share * free.sum(axis=0))
+    np.put_along_axis(removed, order, np.arange(len(scores))[:, None] < counts, axis=0)
+    return removed
+
+
+def _lowest_of_all(scores: np.ndarray, free: np.ndarray, share: float) -> np.ndarray:
+    """As `_lowest`, of all columns together."""
+    return _lowest(scores.reshape(-1, 1), free.reshape(-1, 1), share).reshape(scores.shape)
+
+
+def _outside_pattern(scores: np.ndarray, free: np.ndarray, kept: int, group: int) -> np.ndarray:
+    """All but the `kept` highest of each `group` consecutive entries of a column, as bool."""
+    grouped = np.where(free, scores, -1.0).reshape(-1, group, scores.shape[1])
+    removed = np.zeros(grouped.shape, bool)
+    np.put_along_axis(removed, np.argsort(grouped, axis=1, kind="stable")[:, : group - kept], True, axis=1)
+    return removed.reshape(scores.shape)
+
+
+def kernels_of(params: Params) -> dict[tuple[str, ...], Any]:
+    """The kernels of the dense layers, stacked, by their paths below "layer"."""
+    layer = traverse_util.flatten_dict(params["encoder"]["encoder"]["layer"])
+    return {path: layer[path] for path in KERNELS.values()}
+
+
+def with_kernels(params: Params, kernels: Mapping[tuple[str, ...], Any]) -> Params:
+    """The parameters with other kernels in the places that `kernels_of` reads."""
+    encoder = params["encoder"]
+    layer = traverse_util.unflatten_dict(traverse_util.flatten_dict(encoder["encoder"]["layer"]) | kernels)
+    return params | {"encoder": encoder | {"encoder": encoder["encoder"] | {"layer": layer}}}
+
+
+def keep_zeros(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
+    """The objective of a student whose zeros, as each stage finds them, stay zeros."""
+
+    def init(key: Any, student_params: Params) -> Params:
+        trainable = objective.init(key, student_params)
+        masks = {path: (kernel != 0).astype(np.float32) for path, kernel in kernels_of(trainable).items()}
+        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {"sparse": traverse_util.unflatten_dict(masks)}}
+
+    def masked(trainable: Params) -> Params:
+        params, carried = split_carried(trainable)
+        kernels, masks = kernels_of(params), traverse_util.flatten_dict(carried["sparse"])
+        # numpy arrays stay numpy arrays
+        where = np.where if isinstance(next(iter(kernels.values())), np.ndarray) else jnp.where
+        params = with_kernels(
+            params, {path: where(masks[path] > 0, one, np.float32(0)) for path, one in kernels.items()}
+        )
+        return join_carried(params, {name: entry for name, entry in carried.items() if name != "sparse"})
+
+    return objective._replace(
+        init=init,
+        loss=lambda trainable, *more: objective.loss(masked(trainable), *more),
+        export=lambda trainable, student_params: objective.export(masked(trainable), student_params),
+    )
+
+
+def note_zeros(config: BertConfig, params: Params) -> str:
+    """How many of the weights are zero, and what that is good for."""
+    kernels = [np.asarray(kernel) for kernel in kernels_of(params).values()]
+    zeros = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / sum(kernel.size for kernel in kernels)
+    return f"{zeros:.1%} of the weights of the encoder's dense layers are zero; smaller when packed, not faster"
