@@ -19,6 +19,8 @@ from tinybert_jax.compression.calibration import calibration_batches, check_whol
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.walk import DENSE, Site, at, replaced, walk
 from tinybert_jax.models.config import BertConfig, Ranks
+from tinybert_jax.models.families import FAMILIES
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import LowRank
@@ -60,7 +62,17 @@ def factorise(settings: LowRank, config: BertConfig, params: Params, examples: E
         of_dense, layer = _factorise_dense(settings, config, params, examples)
         ranks |= of_dense
         model = model | {"encoder": model["encoder"] | {"encoder": {"layer": layer}}}
-    return dataclasses.replace(config, ranks=Ranks(**ranks)), model
+    model_type = _with_low_rank_words(config, params) if settings.dense is None else config.model_type
+    return dataclasses.replace(config, ranks=Ranks(**ranks), model_type=model_type), model
+
+
+def _with_low_rank_words(config: BertConfig, params: Params) -> str:
+    """The `model_type` with which a class of `transformers` has a word table of low rank; where none has, the same."""
+    model_type = config.family.low_rank_words
+    if model_type is None or not config.loads_in_transformers:
+        return config.model_type
+    has_other_head = any(HEADS[head].key in params for head in FAMILIES[model_type].other_heads)
+    return config.model_type if has_other_head else model_type
 
 
 def _factorise_words(share: float, params: Params, counts: np.ndarray) -> tuple[int, Params]:
@@ -73,7 +85,10 @@ def _factorise_words(share: float, params: Params, counts: np.ndarray) -> tuple[
     basis = np.linalg.eigh(moment)[1][:, ::-1][:, :rank]  # [d, r]
     embeddings = embeddings | {
         "word_embeddings": {"embedding": (table @ basis).astype(np.float32)},
-        "word_embeddings_projection": {"kernel": np.ascontiguousarray(basis.T, np.float32)},
+        "word_embeddings_projection": {
+            "kernel": np.ascontiguousarray(basis.T, np.float32),
+            "bias": np.zeros(len(basis), np.float32),
+        },
     }
     return rank, params | {"encoder": params["encoder"] | {"embeddings": embeddings}}
 

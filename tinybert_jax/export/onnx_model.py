@@ -77,7 +77,7 @@ class _Model:
         if config.type_vocab_size:
             types = graph.constant("token_type_embeddings", tables["token_type_embeddings"]["embedding"])
             x = graph.add("Add", x, graph.add("Gather", types, "token_type_ids"))
-        x = self.layer_norm(x, tables["LayerNorm"], "embeddings.LayerNorm")
+        x = self.layer_norm(x, tables["LayerNorm"], "embeddings.LayerNorm", config.embeddings_eps)
         if not config.family.shares_layers:
             return x
         mapping = tables["embedding_hidden_mapping_in"]
@@ -89,7 +89,7 @@ class _Model:
         projection = self.params["encoder"]["embeddings"].get("word_embeddings_projection")
         if projection is None:
             return rows
-        return self.graph.float_dense(rows, projection["kernel"], None, "word_embeddings_projection")
+        return self.graph.float_dense(rows, projection["kernel"], projection["bias"], "word_embeddings_projection")
 
     def word_rows(self) -> str:
         """The rows of the word table, before their projection where there is one."""
@@ -128,14 +128,16 @@ class _Model:
         read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
         projections = {part: _columns(dense, read) for part, dense in attention["self"].items()}
         context = self.attention(x, mask, projections, f"{name}.attention.self") if read.any() else None
-        x = self.residual(context, x, _without_rows(attention["output"], read), f"{name}.attention.output")
+        eps = self.config.layer_norm_eps
+        x = self.residual(context, x, _without_rows(attention["output"], read), f"{name}.attention.output", eps)
+        eps = self.config.feed_forward_eps
         output = params["output"]
         units = rows_read(output["dense"])
         if not units.any():
-            return self.residual(None, x, output, f"{name}.output")
+            return self.residual(None, x, output, f"{name}.output", eps)
         widening = _columns(params["intermediate"]["dense"], units)
         inner = self.activation(self.dense(x, widening, f"{name}.intermediate.dense"), self.config.hidden_act)
-        return self.residual(inner, x, _without_rows(output, units), f"{name}.output")
+        return self.residual(inner, x, _without_rows(output, units), f"{name}.output", eps)
 
     def attention(self, x: str, mask: str, params: Params, name: str) -> str:
         """Multi-head attention; the division of the scores is part of the queries' weights."""
@@ -155,14 +157,14 @@ class _Model:
         context = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])
         return graph.add("Reshape", context, graph.constant(f"join_{heads}", [0, 0, heads * width], np.int64))
 
-    def residual(self, x: str | None, residual: str, params: Params, name: str) -> str:
+    def residual(self, x: str | None, residual: str, params: Params, name: str, eps: float) -> str:
         """`LayerNorm(dense(x) + residual)`; without x, its dense layer is its bias."""
         if x is None:
             added = self.graph.constant(f"{name}.bias", _last(params["dense"])["bias"])
         else:
             added = self.dense(x, params["dense"], f"{name}.dense")
         total = self.graph.add("Add", added, residual)
-        return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm")
+        return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm", eps)
 
     def pooled(self, states: str, output: str | None = None) -> str:
         """The first token's state through the pooler, or what the family has in its place."""
@@ -181,8 +183,8 @@ class _Model:
         narrow = self.graph.dense(x, down, None, f"{name}.down")
         return self.graph.dense(narrow, outer, up["bias"], f"{name}.up")
 
-    def layer_norm(self, x: str, params: Params, name: str) -> str:
-        return self.graph.layer_norm(x, params["scale"], params["bias"], self.config.layer_norm_eps, name)
+    def layer_norm(self, x: str, params: Params, name: str, eps: float) -> str:
+        return self.graph.layer_norm(x, params["scale"], params["bias"], eps, name)
 
     def activation(self, x: str, name: str, output: str | None = None) -> str:
         """A row of `ACTIVATIONS`, under the names of `models.layers`."""
@@ -234,7 +236,7 @@ def _masked_lm(model: _Model) -> Shapes:
     graph, config, predictions = model.graph, model.config, model.params["cls"]["predictions"]
     x = model.dense(model.encoder(), predictions["transform"]["dense"], "transform.dense")
     x = model.activation(x, config.family.lm_activation or config.hidden_act)
-    x = model.layer_norm(x, predictions["transform"]["LayerNorm"], "transform.LayerNorm")
+    x = model.layer_norm(x, predictions["transform"]["LayerNorm"], "transform.LayerNorm", config.layer_norm_eps)
     if config.ranks.word_embeddings:
         x = graph.add("MatMul", x, graph.add("Transpose", "word_embeddings_projection.weight", perm=[1, 0]))
     if graph.weight_bits is None:

@@ -103,6 +103,10 @@ class BertConfig:
         if self.family.shares_layers:
             object.__setattr__(self, "num_hidden_groups", self.layer_groups)
             object.__setattr__(self, "embedding_size", self.embedding_width)
+        if self.family.word_rank is not None and self.ranks.word_embeddings in (0, self.hidden_size):
+            # of the width of the layers, `transformers` leaves the projection out
+            name = self.family.word_rank[0]
+            raise InputError(f"{name} is {self.ranks.word_embeddings}; it must be neither 0 nor hidden_size")
         for name, fixed in self.family.fixed.items():
             if getattr(self, name) != fixed:
                 raise InputError(f"{name} is {getattr(self, name)}; with model_type {self.model_type!r} it is {fixed}")
@@ -188,9 +192,27 @@ class BertConfig:
     @property
     def loads_in_transformers(self) -> bool:
         """Whether a class of `transformers` has this shape. It takes heads of hidden_size / num_attention_heads only,
-        ignores `head_dim`, and has no factors. It ignores `weight_bits` too, and then computes in floats.
+        ignores `head_dim`, and has no factors but MobileBERT's of the word table. It ignores `weight_bits` too, and
+        then computes in floats.
         """
-        return self.all_head_size == self.hidden_size and self.ranks == FULL_RANK
+        ranks = self.ranks if self.family.word_rank is None else self.ranks._replace(word_embeddings=0)
+        return self.all_head_size == self.hidden_size and ranks == FULL_RANK
+
+    @property
+    def table_scale(self) -> float:
+        """What the tables of the embeddings are multiplied by in files, as `Family.table_scale` says."""
+        return self.family.table_scale(self.layer_norm_eps)
+
+    @property
+    def embeddings_eps(self) -> float:
+        """The eps of the LayerNorm of the embeddings."""
+        fixed = self.family.fixed_eps
+        return self.layer_norm_eps if fixed is None else fixed / self.table_scale**2
+
+    @property
+    def feed_forward_eps(self) -> float:
+        """The eps of the LayerNorm behind a feed-forward network."""
+        return self.layer_norm_eps if self.family.fixed_eps is None else self.family.fixed_eps
 
     @property
     def classifier_dropout_rate(self) -> float:
@@ -224,6 +246,10 @@ class BertConfig:
                 raise InputError(f"{name} is set: only unpruned encoders are supported")
         if family.shares_layers and hf.get("inner_group_num", 1) != 1:
             raise InputError(f"inner_group_num is {hf['inner_group_num']!r}: only 1 is supported")
+        for name, (value, default) in family.required.items():
+            if hf.get(name, default) != value:
+                only = f"{family.title} is supported where it is {value!r}"
+                raise InputError(f"{name} is {reprlib.repr(hf.get(name, default))}: {only}")
         values = dict(family.defaults)
         for field in dataclasses.fields(cls):
             name = family.config_names.get(field.name, field.name)
@@ -231,6 +257,10 @@ class BertConfig:
                 values[field.name] = _hf_value(name, hf[name], str(field.type))
         if hf.get("ranks") is not None:
             values["ranks"] = _hf_ranks(hf["ranks"])
+        if family.word_rank is not None:
+            name, default = family.word_rank
+            rank = _hf_value(name, hf.get(name, default), "int")
+            values["ranks"] = values.get("ranks", FULL_RANK)._replace(word_embeddings=rank)
         if hf.get("id2label"):
             values["id2label"] = _hf_labels(hf["id2label"])
         elif hf.get("num_labels"):
@@ -248,11 +278,14 @@ class BertConfig:
             if values[name] is None:
                 del values[name]
         values["ranks"] = {name: rank for name, rank in self.ranks._asdict().items() if rank}
+        if family.word_rank is not None:
+            values[family.word_rank[0]] = values["ranks"].pop("word_embeddings")
         if not values["ranks"]:
             del values["ranks"]
         if "classifier_dropout" in family.config_names:  # under that name, it must be a number
             values["classifier_dropout"] = self.classifier_dropout_rate
         hf = {family.config_names.get(name, name): value for name, value in values.items()}
+        hf |= {name: value for name, (value, _) in family.required.items()}
         if not self.loads_in_transformers:  # which would otherwise fail on the sizes of tensors, or ignore `head_dim`
             hf["model_type"] = SLIM + self.model_type
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}

@@ -49,9 +49,10 @@ class Layer(BertModule):
         self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
     ) -> tuple[Any, Array]:
         x, scores, qkv = carry
-        attention = Attention(self.config, self.compute, name="attention")
-        intermediate = Intermediate(self.config, self.compute, name="intermediate")
-        output = Residual(self.config, self.compute, self.config.ranks.output, name="output")
+        config = self.config
+        attention = Attention(config, self.compute, name="attention")
+        intermediate = Intermediate(config, self.compute, name="intermediate")
+        output = Residual(config, self.compute, config.ranks.output, config.feed_forward_eps, name="output")
         states = []
         for i in range(self.repeats):
             x, parts = attention(x, attention_mask, self.deterministic)

@@ -24,6 +24,17 @@ def check_has_head(name: str, params: Params, head: str) -> None:
         raise InputError(f"{name}: holds no {row.title}; train one first: {row.training.format(model=name)}")
 
 
+def check_family(name: str, config: BertConfig, head: str) -> None:
+    """Refuse a model whose family has another kind of that head.
+
+    Raises:
+        InputError: says for which model it is no problem.
+    """
+    family = config.family
+    if head in family.other_heads:
+        raise InputError(f"{name}: {family.title} with a {HEADS[head].title} is not supported: take a BERT")
+
+
 def check_head(name: str, config: BertConfig, params: Params, head: str, max_length: int) -> None:
     """Refuse a model that has not the head that is asked for, several labels a row, or too few positions.
 

@@ -66,10 +66,11 @@ class BertModule(nn.Module):
         bits = None if name in FLOAT else self.config.weight_bits
         return Dense(features, self.compute.dtype, init, rank, bits, name=name)
 
-    def layer_norm(self) -> nn.LayerNorm:
-        """LayerNorm with float32 statistics."""
+    def layer_norm(self, eps: float | None = None) -> nn.LayerNorm:
+        """LayerNorm with float32 statistics, and the config's eps where none is given."""
+        eps = self.config.layer_norm_eps if eps is None else eps
         # E[x^2] - E[x]^2 loses the digits that parity with Hugging Face needs
-        return nn.LayerNorm(self.config.layer_norm_eps, self.compute.dtype, use_fast_variance=False, name="LayerNorm")
+        return nn.LayerNorm(eps, self.compute.dtype, use_fast_variance=False, name="LayerNorm")
 
 
 def position_ids(config: BertConfig, input_ids: Int[Array | np.ndarray, "b q"]) -> Int[Array, "b q"]:
@@ -113,7 +114,7 @@ class Embeddings(BertModule):
         x = jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         if rank:
             width = config.embedding_width
-            x = Dense(width, self.compute.dtype, init, use_bias=False, name="word_embeddings_projection")(x)
+            x = Dense(width, self.compute.dtype, init, name="word_embeddings_projection")(x)
         if config.type_vocab_size:
             x = x + jnp.take(table(config.type_vocab_size, "token_type_embeddings"), token_type_ids, axis=0)
         positions = table(config.max_position_embeddings, "position_embeddings")
@@ -123,12 +124,15 @@ class Embeddings(BertModule):
             x = x + jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(at), at)
         else:
             x = x + positions[None, : input_ids.shape[-1]]
-        x = Dropout(config.hidden_dropout_prob)(self.layer_norm()(x), deterministic)
+        x = Dropout(config.hidden_dropout_prob)(self.layer_norm(config.embeddings_eps)(x), deterministic)
         return self.dense(config.hidden_size, "embedding_hidden_mapping_in")(x) if config.family.shares_layers else x
 
 
 def word_table(config: BertConfig, params: Params) -> Float[Array, "v e"]:
-    """The words' embeddings in float32, from the parameters of `Embeddings`: quantised, and factors multiplied."""
+    """The words' embeddings in float32, from the parameters of `Embeddings`: quantised, and factors multiplied.
+
+    The bias of their projection is left out: it is part of what is added to the words, as positions are.
+    """
     table = jnp.asarray(params["word_embeddings"]["embedding"])
     if table.dtype == jnp.int8:
         table = table * params["word_embeddings_scale"][:, None]
@@ -192,13 +196,14 @@ class Residual(BertModule):
     """`LayerNorm(dropout(dense(x)) + residual)`, the `output` of both halves of a layer."""
 
     rank: int = 0
+    eps: float | None = None  # None: the config's
 
     @nn.compact
     def __call__(self, x: Array, residual: Array, deterministic: bool) -> Array:
         config = self.config
         x = Dropout(config.hidden_dropout_prob)(self.dense(config.hidden_size, "dense", self.rank)(x), deterministic)
         # every device of a row holds whole states: the kernels of a layer are gathered, activations are not split
-        return constrain(self.layer_norm()(x + residual), "batch", None, None)
+        return constrain(self.layer_norm(self.eps)(x + residual), "batch", None, None)
 
 
 class Attention(BertModule):

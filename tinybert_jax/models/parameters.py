@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import FULL_RANK, BertConfig
 from tinybert_jax.models.encoder import BertOutput
+from tinybert_jax.models.layers import word_table
 
 
 def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
@@ -74,6 +75,35 @@ def unshared(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     )
     encoder = params["encoder"] | {"encoder": {"layer": layer}}
     return dataclasses.replace(config, num_hidden_groups=config.num_hidden_layers), params | {"encoder": encoder}
+
+
+def unfactored(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
+    """The same model with the products of its factors of low rank.
+
+    The bias behind the factors of the word table becomes part of the positions.
+    """
+    if config.ranks == FULL_RANK:
+        return config, params
+
+    def visit(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        if "up" in tree:
+            kernel = np.asarray(tree["down"]["kernel"]) @ np.asarray(tree["up"]["kernel"])
+            return tree["up"] | {"kernel": kernel}
+        return {name: visit(branch) for name, branch in tree.items()}
+
+    encoder = visit(params["encoder"])
+    if config.ranks.word_embeddings:
+        embeddings = dict(encoder["embeddings"])
+        words = dataclasses.replace(config, weight_bits=None)
+        embeddings["word_embeddings"] = {"embedding": np.asarray(word_table(words, embeddings))}
+        bias = np.asarray(embeddings.pop("word_embeddings_projection")["bias"])
+        positions = np.asarray(embeddings["position_embeddings"]["embedding"])
+        embeddings["position_embeddings"] = {"embedding": positions + bias}
+        encoder = encoder | {"embeddings": embeddings}
+    model_type = config.family.whole or config.model_type
+    return dataclasses.replace(config, ranks=FULL_RANK, model_type=model_type), params | {"encoder": encoder}
 
 
 def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:

@@ -42,7 +42,8 @@ def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> 
         sizes["num_hidden_groups"] = None if groups is None or layers % groups else groups
         if teacher.embedding_width == teacher.hidden_size:
             sizes["embedding_size"] = None
-    if not token_types and (model_type := teacher.family.without_token_types) is not None:
+    sizes["model_type"] = teacher.family.whole or teacher.model_type
+    if not token_types and (model_type := FAMILIES[sizes["model_type"]].without_token_types) is not None:
         family = FAMILIES[model_type]
         dropout = family.defaults.get("classifier_dropout", teacher.classifier_dropout)
         sizes |= {"model_type": model_type, "classifier_dropout": dropout, **family.fixed}

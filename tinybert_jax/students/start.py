@@ -13,7 +13,7 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.heads import HEADS
-from tinybert_jax.models.parameters import unshared
+from tinybert_jax.models.parameters import unfactored, unshared
 from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import NamedStart, Preset, Start
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
@@ -61,7 +61,8 @@ def from_teacher(
     """The parameters that a start takes from the teacher: `{"encoder"}`, "projections" for "spectral", and "cls" for
     "copy" of a masked LM.
 
-    "random" takes none. In a student without token types, the teacher's first type is part of the positions.
+    "random" takes none. A teacher's factors of low rank are multiplied. In a student without token types, the
+    teacher's first type is part of the positions.
 
     Args:
         start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
@@ -74,6 +75,8 @@ def from_teacher(
     Raises:
         InputError: the student cannot start like this from this teacher.
     """
+    if start != "random":
+        teacher, teacher_params = unfactored(teacher, teacher_params)
     match start:
         case "random":
             return {"encoder": {}}

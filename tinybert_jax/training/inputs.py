@@ -25,7 +25,7 @@ from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import fingerprint, load_hf
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
-from tinybert_jax.models.fit import check_positions, check_token_types, fit_head
+from tinybert_jax.models.fit import check_family, check_positions, check_token_types, fit_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
 from tinybert_jax.objectives.objective import Context
@@ -140,6 +140,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     lessons: tuple[Lesson, ...] = ()
     if isinstance(source, CorpusSource):
         head = "masked_lm" if experiment.masks_tokens else "encoder"
+        check_family(experiment.model, config, head)
         has_types = source.pairs and frame_of(tokenizer).has_types
         check_token_types(experiment.model, config, has_types)
         if experiment.distils and model is not None:

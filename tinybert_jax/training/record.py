@@ -178,7 +178,8 @@ def write_model_card(
     else:
         how = "trained on masked words" if experiment.masks_tokens else "trained on labels"
     if config.loads_in_transformers:
-        loads = f'`transformers` loads it too: `Auto{head.architecture}.from_pretrained("this directory")`.'
+        kind = f"AutoModel{head.architecture.removeprefix('Model')}"
+        loads = f'`transformers` loads it too: `{kind}.from_pretrained("this directory")`.'
     else:
         loads = "No class of `transformers` has its shape. `tinybert export` writes ONNX, and `tb.pad_heads` pads it."
     text = f"""---

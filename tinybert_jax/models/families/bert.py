@@ -10,4 +10,5 @@ BERT = Family(
     names=((("encoder",), ("bert",)),),
     without_token_types="distilbert",
     shared="albert",
+    low_rank_words="mobilebert",
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 UNSHARED = {"num_hidden_groups": None, "embedding_size": None}  # `fixed`, where layers share nothing
+LARGEST_POWER = 6
 Path = tuple[str, ...]
 Names = tuple[tuple[Path, Path], ...]  # beginnings of a tensor's path: ours, and that of Hugging Face
 
@@ -35,6 +37,12 @@ class Family(NamedTuple):
     without_token_types: str | None = None  # the `model_type` of the same layers without token types
     dropout_before_pooler: bool = False  # the classifier drops out its input before the pooler, too
     lm_activation: str | None = None  # of the masked-LM head; None: the config's `hidden_act`
+    word_rank: tuple[str, int] | None = None  # of a word table that is a product: config.json's name, and default
+    low_rank_words: str | None = None  # the `model_type` of the same layers with a word table of low rank
+    whole: str | None = None  # the `model_type` of the same layers with a word table of full rank
+    required: Mapping[str, tuple[Any, Any]] = {}  # further names in config.json: the only value, and the default
+    other_heads: tuple[str, ...] = ()  # rows of `HEADS` that its classes compute in another way
+    fixed_eps: float | None = None  # of the LayerNorms behind embeddings and feed-forward network; None: the config's
 
     def to_ours(self, path: Path, head: str | None = None) -> Path:
         """Our path of a tensor, from Hugging Face's; of a model with that head."""
@@ -43,6 +51,18 @@ class Family(NamedTuple):
     def to_hf(self, path: Path, head: str | None = None) -> Path:
         """Hugging Face's path of a tensor, from ours; of a model with that head."""
         return _renamed(path, self._pairs(head))
+
+    def table_scale(self, layer_norm_eps: float) -> float:
+        """What tables that the LayerNorm of the embeddings reads are multiplied by in files: a power of two.
+
+        A BERT's embeddings are so small (a variance of 0.002) that a `fixed_eps` of 1e-5 beside them changes the
+        outputs. LayerNorm of c x with an eps of c^2 e is that of x with e, so larger tables make the eps small. More
+        than 2^LARGEST_POWER is of no more use, and would slow the training of the tables in `transformers`.
+        """
+        if self.fixed_eps is None:
+            return 1.0
+        power = (math.log2(self.fixed_eps) - math.log2(layer_norm_eps)) / 2
+        return float(2 ** round(max(-LARGEST_POWER, min(LARGEST_POWER, power))))
 
     def _pairs(self, head: str | None) -> Names:
         return (*self.head_names.get(head or "", ()), *self.names)

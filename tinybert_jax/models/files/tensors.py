@@ -23,6 +23,8 @@ LAYER = ("encoder", "encoder", "layer")
 STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
 FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
 IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
+# parts of the embeddings that are added up before their LayerNorm
+ADDED = ("word_embeddings_projection", "position_embeddings", "token_type_embeddings")
 OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
 
 
@@ -51,11 +53,16 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
             raise InputError(f"{where}: {names[path]!r} and {name!r} are the same tensor: keep one of the two")
         names[path] = name
         value = _transpose(path, _float32(tensor, name, where))
+        if _is_scaled(config, path):
+            value = value / np.float32(config.table_scale)
         group = _numbered(path)
         if group and re.fullmatch("0|[1-9][0-9]{0,8}", path[len(group)]):
             numbered.setdefault(group + path[len(group) + 1 :], {})[int(path[len(group)])] = value
         else:
             flat[path] = value
+    for other in (HEADS[name] for name in family.other_heads):
+        if any(path[0] == other.key for path in flat):
+            raise InputError(f"{where}: holds a {other.title}, and that of {family.title} is not supported")
     if not any(path[: len(LAYER)] == LAYER for path in numbered):
         # before the model is built: as many layers as a wrong config says may not fit into memory
         raise InputError(f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}")
@@ -74,6 +81,8 @@ def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
         if path[:2] == ("encoder", "pooler") and not family.has_pooler and head not in family.head_names:
             continue  # no class of transformers has it
         value = np.asarray(jax.device_get(leaf))
+        if _is_scaled(config, path):
+            value = value * np.float32(config.table_scale)
         if group := _numbered(path):
             for i, layer in enumerate(value):
                 name = ".".join(_to_hf(family.to_hf((*group, str(i), *path[len(group) :]), head)))
@@ -108,6 +117,11 @@ def _float32(tensor: np.ndarray, name: str, where: str) -> np.ndarray:
 
 def _to_hf(path: tuple[str, ...]) -> tuple[str, ...]:
     return (*path[:-1], "weight" if path[-1] in OURS else path[-1])
+
+
+def _is_scaled(config: BertConfig, path: tuple[str, ...]) -> bool:
+    """Whether a tensor is `table_scale` times as large in files."""
+    return config.table_scale != 1 and path[:2] == ("encoder", "embeddings") and path[2] in ADDED
 
 
 def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
