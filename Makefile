@@ -18,7 +18,7 @@ EDITABLE := --config-settings editable_mode=compat -e
 DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(RESUME)),--resume) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-lowest faults lint bench clean
+.PHONY: help demo test slow test-newest test-lowest faults lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
 	@echo "make test-newest   the same on the newest versions, in .venv-newest; needs Python 3.12: PYTHON=python3.13"
 	@echo "make test-lowest   the same on the lowest, in .venv-lowest"
+	@echo "make slow    whole runs of rare combinations, which make test leaves out: ten minutes"
 	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): twenty minutes, and the fuzzing"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make bench   speed and memory beside torch, into README; installs torch (PIP_FLAGS goes to pip, e.g. an index of"
@@ -46,6 +47,9 @@ test-newest:
 
 test-lowest:
 	@$(MAKE) test VENV=.venv-lowest LOCK=requirements-lowest.lock
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)
 
 faults: $(VENV)/.installed
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q -m "faults or not faults" $(ARGS) \

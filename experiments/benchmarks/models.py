@@ -1,5 +1,5 @@
-"""Time of model directories in JAX on one thread, in float32 and in int8: the minimum of 30 interleaved runs, and
-ratios to the first.
+"""Time of model directories in JAX on one core of a Linux machine, in float32 and in int8: the minimum of 30
+interleaved runs, and ratios to the first.
 
     python experiments/benchmarks/models.py runs/teacher/student runs/pruned
 
@@ -13,8 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any
-
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +46,7 @@ def megabytes(params: Any) -> str:
 
 
 def main() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before XLA counts its threads
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="directories; the first is what the others are compared with")
     runs, table = [], []

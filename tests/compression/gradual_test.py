@@ -174,11 +174,13 @@ def test_gates_are_open_as_often_as_their_chance_says() -> None:
     assert ((samples > 0) & (samples < 1)).any()
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_gates_of_the_whole() -> None:
     whole, parts = (train(tb.GradualPrune(0.5), 3, parts=n)[0][-1]["importance"] for n in (1, 4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-9), parts, whole)
 
 
+@pytest.mark.slow
 def test_zeros_stay_zeros_in_the_loss_that_reads_queries_and_keys() -> None:
     """The second stage may be any: also the one whose loss compares scores of all heads."""
     gates = Gates(jnp.ones((2, 4)).at[0, 1].set(0.0), jnp.ones((2, 32)).at[1, 3].set(0.0))
@@ -235,6 +237,7 @@ def test_a_student_is_pruned_in_its_first_stage_and_written_without_what_is_clos
     assert tb.load_predictor(result.directory)(["we bought lovely chips"])[0].label == "good"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_that_breaks_off_while_it_prunes_resumes_to_the_same_bits_alone_and_in_a_population(
     rule: Any, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -277,6 +280,7 @@ def test_the_best_state_of_a_stage_that_prunes_is_one_that_is_pruned(
     assert encoder_macs(*tb.load_hf(result.directory), 10.0) < 0.03 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
+@pytest.mark.slow
 def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     arguments = ["--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
     arguments += ["--max-length", 16, "--prune", 0.4, "--gradual", "fisher", "--transformer-steps", 12]
@@ -290,6 +294,22 @@ def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, 
         assert left < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
+@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), tb.Movement(0.4)])
+def test_students_that_are_compressed_already_are_refused(
+    method: Any, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    source = tb.DataSource(data=str(reviews))
+    for name, first in (("pruned", tb.Prune(0.5, rounds=1)), ("factors", tb.LowRank(0.5))):
+        tb.compress(str(teacher), "classification", source, [first], tmp_path / name, max_length=16)
+    experiment = distillation(teacher, tmp_path / "factors", reviews, stages=stages(), compression=(method,))
+    with pytest.raises(tb.InputError, match=f"{method.name} cannot follow low rank: the dense layers are factors"):
+        tb.run(experiment, tmp_path / "run")
+    if isinstance(method, tb.GradualPrune):
+        experiment = distillation(teacher, tmp_path / "pruned", reviews, stages=stages(), compression=(method,))
+        with pytest.raises(tb.InputError, match="needs a whole model, and this one is pruned already"):
+            tb.run(experiment, tmp_path / "run")
+
+
 def test_what_makes_no_sense_is_refused(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     method = tb.GradualPrune(0.4)
     short = distillation(teacher, teacher, reviews, stages=stages(9), compression=(method,))
@@ -297,7 +317,7 @@ def test_what_makes_no_sense_is_refused(teacher: Path, reviews: Path, tmp_path: 
         tb.InputError, match=r"'gradual_prune' acts while its stage trains, in at least 10 steps, and .* 9"
     ):
         tb.run(short, tmp_path / "run")
-    with pytest.raises(tb.InputError, match="'gradual_prune' stands twice in the experiment: leave one out"):
+    with pytest.raises(tb.InputError, match="'gradual_prune' cannot stand behind 'gradual_prune', which acts"):
         tb.run(
             distillation(teacher, teacher, reviews, stages=stages(), compression=(method, method)), tmp_path / "run"
         )

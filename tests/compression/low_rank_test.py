@@ -22,7 +22,7 @@ from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.export.export import program
 from tinybert_jax.models.config import Ranks
 from tinybert_jax.models.layers import word_table
-from tinybert_jax.models.parameters import count_parameters, encoder_macs
+from tinybert_jax.models.parameters import count_parameters, encoder_macs, forward_flops
 from tinybert_jax.students.presets import student_config
 
 FIXTURES = TINY.parent
@@ -97,6 +97,7 @@ def test_every_family_and_head_is_factorised_and_loads_again(name: str, tmp_path
     assert all(rank > 0 for rank in smaller.ranks)
     assert count_parameters(factors) < count_parameters(params)
     assert encoder_macs(smaller, factors, 6.0) < 0.7 * encoder_macs(config, params, 6.0)
+    assert forward_flops(smaller, 6) == 2 * encoder_macs(smaller, factors, 6.0)
     tb.save_hf(tmp_path, smaller, factors)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"].startswith("slim-")
     again, loaded = tb.load_hf(tmp_path)

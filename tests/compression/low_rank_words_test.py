@@ -134,6 +134,7 @@ def test_what_may_follow_follows_and_the_rest_says_so() -> None:
     assert quantised.to_hf()["model_type"] == "mobilebert"
 
 
+@pytest.mark.slow
 def test_it_is_trained_exported_and_asked(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     result = tb.run(distillation(teacher, teacher, reviews, compression=(WORDS,)), tmp_path / "run")
     assert result.scores["accuracy"] > 0.9

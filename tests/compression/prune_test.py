@@ -225,3 +225,14 @@ def test_a_student_that_is_not_fine_tuned_is_not_pruned(
 def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(tb.InputError, match=message):
         tb.Prune(**changes)
+
+
+def test_a_pruned_model_of_unlike_layers_is_pruned_to_the_share_of_what_is_left() -> None:
+    config, params = tb.load_hf(TINY)
+    examples = rows(config, np.arange(40, dtype=np.int32) % 3)
+    first = prune.prune(tb.Prune(0.6, rounds=1), config, params, examples)
+    tokens = float(examples.lengths.mean())
+    before = encoder_macs(*first, tokens)
+    assert before < 0.9 * encoder_macs(first[0], jax.tree.map(np.ones_like, first[1]), tokens)  # padded with zeros
+    second = prune.prune(tb.Prune(0.5, rounds=1), *first, examples)
+    assert 0.3 * before < encoder_macs(*second, tokens) <= 0.5 * before

@@ -75,12 +75,12 @@ class Methods:
     # depends on least, a few every 20 steps; l0: those whose random gates close, under a penalty on open ones, as in
     # CoFi, for long runs
     gradual: GradualRule | None = None
-    # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
-    low_rank: float | None = None
-    low_rank_words: float | None = None  # the same for the word table: smaller, not faster
     # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and useless
     # until it is trained
     share: int | None = None
+    # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
+    low_rank: float | None = None
+    low_rank_words: float | None = None  # the same for the word table: smaller, not faster
     # make single weights of the layers' matrices zero; the number is the share of each matrix that becomes zero. The
     # model is smaller when it is packed, not faster. In `distill`, zeros stay zeros; 0: those of --student
     sparse: float | None = None
@@ -115,8 +115,8 @@ class Methods:
         chosen = (
             None if self.prune is None or self.gradual else Prune(self.prune, self.uniform),
             GradualPrune(self.prune, self.gradual) if self.prune is not None and self.gradual else None,
-            LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.share is None else Share(self.share),
+            LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.sparse is None else self._sparse(self.sparse),
             vocabulary,
             None if self.quantize is None else Quantize(int(self.quantize.removeprefix("int"))),

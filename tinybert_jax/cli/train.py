@@ -124,8 +124,8 @@ def distill(
         source: where the rows are.
         run: options of every training run.
         devices: options of every training run.
-        methods: as in `tinybert compress`, before the first stage: --student is a directory, for --prune a fine-tuned
-            one such as the teacher's own, and what is left of it learns on.
+        methods: as in `tinybert compress`, but what is left learns on. --student is a directory, for --prune a
+            fine-tuned one such as the teacher's own. They act before the first stage, --gradual and movement in it.
         one_by_one: go through all stages after each method, instead of once after all of them.
         stage: both: layers ("transformer"), then predictions; or one of them; or another method in their place, for as
             many steps as --prediction-epochs or --prediction-steps say: patient: PKD, outputs, labels and the states

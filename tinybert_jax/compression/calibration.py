@@ -13,14 +13,25 @@ BATCH_SIZE = 16
 ROWS_AT_ONCE = 1000
 
 
-def check_whole(method: str, config: BertConfig) -> None:
-    """Refuse a model whose dense layers are factors already, or are quantised.
+def check_dense(method: str, config: BertConfig) -> None:
+    """Refuse a model whose dense layers are factors already.
 
     Raises:
         InputError: says what comes first.
     """
+    if config.ranks._replace(word_embeddings=0) != FULL_RANK:
+        raise InputError(f"{method} cannot follow low rank: the dense layers are factors already")
+
+
+def check_whole(method: str, config: BertConfig) -> None:
+    """Refuse a model whose dense layers or word table are factors already, or are quantised.
+
+    Raises:
+        InputError: says what comes first.
+    """
+    check_dense(method, config)
     if config.ranks != FULL_RANK:
-        raise InputError(f"{method} cannot follow low rank: the dense layers are factors already; it comes before")
+        raise InputError(f"{method} cannot follow low rank: the word table is factors already")
     if config.weight_bits is not None:
         raise InputError(f"{method} cannot follow quantize, which comes last")
 

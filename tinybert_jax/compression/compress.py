@@ -131,7 +131,7 @@ tags: [compression, {config.model_type}]
 # {model}, compressed, for {task}
 {chr(10).join([markdown(*table(chain)), "", *notes(chain)])}
 
-{loads} `tinybert export` writes it as ONNX, without what was pruned.
+{loads} `tinybert export` writes it for ONNX Runtime, without what was pruned.
 
 ```python
 import tinybert_jax as tb

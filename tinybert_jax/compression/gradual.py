@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.compression import hard_concrete, prune
+from tinybert_jax.compression.calibration import check_dense
 from tinybert_jax.compression.gates import Cost, Gates, Rule, are_open, choose, gated, read_by_outputs, share_of
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
@@ -32,7 +33,19 @@ TOLERANCE = 1e-5  # of the share that is reached: sums are in float32
 
 def build(settings: GradualPrune) -> Method:
     """The method of the settings."""
-    return Method(wrap=functools.partial(wrap, settings), finish=finish)
+    dense = functools.partial(check_dense, settings.name)
+    return Method(check=dense, apply=check, wrap=functools.partial(wrap, settings), finish=finish)
+
+
+def check(config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
+    """The model as it is.
+
+    Raises:
+        InputError: it has layers of unlike sizes, which are padded with zeros.
+    """
+    if not all(bool(jnp.all(gate > 0)) for gate in read_by_outputs(config, params)):
+        raise InputError("pruning in training needs a whole model, and this one is pruned already: use --prune alone")
+    return config, params
 
 
 def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examples: Examples) -> Objective:
@@ -57,8 +70,6 @@ def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examp
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
         params, carried = split_carried(objective.init(key, student_params))
-        if name in carried:
-            raise InputError(f"compression {name!r} stands twice in the experiment: leave one out")
         gates = read_by_outputs(config, params)
         return join_carried(params, carried | {name: {"gates": gates} | rule.init(gates)})
 

@@ -13,7 +13,7 @@ from tinybert_jax.models.parameters import count_parameters, encoder_macs
 class Link(NamedTuple):
     """A model in the chain of methods: the whole one first."""
 
-    name: str  # of the method
+    name: str  # of the method or stage
     scores: dict[str, float]  # on the dev set
     parameters: int
     macs: float  # multiply-adds of the encoder on a training row of mean length, without those of zeros

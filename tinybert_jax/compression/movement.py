@@ -15,9 +15,9 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Examples, Params
+from tinybert_jax.compression.calibration import check_dense
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.sparse import kernels_of, note_zeros, with_kernels
-from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.objectives.objective import Metrics, Objective, join_carried, split_carried
 from tinybert_jax.settings.compression import Movement
@@ -30,7 +30,9 @@ TOLERANCE = 1e-6  # of the share: it is in float32
 
 def build(settings: Movement) -> Method:
     """The method of the settings."""
-    return Method(wrap=functools.partial(wrap, settings), note=note_zeros)
+    return Method(
+        check=functools.partial(check_dense, settings.name), wrap=functools.partial(wrap, settings), note=note_zeros
+    )
 
 
 def wrap(settings: Movement, objective: Objective, config: BertConfig, examples: Examples) -> Objective:
@@ -51,8 +53,6 @@ def wrap(settings: Movement, objective: Objective, config: BertConfig, examples:
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
         params, carried = split_carried(objective.init(key, student_params))
-        if name in carried:
-            raise InputError(f"compression {name!r} stands twice in the experiment: leave one out")
         flat = {path: jnp.asarray(kernel != 0, jnp.float32) for path, kernel in kernels_of(params).items()}
         masks = traverse_util.unflatten_dict(flat)
         scores = jax.tree.map(lambda mask: jnp.where(mask > 0, 0.0, NEVER), masks)

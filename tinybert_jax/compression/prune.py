@@ -27,7 +27,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.heads import HEADS, HeadLosses, head_losses
-from tinybert_jax.models.parameters import resize_vocabulary, unshared
+from tinybert_jax.models.parameters import resize_vocabulary, rows_read, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import Prune
 
@@ -75,19 +75,27 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     sample = Sample.take(batches)
     targets = walk(config, model, sample, lambda site: site.dense)[1]
     tokens = float(np.mean(examples.lengths))
-    kept = Kept(
-        np.ones((config.num_hidden_layers, config.num_attention_heads), bool),
-        np.ones((config.num_hidden_layers, config.intermediate_size), bool),
-    )
+    kept, cost = _kept(config, model), costs(config, tokens)
+    sizes = [one * mask.size for one, mask in zip(cost, kept, strict=True)]
+    # the share of all heads and units that there are; where layers are padded with zeros, not all
+    there = float(np.average([mask.mean() for mask in kept], weights=sizes))
     gradients = _mask_gradients(config, head, head_losses(head, config))
     for round_ in range(1, settings.rounds + 1):
         importance = _importance(gradients, model, batches)
-        share = settings.macs ** (round_ / settings.rounds)
-        kept = select(importance, kept, costs(config, tokens), share, settings.uniform)
+        share = there * settings.macs ** (round_ / settings.rounds)
+        kept = select(importance, kept, cost, share, settings.uniform)
         model = _repaired(config, model, sample, kept, targets)
     smaller = removed(config, model, kept)
     encoder = params["encoder"] | {"encoder": smaller[1]["encoder"]["encoder"]}
     return smaller[0], params | {"encoder": encoder}
+
+
+def _kept(config: BertConfig, params: Params) -> Kept:
+    """The heads and units that an output projection reads."""
+    layer = params["encoder"]["encoder"]["layer"]
+    of_heads, of_units = (rows_read(half["dense"]) for half in (layer["attention"]["output"], layer["output"]))
+    of_heads = of_heads.reshape(len(of_heads), -1, config.attention_head_dim)
+    return Kept(np.asarray(of_heads.any(axis=2)), of_units)
 
 
 def costs(config: BertConfig, tokens: float) -> tuple[float, float]:

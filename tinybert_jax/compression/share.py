@@ -18,7 +18,20 @@ from tinybert_jax.settings.compression import Share
 
 def build(settings: Share) -> Method:
     """The method of the settings."""
-    return Method(apply=functools.partial(share, settings))
+    return Method(check=functools.partial(check, settings), apply=functools.partial(share, settings))
+
+
+def check(settings: Share, config: BertConfig) -> None:
+    """Refuse a model that cannot share its layers.
+
+    Raises:
+        InputError: the number of groups does not divide that of layers, or the family has no shared form.
+    """
+    layers = config.num_hidden_layers
+    if layers % settings.groups:
+        raise InputError(f"{settings.groups} groups do not divide {layers} layers: give a number that does")
+    if not config.family.shares_layers and config.family.shared is None:
+        raise InputError(f"{config.family.title} has no form with shared layers: take a BERT or an ALBERT")
 
 
 def share(settings: Share, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
@@ -27,22 +40,18 @@ def share(settings: Share, config: BertConfig, params: Params, examples: Example
     With as many groups as layers, it is the same function as the BERT.
 
     Raises:
-        InputError: the number of groups does not divide that of layers, or the family has no shared form.
+        InputError: as `check`.
     """
-    layers = config.num_hidden_layers
-    if layers % settings.groups:
-        raise InputError(f"{settings.groups} groups do not divide {layers} layers: give a number that does")
+    check(settings, config)
     config, params = unshared(config, params)
     encoder = params["encoder"]
     if not config.family.shares_layers:
-        if config.family.shared is None:
-            raise InputError(f"{config.family.title} has no form with shared layers: take a BERT or an ALBERT")
         identity = {
             "kernel": np.eye(config.hidden_size, dtype=np.float32),
             "bias": np.zeros(config.hidden_size, np.float32),
         }
         encoder = encoder | {"embeddings": encoder["embeddings"] | {"embedding_hidden_mapping_in": identity}}
-    step = layers // settings.groups
+    step = config.num_hidden_layers // settings.groups
     layer = jax.tree.map(lambda leaf: np.asarray(leaf)[::step], encoder["encoder"]["layer"])
     config = dataclasses.replace(
         config,

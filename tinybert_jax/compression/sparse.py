@@ -47,6 +47,8 @@ def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examp
         InputError: M of the pattern N:M does not divide the inputs of a matrix, or the model is factorised or
             quantised.
     """
+    if settings.pattern is None and settings.share == 0:
+        return config, params
     check_whole("sparse", config)
     whole = kernels_of(params)
     for name, path in KERNELS.items():

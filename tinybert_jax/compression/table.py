@@ -53,4 +53,5 @@ def check_order(methods: Sequence[CompressionSettings]) -> None:
     for i, method in enumerate(methods):
         for before in methods[:i]:
             if before.name in method.not_after:
-                raise InputError(f"{method.name} cannot follow {before.name}: put it before, or leave one out")
+                other = "" if method.name in before.not_after else "put it before, or "
+                raise InputError(f"{method.name} cannot follow {before.name}: {other}leave one out")

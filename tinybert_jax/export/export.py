@@ -93,7 +93,6 @@ def export_model(
     if config.weight_bits is not None and floats:
         in_int8 = " or ".join(name for name, row in FORMATS.items() if row.in_int8)
         raise InputError(f"{model}: is quantised, so {' and '.join(floats)} would be another model: take {in_int8}")
-    weight_bits = min(weight_bits, config.weight_bits or weight_bits)
     tokenizer = load_tokenizer(model, config)
     length = min(trained_length(tokenizer, config), LONGEST)
     compared = (texts or _random_texts(tokenizer))[:MOST_ROWS]
@@ -206,8 +205,12 @@ def _write_int8_stablehlo(config: BertConfig, params: Params, weight_bits: int, 
 FORMATS: dict[str, Format] = {
     "onnx": Format(ONNX, lambda config, params, bits, file: _write_onnx(config, params, None, file), 1e-4),
     "onnx-int8": Format(
-        ONNX_INT8, _write_onnx, 0.3, ": take onnx, or weight_bits 8 where the processors that run it allow it", True
+        ONNX_INT8,
+        _write_onnx,
+        0.3,
+        ": take weight_bits 8 where its processors allow it, or a format in floats",
+        True,
     ),
     "stablehlo": Format(STABLEHLO, _write_stablehlo, 1e-4),
-    "stablehlo-int8": Format(STABLEHLO_INT8, _write_int8_stablehlo, 0.3, ": take stablehlo", True),
+    "stablehlo-int8": Format(STABLEHLO_INT8, _write_int8_stablehlo, 0.3, ": take a format in floats", True),
 }

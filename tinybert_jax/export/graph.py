@@ -17,10 +17,11 @@ class Graph:
     Args:
         weight_bits: None: dense layers are float32. Else their weights are int8, symmetric, with a scale for each
             output, and their inputs are quantised as they come; 7 bits use half of the range.
+        table_bits: the same of the word table, which has a scale for each row.
     """
 
-    def __init__(self, weight_bits: int | None = None) -> None:
-        self.weight_bits = weight_bits
+    def __init__(self, weight_bits: int | None = None, table_bits: int | None = None) -> None:
+        self.weight_bits, self.table_bits = weight_bits, table_bits
         self.bytes = 0  # of all constants
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}

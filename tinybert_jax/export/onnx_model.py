@@ -39,7 +39,8 @@ def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = Non
         InputError: the model has more than 2 GB, or a head that has no writer.
     """
     params = jax.tree.map(np.asarray, jax.device_get(params))
-    graph, head = Graph(weight_bits), head_of(params)
+    fewer = weight_bits if weight_bits is None or config.weight_bits is None else min(weight_bits, config.weight_bits)
+    graph, head = Graph(fewer, weight_bits), head_of(params)
     if head not in WRITERS:
         raise InputError(f"head {head!r} has no row in the table of ONNX writers; known are {', '.join(WRITERS)}")
     outputs = WRITERS[head](_Model(graph, config, params))
@@ -94,9 +95,9 @@ class _Model:
     def word_rows(self) -> str:
         """The rows of the word table, before their projection where there is one."""
         graph, table = self.graph, self.word_table()
-        if graph.weight_bits is None:
+        if graph.table_bits is None:
             return graph.add("Gather", graph.constant("word_embeddings", table), "input_ids")
-        quantised, scales = quantise(table, graph.weight_bits, axis=1)
+        quantised, scales = quantise(table, graph.table_bits, axis=1)
         rows = graph.add("Gather", graph.constant("word_embeddings_quantized", quantised, np.int8), "input_ids")
         scale = graph.add("Gather", graph.constant("word_embeddings_scale", scales), "input_ids")
         return graph.add("Mul", graph.add("Cast", rows, to=onnx.TensorProto.FLOAT), scale)

@@ -118,7 +118,7 @@ def load_predictor(
     exported = exported_file(directory)
     if exported is not None:
         if int8:
-            raise InputError(f"{directory}: is exported; give the directory of the model, or what onnx-int8 wrote")
+            raise InputError(f"{directory}: is exported, in the numbers that its format has: leave int8 out")
         file, directory = exported
         config = load_config(directory)
         params: Params = {}
@@ -131,7 +131,7 @@ def load_predictor(
         check_architecture(str(file), config, load_architectures(directory), head, length)
     else:
         check_head(str(directory), config, params, head, length)
-        if (int8 or config.weight_bits is not None) and int8_is_faster():
+        if config.weight_bits is not None or (int8 and int8_is_faster()):
             config, params = quantized(config, params)
         elif int8:
             print("note: float32 stays, as int8 is no faster on this processor", file=sys.stderr)

@@ -38,7 +38,7 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     if config.loads_in_transformers:
         return config, params
     if config.ranks != FULL_RANK:
-        raise InputError("padding heads cannot help: the model has factors of low rank, which no stock class has")
+        raise InputError("padding heads cannot help: the model has factors of low rank too; export it as ONNX")
     numbers = (n for n in range(heads, config.hidden_size + 1) if config.hidden_size % n == 0)
     count = next((n for n in numbers if config.hidden_size // n >= width), None)
     if count is None:

@@ -60,9 +60,13 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
     22.3
     """
     width = config.all_head_size
-    projections = 4 * config.hidden_size * width + 2 * config.hidden_size * config.intermediate_size
-    attention = 2 * tokens * width
-    return 2.0 * config.num_hidden_layers * tokens * (projections + attention)
+    inner, ranks = (config.hidden_size, config.intermediate_size), config.ranks
+    sizes = dict.fromkeys(("query", "key", "value", "attention_output"), (config.hidden_size, width))
+    total = 2 * tokens * width
+    for name, (inputs, outputs) in (sizes | {"intermediate": inner, "output": inner}).items():
+        rank = getattr(ranks, name)
+        total += rank * (inputs + outputs) if rank else inputs * outputs
+    return 2.0 * config.num_hidden_layers * tokens * total
 
 
 def unshared(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:

@@ -24,6 +24,8 @@ def init_projections(
     """Those that the student's parameters bring, or new ones: a kernel each for embeddings and hidden states
     ("separate"), or one shared layer with bias, `fit_dense`. `fit_denses` are one per state, stacked.
 
+    New kernels are random. Between equal widths, with a preset that starts from the teacher, they are the identity.
+
     Raises:
         InputError: what it brings does not lead to the teacher's width.
     """
@@ -41,6 +43,8 @@ def init_projections(
             return brought
 
     def kernel(key: PRNGKeyArray) -> Array:
+        if facts.start_from_teacher and shape[0] == shape[1]:
+            return jnp.eye(shape[0])  # a student that starts near its teacher is not led away from it
         return student.initializer_range * jax.random.normal(key, shape)
 
     if facts.projections == "shared":

@@ -28,7 +28,9 @@ class Arithmetic:
     regression_from_labels: bool = False  # prediction distillation of a number learns from the label, not the teacher
     optimizer: OptimizerName = "adamw"
     target_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of kept hidden states, queries and keys of a teacher
-    start_from_teacher: bool = True  # start "auto" takes a student's first parameters from the teacher where it can
+    # start "auto" takes a student's first parameters from the teacher where it can, and projections between equal
+    # widths begin as the identity
+    start_from_teacher: bool = True
 
 
 PRESETS: dict[Preset, Arithmetic] = {

@@ -18,6 +18,7 @@ from tinybert_jax.devices.sharding import place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import resize_vocabulary
 from tinybert_jax.objectives.projections import without_projections
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.tasks.split import Split
@@ -38,13 +39,18 @@ class Trained(NamedTuple):
     chains: list[list[Link]]  # of each member: the model after every method and stage; empty without methods
 
 
-def check_compression(experiment: Experiment, inputs: Inputs) -> None:
+def check_compression(experiment: Experiment, inputs: Inputs, members: int) -> None:
     """Refuse methods that cannot act in a run, on this model, or where they stand.
 
     Raises:
         InputError: says which.
     """
     check_order(experiment.compression)
+    methods = [build_method(settings) for settings in experiment.compression]
+    if members > 1 and any(method.finish is not None for method in methods[:-1]):
+        raise InputError("what is pruned in training leaves members of a population unlike: train each alone")
+    for method in methods:
+        method.check(inputs.config)
     for index, stage in enumerate(experiment.stages):
         acting = ""
         for settings in stage.compression:
@@ -96,7 +102,9 @@ def compressed(
             inputs, models = _changed(inputs, [finish(inputs.config, model) for model in models], "what was pruned")
     for settings in experiment.stages[index].compression:
         apply = build_method(settings).apply
-        changed = [apply(inputs.config, model, inputs.train) for model in models]
+        applied = [apply(inputs.config, model, inputs.train) for model in models]
+        # singular values of unlike processors may have other signs
+        changed = [(config, processes.tree_from_primary(model)) for config, model in applied]
         inputs, models = _changed(inputs, changed, f"compression {settings.name!r}")
         watch(settings.name, inputs, models)
     return inputs, models
@@ -129,7 +137,8 @@ class Watch:
                 params = without_projections(model)
                 dev = inputs.dev["dev"]
                 scores = dev.score(outputs(place(params, tree_shardings(self._mesh, params)), dev))
-            chain.append(link(name, inputs.config, without_projections(model), tokens, scores))
+            bare = resize_vocabulary(without_projections(model), inputs.config.vocab_size)
+            chain.append(link(name, inputs.config, bare, tokens, scores))
         if processes.is_primary():
             for number, chain in enumerate(self.chains):
                 member = f"member{number}: " if len(self.chains) > 1 else ""

@@ -180,8 +180,10 @@ def write_model_card(
     if config.loads_in_transformers:
         kind = f"AutoModel{head.architecture.removeprefix('Model')}"
         loads = f'`transformers` loads it too: `{kind}.from_pretrained("this directory")`.'
+        if config.weight_bits is not None:
+            loads += " It computes in floats there; `tinybert export --to onnx-int8` keeps its int8 products."
     else:
-        loads = "No class of `transformers` has its shape. `tinybert export` writes ONNX, and `tb.pad_heads` pads it."
+        loads = "No class of `transformers` has its shape. `tinybert export` writes it for ONNX Runtime."
     text = f"""---
 library_name: transformers
 pipeline_tag: {head.pipeline}

@@ -103,7 +103,7 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
             make_objective(member, index, inputs)
     mesh = _mesh(experiment, inputs, axes, len(members))
     record.check_processes(experiments, members, mesh)
-    check_compression(experiment, inputs)
+    check_compression(experiment, inputs, len(members))
     if resume:
         record.check_same(out, experiments, members, mesh)
     if processes.is_primary():
