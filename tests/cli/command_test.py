@@ -19,7 +19,7 @@ import tinybert_jax as tb
 from tinybert_jax.cli import main
 from tinybert_jax.devices import processes
 from tinybert_jax.settings.tasks import TASKS
-from tinybert_jax.training import loop, run
+from tinybert_jax.training import chain, loop, run
 from tinybert_jax.training.loop import Stopped
 
 
@@ -65,7 +65,7 @@ def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("bad input must be found before the first compilation")
 
-    for module, name in ((run, "make_predict_step"), (run, "initial_params"), (loop, "make_train_step")):
+    for module, name in ((chain, "make_predict_step"), (run, "initial_params"), (loop, "make_train_step")):
         monkeypatch.setattr(module, name, refuse)
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax.devices import processes
-from tinybert_jax.training import record, run
+from tinybert_jax.training import chain, record, run
 from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.run import Result
 
@@ -178,7 +178,7 @@ def test_a_process_whose_run_is_not_process_0s_is_refused_before_anything_is_com
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "from_primary", lambda text: text.replace('y": 500', 'y": 7'))
-    monkeypatch.setattr(run, "make_predict_step", None)
+    monkeypatch.setattr(chain, "make_predict_step", None)
     with pytest.raises(tb.InputError, match="checkpoint_every is 500 in process 0, and 7 in process 0: give all"):
         tb.run(distillation(teacher, blank_student, reviews), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -191,7 +191,7 @@ def test_devices_that_stay_idle_are_named(
         raise tb.InputError("far enough")
 
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    monkeypatch.setattr(run, "predict_logits", far_enough)
+    monkeypatch.setattr(chain, "predict_logits", far_enough)
     stages = (tb.Stage("transformer", accumulation_steps=4), tb.Stage("prediction"))
     with pytest.raises(tb.InputError, match="far enough"):
         tb.run(distillation(teacher, blank_student, reviews, stages=stages), tmp_path / "run")
