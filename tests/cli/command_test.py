@@ -175,8 +175,8 @@ def test_the_end_of_the_program_finds_the_processes_that_it_joined() -> None:
 
 def test_an_options_help_breaks_at_the_terminals_width_alone() -> None:
     program = [sys.executable, "-m", "tinybert_jax.cli", "distill", "--help"]  # as the shape checks' wrappers hide it
-    printed = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"COLUMNS": "5000"}, check=True)
-    assert "supervised: the labels alone, the baseline. (default: both)" in printed.stdout
+    printed = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"COLUMNS": "1000"}, check=True)
+    assert "rises linearly over the first 10 % of the steps" in printed.stdout
 
 
 def test_run_takes_an_experiment_file(
