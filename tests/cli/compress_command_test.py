@@ -66,6 +66,8 @@ def test_distill_prunes_before_it_trains(
     common = ["distill", "--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
     common += ["--max-length", 16, "--stage", "prediction", "--prediction-steps", 2, "--out", tmp_path / "out"]
     assert_refused(capsys, tinybert(monkeypatch, *common, "--uniform"), "--uniform is an option of --prune")
+    code = tinybert(monkeypatch, *common, "--prune", 0.4, "--one-by-one")
+    assert_refused(capsys, code, "--one-by-one trains after each of several methods, and fewer are given")
     assert_refused(capsys, tinybert(monkeypatch, *common, "--prune", 2), "macs is 2.0; it must be between 0 and 1")
     code = tinybert(monkeypatch, *common, "--gradual", "l0")
     assert_refused(capsys, code, "--gradual is an option of --prune: give both, or leave it out")
