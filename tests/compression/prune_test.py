@@ -199,7 +199,7 @@ def test_a_pruned_teacher_keeps_its_skill_and_learns_on_with_its_zeros(
     before, after = (widths(params, config.attention_head_dim) for params in of_both)
     assert before == after  # zeros stayed zeros
     assert logged(tmp_path / "run")
-    described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["compression"]
+    described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"][0]["compression"]
     assert described == [{"name": "prune", "macs": 0.4, "uniform": False, "rounds": 2, "rows": 1024}]
 
 

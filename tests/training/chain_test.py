@@ -53,6 +53,7 @@ def test_a_chain_trains_after_every_method_and_says_what_each_left(
     ]
 
 
+@pytest.mark.slow
 def test_a_chain_that_breaks_off_resumes_to_the_same_bits_also_in_a_population(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
