@@ -224,6 +224,32 @@ def distillation(teacher: Path | Any, student: Path, reviews: Path, **changes: A
     return dataclasses.replace(experiment, stages=(dataclasses.replace(first, compression=methods), *later))
 
 
+def resumed_beside_another(
+    alone: Experiment, out: Path, breaks: Callable[[Any, int], bool], monkeypatch: pytest.MonkeyPatch
+) -> list[bytes]:
+    """The weights of a population of an experiment and one of another seed, broken off and resumed.
+
+    `breaks(log, step)` says before which of a stage's steps.
+    """
+    import tinybert_jax as tb
+    from tinybert_jax.training.logs import StageLog
+
+    step = StageLog.step
+
+    def broken(self: StageLog, number: int, *more: Any) -> None:
+        if breaks(self, number):
+            raise KeyboardInterrupt
+        step(self, number, *more)
+
+    both = [alone, dataclasses.replace(alone, seed=1, data_seed=0)]
+    with monkeypatch.context() as patch:
+        patch.setattr(StageLog, "step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            tb.run_population(both, out)
+    results = tb.run_population(both, out, resume=True)
+    return [(result.directory / "model.safetensors").read_bytes() for result in results]
+
+
 def logged(out: Path) -> list[dict[str, Any]]:
     """The lines of a run's log."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

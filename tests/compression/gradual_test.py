@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -15,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distillation, logged
+from conftest import distillation, logged, resumed_beside_another
+from small_model import CONFIG, make_params, rows
 
 import tinybert_jax as tb
 from tinybert_jax.compression import gradual, hard_concrete, prune
 from tinybert_jax.compression.gates import Cost, Gates, are_open, choose, gated, read_by_outputs, share_of
-from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.devices import sharding
 from tinybert_jax.export.export import program
 from tinybert_jax.models.parameters import encoder_macs
@@ -28,33 +27,11 @@ from tinybert_jax.objectives.objective import CARRIED, Objective
 from tinybert_jax.objectives.supervised import supervised_objective
 from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.training import optim
-from tinybert_jax.training.logs import StageLog
 from tinybert_jax.training.step import create_state, make_train_step
 
 NAME = tb.GradualPrune.name
-CONFIG = tb.BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=32,
-    initializer_range=0.2,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
 COST = Cost(*prune.costs(CONFIG, 6.0))
 RULES = ["fisher", "l0"]
-
-
-def rows(n: int = 16) -> Tokens:
-    """Rows of 6 tokens with labels."""
-    ids = np.random.default_rng(0).integers(5, 40, 6 * n).astype(np.int32)
-    lengths, labels = np.full(n, 6, np.int32), np.arange(n, dtype=np.int32) % 2
-    return Tokens(ids, np.arange(n + 1) * 6, lengths, labels, "rows", CONFIG.pad_token_id)
-
-
-def make_params() -> Any:
-    return tb.init_params(tb.BertForSequenceClassification(CONFIG), jax.random.key(1))
 
 
 def train(
@@ -247,20 +224,7 @@ def test_a_run_that_breaks_off_while_it_prunes_resumes_to_the_same_bits_alone_an
         teacher, teacher, reviews, stages=stages(), compression=(tb.GradualPrune(0.4, rule),), checkpoint_every=6
     )
     weights = (tb.run(alone, tmp_path / "alone").directory / "model.safetensors").read_bytes()
-    step = StageLog.step
-
-    def broken(self: StageLog, number: int, *more: Any) -> None:
-        if number == 11:
-            raise KeyboardInterrupt
-        step(self, number, *more)
-
-    both = [alone, dataclasses.replace(alone, seed=1, data_seed=0)]
-    with monkeypatch.context() as patch:
-        patch.setattr(StageLog, "step", broken)
-        with pytest.raises(KeyboardInterrupt):
-            tb.run_population(both, tmp_path / "both")
-    results = tb.run_population(both, tmp_path / "both", resume=True)
-    files = [(result.directory / "model.safetensors").read_bytes() for result in results]
+    files = resumed_beside_another(alone, tmp_path / "both", lambda log, step: step == 11, monkeypatch)
     assert files[0] == weights
     assert files[1] != weights
     assert [line["step"] for line in logged(tmp_path / "both/member0") if "kept" in line] == [10, 20, 10, 12]

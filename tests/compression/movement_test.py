@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_model
 from conftest import distillation, logged
 from flax import traverse_util
+from small_model import CONFIG, rows
 
 import tinybert_jax as tb
 from tinybert_jax.batch import Params
 from tinybert_jax.compression import movement
 from tinybert_jax.compression.sparse import kernels_of, with_kernels
-from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.devices import sharding
 from tinybert_jax.objectives.objective import CARRIED, Objective
 from tinybert_jax.objectives.supervised import supervised_objective
@@ -27,29 +28,12 @@ from tinybert_jax.training import optim
 from tinybert_jax.training.step import create_state, make_train_step
 
 NAME = tb.Movement.name
-CONFIG = tb.BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=32,
-    initializer_range=0.2,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
 QUERY = ("attention", "self", "query", "kernel")
-
-
-def rows(n: int = 16) -> Tokens:
-    """Rows of 6 tokens with labels."""
-    ids = np.random.default_rng(0).integers(5, 40, 6 * n).astype(np.int32)
-    lengths, labels = np.full(n, 6, np.int32), np.arange(n, dtype=np.int32) % 2
-    return Tokens(ids, np.arange(n + 1) * 6, lengths, labels, "rows", CONFIG.pad_token_id)
 
 
 def make_params() -> Params:
     """A model with zeros in the first layer's queries."""
-    params = tb.init_params(tb.BertForSequenceClassification(CONFIG), jax.random.key(1))
+    params = small_model.make_params()
     kernels = kernels_of(params)
     return with_kernels(params, {QUERY: kernels[QUERY].at[0, :3].set(0.0)})
 

@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 
 import tinybert_jax as tb
 from tinybert_jax.export import export as exporting
-from tinybert_jax.export.graph import quantise
 from tinybert_jax.export.onnx_model import onnx_model
 from tinybert_jax.inference.evaluate import evaluate
 from tinybert_jax.inference.exported import exported_file
 from tinybert_jax.models.config import ACTIVATIONS
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.quantized import to_int8
 from tinybert_jax.teachers.exported import load_exported
 
 onnx = pytest.importorskip("onnx")
@@ -106,7 +106,7 @@ def test_integers_are_within_their_range_and_half_a_step() -> None:
     weights = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
     weights[:, 3] = 0.0
     for bits, largest in ((8, 127), (7, 63)):
-        integers, scales = quantise(weights, bits, axis=0)
+        integers, scales = to_int8(weights, bits, axis=0)
         assert np.abs(integers.astype(int)).max() == largest
         assert (np.abs(integers * scales - weights) <= scales / 2 + 1e-7).all()
 

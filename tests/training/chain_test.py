@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import distillation, logged
+from conftest import distillation, logged, resumed_beside_another
 
 import tinybert_jax as tb
 from tinybert_jax.models.parameters import encoder_macs
-from tinybert_jax.training.logs import StageLog
 
 PRUNE = tb.Prune(0.6, uniform=True, rounds=1)
 
@@ -59,20 +58,11 @@ def test_a_chain_that_breaks_off_resumes_to_the_same_bits_also_in_a_population(
 ) -> None:
     alone = chain_of(teacher, reviews, stage(PRUNE), stage(tb.LowRank(0.6), tb.Quantize()), checkpoint_every=2)
     weights = (tb.run(alone, tmp_path / "alone").directory / "model.safetensors").read_bytes()
-    step = StageLog.step
 
-    def broken(self: StageLog, number: int, *more: Any) -> None:
-        if self._speed._stage == "2-prediction" and number == 5:
-            raise KeyboardInterrupt
-        step(self, number, *more)
+    def breaks(log: Any, step: int) -> bool:
+        return bool(log._speed._stage == "2-prediction" and step == 5)
 
-    both = [alone, dataclasses.replace(alone, seed=1, data_seed=0)]
-    with monkeypatch.context() as patch:
-        patch.setattr(StageLog, "step", broken)
-        with pytest.raises(KeyboardInterrupt):
-            tb.run_population(both, tmp_path / "both")
-    results = tb.run_population(both, tmp_path / "both", resume=True)
-    files = [(result.directory / "model.safetensors").read_bytes() for result in results]
+    files = resumed_beside_another(alone, tmp_path / "both", breaks, monkeypatch)
     assert files[0] == weights
     assert files[1] != weights
 

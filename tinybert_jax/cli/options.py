@@ -109,8 +109,6 @@ class Methods:
             raise InputError(
                 "--gradual leaves layers of unlike sizes, and --uniform asks for like ones: leave one out"
             )
-        if self.criterion == "movement" and self.pattern:
-            raise InputError("--criterion movement has no --pattern: leave one out")
         ranked = self.low_rank is not None or self.low_rank_words is not None
         chosen = (
             None if self.prune is None or self.gradual else Prune(self.prune, self.uniform),
@@ -125,6 +123,8 @@ class Methods:
 
     def _sparse(self, share: float) -> CompressionSettings:
         if self.criterion == "movement":
+            if self.pattern:
+                raise InputError("--criterion movement has no --pattern: leave one out")
             return Movement(share)
         return Sparse(share, self.pattern, self.criterion or Sparse.criterion)
 

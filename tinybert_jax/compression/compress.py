@@ -12,7 +12,7 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, link, markdown, notes, table
-from tinybert_jax.compression.table import build_method, check_order
+from tinybert_jax.compression.table import build_method, check_methods
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.devices.sharding import make_mesh
 from tinybert_jax.errors import InputError, check_unused
@@ -63,8 +63,8 @@ def compress(
             f"compression {trained[0]!r} acts while a model is trained, and here none is: use `tinybert distill`"
         )
     check_unused(out)
-    check_order(methods)
     config, params = load_hf(model)
+    check_methods(methods, config)
     tokenizer = load_tokenizer(model, config)
     length = max_length or trained_length(tokenizer, config)
     check_head(model, config, params, row.head, length)

@@ -16,6 +16,7 @@ from jaxtyping import Array, PRNGKeyArray
 from tinybert_jax.batch import Params
 from tinybert_jax.compression import prune
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.parameters import heads_and_units_read
 from tinybert_jax.settings.stages import Hyper
 
 
@@ -49,13 +50,7 @@ class Rule(NamedTuple):
 
 def read_by_outputs(config: BertConfig, params: Params) -> Gates:
     """1 for the heads and units that an output projection reads; 0 for the others, whose rows are zeros."""
-    layer = params["encoder"]["encoder"]["layer"]
-    of_heads, of_units = (
-        jnp.any(jnp.asarray(half["dense"]["kernel"]) != 0, axis=-1)
-        for half in (layer["attention"]["output"], layer["output"])
-    )
-    of_heads = jnp.any(of_heads.reshape(len(of_heads), -1, config.attention_head_dim), axis=-1)
-    return Gates(jnp.asarray(of_heads, jnp.float32), jnp.asarray(of_units, jnp.float32))
+    return Gates(*(jnp.asarray(read, jnp.float32) for read in heads_and_units_read(config, params)))
 
 
 def are_open(gates: Gates) -> Gates:

@@ -20,9 +20,11 @@ from tinybert_jax.compression import hard_concrete, prune
 from tinybert_jax.compression.calibration import check_dense
 from tinybert_jax.compression.gates import Cost, Gates, Rule, are_open, choose, gated, read_by_outputs, share_of
 from tinybert_jax.compression.method import Method
+from tinybert_jax.compression.schedule import cubic_fall
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.objectives.objective import CARRIED, Metrics, Objective, join_carried, split_carried
+from tinybert_jax.models.parameters import heads_and_units_read
+from tinybert_jax.objectives.objective import CARRIED, Metrics, Objective, join_carried, split_carried, take_carried
 from tinybert_jax.settings.compression import GradualPrune
 from tinybert_jax.settings.stages import Hyper
 
@@ -43,7 +45,7 @@ def check(config: BertConfig, params: Params, examples: Examples) -> tuple[BertC
     Raises:
         InputError: it has layers of unlike sizes, which are padded with zeros.
     """
-    if not all(bool(jnp.all(gate > 0)) for gate in read_by_outputs(config, params)):
+    if not all(read.all() for read in heads_and_units_read(config, params)):
         raise InputError("pruning in training needs a whole model, and this one is pruned already: use --prune alone")
     return config, params
 
@@ -63,11 +65,6 @@ def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examp
     def settled(carried: Any) -> Array:
         return kept(carried[name]["gates"]) <= settings.macs + TOLERANCE
 
-    def taken_apart(trainable: Params) -> tuple[Params, Any]:
-        """The trainable tree that the objective knows, and the state of the rule."""
-        params, carried = split_carried(trainable)
-        return join_carried(params, {key: value for key, value in carried.items() if key != name}), carried[name]
-
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
         params, carried = split_carried(objective.init(key, student_params))
         gates = read_by_outputs(config, params)
@@ -76,7 +73,7 @@ def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examp
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        known, state = taken_apart(trainable)
+        known, state = take_carried(trainable, name)
         key, rule_key = (None, None) if key is None else jax.random.split(key)
         done, acting = settled(trainable[CARRIED]), rule.act(state, hyper, rule_key)
         decided = state["gates"], kept(state["gates"]), jnp.zeros(())
@@ -85,7 +82,7 @@ def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examp
         return total + penalty, metrics | {"loss": total + penalty, "kept": share}
 
     def export(trainable: Params, student_params: Params) -> Params:
-        known, state = taken_apart(trainable)
+        known, state = take_carried(trainable, name)
         return objective.export(gated(known, state["gates"]), student_params)
 
     def learn(carried: Any, gradients: Any, hyper: Hyper) -> Any:
@@ -101,7 +98,7 @@ def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examp
 def finish(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     """The model without the heads and units that are zeros, but for those that fill layers up to the largest."""
     params = jax.tree.map(np.asarray, params)
-    return prune.removed(config, params, prune.Kept(*(np.asarray(x) > 0 for x in read_by_outputs(config, params))))
+    return prune.removed(config, params, prune.Kept(*heads_and_units_read(config, params)))
 
 
 def allowed_share(settings: GradualPrune, progress: Any) -> Any:
@@ -111,8 +108,7 @@ def allowed_share(settings: GradualPrune, progress: Any) -> Any:
     >>> [round(float(allowed_share(settings, progress)), 6) for progress in (0.0, 0.25, 0.5, 1.0)]
     [1.0, 0.3, 0.2, 0.2]
     """
-    left = 1 - jnp.minimum(progress / settings.until, 1.0)
-    return settings.macs + (1 - settings.macs) * left**3
+    return settings.macs + (1 - settings.macs) * cubic_fall(progress, settings.until)
 
 
 def fisher(settings: GradualPrune, cost: Cost) -> Rule:

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.compression.calibration import check_dense
 from tinybert_jax.compression.method import Method
+from tinybert_jax.compression.schedule import cubic_fall
 from tinybert_jax.compression.sparse import kernels_of, note_zeros, with_kernels
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.objectives.objective import Metrics, Objective, join_carried, split_carried
+from tinybert_jax.objectives.objective import Metrics, Objective, join_carried, split_carried, take_carried
 from tinybert_jax.settings.compression import Movement
 from tinybert_jax.settings.stages import Hyper
 
@@ -44,12 +45,11 @@ def wrap(settings: Movement, objective: Objective, config: BertConfig, examples:
 
     def taken_apart(trainable: Params) -> tuple[Params, Any]:
         """The trainable tree that the objective knows, with masked kernels; and the state."""
-        params, carried = split_carried(trainable)
-        masks = traverse_util.flatten_dict(carried[name]["masks"])
+        known, state = take_carried(trainable, name)
+        masks = traverse_util.flatten_dict(state["masks"])
         # + 0.0, so that no -0.0 is written
-        kernels = {path: kernel * masks[path] + 0.0 for path, kernel in kernels_of(params).items()}
-        params = with_kernels(params, kernels)
-        return join_carried(params, {key: value for key, value in carried.items() if key != name}), carried[name]
+        kernels = {path: kernel * masks[path] + 0.0 for path, kernel in kernels_of(known).items()}
+        return with_kernels(known, kernels), state
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
         params, carried = split_carried(objective.init(key, student_params))
@@ -91,13 +91,13 @@ def wrap(settings: Movement, objective: Objective, config: BertConfig, examples:
 
 
 def share_at(settings: Movement, progress: Any) -> Any:
-    """The share of the weights that is zero after that share of the steps: cubic (Zhu and Gupta, arXiv 1710.01878).
+    """The share of the weights that is zero after that share of the steps.
 
     >>> settings = Movement(share=0.8, until=0.5)
     >>> [round(float(share_at(settings, progress)), 6) for progress in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.7, 0.8, 0.8]
     """
-    return settings.share * (1 - (1 - jnp.minimum(progress / settings.until, 1.0)) ** 3)
+    return settings.share * (1 - cubic_fall(progress, settings.until))
 
 
 def _highest(scores: Float[Array, "l i o"], share: Any) -> Float[Array, "l i o"]:

@@ -27,7 +27,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.heads import HEADS, HeadLosses, head_losses
-from tinybert_jax.models.parameters import resize_vocabulary, rows_read, unshared
+from tinybert_jax.models.parameters import heads_and_units_read, resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import Prune
 
@@ -75,7 +75,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     sample = Sample.take(batches)
     targets = walk(config, model, sample, lambda site: site.dense)[1]
     tokens = float(np.mean(examples.lengths))
-    kept, cost = _kept(config, model), costs(config, tokens)
+    kept, cost = Kept(*heads_and_units_read(config, model)), costs(config, tokens)
     sizes = [one * mask.size for one, mask in zip(cost, kept, strict=True)]
     # the share of all heads and units that there are; where layers are padded with zeros, not all
     there = float(np.average([mask.mean() for mask in kept], weights=sizes))
@@ -88,14 +88,6 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     smaller = removed(config, model, kept)
     encoder = params["encoder"] | {"encoder": smaller[1]["encoder"]["encoder"]}
     return smaller[0], params | {"encoder": encoder}
-
-
-def _kept(config: BertConfig, params: Params) -> Kept:
-    """The heads and units that an output projection reads."""
-    layer = params["encoder"]["encoder"]["layer"]
-    of_heads, of_units = (rows_read(half["dense"]) for half in (layer["attention"]["output"], layer["output"]))
-    of_heads = of_heads.reshape(len(of_heads), -1, config.attention_head_dim)
-    return Kept(np.asarray(of_heads.any(axis=2)), of_units)
 
 
 def costs(config: BertConfig, tokens: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ Weights that are zero already stay zero, and do not count towards the share.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
-from tinybert_jax.objectives.objective import CARRIED, Objective, join_carried, split_carried
+from tinybert_jax.objectives.objective import CARRIED, Objective, take_carried
 from tinybert_jax.settings.compression import Sparse
 
 BLOCK = 128  # inputs among which SparseGPT chooses together
@@ -91,17 +91,27 @@ def sparse_kernel(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> n
     >>> sparse_kernel(Sparse(pattern="2:4", criterion="magnitude"), kernel, np.eye(4)).T.tolist()
     [[3.0, 0.0, 0.0, 2.0], [0.0, 2.0, 5.0, 0.0]]
     """
-    if settings.criterion == "sparsegpt":
-        return _sparsegpt(settings, kernel, moment)
-    free, scores = kernel != 0, np.abs(kernel)
-    if settings.criterion == "wanda":
-        scores = scores * np.sqrt(np.diag(moment))[:, None]
+    return CRITERIA[settings.criterion](settings, kernel, moment)
+
+
+def _wanda(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Those of the smallest product with their input become zero, compared within each output."""
+    return _without_lowest(settings, kernel, np.abs(kernel) * np.sqrt(np.diag(moment))[:, None], _lowest)
+
+
+def _magnitude(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """The smallest become zero, compared within the matrix."""
+    return _without_lowest(settings, kernel, np.abs(kernel), _lowest_of_all)
+
+
+def _without_lowest(
+    settings: Sparse, kernel: np.ndarray, scores: np.ndarray, lowest: Callable[..., np.ndarray]
+) -> np.ndarray:
+    free = kernel != 0
     if settings.pattern is not None:
         removed = _outside_pattern(scores, free, *settings.group)
-    elif settings.criterion == "wanda":
-        removed = _lowest(scores, free, settings.share)
     else:
-        removed = _lowest_of_all(scores, free, settings.share)
+        removed = lowest(scores, free, settings.share)
     return np.where(removed | ~free, np.float32(0), kernel)
 
 
@@ -139,6 +149,13 @@ def _sparsegpt(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.n
             of_block[i, removed[i]] = 0.0  # but for rounding, it is
         weights[last:] -= upper[first:last, last:].T @ errors
     return weights.astype(np.float32)
+
+
+CRITERIA: dict[str, Callable[[Sparse, np.ndarray, np.ndarray], np.ndarray]] = {
+    "sparsegpt": _sparsegpt,
+    "wanda": _wanda,
+    "magnitude": _magnitude,
+}
 
 
 def _lowest(scores: np.ndarray, free: np.ndarray, share: float) -> np.ndarray:
@@ -182,17 +199,14 @@ def keep_zeros(objective: Objective, config: BertConfig, examples: Examples) -> 
     def init(key: Any, student_params: Params) -> Params:
         trainable = objective.init(key, student_params)
         masks = {path: (kernel != 0).astype(np.float32) for path, kernel in kernels_of(trainable).items()}
-        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {"sparse": traverse_util.unflatten_dict(masks)}}
+        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {Sparse.name: traverse_util.unflatten_dict(masks)}}
 
     def masked(trainable: Params) -> Params:
-        params, carried = split_carried(trainable)
-        kernels, masks = kernels_of(params), traverse_util.flatten_dict(carried["sparse"])
+        known, state = take_carried(trainable, Sparse.name)
+        kernels, masks = kernels_of(known), traverse_util.flatten_dict(state)
         # numpy arrays stay numpy arrays
         where = np.where if isinstance(next(iter(kernels.values())), np.ndarray) else jnp.where
-        params = with_kernels(
-            params, {path: where(masks[path] > 0, one, np.float32(0)) for path, one in kernels.items()}
-        )
-        return join_carried(params, {name: entry for name, entry in carried.items() if name != "sparse"})
+        return with_kernels(known, {path: where(masks[path] > 0, one, np.float32(0)) for path, one in kernels.items()})
 
     return objective._replace(
         init=init,

@@ -8,6 +8,7 @@ from typing import Any
 from tinybert_jax.compression import gradual, low_rank, movement, prune, quantize, share, sparse, vocabulary
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
 from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
@@ -44,12 +45,14 @@ def build_method(settings: CompressionSettings) -> Method:
     return METHODS[type(settings)](settings)
 
 
-def check_order(methods: Sequence[CompressionSettings]) -> None:
-    """Refuse methods that would undo, or cannot read, what those before them made.
+def check_methods(methods: Sequence[CompressionSettings], config: BertConfig) -> None:
+    """Refuse methods that cannot act on a model, and those that would undo, or cannot read, what others made before.
 
     Raises:
-        InputError: names the first pair.
+        InputError: as `Method.check`; or names the first pair.
     """
+    for method in methods:
+        build_method(method).check(config)
     for i, method in enumerate(methods):
         for before in methods[:i]:
             if before.name in method.not_after:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tinybert_jax.models.quantized import to_int8
+
 OPSET = 17  # the first with LayerNormalization
 
 
@@ -47,7 +49,7 @@ class Graph:
         """`x @ kernel + bias`, in int8 where the graph has `weight_bits`; no bias is none."""
         if self.weight_bits is None:
             return self.float_dense(x, kernel, bias, name)
-        quantised, scales = quantise(kernel, self.weight_bits, axis=0)
+        quantised, scales = to_int8(kernel, self.weight_bits, axis=0)
         weight = self.constant(f"{name}.weight_quantized", quantised, np.int8)
         product = self.int8_product(x, weight, self.constant(f"{name}.weight_scale", scales[0]))
         return product if bias is None else self.add("Add", product, self.constant(f"{name}.bias", bias))
@@ -90,14 +92,3 @@ class Graph:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tinybert_jax")
         model.ir_version = 8  # that of OPSET, so that a runtime of its age reads the file
         return model
-
-
-def quantise(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers, and scales with 1 on `axis`, whose product is nearest to the weights.
-
-    >>> quantise(np.array([[127.0, 1.0], [-63.5, 2.0]]), 8, axis=0)[0].tolist()
-    [[127, 64], [-64, 127]]
-    """
-    largest = 2 ** (bits - 1) - 1
-    scales = np.maximum(np.abs(weights).max(axis=axis, keepdims=True), np.finfo(np.float32).tiny) / largest
-    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)

@@ -12,10 +12,11 @@ import onnx
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.export.graph import Graph, quantise
+from tinybert_jax.export.graph import Graph
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.parameters import ranks_used, rows_read
+from tinybert_jax.models.quantized import to_int8
 
 MASKED = -1e9  # what is added to the scores of padding, as in `layers`
 LARGEST = 2**31 - 2**24  # bytes of constants in a file of protocol buffers, which has 2 GB at most
@@ -97,7 +98,7 @@ class _Model:
         graph, table = self.graph, self.word_table()
         if graph.table_bits is None:
             return graph.add("Gather", graph.constant("word_embeddings", table), "input_ids")
-        quantised, scales = quantise(table, graph.table_bits, axis=1)
+        quantised, scales = to_int8(table, graph.table_bits, axis=1)
         rows = graph.add("Gather", graph.constant("word_embeddings_quantized", quantised, np.int8), "input_ids")
         scale = graph.add("Gather", graph.constant("word_embeddings_scale", scales), "input_ids")
         return graph.add("Mul", graph.add("Cast", rows, to=onnx.TensorProto.FLOAT), scale)

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.models.families import FAMILIES, Family
-from tinybert_jax.settings.choices import ComputeDtype
+from tinybert_jax.settings.choices import WEIGHT_BITS, ComputeDtype
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
 SLIM = "slim-"  # before the `model_type` of a shape that no class of `transformers` has
-WEIGHT_BITS = range(2, 9)
 OBJECTS = ("id2label", "ranks")  # fields that are objects in a `config.json`
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 

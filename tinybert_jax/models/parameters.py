@@ -121,8 +121,8 @@ def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
     """
     layer, width = params["encoder"]["encoder"]["layer"], config.attention_head_dim
     attention, repeats = layer["attention"], config.num_hidden_layers // config.layer_groups
-    of_heads, of_units = (rows_read(dense) for dense in (attention["output"]["dense"], layer["output"]["dense"]))
-    heads, units = of_heads.reshape(len(of_heads), -1, width).any(axis=2).sum(axis=1) * width, of_units.sum(axis=1)
+    heads, units = (np.asarray(read).sum(axis=1) for read in heads_and_units_read(config, params))
+    heads = heads * width
     total = 2 * tokens**2 * heads
     for dense in attention["self"].values():
         total = total + tokens * _multiplied(dense, config.hidden_size, heads)
@@ -132,14 +132,18 @@ def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
     return float(repeats * total.sum())
 
 
-def rows_read(dense: Params) -> np.ndarray:
-    """Which inputs a dense layer reads: bool [..., i], False where the row of its first kernel is 0."""
-    return np.asarray(np.any(first_kernel(dense) != 0, axis=-1))
+def heads_and_units_read(config: BertConfig, params: Params) -> tuple[Any, Any]:
+    """Which heads [l, h] and feed-forward units [l, f] the output projections read, as bool; numpy or JAX arrays, as
+    the parameters are.
+    """
+    layer = params["encoder"]["encoder"]["layer"]
+    of_heads, of_units = (rows_read(half["dense"]) for half in (layer["attention"]["output"], layer["output"]))
+    return of_heads.reshape(len(of_heads), -1, config.attention_head_dim).any(axis=2), of_units
 
 
-def first_kernel(dense: Params) -> np.ndarray:
-    """The kernel that a dense layer's inputs meet: of factors, the first."""
-    return np.asarray(dense.get("down", dense)["kernel"])
+def rows_read(dense: Params) -> Any:
+    """Which inputs a dense layer reads: bool [..., i], False where the row of the kernel that they meet is 0."""
+    return (dense.get("down", dense)["kernel"] != 0).any(axis=-1)
 
 
 def ranks_used(dense: Params) -> np.ndarray:

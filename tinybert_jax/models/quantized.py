@@ -16,7 +16,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.layers import FLOAT, TABLE_BITS
 from tinybert_jax.precision import int8_product, quantise
 
-HEADS_OF_THEIR_OWN = ("encoder", "cls")  # entries of parameters with dense layers that are quantised
+QUANTISED = ("encoder", "cls")  # entries of parameters with dense layers that are quantised
 TIMED = (128, 384, 1536)  # rows, inputs and outputs of the product that is timed
 RUNS, LEAST_GAIN = 20, 1.1
 
@@ -42,18 +42,24 @@ def quantized(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
             return np.asarray(jax.device_get(tree))
         branch = {key: visit(key, value) for key, value in tree.items()}
         if "kernel" in branch and name not in FLOAT:
-            branch["kernel"], scale = _int8(branch["kernel"], bits, axis=-2)
+            branch["kernel"], scale = to_int8(branch["kernel"], bits, axis=-2)
             branch["kernel_scale"] = scale.squeeze(-2)
         if "word_embeddings" in branch:
-            table, scale = _int8(branch["word_embeddings"]["embedding"], TABLE_BITS, axis=-1)
+            table, scale = to_int8(branch["word_embeddings"]["embedding"], TABLE_BITS, axis=-1)
             branch |= {"word_embeddings": {"embedding": table}, "word_embeddings_scale": scale.squeeze(-1)}
         return branch
 
-    quantised = {key: visit(key, value) if key in HEADS_OF_THEIR_OWN else value for key, value in params.items()}
+    quantised = {key: visit(key, value) if key in QUANTISED else value for key, value in params.items()}
     return dataclasses.replace(config, weight_bits=bits), quantised
 
 
-def _int8(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def to_int8(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric integers of so many bits, as int8, and scales with 1 on `axis`, whose product is nearest to the
+    weights.
+
+    >>> to_int8(np.array([[127.0, 1.0], [-63.5, 2.0]], np.float32), 8, axis=0)[0].tolist()
+    [[127, 64], [-64, 127]]
+    """
     integers, scale = quantise(jnp.asarray(weights), bits, axis)
     return np.asarray(integers).astype(np.int8), np.asarray(scale)
 
@@ -64,7 +70,7 @@ def int8_is_faster() -> bool:
     rows, inputs, outputs = TIMED
     random = np.random.default_rng(0)
     x, kernel = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((rows, inputs), (inputs, outputs)))
-    integers, scale = _int8(np.asarray(kernel), 8, axis=0)
+    integers, scale = to_int8(np.asarray(kernel), 8, axis=0)
     runs = (
         (jax.jit(jnp.matmul), (x, kernel)),
         (jax.jit(int8_product), (x, jnp.asarray(integers), jnp.asarray(scale[0]))),

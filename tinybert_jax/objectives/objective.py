@@ -88,6 +88,16 @@ def join_carried(params: Params, carried: Params) -> Params:
     return params | {CARRIED: carried} if carried else params
 
 
+def take_carried(trainable: Params, name: str) -> tuple[Params, Any]:
+    """The trainable tree without what is carried under a name, and that.
+
+    >>> take_carried({"encoder": 1, "carried": {"mask": 2, "scale": 3}}, "mask")
+    ({'encoder': 1, 'carried': {'scale': 3}}, 2)
+    """
+    params, carried = split_carried(trainable)
+    return join_carried(params, {key: value for key, value in carried.items() if key != name}), carried[name]
+
+
 def no_targets(teacher_params: Params, batch: Batch) -> Any:
     """The targets of an objective without a teacher."""
     return ()

@@ -19,6 +19,7 @@ GradualRule = Literal["fisher", "l0"]
 ExportFormat = Literal["onnx", "onnx-int8", "stablehlo", "stablehlo-int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
+WEIGHT_BITS = range(2, 9)  # that dense layers may be rounded to
 MIN_LENGTH = 8  # tokens of the longest text that a run or a tokenizer may allow
 STUDENTS: dict[str, dict[str, Any]] = {
     "tinybert-4l-312d": {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200},

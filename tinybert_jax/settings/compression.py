@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.settings.choices import Criterion, GradualRule
+from tinybert_jax.settings.choices import WEIGHT_BITS, Criterion, GradualRule
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Quantize(CompressionSettings):
     weight_bits: int = 8  # 2 to 8; inputs have 8
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
-            raise InputError(f"weight_bits is {self.weight_bits}; it must be 2 to 8")
+        if self.weight_bits not in WEIGHT_BITS:
+            raise InputError(f"weight_bits is {self.weight_bits}; it must be {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]}")
 
 
 @dataclass(frozen=True)

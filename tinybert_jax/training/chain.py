@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, line, link
-from tinybert_jax.compression.table import build_method, check_order
+from tinybert_jax.compression.table import build_method, check_methods
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import place, tree_shardings
 from tinybert_jax.errors import InputError
@@ -45,12 +45,10 @@ def check_compression(experiment: Experiment, inputs: Inputs, members: int) -> N
     Raises:
         InputError: says which.
     """
-    check_order(experiment.compression)
+    check_methods(experiment.compression, inputs.config)
     methods = [build_method(settings) for settings in experiment.compression]
     if members > 1 and any(method.finish is not None for method in methods[:-1]):
         raise InputError("what is pruned in training leaves members of a population unlike: train each alone")
-    for method in methods:
-        method.check(inputs.config)
     for index, stage in enumerate(experiment.stages):
         acting = ""
         for settings in stage.compression:

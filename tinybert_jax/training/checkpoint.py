@@ -131,7 +131,7 @@ def _partial_checksum(leaf: jax.Array) -> np.ndarray:
         if shard.replica_id:
             continue
         data = np.ascontiguousarray(shard.data)
-        # all leaves of a state are of 32 bits, but for masks, which are of 8
+        # leaves of a state are of 32 bits, but for masks of bools
         words = data.view(f"u{data.itemsize}").ravel().astype(np.uint32, copy=False)
         place: np.ndarray = np.zeros((), np.uint32)
         for axis, size in enumerate(leaf.shape):
