@@ -75,7 +75,7 @@ class Methods:
     # depends on least, a few every 20 steps; l0: those whose random gates close, under a penalty on open ones, as in
     # CoFi, for long runs
     gradual: GradualRule | None = None
-    # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and useless
+    # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and worse
     # until it is trained
     share: int | None = None
     # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
