@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BAD, GOOD, NEUTRAL, distillation, family_tokenizer, write_model
+import tokenizers
+from conftest import BAD, GOOD, NEUTRAL, distillation, family_tokenizer, logged, write_model
 
 import tinybert_jax as tb
 from tinybert_jax.compression.vocabulary import ids_of_files, smaller_vocabulary
 from tinybert_jax.data.tokens import encode
+from tinybert_jax.models.files.tokenizer import ids_in
+from tinybert_jax.teachers.teacher import Teacher, TeacherModel, with_pieces_of
 
 TEXTS = ["we bought lovely chips", "the stale chips was burnt", "a bag"]
 OTHER = ["it was tasty and rather bland"]
@@ -81,6 +84,49 @@ def test_the_texts_have_the_same_tokens_and_the_model_the_same_outputs(
     assert names[0] == names[1]
 
 
+def test_a_teacher_reads_the_ids_of_a_smaller_vocabulary(model: tuple[tb.BertConfig, Any, Any]) -> None:
+    config, params, tokenizer = model
+    rows = encode([(text,) for text in TEXTS], tokenizer, 24)
+    *_, new = smaller_vocabulary(config, params, tokenizer, rows.input_ids.tolist())
+    whole = Teacher("teacher", "its files", (), TeacherModel(config, params, tokenizer))
+    reading = with_pieces_of(whole, new)
+    assert reading.model is not None
+    assert reading.fingerprint != whole.fingerprint  # what is cached for other ids is not read
+    again = encode([(text,) for text in TEXTS], new, 24)
+    assert again.input_ids.tolist() != rows.input_ids.tolist()
+    outputs = []
+    for (c, p), tokens in (((config, params), rows), ((reading.model.config, reading.model.params), again)):
+        arrays = [jnp.asarray(array) for array in tokens.batch(np.arange(len(TEXTS)), 24)[:3]]
+        outputs.append(tb.BertForMaskedLM(c).apply({"params": p}, *arrays).last_hidden_state)
+    np.testing.assert_array_equal(*outputs)
+    # the smaller one lacks pieces of the whole one, and nothing is changed for a teacher's own vocabulary
+    assert with_pieces_of(reading, tokenizer) is reading
+    assert with_pieces_of(whole, tokenizer) is whole
+
+
+def test_a_vocabulary_with_other_rules_is_not_a_part() -> None:
+    tokenizer = family_tokenizer("bert", (*NEUTRAL, *GOOD, *BAD))
+    other = family_tokenizer("bert", (*NEUTRAL, *GOOD))
+    ids = ids_in(other, tokenizer)
+    assert ids is not None
+    assert tokenizer.convert_ids_to_tokens(ids.tolist()) == other.convert_ids_to_tokens(list(range(len(ids))))
+    other.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    assert ids_in(other, tokenizer) is None
+
+
+def test_layers_teach_a_student_with_a_smaller_vocabulary(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    source = tb.DataSource(data=str(reviews))
+    tb.compress(str(teacher), "classification", source, (tb.Vocabulary(),), tmp_path / "cut")
+    losses = []
+    for student in (teacher, tmp_path / "cut"):
+        stages = (tb.Stage("transformer", epochs=4, schedule="constant"),)
+        out = tmp_path / f"run-{student.name}"
+        tb.run(distillation(teacher, student, reviews, stages=stages), out)
+        losses.append([line["loss"] for line in logged(out) if "loss" in line])
+    assert len(losses[0]) > 1
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_the_lines_of_files_count_too(tmp_path: Path) -> None:
     tokenizer = family_tokenizer("roberta", (*NEUTRAL, *GOOD, *BAD))
     (tmp_path / "a.txt").write_text("we bought chips\n")
@@ -118,7 +164,6 @@ def test_a_compressed_classifier_loads_everywhere(teacher: Path, reviews: Path, 
 
 
 def test_byte_pieces_stay_and_no_id_before_padding_moves() -> None:
-    import tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = [("<s>", 0.0), ("unused", -1.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0)]

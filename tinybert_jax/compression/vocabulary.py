@@ -5,7 +5,6 @@ The tokens of the given texts stay the same. In other texts, words whose pieces 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import tempfile
@@ -24,6 +23,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.frame import SPACES
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.files.weights import read_json
+from tinybert_jax.models.parameters import select_pieces
 from tinybert_jax.settings.compression import Vocabulary
 
 LINES_AT_ONCE = 1000
@@ -98,7 +98,7 @@ def smaller_vocabulary(
     for entry in described["added_tokens"]:
         entry["id"] = new[entry["content"]]
     described["post_processor"] = _renumbered(described["post_processor"], new)
-    config, params = _rows(config, params, np.array([ids[token] for token in order]), new[tokenizer.pad_token])
+    config, params = select_pieces(config, params, np.array([ids[token] for token in order]), new[tokenizer.pad_token])
     return config, params, _rebuilt(tokenizer, described, config)
 
 
@@ -135,19 +135,6 @@ def _renumbered(part: Any, new: dict[str, int]) -> Any:
             return [part[0], new[part[0]]]
         return [_renumbered(value, new) for value in part]
     return part
-
-
-def _rows(config: BertConfig, params: Params, ids: np.ndarray, padding: int) -> tuple[BertConfig, Params]:
-    """The model with those rows of the word table, and of the masked-LM head's bias."""
-    embeddings = params["encoder"]["embeddings"]
-    table = {"embedding": np.asarray(embeddings["word_embeddings"]["embedding"])[ids]}
-    encoder = params["encoder"] | {"embeddings": embeddings | {"word_embeddings": table}}
-    params = params | {"encoder": encoder}
-    if "predictions" in params.get("cls", {}):
-        predictions = params["cls"]["predictions"]
-        predictions = predictions | {"bias": np.asarray(predictions["bias"])[ids]}
-        params = params | {"cls": params["cls"] | {"predictions": predictions}}
-    return dataclasses.replace(config, vocab_size=len(ids), pad_token_id=padding), params
 
 
 def _rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -31,13 +32,26 @@ def resize_vocabulary(params: Params, rows: int) -> Params:
     """Parameters whose word embedding table, and masked-LM bias, have `rows` rows: padded with zeros, or cut."""
 
     def resized(leaf: Array | np.ndarray) -> Array | np.ndarray:
+        if leaf.shape[0] == rows:
+            return leaf
         padding = [(0, max(0, rows - leaf.shape[0])), *[(0, 0)] * (leaf.ndim - 1)]
         return np.pad(leaf, padding)[:rows] if isinstance(leaf, np.ndarray) else jnp.pad(leaf, padding)[:rows]
 
-    def visit(path: tuple[Any, ...], leaf: Array | np.ndarray) -> Array | np.ndarray:
+    return _map_pieces(resized, params)
+
+
+def select_pieces(config: BertConfig, params: Params, ids: np.ndarray, padding: int) -> tuple[BertConfig, Params]:
+    """The model with the rows `ids` of its word embedding table, and of its masked-LM bias; `padding` is a new id."""
+    config = dataclasses.replace(config, vocab_size=len(ids), pad_token_id=padding)
+    return config, _map_pieces(lambda leaf: np.asarray(leaf)[ids], params)
+
+
+def _map_pieces(change: Callable[[Any], Any], params: Params) -> Params:
+    """The parameters, with a change to all that have a row for each piece of the vocabulary."""
+
+    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
         names = tuple(entry.key for entry in path)
-        of_vocabulary = names[-2:] in (("word_embeddings", "embedding"), ("predictions", "bias"))
-        return resized(leaf) if of_vocabulary and leaf.shape[0] != rows else leaf
+        return change(leaf) if names[-2:] in (("word_embeddings", "embedding"), ("predictions", "bias")) else leaf
 
     return jax.tree.map_with_path(visit, params)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,8 +15,9 @@ from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import fingerprint, load_hf
-from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.files.tokenizer import ids_in, load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_has_head, check_head, check_outputs, check_positions
+from tinybert_jax.models.parameters import select_pieces
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
@@ -57,6 +60,26 @@ class Teacher:
     def in_order(self, outputs: np.ndarray) -> np.ndarray:
         """A member's outputs [..., c], with the classes in the ensemble's order."""
         return outputs if self.order is None else outputs[..., self.order]
+
+
+def with_pieces_of(teacher: Teacher, tokenizer: Any) -> Teacher:
+    """A teacher that reads a student's token ids, if the student's vocabulary is a part of its own.
+
+    Its word table has the student's pieces alone, so each position means the same to both, and layers can be compared.
+    A teacher with another vocabulary, or none, stays as it is.
+    """
+    if teacher.members:
+        members = tuple(with_pieces_of(member, tokenizer) for member in teacher.members)
+        model = None if teacher.layer_member is None else members[teacher.layer_member].model
+        return dataclasses.replace(teacher, members=members, model=model)
+    model, student = teacher.model, tokenizer_fingerprint(tokenizer)
+    if model is None or tokenizer_fingerprint(model.tokenizer) == student:
+        return teacher
+    if (ids := ids_in(tokenizer, model.tokenizer)) is None:
+        return teacher
+    config, params = select_pieces(model.config, model.params, ids, tokenizer.pad_token_id)
+    digest = hashlib.sha256(f"{teacher.fingerprint} {student}".encode()).hexdigest()
+    return dataclasses.replace(teacher, model=TeacherModel(config, params, tokenizer), fingerprint=digest)
 
 
 def load_model_teacher(experiment: Experiment) -> Teacher:

@@ -43,7 +43,7 @@ from tinybert_jax.tasks.kinds import load_split, second_task
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import with_known_targets
 from tinybert_jax.teachers.table import load_teacher
-from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow
+from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow, with_pieces_of
 from tinybert_jax.training.population import check_members
 
 # Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
@@ -135,6 +135,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
         config, loaded = load_hf(experiment.model)
         tokenizer = load_tokenizer(experiment.model, config)
+        if teacher is not None:
+            teacher = with_pieces_of(teacher, tokenizer)
+            model = teacher.model
     check_positions(experiment.model, config, experiment.max_length)
 
     lessons: tuple[Lesson, ...] = ()

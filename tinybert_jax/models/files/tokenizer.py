@@ -96,6 +96,27 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(backend, sort_keys=True).encode()).hexdigest()
 
 
+def ids_in(tokenizer: Any, larger: Any) -> np.ndarray | None:
+    """The ids that a tokenizer's pieces have in a larger vocabulary, int [v].
+
+    None: the larger one lacks a piece, or the two do not split texts into words alike.
+    """
+    descriptions = [json.loads(each.backend_tokenizer.to_str()) for each in (tokenizer, larger)]
+    models = [described["model"] for described in descriptions]
+    alike = all(
+        first.get(part) == second.get(part)
+        for (first, second), parts in (
+            (descriptions, ("normalizer", "pre_tokenizer")),
+            (models, ("type", "unk_token", "continuing_subword_prefix", "byte_fallback")),
+        )
+        for part in parts
+    )
+    ids, pieces = larger.get_vocab(), all_tokens(tokenizer)
+    if not alike or tokenizer.truncation_side != larger.truncation_side or not ids.keys() >= set(pieces):
+        return None
+    return np.array([ids[piece] for piece in pieces])
+
+
 def all_tokens(tokenizer: Any) -> list[str]:
     """The tokens by id; "" for an id that no token has, as where a vocab.txt holds a token twice."""
     ids = tokenizer.get_vocab()
