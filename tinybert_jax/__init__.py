@@ -22,6 +22,7 @@ _NAMES = {
         "Prune",
         "Quantize",
         "Share",
+        "SharePart",
         "Sparse",
         "Vocabulary",
     ),
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         Prune,
         Quantize,
         Share,
+        SharePart,
         Sparse,
         Vocabulary,
     )

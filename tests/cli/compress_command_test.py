@@ -37,6 +37,21 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
 
 
+def test_a_part_of_the_layers_is_shared(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    code = tinybert(
+        monkeypatch, "compress", "--model", teacher, "--task", "classification", "--data", reviews, "--out",
+        tmp_path / "out", "--share", 2, "--share-part", "attention",
+    )  # fmt: skip
+    assert code == 0
+    assert "M of the parameters are another layer's; smaller in ONNX" in capsys.readouterr().out
+    layer = tb.load_hf(tmp_path / "out")[1]["encoder"]["encoder"]["layer"]
+    query, up = layer["attention"]["self"]["query"]["kernel"], layer["intermediate"]["dense"]["kernel"]
+    assert (query[0] == query[1]).all()
+    assert not (up[0] == up[1]).all()
+
+
 def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -45,6 +60,8 @@ def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     for alone in (("--pattern", "2:4"), ("--criterion", "wanda")):
         code = tinybert(monkeypatch, *common, *alone)
         assert_refused(capsys, code, "is an option of --sparse: give both, or leave it out")
+    code = tinybert(monkeypatch, *common, "--share-part", "attention")
+    assert_refused(capsys, code, "--share-part is an option of --share: give both, or leave it out")
     code = tinybert(monkeypatch, *common, "--sparse", 0.7, "--pattern", "2:4")
     assert_refused(capsys, code, "share is 0.7 and pattern '2:4': give one of the two")
     assert tinybert(monkeypatch, *common, "--sparse", 0.5, "--pattern", "2:4", "--criterion", "wanda") == 0

@@ -26,6 +26,7 @@ METHODS: dict[str, Any] = {
     "words": tb.LowRank(None, 0.4),
     "both": tb.LowRank(0.6, 0.4),
     "share": tb.Share(1),
+    "attention": tb.SharePart("attention", 1),
     "quantize": tb.Quantize(8),
 }
 # chains, and the `model_type` of what they give
@@ -36,8 +37,10 @@ CHAINS = {
     "words": "mobilebert",
     "both": "slim-bert",
     "share": "albert",
+    "attention": "bert",
     "quantize": "bert",
     "prune words": "mobilebert",
+    "words attention": "mobilebert",
     "uniform dense": "slim-bert",
     "uniform words": "slim-bert",
     "share words": "slim-albert",

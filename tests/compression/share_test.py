@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY, distillation
 
 import tinybert_jax as tb
-from tinybert_jax.compression.share import share
+from tinybert_jax.compression.share import PARTS, note_shared, share, share_part
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.models.parameters import count_parameters, encoder_macs, unshared
 from tinybert_jax.students.start import copy_layers
@@ -136,3 +136,46 @@ def test_a_shared_student_learns_behind_the_whole_teacher(teacher: Path, reviews
     assert tb.load_predictor(result.directory)(["we bought awful chips"])[0].label == "bad"
     again = tb.run(dataclasses.replace(experiment, model=str(result.directory), stages=stages), tmp_path / "again")
     assert again.scores["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_layers_is_shared_alone_and_onnx_stores_it_once(part: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from tinybert_jax.export.onnx_model import onnx_model
+
+    config, params = tb.load_hf(TINY)
+    same, shared = share_part(tb.SharePart(part, 1), config, params, NO_ROWS)
+    assert same == config
+    layer, whole = (p["encoder"]["encoder"]["layer"] for p in (shared, params))
+    for name in layer:
+        expected = (lambda leaf: np.repeat(leaf[:1], 3, axis=0)) if name in PARTS[part] else np.asarray
+        jax.tree.map(lambda a, b, of=expected: np.testing.assert_array_equal(a, of(b)), layer[name], whole[name])
+    repeated = sum(2 * leaf[0].size for name in PARTS[part] for leaf in jax.tree.leaves(layer[name]))
+    # of the model's bytes, no more than LayerNorms of ones and biases of zeros were stored once before
+    sizes = [len(onnx_model(config, p).SerializeToString()) for p in (params, shared)]
+    assert sizes[0] - sizes[1] > 0.9 * 4 * repeated
+    assert note_shared(config, shared).startswith(f"{repeated / 1e6:.1f} M")
+
+
+def test_a_part_that_is_shared_stays_shared_in_training(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    stages = (
+        tb.Stage("transformer", epochs=1, learning_rate=5e-3),
+        tb.Stage("prediction", epochs=6, learning_rate=5e-3),
+    )
+    experiment = distillation(teacher, teacher, reviews, stages=stages, compression=(tb.SharePart("feed_forward", 2),))
+    result = tb.run(experiment, tmp_path / "run")
+    assert result.scores["accuracy"] > 0.9
+    layer, whole = (tb.load_hf(path)[1]["encoder"]["encoder"]["layer"] for path in (result.directory, teacher))
+    for name in layer:
+        for leaf, before in zip(jax.tree.leaves(layer[name]), jax.tree.leaves(whole[name]), strict=True):
+            assert not np.array_equal(leaf[::2], before[::2])  # it has learnt
+            assert np.array_equal(leaf[0], leaf[1]) == np.array_equal(leaf[2], leaf[3]) == (name != "attention")
+
+
+def test_a_model_that_shares_whole_layers_has_no_part_to_share() -> None:
+    with pytest.raises(tb.InputError, match="An ALBERT shares whole layers: leave out the part"):
+        share_part(tb.SharePart("attention", 2), *tb.load_hf(ALBERT), NO_ROWS)
+    with pytest.raises(tb.InputError, match="groups is 0; it must be at least 1"):
+        tb.SharePart("attention", 0)
+    with pytest.raises(tb.InputError, match="2 groups do not divide 3 layers"):
+        share_part(tb.SharePart("attention", 2), *tb.load_hf(TINY), NO_ROWS)

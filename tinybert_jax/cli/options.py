@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.choices import AXES, ComputeDtype, Criterion, GradualRule
+from tinybert_jax.settings.choices import AXES, ComputeDtype, Criterion, GradualRule, SharedPart
 from tinybert_jax.settings.compression import (
     CompressionSettings,
     GradualPrune,
@@ -18,6 +18,7 @@ from tinybert_jax.settings.compression import (
     Prune,
     Quantize,
     Share,
+    SharePart,
     Sparse,
     Vocabulary,
 )
@@ -78,6 +79,9 @@ class Methods:
     # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and worse
     # until it is trained
     share: int | None = None
+    # with --share: share that part of the layers alone. The model's class stays, and an ONNX file stores once what is
+    # shared
+    share_part: SharedPart | None = None
     # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
     low_rank: float | None = None
     low_rank_words: float | None = None  # the same for the word table: smaller, not faster
@@ -102,6 +106,8 @@ class Methods:
         for option in ("uniform", "gradual"):
             if self.prune is None and getattr(self, option):
                 raise InputError(f"--{option} is an option of --prune: give both, or leave it out")
+        if self.share is None and self.share_part:
+            raise InputError("--share-part is an option of --share: give both, or leave it out")
         for option in ("pattern", "criterion"):
             if self.sparse is None and getattr(self, option):
                 raise InputError(f"--{option} is an option of --sparse: give both, or leave it out")
@@ -113,9 +119,10 @@ class Methods:
         chosen = (
             None if self.prune is None or self.gradual else Prune(self.prune, self.uniform),
             GradualPrune(self.prune, self.gradual) if self.prune is not None and self.gradual else None,
-            None if self.share is None else Share(self.share),
+            None if self.share is None or self.share_part else Share(self.share),
             LowRank(self.low_rank, self.low_rank_words) if ranked else None,
             None if self.sparse is None else self._sparse(self.sparse),
+            SharePart(self.share_part, self.share) if self.share is not None and self.share_part else None,
             vocabulary,
             None if self.quantize is None else Quantize(int(self.quantize.removeprefix("int"))),
         )

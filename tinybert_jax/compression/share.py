@@ -1,9 +1,10 @@
-"""Parameter sharing: groups of consecutive layers with the parameters of the first, as an ALBERT."""
+"""Parameter sharing: groups of consecutive layers with the parameters of the first, or with a part of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +14,22 @@ from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.parameters import unshared
-from tinybert_jax.settings.compression import Share
+from tinybert_jax.objectives.objective import CARRIED, Objective, take_carried
+from tinybert_jax.settings.compression import Share, SharePart
+
+# by part, its names below "layer"
+PARTS: dict[str, tuple[str, ...]] = {"attention": ("attention",), "feed_forward": ("intermediate", "output")}
 
 
 def build(settings: Share) -> Method:
     """The method of the settings."""
     return Method(check=functools.partial(check, settings), apply=functools.partial(share, settings))
+
+
+def build_part(settings: SharePart) -> Method:
+    """The method of the settings."""
+    checks = functools.partial(check_part, settings)
+    return Method(check=checks, apply=functools.partial(share_part, settings), wrap=keep_shared, note=note_shared)
 
 
 def check(settings: Share, config: BertConfig) -> None:
@@ -27,11 +38,83 @@ def check(settings: Share, config: BertConfig) -> None:
     Raises:
         InputError: the number of groups does not divide that of layers, or the family has no shared form.
     """
-    layers = config.num_hidden_layers
-    if layers % settings.groups:
-        raise InputError(f"{settings.groups} groups do not divide {layers} layers: give a number that does")
+    _check_groups(settings.groups, config)
     if not config.family.shares_layers and config.family.shared is None:
         raise InputError(f"{config.family.title} has no form with shared layers: take a BERT or an ALBERT")
+
+
+def check_part(settings: SharePart, config: BertConfig) -> None:
+    """Refuse a model that cannot share a part of its layers.
+
+    Raises:
+        InputError: the number of groups does not divide that of layers, or the model shares whole layers.
+    """
+    _check_groups(settings.groups, config)
+    if config.family.shares_layers:
+        raise InputError(f"{config.family.title} shares whole layers: leave out the part")
+
+
+def _check_groups(groups: int, config: BertConfig) -> None:
+    if (layers := config.num_hidden_layers) % groups:
+        raise InputError(f"{groups} groups do not divide {layers} layers: give a number that does")
+
+
+def share_part(
+    settings: SharePart, config: BertConfig, params: Params, examples: Examples
+) -> tuple[BertConfig, Params]:
+    """The model whose groups of layers have the attention, or the feed-forward network, of their first layer.
+
+    Raises:
+        InputError: as `check_part`.
+    """
+    check_part(settings, config)
+    step = config.num_hidden_layers // settings.groups
+    first = np.arange(config.num_hidden_layers) // step * step
+    layer = _layer(params)
+    shared = {name: jax.tree.map(lambda leaf: np.asarray(leaf)[first], layer[name]) for name in PARTS[settings.part]}
+    return config, _with_layer(params, layer | shared)
+
+
+def keep_shared(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
+    """The objective of a student whose layers learn together wherever a stage finds their parameters equal."""
+
+    def init(key: Any, student_params: Params) -> Params:
+        trainable = objective.init(key, student_params)
+        first = jax.tree.map(_first_equal, _layer(trainable))
+        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {SharePart.name: first}}
+
+    def shared(trainable: Params) -> Params:
+        known, first = take_carried(trainable, SharePart.name)
+        return _with_layer(known, jax.tree.map(lambda leaf, i: leaf[i], _layer(known), first))
+
+    return objective._replace(
+        init=init,
+        loss=lambda trainable, *more: objective.loss(shared(trainable), *more),
+        export=lambda trainable, student_params: objective.export(shared(trainable), student_params),
+    )
+
+
+def note_shared(config: BertConfig, params: Params) -> str:
+    """How many of the parameters are another layer's, and what that is good for."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_layer(params))]
+    repeated = sum(int((_first_equal(leaf) != np.arange(len(leaf))).sum()) * leaf[0].size for leaf in leaves)
+    return f"{repeated / 1e6:.1f} M of the parameters are another layer's; smaller in ONNX, which stores them once"
+
+
+def _first_equal(leaf: Any) -> Any:
+    """For each layer the first layer that has the same values, int32 [l]."""
+    flat = leaf.reshape(len(leaf), -1)
+    equal = (flat[:, None] == flat[None]).all(axis=2)
+    return equal.argmax(axis=1).astype(np.int32)
+
+
+def _layer(params: Params) -> Params:
+    return params["encoder"]["encoder"]["layer"]
+
+
+def _with_layer(params: Params, layer: Params) -> Params:
+    encoder = params["encoder"]
+    return params | {"encoder": encoder | {"encoder": encoder["encoder"] | {"layer": layer}}}
 
 
 def share(settings: Share, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:

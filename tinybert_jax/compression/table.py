@@ -17,6 +17,7 @@ from tinybert_jax.settings.compression import (
     Prune,
     Quantize,
     Share,
+    SharePart,
     Sparse,
     Vocabulary,
 )
@@ -26,6 +27,7 @@ METHODS: dict[type[CompressionSettings], Callable[[Any], Method]] = {
     GradualPrune: gradual.build,
     LowRank: low_rank.build,
     Share: share.build,
+    SharePart: share.build_part,
     Sparse: sparse.build,
     Movement: movement.build,
     Quantize: quantize.build,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,19 @@ class Graph:
         self.bytes = 0  # of all constants
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
+        self._names: dict[tuple[Any, ...], str] = {}  # of constants, by what they hold
         self._quantised_inputs: dict[str, tuple[str, str, str]] = {}
         self._count = 0
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        """A constant, stored once under its name."""
-        if name not in self._constants:
-            array = np.asarray(value, dtype, order="C")  # np.ascontiguousarray would give a number an axis
+        """A constant; the name of it, or of an equal one, which is stored once."""
+        array = np.asarray(value, dtype, order="C")  # np.ascontiguousarray would give a number an axis
+        key = array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest()
+        if key not in self._names:
+            self._names[key] = name
             self._constants[name] = numpy_helper.from_array(array, name)
             self.bytes += array.nbytes
-        return name
+        return self._names[key]
 
     def add(self, op: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: Any) -> Any:
         """A node of the standard operators; the name of its output, or a list of them."""

@@ -16,6 +16,7 @@ ScheduleName = Literal["constant", "linear"]
 OptimizerName = Literal["adamw", "bert_adam"]
 Criterion = Literal["sparsegpt", "wanda", "magnitude"]  # by which single weights are chosen
 GradualRule = Literal["fisher", "l0"]
+SharedPart = Literal["attention", "feed_forward"]  # of a layer
 ExportFormat = Literal["onnx", "onnx-int8", "stablehlo", "stablehlo-int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh

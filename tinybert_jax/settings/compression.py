@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.settings.choices import WEIGHT_BITS, Criterion, GradualRule
+from tinybert_jax.settings.choices import WEIGHT_BITS, Criterion, GradualRule, SharedPart
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prune(CompressionSettings):
     """
 
     name = "prune"
-    not_after = ("gradual_prune", "low_rank", "share", "sparse", "movement", "quantize")
+    not_after = ("gradual_prune", "low_rank", "share", "share_part", "sparse", "movement", "quantize")
     reads_head = True
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
@@ -56,7 +56,7 @@ class GradualPrune(CompressionSettings):
     """
 
     name = "gradual_prune"
-    not_after = ("low_rank", "share", "sparse", "movement", "quantize")
+    not_after = ("low_rank", "share", "share_part", "sparse", "movement", "quantize")
     min_steps = 10
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
@@ -79,7 +79,7 @@ class LowRank(CompressionSettings):
     """
 
     name = "low_rank"
-    not_after = ("low_rank", "sparse", "movement", "quantize")
+    not_after = ("low_rank", "share_part", "sparse", "movement", "quantize")
 
     dense: float | None = 0.6  # share of the parameters of all dense matrices in the layers; None: they stay
     words: float | None = None  # share of those of the word table; None: it stays
@@ -135,13 +135,36 @@ class Share(CompressionSettings):
     """
 
     name = "share"
-    not_after = ("share",)
+    not_after = ("share", "share_part")
 
     groups: int = 1  # it divides the number of layers
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise InputError(f"groups is {self.groups}; it must be at least 1")
+        _check_groups(self.groups)
+
+
+@dataclass(frozen=True)
+class SharePart(CompressionSettings):
+    """Parameter sharing of attention alone, or of feed-forward networks alone, in groups of consecutive layers.
+
+    Each group has that part of its first layer. The model's class stays, and stages keep equal layers equal. An ONNX
+    file stores them once: it is smaller, not faster.
+    """
+
+    name = "share_part"
+    not_after = ("share", "share_part")
+
+    part: SharedPart = "attention"
+    groups: int = 1  # it divides the number of layers
+
+    def __post_init__(self) -> None:
+        _check_groups(self.groups)
+        check_choice("part", self.part, SharedPart)
+
+
+def _check_groups(groups: int) -> None:
+    if groups < 1:
+        raise InputError(f"groups is {groups}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,7 @@ class Sparse(CompressionSettings):
     """
 
     name = "sparse"
-    not_after = ("low_rank", "quantize")
+    not_after = ("low_rank", "share_part", "quantize")
 
     share: float = 0.5  # of the weights of each dense matrix that become zero; 0: those that are zero stay so
     pattern: str | None = None  # N:M, as 2:4: N of each M consecutive inputs of an output stay; it replaces `share`
@@ -190,7 +213,7 @@ class Movement(CompressionSettings):
     """
 
     name = "movement"
-    not_after = ("gradual_prune", "low_rank", "movement", "quantize")
+    not_after = ("gradual_prune", "low_rank", "share_part", "movement", "quantize")
     min_steps = 10
 
     share: float = 0.5  # of the weights of each dense matrix that become zero, by a cubic schedule
