@@ -140,6 +140,43 @@ def cosine_distance(
     return _masked_mean(1.0 - product * jax.lax.rsqrt(squares[0] * squares[1] + 1e-12), mask)
 
 
+def sigmoid_cross_entropy(logits: Float[Array, "c"], labels: Num[Array, "c"]) -> Float[Array, ""]:
+    """Cross-entropy of classes that do not exclude each other: the mean over classes, as BCEWithLogitsLoss.
+
+    Args:
+        logits: of each class.
+        labels: 1 for the classes of the row, 0 for the others; or their probabilities.
+
+    Returns:
+        A scalar, in nats.
+
+    >>> round(float(sigmoid_cross_entropy(jnp.array([0.0, 100.0]), jnp.array([1, 1]))), 4)  # log(2) / 2
+    0.3466
+    """
+    logits, labels = logits.astype(jnp.float32), labels.astype(jnp.float32)
+    return -jnp.mean(labels * jax.nn.log_sigmoid(logits) + (1 - labels) * jax.nn.log_sigmoid(-logits))
+
+
+def soft_sigmoid_cross_entropy(
+    student: Float[Array, "c"], teacher: Float[Array, "c"], temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, ""]:
+    """Cross-entropy of the student against the teacher's softened probability of each class: the mean over classes.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        temperature: divides both. The loss has no factor temperature**2.
+
+    Returns:
+        A scalar, in nats.
+
+    >>> round(float(soft_sigmoid_cross_entropy(jnp.zeros(3), jnp.array([9.0, 0.0, -4.0]))), 4)  # log(2)
+    0.6931
+    """
+    target = jax.nn.sigmoid(teacher.astype(jnp.float32) / temperature)
+    return sigmoid_cross_entropy(student.astype(jnp.float32) / temperature, target)
+
+
 def soft_cross_entropy(
     student: Float[Array, "c"], teacher: Float[Array, "c"], temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, ""]:

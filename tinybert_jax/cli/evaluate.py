@@ -46,7 +46,8 @@ def evaluate(
     from tinybert_jax.inference import evaluate
 
     needs_scores = predictions is None or json_file is not None
-    scores = evaluate.evaluate(model, task, source, split, max_length, batch_size, predictions, needs_scores, int8)
+    arguments = (model, task, source, split, max_length, batch_size, predictions, needs_scores, int8)
+    scores = evaluate.evaluate(*arguments, show=print_table)
     if scores:
         print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
         if json_file is not None:

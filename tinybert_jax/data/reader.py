@@ -23,9 +23,15 @@ class RawRows(NamedTuple):
     """Rows as their source holds them. `lines` are their numbers, from 1 in a file, from 0 in a TFDS set."""
 
     texts: list[tuple[str, ...]]
-    labels: list[str] | None
+    labels: list[Any] | None  # strings; of rows with any number of labels, tuples of them
     lines: list[int]
     ids: list[str] | None = None  # of the rows, where a column of them was asked for
+
+
+class LabelSets(NamedTuple):
+    """That a row has any number of labels, and how a cell or string holds them. JSON may have a list."""
+
+    delimiter: str | None  # None: none was named
 
 
 def read_checked(
@@ -37,6 +43,7 @@ def read_checked(
     headerless: tuple[str, ...] = (),
     has_damaged_rows: bool = False,
     id_column: str | None = None,
+    label_sets: LabelSets | None = None,
 ) -> RawRows:
     """Parse the content of a file and check its form. What the labels mean is not checked.
 
@@ -52,6 +59,8 @@ def read_checked(
         headerless: the columns of a file without a header.
         has_damaged_rows: leave out table rows that are cut short, with a note, if rows need a label; and accept pairs
             in which one text is empty.
+        id_column: the column, or JSON key, of the rows' ids.
+        label_sets: rows have any number of labels; None: one.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
@@ -64,11 +73,11 @@ def read_checked(
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
     columns = (*text_columns, *(() if id_column is None else (id_column,)))
     if path.suffix in JSON_SUFFIXES:
-        records = _json_records(path, text, columns, label_column, needs_label, id_column)
+        records = _json_records(path, text, columns, label_column, needs_label, id_column, label_sets is not None)
     else:
         records = _table_records(path, text, columns, label_column, needs_label, headerless, short_lines)
     texts: list[tuple[str, ...]] = []
-    labels: list[str] = []
+    labels: list[Any] = []
     lines: list[int] = []
     ids: dict[str, int] = {}
     for line, cells, label in records:
@@ -80,7 +89,9 @@ def read_checked(
         for column, value in zip(text_columns, row, strict=True):
             if not value.strip() and not (has_damaged_rows and "".join(row).strip()):
                 raise InputError(f"{path}:{line}: the text in {column!r} is empty: fill it or remove the row")
-        if needs_label and not label:
+        if label_sets is not None and label is not None:
+            label = _label_set(path, line, label_column, label, label_sets)
+        elif needs_label and not label:
             raise InputError(f"{path}:{line}: the label in {label_column!r} is empty: fill it or remove the row")
         texts.append(row)
         if label is not None:
@@ -92,6 +103,19 @@ def read_checked(
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
     return RawRows(texts, labels or None, lines, list(ids) or None)
+
+
+def _label_set(path: Path, line: int, column: str, label: Any, form: LabelSets) -> tuple[str, ...]:
+    if isinstance(label, tuple):
+        return label
+    if form.delimiter is not None:
+        return tuple(filter(None, (part.strip() for part in label.split(form.delimiter))))
+    if path.suffix in JSON_SUFFIXES:
+        return (label,)
+    raise InputError(
+        f"{path}:{line}: {column!r} is {label[:40]!r}, and a row may have several labels: name what stands between"
+        " them, for example --label-delimiter ';'"
+    )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -206,7 +230,8 @@ def _json_records(
     label_column: str,
     needs_label: bool,
     id_column: str | None,
-) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
+    lists: bool,
+) -> Iterator[tuple[int, tuple[str, ...], Any]]:
     labelled = needs_label
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
@@ -229,7 +254,11 @@ def _json_records(
             else _json_text(path, line, column, value[column])
             for column in text_columns
         )
-        yield line, row, _json_label(path, line, label_column, value[label_column]) if labelled else None
+        label = value[label_column] if labelled else None
+        if lists and isinstance(label, list):
+            yield line, row, tuple(_json_label(path, line, label_column, each) for each in label)
+        else:
+            yield line, row, _json_label(path, line, label_column, label) if labelled else None
 
 
 def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

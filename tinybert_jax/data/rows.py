@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.data.labels import discover_labels, label_ids
-from tinybert_jax.data.reader import RawRows, decode, read_bytes, read_checked
+from tinybert_jax.data.reader import LabelSets, RawRows, decode, read_bytes, read_checked
 from tinybert_jax.data.tfds import read_tfds
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -28,8 +28,9 @@ UNLABELLED = {"", "-1", "-1.0"}  # placeholders for labels in the test sets of b
 class Rows:
     """The rows of one split.
 
-    `texts` holds one or two strings per row. `labels` holds class ids, int32 [n], or numbers, float32 [n]; it is None
-    in a test split without labels. Training rows without a label have -1 or NaN. `label_names` are the classes by id,
+    `texts` holds one or two strings per row. `labels` holds class ids, int32 [n], numbers, float32 [n], or, where a
+    row has any number of classes, a 1 for each of them, int32 [n, c]; it is None in a test split without labels.
+    Training rows without a label have -1 or NaN. `label_names` are the classes by id,
     `()` in regression. `fingerprint` covers the content and the columns, not `label_names`. `lines` are the rows'
     numbers, from 1 in a file, from 0 in a TFDS set. `ids` are those of the source's id column, if it has one.
     """
@@ -70,15 +71,19 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
         try:
-            names = discover_labels(raw.labels or [])
+            names = discover_labels(_each_label(task, raw))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         if len(names) < 2:
-            raise InputError(f"{where}: all rows have the label {names[0]!r}: classification needs at least two")
+            named = f"all rows have the label {names[0]!r}" if names else "no row has a label"
+            raise InputError(f"{where}: {named}: classification needs at least two")
     elif names is None:
         names = read_rows(task, source, "train").label_names
-    ids = _class_ids(raw, where, split, label_ids(task, names))
-    return Rows(raw.texts, ids, names, fingerprint, raw.lines, raw.ids)
+    ids = label_ids(task, names)
+    numbers = (
+        _class_sets(raw, where, split, ids, len(names)) if task.is_multi_label else _class_ids(raw, where, split, ids)
+    )
+    return Rows(raw.texts, numbers, names, fingerprint, raw.lines, raw.ids)
 
 
 def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
@@ -90,7 +95,7 @@ def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
     if task.labels is not None:
         return task.labels
     splits: tuple[SplitName, ...] = ("train", "dev") if source.has_labelled else ("dev",)
-    written = [label for split in splits for label in _read(task, source, split)[0].labels or []]
+    written = [label for split in splits for label in _each_label(task, _read(task, source, split)[0])]
     return discover_labels(written) if written else ()
 
 
@@ -129,7 +134,8 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
         rows = read_rows(task, dataclasses.replace(source, unlabelled=()), "train", labels)
     else:
         names = () if task.is_regression else labels or known_labels(task, source)
-        rows = Rows([], np.zeros(0, dtype), names, "", [], None if source.id_column is None else [])
+        shape = (0, len(names)) if task.is_multi_label else (0,)
+        rows = Rows([], np.zeros(shape, dtype), names, "", [], None if source.id_column is None else [])
     texts, lines, ids, prints = [*rows.texts], [*rows.lines], rows.ids, [rows.fingerprint]
     for file in source.unlabelled:
         raw, fingerprint = _read_unlabelled(task, source, Path(file))
@@ -138,7 +144,8 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
         ids = None if ids is None or raw.ids is None else [*ids, *raw.ids]
         prints.append(fingerprint)
     assert rows.labels is not None, "training rows are labelled"
-    every = np.concatenate([rows.labels, np.full(len(texts) - len(rows.labels), missing, dtype)])
+    without = np.full((len(texts) - len(rows.labels), *rows.labels.shape[1:]), missing, dtype)
+    every = np.concatenate([rows.labels, without])
     digest = hashlib.sha256(json.dumps(prints).encode()).hexdigest()
     return Rows(texts, every, rows.label_names, digest, lines, ids)
 
@@ -162,21 +169,42 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
 
 
 def _has_labels(raw: RawRows, split: SplitName) -> bool:
-    return raw.labels is not None and not (split == "test" and set(raw.labels) <= UNLABELLED)
+    return raw.labels is not None and not (split == "test" and set(raw.labels) <= {*UNLABELLED, ()})
+
+
+def _each_label(task: Task, raw: RawRows) -> list[str]:
+    """All labels of all rows, as they are written."""
+    labels = raw.labels or []
+    return [label for each in labels for label in each] if task.is_multi_label else labels
 
 
 def _class_ids(raw: RawRows, where: str, split: SplitName, ids: dict[str, int]) -> np.ndarray | None:
     if not _has_labels(raw, split):
         return None
     assert raw.labels is not None
-    for label, line in zip(raw.labels, raw.lines, strict=True):
-        if label not in ids:
-            known = ", ".join(map(repr, ids))
-            raise InputError(
-                f"{where}:{line}: unknown label {label!r}; the model or training file has {known}: correct it in"
-                " the file, or take a model that was fine-tuned on it"
-            )
-    return np.array([ids[label] for label in raw.labels], np.int32)
+    return np.array(
+        [_id(label, f"{where}:{n}", ids) for label, n in zip(raw.labels, raw.lines, strict=True)], np.int32
+    )
+
+
+def _class_sets(raw: RawRows, where: str, split: SplitName, ids: dict[str, int], count: int) -> np.ndarray | None:
+    if not _has_labels(raw, split):
+        return None
+    assert raw.labels is not None
+    sets = np.zeros((len(raw.labels), count), np.int32)
+    for row, (labels, line) in enumerate(zip(raw.labels, raw.lines, strict=True)):
+        sets[row, [_id(label, f"{where}:{line}", ids) for label in labels]] = 1
+    return sets
+
+
+def _id(label: str, where: str, ids: dict[str, int]) -> int:
+    if label not in ids:
+        known = ", ".join(map(repr, ids))
+        raise InputError(
+            f"{where}: unknown label {label!r}; the model or training file has {known}: correct it in the file, or"
+            " take a model that was fine-tuned on it"
+        )
+    return ids[label]
 
 
 def _numbers(raw: RawRows, where: str, split: SplitName) -> np.ndarray | None:
@@ -227,10 +255,13 @@ def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     form = [FORMAT_VERSION, path.suffix, text_columns, label_column, header, split == "test"]
     form += ["has damaged rows"] if task.has_damaged_rows else []
     form += [] if source.id_column is None else [source.id_column]
+    label_sets = LabelSets(source.label_delimiter) if task.is_multi_label else None
+    form += [] if label_sets is None else [f"label sets, between them {source.label_delimiter}"]
     data = read_bytes(path)
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
     needs_label = split != "test"
+    damaged = task.has_damaged_rows
     raw = read_checked(
-        path, data, text_columns, label_column, needs_label, header, task.has_damaged_rows, source.id_column
+        path, data, text_columns, label_column, needs_label, header, damaged, source.id_column, label_sets
     )
     return raw, str(path), fingerprint

@@ -32,7 +32,7 @@ from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.files.tokenizer import all_tokens, load_tokenizer, trained_length, whole_words, write_words
 from tinybert_jax.models.files.weights import write_tensors
-from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.models.heads import EACH, HEADS, head_losses
 from tinybert_jax.models.quantized import quantized
 from tinybert_jax.settings.choices import ExportFormat
 
@@ -166,6 +166,8 @@ def _compare(file: Path, config: BertConfig, params: Params, rows: Tokens, lengt
         moments += [expected[real].sum(dtype=np.float64), np.square(expected[real], dtype=np.float64).sum()]
         if axis == 1:  # the classes are positions
             best = [np.where(real[:, :, None], x, -np.inf).argmax(axis=1)[numbers >= 0] for x in (outputs, expected)]
+        elif axis == EACH:
+            best = [x[real] > 0 for x in (outputs, expected)]
         elif axis is not None:
             best = [x[real].argmax(axis=axis) for x in (outputs, expected)]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ def evaluate(
     predictions: Path | None = None,
     needs_scores: bool = True,
     int8: bool = False,
+    show: Callable[[list[str], list[list[str]]], None] | None = None,
 ) -> dict[str, float]:
     """The task's metrics on a split; of MNLI, those on the mismatched set too, as `accuracy_mismatched`.
 
@@ -38,6 +40,7 @@ def evaluate(
         predictions: a file to write predictions to; or a directory, for the file that the benchmark's server takes.
         needs_scores: refuse a split without labels; otherwise it gives no scores.
         int8: as in `load_predictor`.
+        show: takes the header and the rows of each table of what the model does with each class.
 
     Raises:
         InputError: the model or the rows cannot be read, do not fit, or have no labels to score; or its outputs are
@@ -72,4 +75,7 @@ def evaluate(
         if loaded.labelled:
             suffix = "" if part is row else "_" + part.name.rpartition("_")[2]
             scores |= {f"{name}{suffix}": value for name, value in loaded.score(logits).items()}
+            if show is not None:
+                for table in loaded.tables(logits):
+                    show(*table)
     return scores

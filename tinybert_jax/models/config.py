@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.models.families import FAMILIES, Family
 from tinybert_jax.settings.choices import WEIGHT_BITS, ComputeDtype
+from tinybert_jax.settings.tasks import MULTI_LABEL
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
@@ -157,6 +158,11 @@ class BertConfig:
     @property
     def num_labels(self) -> int:
         return len(self.id2label)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text has any number of the labels, so that each output is a class of its own."""
+        return self.problem_type == MULTI_LABEL.problem_type
 
     @property
     def family(self) -> Family:

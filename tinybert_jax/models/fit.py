@@ -36,13 +36,13 @@ def check_family(name: str, config: BertConfig, head: str) -> None:
 
 
 def check_head(name: str, config: BertConfig, params: Params, head: str, max_length: int) -> None:
-    """Refuse a model that has not the head that is asked for, several labels a row, or too few positions.
+    """Refuse a model that has not the head that is asked for, or too few positions.
 
     Raises:
         InputError: says what is missing.
     """
     check_has_head(name, params, head)
-    _check_rows(name, config, head, max_length)
+    check_positions(name, config, max_length)
 
 
 def check_architecture(
@@ -57,12 +57,6 @@ def check_architecture(
     if config.family.architecture + row.architecture not in architectures:
         named = f"holds a {', '.join(architectures)}" if architectures else "its config.json names no architectures"
         raise InputError(f"{name}: {named}, and no {row.title}: export another model")
-    _check_rows(name, config, head, max_length)
-
-
-def _check_rows(name: str, config: BertConfig, head: str, max_length: int) -> None:
-    if not HEADS[head].per_token and config.problem_type == "multi_label_classification":
-        raise InputError(f"{name}: is a multi-label classifier (problem_type); only one label a row is supported")
     check_positions(name, config, max_length)
 
 
@@ -103,6 +97,12 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
             f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {wanted}: take a model that was"
             " fine-tuned on it"
         )
+    if task.is_multi_label != config.is_multi_label and not HEADS[task.head].per_token:
+        several = "any number of classes" if config.is_multi_label else "one class"
+        raise InputError(
+            f"{name}: gives a text {several} (problem_type {config.problem_type!r} in its config.json), and task"
+            f" {task.name!r} does not: take another --task, or correct problem_type"
+        )
     if task.labels and len(task.labels) != config.num_labels:
         raise InputError(
             f"{name}: has the labels {config.id2label}, but task {task.name!r} has {task.labels}: take a model that"
@@ -119,10 +119,11 @@ def fit_head(
     if not row.labelled:
         return config, has_head
     labels = label_names or (config.id2label if config.num_labels == 1 else ("LABEL_0",))
-    keep = has_head and config.id2label == labels
+    keep = has_head and config.id2label == labels and config.is_multi_label == task.is_multi_label
     if has_head and not keep:
-        print(f"note: the classifier starts anew: its labels {config.id2label} become {labels}", file=sys.stderr)
-    problem = config.problem_type
-    if not row.per_token:
-        problem = "regression" if task.is_regression else "single_label_classification"
+        several = ", any number of them in a text" if task.is_multi_label else ""
+        print(
+            f"note: the classifier starts anew: its labels {config.id2label} become {labels}{several}", file=sys.stderr
+        )
+    problem = task.kind.problem_type or config.problem_type
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep

@@ -6,7 +6,7 @@ A head is a row of `HEADS`. Whatever depends on the head of a model asks its row
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,6 +54,10 @@ class BertForQuestionAnswering(BertModule):
         return out._replace(logits=self.dense(2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
 
 
+EACH: Literal["each"] = "each"
+ClassAxis = int | Literal["each"] | None
+
+
 class HeadLosses(NamedTuple):
     """The losses of a head's logits, one value per example [b].
 
@@ -67,7 +71,9 @@ class HeadLosses(NamedTuple):
     soft: Callable[[Array, Array, Batch, Any], Float[Array, "b"]]
     labelled: Callable[[Batch], Bool[Array, "b"]]
     target: Callable[[Array], Array] = lambda logits: logits
-    class_axis: int | None = -1  # the axis of the logits over which probabilities add up to 1; None: they are numbers
+    # the axis of the logits over which probabilities add up to 1; EACH: every class has a probability of its own;
+    # None: they are numbers
+    class_axis: ClassAxis = -1
 
     @property
     def has_classes(self) -> bool:
@@ -81,6 +87,14 @@ CLASSES = HeadLosses(
         logits, targets, temperature
     ),
     labelled=lambda batch: jnp.asarray(batch.labels) >= 0,
+)
+CLASS_SETS = HeadLosses(
+    hard=lambda logits, batch: jax.vmap(losses.sigmoid_cross_entropy)(logits, batch.labels),
+    soft=lambda logits, targets, batch, temperature: jax.vmap(losses.soft_sigmoid_cross_entropy, (0, 0, None))(
+        logits, targets, temperature
+    ),
+    labelled=lambda batch: jnp.asarray(batch.labels)[:, 0] >= 0,
+    class_axis=EACH,
 )
 NUMBERS = HeadLosses(
     hard=lambda logits, batch: jax.vmap(losses.squared_error)(logits, batch.labels),
@@ -126,6 +140,13 @@ class Head(NamedTuple):
         return self.key in params and self.pooled in (None, "pooler" in params["encoder"])
 
 
+def sequence_losses(config: BertConfig) -> HeadLosses:
+    """The losses of a sequence classifier, by its `problem_type`, or else by the number of its outputs."""
+    if config.is_multi_label:
+        return CLASS_SETS
+    return NUMBERS if config.num_labels == 1 else CLASSES
+
+
 HEADS: dict[str, Head] = {
     "encoder": Head(BertModel, None, None, "encoder", "feature-extraction", "Model", on_tasks=False),
     "sequence": Head(
@@ -135,7 +156,7 @@ HEADS: dict[str, Head] = {
         "sequence classifier",
         "text-classification",
         "ForSequenceClassification",
-        losses=lambda config: NUMBERS if config.num_labels == 1 else CLASSES,
+        losses=sequence_losses,
         labelled=True,
     ),
     "tokens": Head(

@@ -41,10 +41,10 @@ def prediction_objective(
 
     In regression both are squared errors. A row without a label has the soft term alone. A head that labels tokens
     takes the mean over the tokens with a label; one of answer spans takes the mean of first and last token, over
-    positions. `official` divides by the number of classes, as the mean of the authors' code does,
-    and in regression learns from the gold score instead of the teacher. The heads of both models are BERT's,
-    `classifier(dropout(pooled))`, also in `official`. Those of the authors' code are `classifier(relu(pooled))`, so
-    its prediction losses are others.
+    positions; classes that do not exclude each other, the mean over them. `official` divides by the number of those
+    that do, as the mean of the authors' code does, and in regression learns from the gold score instead of the
+    teacher. The heads of both models are BERT's, `classifier(dropout(pooled))`, also in `official`. Those of the
+    authors' code are `classifier(relu(pooled))`, so its prediction losses are others.
 
     Args:
         student: its outputs are as many as the teacher's.
@@ -69,7 +69,7 @@ def prediction_objective(
     teacher_model = None if teacher is None else row.model(teacher, compute)
     loss_of = head_losses(head, student)
     from_labels = facts.regression_from_labels and not loss_of.has_classes
-    divisor = student.num_labels if facts.class_mean and loss_of.has_classes else None
+    divisor = student.num_labels if facts.class_mean and loss_of.class_axis == -1 else None
     squared = facts.temperature_squared if settings.temperature_squared is None else settings.temperature_squared
 
     def targets(teacher_params: Params, batch: Batch) -> Any:

@@ -27,6 +27,7 @@ class DataSource:
     dev_share: float | None = None  # of the training rows, which become the dev set; where no dev file is given
     dev_seed: int = 0  # decides which rows these are; it does not change with the run's seed
     id_column: str | None = None  # of the rows' ids, by which a file of predictions may name them
+    label_delimiter: str | None = None  # between the labels of a cell, where rows have any number of them
 
     @property
     def names_columns(self) -> bool:
@@ -48,6 +49,8 @@ class DataSource:
                 raise InputError("dev_share is for training rows without a dev set: leave it out, or the dev set")
         if sum([self.data is not None, files, self.tfds is not None]) != 1:
             raise InputError("give the data in one way: --data DIR, or --train FILE --dev FILE, or --tfds NAME")
+        if self.label_delimiter is not None and not self.label_delimiter.strip(" "):
+            raise InputError(f"label_delimiter is {self.label_delimiter!r}; give what stands between labels, say ';'")
         if self.tfds is not None and self.id_column is not None:
             raise InputError("id_column is for files, and a TFDS set has none: leave it out")
         if len(self.text_columns) > 2:

@@ -20,10 +20,22 @@ class Kind:
     has_columns: bool = False  # rows are texts in columns, which can be named, and augmented
     names_classes: bool = False  # labels are class names, whose order a model may define
     is_regression: bool = False  # labels are numbers
+    is_multi_label: bool = False  # a row has any number of classes
+    problem_type: str | None = None  # what a `config.json` calls it; None: nothing
 
 
-CLASSIFICATION = Kind("classification", "sequence", has_columns=True, names_classes=True)
-REGRESSION = Kind("regression", "sequence", has_columns=True, is_regression=True)
+CLASSIFICATION = Kind(
+    "classification", "sequence", has_columns=True, names_classes=True, problem_type="single_label_classification"
+)
+MULTI_LABEL = Kind(
+    "multi_label",
+    "sequence",
+    has_columns=True,
+    names_classes=True,
+    is_multi_label=True,
+    problem_type="multi_label_classification",
+)
+REGRESSION = Kind("regression", "sequence", has_columns=True, is_regression=True, problem_type="regression")
 ANSWERS = Kind("answers", "span")
 TAGS = Kind("tags", "tokens", names_classes=True)
 
@@ -65,6 +77,11 @@ class Task:
     def is_regression(self) -> bool:
         """Labels are numbers, not classes."""
         return self.kind.is_regression
+
+    @property
+    def is_multi_label(self) -> bool:
+        """A row has any number of classes."""
+        return self.kind.is_multi_label
 
     @property
     def head(self) -> str:
@@ -203,6 +220,7 @@ TASKS = {
             written=("0", "1"),
         ),
         Task("classification", ("text",), "label", None, ("accuracy",), 20),
+        Task("multi_label", ("text",), "labels", None, ("micro_f1", "macro_f1"), 20, kind=MULTI_LABEL),
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
         # The paper gives no epochs for the intermediate stage of these, nor lengths.
         _SQUAD,

@@ -13,8 +13,9 @@ from tinybert_jax.data.tokens import tokenize
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import metrics
+from tinybert_jax.tasks.classes import FEW, class_rows, confusion
 from tinybert_jax.tasks.metrics import METRICS
-from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.split import Split, Table
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray, label_names: tuple[str, ...] = ()) -> dict[str, float]:
@@ -72,6 +73,14 @@ def load_sequences(
         lines = (f"{i}\t{value}" for i, value in zip(numbers, values, strict=True))
         return "\n".join(["index\tprediction", *lines]) + "\n"
 
+    def tables(logits: np.ndarray) -> list[Table]:
+        names = rows.label_names
+        if not 1 < len(names) <= FEW:
+            return []
+        predicted = logits.argmax(axis=1)
+        each = (np.eye(len(names), dtype=int)[ids] for ids in (predicted, tokens.labels))
+        return [class_rows(names, *each), confusion(names, predicted, tokens.labels)]
+
     return Split(
         tokens,
         rows.label_names,
@@ -84,4 +93,5 @@ def load_sequences(
         min(0.5, 2 / math.sqrt(len(tokens))),  # independent guesses reach it in 1 of 40 cases
         None if task.is_regression else majority,
         rows,
+        tables,
     )

@@ -8,14 +8,25 @@ from typing import Any, Literal
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
-from tinybert_jax.settings.tasks import ANSWERS, CLASSIFICATION, REGRESSION, TAGS, SplitName, Task, get_task
+from tinybert_jax.settings.tasks import (
+    ANSWERS,
+    CLASSIFICATION,
+    MULTI_LABEL,
+    REGRESSION,
+    TAGS,
+    SplitName,
+    Task,
+    get_task,
+)
 from tinybert_jax.tasks.classification import load_sequences
+from tinybert_jax.tasks.multi_label import load_label_sets
 from tinybert_jax.tasks.ner import load_tags
 from tinybert_jax.tasks.spans import load_answers
 from tinybert_jax.tasks.split import Split
 
 LOADERS: dict[str, Callable[..., Split]] = {
     CLASSIFICATION.name: load_sequences,
+    MULTI_LABEL.name: load_label_sets,
     REGRESSION.name: load_sequences,
     ANSWERS.name: load_answers,
     TAGS.name: load_tags,
@@ -50,6 +61,12 @@ def load_split(
         )
     if not task.kind.has_columns and (source.unlabelled or source.dev_share is not None):
         raise InputError(f"task {task.name!r} has no texts in columns: leave out --unlabelled and --dev-share")
+    if source.label_delimiter is not None and not task.is_multi_label:
+        raise InputError(
+            f"task {task.name!r} has one label a row: leave out --label-delimiter, or take --task multi_label"
+        )
+    if source.tfds is not None and task.is_multi_label:
+        raise InputError(f"task {task.name!r} reads files: give --train and --dev instead of --tfds")
     return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
 
 

@@ -22,6 +22,24 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(f1_score(labels == 1, predictions == 1, zero_division=0.0)) if len(labels) else 0.0
 
 
+def micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of all classes together. predictions, labels: [n, c], not 0 for the classes of a row."""
+    return _set_f1(predictions, labels, "micro")
+
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the F1 of each class. predictions, labels: [n, c], not 0 for the classes of a row."""
+    return _set_f1(predictions, labels, "macro")
+
+
+def _set_f1(predictions: np.ndarray, labels: np.ndarray, average: str) -> float:
+    from sklearn.metrics import f1_score
+
+    if predictions.shape != labels.shape or labels.ndim != 2:
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [n, c]")
+    return float(f1_score(labels != 0, predictions != 0, average=average, zero_division=0.0)) if len(labels) else 0.0
+
+
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews' correlation coefficient. predictions, labels: class ids [n]."""
     from sklearn.metrics import matthews_corrcoef
@@ -64,3 +82,4 @@ def _check(predictions: np.ndarray, labels: np.ndarray) -> None:
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
+SET_METRICS = {"micro_f1": micro_f1, "macro_f1": macro_f1}  # of rows with any number of classes

@@ -13,12 +13,16 @@ from tinybert_jax.data.tokens import Tokens
 LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
 
 
+Table = tuple[list[str], list[list[str]]]  # header, and cells of each row
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Tokens, and pure functions of a model's logits on them, in the order of the rows.
 
     `score` gives the task's metrics, `skill` how far the model is above chance (0) on the way to perfection (1), and
     `predictions` the content of a predictions file. `majority` gives the accuracy, and the share of the largest class.
+    `tables` tell what the model does with each class.
     """
 
     tokens: Tokens
@@ -32,11 +36,12 @@ class Split:
     chance: float = LOW_F1  # the skill that guesses reach
     majority: Callable[[np.ndarray], tuple[float, float]] | None = None  # None: the outputs are no classes of rows
     rows: Rows | None = None  # what the tokens were made of, where it was rows
+    tables: Callable[[np.ndarray], list[Table]] = lambda logits: []
 
     @property
     def is_constant(self) -> bool:
         """Whether all rows have the same label, so that no score can tell a good model from a bad one."""
-        return self.rows is not None and len(np.unique(self.tokens.labels)) < 2
+        return self.rows is not None and len(np.unique(self.tokens.labels, axis=0)) < 2
 
     def failure(self, logits: np.ndarray) -> str:
         """How a model is no better than one that never read a text, or "" where it is better."""

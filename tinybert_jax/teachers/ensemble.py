@@ -14,6 +14,7 @@ from scipy.special import log_softmax, logsumexp
 
 from tinybert_jax.data.labels import label_ids
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.heads import ClassAxis
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.settings.teachers import Average, Ensemble
@@ -77,7 +78,7 @@ def class_order(task: Task, names: tuple[str, ...], teacher: Teacher) -> np.ndar
 
 def average(
     outputs: Sequence[np.ndarray],
-    class_axis: int | None,
+    class_axis: ClassAxis,
     mask: np.ndarray | None = None,
     *,
     shares: Sequence[float],
@@ -87,7 +88,8 @@ def average(
 
     Args:
         outputs: for each teacher, logits, or numbers.
-        class_axis: over which probabilities add up to 1; None: the outputs are numbers.
+        class_axis: over which probabilities add up to 1; EACH: every class has one of its own; None: the outputs are
+            numbers.
         mask: 0 where there is no class, as padding is no answer; it broadcasts to the outputs.
         shares: their weights, which add up to 1.
         of: what the mean is of; of probabilities, the logits are the logarithms of their mean.
@@ -100,12 +102,15 @@ def average(
     weights = np.asarray(shares, np.float32).reshape(-1, *[1] * (stacked.ndim - 1))
     if class_axis is None or of == "logits":
         return (stacked * weights).sum(axis=0)
+    if isinstance(class_axis, str):  # EACH
+        yes, no = (logsumexp(-np.logaddexp(0, -x), axis=0, b=weights) for x in (stacked, -stacked))
+        return (yes - no).astype(np.float32)
     axis = class_axis if class_axis < 0 else class_axis + 1
     real = stacked if mask is None else np.where(mask, stacked, -1e9)
     return logsumexp(log_softmax(real, axis=axis), axis=0, b=weights).astype(np.float32)
 
 
-def class_mask(class_axis: int | None, lengths: np.ndarray, positions: int) -> np.ndarray | None:
+def class_mask(class_axis: ClassAxis, lengths: np.ndarray, positions: int) -> np.ndarray | None:
     """The mask of `average`, [n, positions, 1]: where classes are positions, those of real tokens; else None.
 
     Args:
@@ -123,7 +128,7 @@ class AveragedTargets(WithTargets):
     members: Sequence[ExamplesWithTargets]  # each over the same rows, in its own tokens
     in_order: Sequence[Callable[[np.ndarray], np.ndarray]]  # as `Teacher.in_order` of each
     mean: Callable[..., np.ndarray]  # as `Teacher.average`
-    class_axis: int | None
+    class_axis: ClassAxis
 
     def targets(self, rows: np.ndarray, length: int) -> np.ndarray:
         pairs = zip(self.in_order, self.members, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError
@@ -53,6 +53,8 @@ def load_exported(experiment: Experiment) -> Teacher:
     def outputs(texts: Sequence[Any]) -> np.ndarray:
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         logits = predictor.logits(encode(rows, predictor.tokenizer, predictor.max_length))
+        if task.is_multi_label:
+            return expit(logits.astype(np.float64))
         return softmax(logits, axis=1) if labels else logits[:, 0]
 
     settings = FunctionTeacher(outputs, f"{file.name} {digest.hexdigest()}, {predictor.max_length} tokens", labels)

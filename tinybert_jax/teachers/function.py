@@ -15,7 +15,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import FunctionTeacher
-from tinybert_jax.teachers.predictions import LEAST_PROBABILITY, SUM_TOLERANCE
+from tinybert_jax.teachers.predictions import LEAST_PROBABILITY, SUM_TOLERANCE, log_odds
 from tinybert_jax.teachers.teacher import Teacher
 
 FORMAT_VERSION = 1  # increase it when kept outputs would change
@@ -34,22 +34,32 @@ def load_function(experiment: Experiment) -> Teacher:
     if task.is_regression != (not settings.labels):
         wanted = "none, for its outputs are numbers" if task.is_regression else "the class names"
         raise InputError(f"{settings}: its labels are {settings.labels}; task {task.name!r} asks for {wanted}")
-    return Teacher(
-        str(settings), settings.fingerprint, settings.labels, outputs_of=lambda rows: function_outputs(settings, rows)
-    )
+
+    def outputs_of(rows: Rows) -> np.ndarray:
+        return function_outputs(settings, rows, multi_label=task.is_multi_label)
+
+    return Teacher(str(settings), settings.fingerprint, settings.labels, outputs_of=outputs_of)
 
 
-def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | None = None) -> np.ndarray:
+def function_outputs(
+    settings: FunctionTeacher, rows: Rows, cache_dir: Path | None = None, multi_label: bool = False
+) -> np.ndarray:
     """A function's outputs for rows: logits float32 [n, c], or numbers float32 [n].
 
     They are kept in the user's cache, under the function's fingerprint. After an interruption, the next call goes on.
+
+    Args:
+        settings: the function.
+        rows: n rows.
+        cache_dir: see `cache.cache_folder`.
+        multi_label: each class has a probability of its own.
 
     Raises:
         InputError: the function gives anything but probabilities or numbers; or the cache cannot be written.
     """
     from tqdm import tqdm
 
-    described = [FORMAT_VERSION, settings.described(), rows.fingerprint]
+    described = [FORMAT_VERSION, settings.described(), rows.fingerprint, *(["multi_label"] if multi_label else [])]
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     size, count = settings.batch_size, len(rows.texts)
 
@@ -58,7 +68,7 @@ def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | No
         with tqdm(total=count, initial=first, desc=str(settings), unit="row", disable=count <= size) as bar:
             for start in range(first, count, size):
                 texts = [row if len(row) > 1 else row[0] for row in rows.texts[start : start + size]]
-                for values in _checked(settings, settings.function(texts), texts):
+                for values in _checked(settings, settings.function(texts), texts, multi_label):
                     yield [values.tobytes()]
                 bar.update(len(texts))
 
@@ -74,19 +84,23 @@ def function_outputs(settings: FunctionTeacher, rows: Rows, cache_dir: Path | No
     return cached(entry, build, load, resumable=True)
 
 
-def _checked(settings: FunctionTeacher, outputs: object, texts: Sequence[object]) -> np.ndarray:
+def _checked(settings: FunctionTeacher, outputs: object, texts: Sequence[object], multi_label: bool) -> np.ndarray:
     values = np.asarray(outputs, np.float32)
     wanted = (len(texts), len(settings.labels)) if settings.labels else (len(texts),)
     if values.shape != wanted:
         raise InputError(f"{settings}: gave an array {values.shape} for {len(texts)} texts; it must be {wanted}")
     if not settings.labels:
         wrong = ~np.isfinite(values)
+    elif multi_label:
+        wrong = ~(np.abs(values - 0.5) <= 0.5).all(axis=1)
     else:
         wrong = ~((values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) <= SUM_TOLERANCE))
     if wrong.any():
         number = int(wrong.argmax())
         raise InputError(
             f"{settings}: gave {values[number].tolist()} for {str(texts[number])[:60]!r}; it must give finite numbers,"
-            " and for classes probabilities that add up to 1"
+            " and for classes probabilities" + (" from 0 to 1" if multi_label else " that add up to 1")
         )
+    if multi_label:
+        return log_odds(outputs)
     return np.log(np.maximum(values, LEAST_PROBABILITY)) if settings.labels else values

@@ -25,7 +25,7 @@ LEAST_PROBABILITY = 1e-9  # a probability of 0 has no logit; this one is as good
 SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of a row may add up, as after rounding
 SUFFIXES = (".jsonl", ".tsv", ".csv", ".parquet")
 LOGITS = "logits."  # before a class, in the name of a table's column
-KINDS = ("probabilities", "logits", "label", "value")
+KINDS = ("probabilities", "logits", "label", "labels", "value")
 
 Key = tuple[str, ...]  # the texts of a row, or its id
 
@@ -56,6 +56,9 @@ def load_predictions(experiment: Experiment) -> Teacher:
     - `label`, with its `confidence` (default: 1), as a probability.
     - `value`, in regression.
 
+    Where rows have any number of classes, each probability stands alone; it is 0 for a class that is not named. A
+    `label` is then the one class of its row, and `labels` a list of them.
+
     Temperatures apply to the logarithms of probabilities.
 
     Raises:
@@ -78,7 +81,7 @@ def load_predictions(experiment: Experiment) -> Teacher:
         if task.is_regression:
             output = np.asarray(_number(record.fields.get("value"), record.where, "value"), np.float32)
         else:
-            output = _logits(record, ids, len(label_names))
+            output = _logits(record, ids, len(label_names), task.is_multi_label)
         key = record.by_id, record.key
         if key in outputs and not np.array_equal(outputs[key], output):
             raise InputError(f"{record.where}: the row has another prediction in a line before: keep one of the two")
@@ -221,20 +224,28 @@ def _label_names(records: list[Record], task: Task, source: DataSource) -> tuple
         return known
     named: set[str] = set()
     for record in records:
-        named |= {_label(record)} if "label" in record.fields else set(_by_class(record))
+        named |= set(_labels(record)) if {"label", "labels"} & set(record.fields) else set(_by_class(record))
     if len(named) < 2:
         raise InputError(f"{records[0].where}: the file names {len(named)} class: it must name two or more")
     return tuple(sorted(named))
 
 
-def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
-    """The logits of a record, float32 [c]; of probabilities, their logarithms."""
+def log_odds(probabilities: Any) -> np.ndarray:
+    """The logits of classes that do not exclude each other, float32."""
+    likely = np.clip(np.asarray(probabilities, np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    return (np.log(likely) - np.log1p(-likely)).astype(np.float32)
+
+
+def _logits(record: Record, ids: Mapping[str, int], count: int, multi_label: bool) -> np.ndarray:
+    """The logits of a record, float32 [c]; of probabilities, their logarithms, or log-odds."""
     where, fields = record.where, record.fields
-    if "label" in fields:
+    if "labels" in fields and not multi_label:
+        raise InputError(f'{where}: has "labels", and a row has one: give its "label", or take --task multi_label')
+    if "label" in fields or "labels" in fields:
         confidence = _number(fields.get("confidence", 1.0), where, "confidence")
         if not 0 < confidence <= 1:
             raise InputError(f"{where}: the confidence is {confidence:g}; it must be above 0, and at most 1")
-        values = {_label(record): confidence}
+        values = dict.fromkeys(_labels(record), confidence)
     else:
         kind = "logit" if "logits" in fields else "probability"
         values = {label: _number(x, where, f"{kind} of {label!r}") for label, x in _by_class(record).items()}
@@ -249,6 +260,13 @@ def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
         for label, value in values.items():
             logits[ids[label]] = value
         return logits
+    if multi_label:
+        if not all(0 <= value <= 1 for value in values.values()):
+            raise InputError(f"{where}: the probabilities are {values}: each must be from 0 to 1")
+        likely = np.zeros(count)
+        for label, value in values.items():
+            likely[ids[label]] = value
+        return log_odds(likely)
     total, unnamed = sum(values.values()), count - len(values)
     least = 0.0 if unnamed else 1 - SUM_TOLERANCE
     if min(values.values()) < 0 or not least <= total <= 1 + SUM_TOLERANCE:
@@ -262,10 +280,12 @@ def _logits(record: Record, ids: Mapping[str, int], count: int) -> np.ndarray:
     return np.log(np.maximum(likely, LEAST_PROBABILITY)).astype(np.float32)
 
 
-def _label(record: Record) -> str:
-    """The label of a record, as a file of rows would write it."""
-    label = record.fields["label"]
-    return label.strip() if isinstance(label, str) else json.dumps(label, default=str)
+def _labels(record: Record) -> list[str]:
+    """The label of a record, or its list of labels, as a file of rows would write them."""
+    labels = record.fields["labels"] if "labels" in record.fields else [record.fields["label"]]
+    if not isinstance(labels, list):
+        raise InputError(f'{record.where}: "labels" is {json.dumps(labels, default=str)[:60]}: give a list')
+    return [label.strip() if isinstance(label, str) else json.dumps(label, default=str) for label in labels]
 
 
 def _by_class(record: Record) -> Mapping[str, Any]:

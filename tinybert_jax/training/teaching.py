@@ -14,7 +14,7 @@ from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_shares, place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import make_predict_step, predict_logits
-from tinybert_jax.models.heads import HEADS, head_losses
+from tinybert_jax.models.heads import HEADS, ClassAxis, head_losses
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.settings.arithmetic import arithmetic
@@ -78,7 +78,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
 
 
 def _score_together(
-    teacher: Teacher, dev: dict[str, Split], outputs: Sequence[dict[str, np.ndarray]], axis: int | None
+    teacher: Teacher, dev: dict[str, Split], outputs: Sequence[dict[str, np.ndarray]], axis: ClassAxis
 ) -> dict[str, float]:
     """An ensemble's scores on the dev sets that all members have outputs of, from each member's logits."""
     assert teacher.average is not None, "an ensemble has a mean"

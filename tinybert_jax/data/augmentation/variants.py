@@ -35,7 +35,7 @@ class Augmented:
 
     table: CandidateTable
     pool: np.ndarray  # int32: all ids, then the pieces of words, then the pieces of phrases
-    labels: np.ndarray  # [n], class ids or numbers
+    labels: np.ndarray  # [n], class ids or numbers; or [n, c], which classes a row has
     lengths: np.ndarray  # int64 [n * variants], of the longest possible draw
     variants: int
     texts: int  # per row: one, or two for a pair
@@ -76,9 +76,10 @@ class Augmented:
         filled = np.where(real, kept.sum(axis=1) + special, 0)
         if filled.max(initial=0) > length:
             raise ValueError(f"a variant of {filled.max()} tokens does not fit into {length}")
+        real_rows = real.reshape(-1, *[1] * (self.labels.ndim - 1))
         return Batch(
             *self._assemble(ids, ends[:-1].reshape(count.shape), kept, filled, length),
-            labels=np.where(real, self.labels[row], 0).astype(self.labels.dtype),
+            labels=np.where(real_rows, self.labels[row], 0).astype(self.labels.dtype),
             example_mask=real.astype(np.float32),
         )
 
