@@ -31,7 +31,7 @@ help:
 	@echo "make slow    whole runs of rare combinations, which make test leaves out: ten minutes"
 	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): twenty minutes, and the fuzzing"
 	@echo "make lint    ruff check, ruff format --check, mypy"
-	@echo "make bench   speed and memory beside torch, into README; installs torch (PIP_FLAGS goes to pip, e.g. an index of"
+	@echo "make bench   speed and memory beside torch, into docs/benchmarks.md; installs torch (PIP_FLAGS goes to pip, e.g. an index of"
 	@echo "             CPU wheels); ARGS='--data SST-2' takes the epochs' texts from there"
 	@echo "make clean   remove the environments and every cache; results in runs/ stay"
 	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from."

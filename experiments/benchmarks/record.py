@@ -1,4 +1,4 @@
-"""The record: every benchmark in a process of its own, and README's table and picture of them.
+"""The record: every benchmark in a process of its own, and the table of docs/benchmarks.md and the picture of them.
 
     python experiments/benchmarks/record.py --data SST-2-DIR --out runs/benchmarks.jsonl
 
@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 HERE = Path(__file__).parent
-README, PICTURE = HERE.parent.parent / "README.md", HERE / "speed.svg"
+PAGE, PICTURE = HERE.parent.parent / "docs/benchmarks.md", HERE / "speed.svg"
 BEGIN, END = "<!-- from here: experiments/benchmarks/record.py -->\n", "<!-- to here -->\n"
 SIZES = {"bert-base": "BERT_BASE to TinyBERT4", "minilm": "MiniLM to 3 x 192"}
 SAMPLES = {"epoch.py": "640", "augment.py": "32"}  # rows of text
@@ -156,7 +156,7 @@ def matching(lines: list[Found], start: str, size: str) -> Found | None:
 
 
 def table(lines: list[Found]) -> str:
-    """README's lines."""
+    """The lines of docs/benchmarks.md."""
     rows = [["ours / the other; Nx: times faster or smaller", *SIZES.values()], ["---"] * 3]
     for label, (start, cell) in ROWS.items():
         cells = [matching(lines, start, size) for size in SIZES]
@@ -225,7 +225,7 @@ def draw(lines: list[Found]) -> None:
 
 
 def main(out: Path, data: Path | None = None, render: bool = False) -> None:
-    """Measure everything, and write README's table and the picture.
+    """Measure everything, and write the table of docs/benchmarks.md and the picture.
 
     Args:
         out: file of the measured lines.
@@ -249,11 +249,11 @@ def main(out: Path, data: Path | None = None, render: bool = False) -> None:
     if not lines:
         sys.exit(f"{out}: nothing was measured yet; leave --render out")
     lines = [line for line in lines if line["commit"] == lines[-1]["commit"]]  # a table is of one commit
-    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}{table(lines)}{END}{after}", "utf-8")
+    PAGE.write_text(f"{before}{BEGIN}{table(lines)}{END}{after}", "utf-8")
     draw(lines)
-    print(f"\nwritten: {README}, {PICTURE}")
+    print(f"\nwritten: {PAGE}, {PICTURE}")
 
 
 if __name__ == "__main__":

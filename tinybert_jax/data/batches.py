@@ -16,7 +16,7 @@ def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """The lengths that batches are padded to, up to `max_length`. They are few, because each is compiled once.
 
     A `max_length` up to 16 is the only one. Up to 128, they are multiples of 8 up to 32 and of 16 above. For longer
-    texts, they are multiples of 32 with wider steps above 128. README records the share of real positions.
+    texts, they are multiples of 32 with wider steps above 128. docs/benchmarks.md has the share of real positions.
 
     >>> bucket_lengths(64)
     (8, 16, 24, 32, 48, 64)
