@@ -218,7 +218,9 @@ def test_transformers_gives_the_same_probabilities(tagger: Any) -> None:
 
 
 def test_files_and_functions_teach_class_sets(sets: Path, blank: Path, tmp_path: Path) -> None:
-    lines = [json.loads(line) for name in ("train", "dev") for line in (sets / f"{name}.jsonl").open()]
+    lines = [
+        json.loads(line) for name in ("train", "dev") for line in (sets / f"{name}.jsonl").read_text().splitlines()
+    ]
     unique = {line["text"]: line["labels"] for line in lines}
     half = len(unique) // 2
     records = [
