@@ -28,12 +28,19 @@ PARTIAL = ".partial-"  # before the name of an entry that is not whole
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
-    """`cache_dir`; else `$TINYBERT_JAX_CACHE`, `$XDG_CACHE_HOME/tinybert_jax` or `~/.cache/tinybert_jax`."""
+    """`cache_dir`; else `$TINYBERT_JAX_CACHE`, `$XDG_CACHE_HOME/tinybert_jax` or `~/.cache/tinybert_jax`.
+
+    Raises:
+        InputError: none of these is there, because the user has no home directory.
+    """
     if cache_dir is not None:
         return cache_dir
-    if os.environ.get("TINYBERT_JAX_CACHE"):
-        return Path(os.environ["TINYBERT_JAX_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinybert_jax"
+    if folder := os.environ.get("TINYBERT_JAX_CACHE"):
+        return Path(os.path.expanduser(folder))
+    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if caches.startswith("~"):
+        raise InputError("the user has no home directory to keep the cache in: set TINYBERT_JAX_CACHE to a folder")
+    return Path(caches) / "tinybert_jax"
 
 
 class Entry(NamedTuple):
@@ -166,7 +173,7 @@ def append_parts(folder: Path, title: str, files: int, parts: Callable[[int], It
         files: their number.
         parts: gives the parts from a given number on; each has the next bytes of every file.
     """
-    (folder / TITLE).write_text(title, "utf-8")
+    (folder / TITLE).write_text(title, "utf-8", "backslashreplace")
     progress, paths = folder / "progress.json", [folder / f"{number}.bin" for number in range(files)]
     done, sizes, checksums = 0, [0] * files, [0] * files
     with contextlib.suppress(OSError, ValueError, KeyError):

@@ -60,6 +60,54 @@ def test_a_word_may_hold_spaces_between_tabs_and_unusual_characters(tmp_path):
     assert read(tmp_path, "a\xa0b O\nc\u2028d O\n\x85 O\n#no O\n").words == [("a\xa0b", "c\u2028d", "\x85", "#no")]
 
 
+TWO = "Anna B-PER\nlives O\n\nRome B-LOC\n. O\n"
+
+
+@pytest.mark.parametrize(
+    "comment", ["# id 1\tdomain=x", "# sent_id = 1", "# a", "#begin document (a); part 0", "##", "#"]
+)
+@pytest.mark.parametrize("content", [GOOD, GOOD.replace(" ", "\t"), TWO, TWO.replace(" ", "\t")])
+def test_a_comment_before_a_sentence_is_no_word(tmp_path, comment, content):
+    commented = f"{comment}\n{comment}\n{content}".replace("Rome", f"{comment}\nRome") + f"\n{comment}\n"
+    sentences = read(tmp_path, commented)
+    assert list(sentences.words) == [("Anna", "lives"), ("Rome", ".")]
+    assert list(sentences.tags) == [("B-PER", "O"), ("B-LOC", "O")]
+    lines = commented.splitlines()
+    assert [lines[i - 1].split()[0] for i in sentences.lines] == ["Anna", "Rome"]
+
+
+def test_words_that_begin_with_a_hash_are_kept(tmp_path):
+    assert read(tmp_path, "# O\n1 O\n\n#no O\nway O\n").words == [("#", "1"), ("#no", "way")]
+    assert read(tmp_path, "# O\n\n#no O\n").words == [("#",), ("#no",)]
+    assert read(tmp_path, "# id 1\n#no\nway\n\n#\n").words == [("#no", "way"), ("#",)]
+
+
+JSON_LINE = '{"tokens": ["Anna", "lives"], "ner_tags": [1, 0]}\n'
+CONLL_U = "# text = Anna lives\n1\tAnna\t_\tPROPN\n2\tlives\t_\tVERB\n\n1-2\tal\t_\t_\n1\ta\t_\tADP\n2\tel\t_\tDET\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (JSON_LINE * 2, "train.txt:1: holds JSON, and this task reads CoNLL files"),
+        (f"[\n{JSON_LINE}]\n", "train.txt:1: holds JSON"),
+        (
+            CONLL_U,
+            "train.txt:2: the first column must be the word, and numbers the words, as in CoNLL-U: keep the col",
+        ),
+        (
+            "d 0 Anna PER\nd 1 lives O\n\nd 0 Ben PER\nd 1 too O\n",
+            "train.txt:1: the first column must be the word, and is 'd'",
+        ),
+    ],
+    ids=["JSON lines", "JSON", "CoNLL-U", "CoNLL-2012"],
+)
+def test_a_file_of_another_layout_is_refused_by_its_name(tmp_path, content, message):
+    with pytest.raises(InputError) as error:
+        read(tmp_path, content)
+    assert str(error.value).startswith(f"{tmp_path}/{message}")
+
+
 def test_a_file_of_one_column_has_no_tags(tmp_path):
     sentences = read(tmp_path, "-DOCSTART-\n\nAnna\nlives\n\nRome\n")
     assert list(sentences.words) == [("Anna", "lives"), ("Rome",)]

@@ -56,17 +56,65 @@ def test_white_space_around_an_answer_is_no_error(tmp_path, text, start):
     assert list(questions.answer_starts) == [(15,)]
 
 
+UNANSWERED = {"id": "2", "question": "Who?", "answers": []}
+
+
+@pytest.mark.parametrize(
+    ("version", "may_lack_answers", "reads"),
+    [("v2.0", False, True), ("2.0", False, True), ("1.1", True, True), ("1.1", False, False)],
+)
+def test_an_empty_list_of_answers_is_none_where_the_task_or_the_version_has_such_questions(
+    tmp_path, version, may_lack_answers, reads
+):
+    path = write(tmp_path / "dev.json", WHERE, UNANSWERED, version=version)
+    if reads:
+        questions = read_squad(path, may_lack_answers)
+        assert (list(questions.answers), questions.unanswerable, questions.labelled) == ([("Rome",), ()], True, True)
+        assert squad.score(questions, ["Rome", ""]) == {"f1": 1.0, "exact_match": 1.0}
+    else:
+        with pytest.raises(
+            InputError, match=r"qas\[1\]: there is no answer: give one, or is_impossible true and --task"
+        ):
+            read_squad(path, may_lack_answers)
+
+
+def test_an_empty_list_of_answers_to_a_question_that_is_said_to_have_one_is_refused(tmp_path):
+    path = write(tmp_path / "dev.json", WHERE, UNANSWERED | {"is_impossible": False}, version="v2.0")
+    with pytest.raises(InputError, match=r"qas\[1\]: is_impossible is false, but there is no answer: correct"):
+        read_squad(path, may_lack_answers=True)
+
+
 AT = "data[0].paragraphs[0].qas[0]"
 
 
 @pytest.mark.parametrize(
     ("qas", "message"),
     [
-        ([answered("Rome", 16)], f"{AT}.answers[0]: answer_start 16 points at 'ome.' and not at 'Rome': count char"),
-        ([answered("rome", 15)], f"{AT}.answers[0]: answer_start 15 points at 'Rome' and not at 'rome'"),
-        ([answered("Rome", -27)], f"{AT}.answers[0]: answer_start -27 points at"),
-        ([answered("Rome", 1000)], f"{AT}.answers[0]: answer_start 1000 points at '' and not at 'Rome'"),
-        ([answered(" ", 14)], f"{AT}.answers[0]: answer_start 14 points at '' and not at ''"),
+        (
+            [answered("Rome", 16)],
+            f"{AT}.answers[0]: answer_start 16 points at 'ome.' and not at 'Rome'; 'Rome' is at 15:",
+        ),
+        (
+            [answered("rome", 15)],
+            f"{AT}.answers[0]: answer_start 15 points at 'Rome' and not at 'rome', which does not hold 'rome': an",
+        ),
+        (
+            [answered("Rome", -1)],
+            f"{AT}.answers[0]: answer_start -1 lies outside the context of 41 characters; 'Rome' is at 15: count char",
+        ),
+        (
+            [answered("Rome", 1000)],
+            f"{AT}.answers[0]: answer_start 1000 lies outside the context of 41 characters; 'Rome' is at 15: count",
+        ),
+        (
+            [answered("e", -1)],
+            f"{AT}.answers[0]: answer_start -1 lies outside the context of 41 characters; 'e' is at 9 (or 6 other pl",
+        ),
+        (
+            [answered("Oslo", -1)],
+            f"{AT}.answers[0]: answer_start -1 lies outside the context of 41 characters, which does not hold 'Oslo':",
+        ),
+        ([answered(" ", 14)], f"{AT}.answers[0]: 'text' is empty: give the answer's text, or no answer"),
         (
             [answered("Rome", "15")],
             f"{AT}.answers[0]: 'answer_start' is a string instead of a whole number: write one",

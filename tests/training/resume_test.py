@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -50,6 +53,46 @@ def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, 
     assert process.returncode == 130, errors
     assert errors.endswith("tinybert: interrupted; if its --out exists, the same command with --resume continues\n")
     assert "an orderly end" not in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a terminal closes is the system's")
+def test_a_run_whose_terminal_closes_is_saved(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    """It gets SIGHUP, twice as from a shell, and can print no more."""
+    out = tmp_path / "run"
+    arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]
+    arguments += ["--max-length", "16", "--epochs", "500", "--out", str(out), "--evaluate-every", "3000"]
+    terminal, slave = pty.openpty()
+    command = [sys.executable, "-m", "tinybert_jax.cli", *arguments]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + 240
+    while not any(line["step"] >= 20 for line in logged_so_far(out)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.02)
+    os.close(slave)
+    os.close(terminal)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    assert process.wait(timeout=120) == 0
+    assert [int(step.name) > 20 for step in (out / "checkpoints" / "1-supervised").iterdir()] == [True]
+
+
+def test_nohup_is_left_to_ignore_a_terminal_that_closes() -> None:
+    program = """
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from tinybert_jax.devices import processes, sharding
+with processes.stop_requests(sharding.make_mesh()) as stop:
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+        print(stop.agreed(last=True))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert printed.split() == ["False", "True"]
 
 
 def test_a_signal_before_the_first_step_ends_the_program_in_order(
@@ -138,7 +181,7 @@ def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_
     assert "checkpoint_every" not in capsys.readouterr().err, "the result does not depend on it"
     config, params = tb.load_hf(moved)
     tb.save_hf(moved, config, jax.tree.map(lambda x: x + 1e-3, params))
-    with pytest.raises(tb.InputError, match=r"cannot resume: fingerprints\.teacher was "):
+    with pytest.raises(tb.InputError, match=rf"cannot resume: the teacher {moved} changed since the run"):
         tb.run(distillation(moved, blank_student, reviews, stages=stages), tmp_path / "run", resume=True)
 
 
@@ -158,3 +201,28 @@ def test_resuming_another_experiment_is_refused_by_the_fields_name(
     assert described["experiment"]["stages"][0]["learning_rate"] == 3e-3
     with pytest.raises(tb.InputError, match=r"experiment\.stages\.0\.learning_rate was 0\.003 and is 0\.001"):
         tb.run(experiment, out, resume=True)
+
+
+def test_a_run_resumes_where_its_rows_and_its_model_have_moved_and_names_what_changed(
+    pretrained: Path, reviews: Path, tmp_path: Path
+) -> None:
+    def experiment(model: Path, **source: str) -> tb.Experiment:
+        stages = (tb.Stage("supervised", max_steps=1),)
+        return tb.Experiment("classification", tb.DataSource(**source), str(model), stages, max_length=16)
+
+    out = tmp_path / "run"
+    before = tb.run(experiment(pretrained, data=str(reviews)), out)
+    data, model = Path(shutil.copytree(reviews, tmp_path / "data")), shutil.copytree(pretrained, tmp_path / "model")
+    train, dev = data / "train.tsv", data / "dev.tsv"
+    moved = experiment(model, train=str(train), dev=str(dev))
+    assert tb.run(moved, out, resume=True).scores == before.scores
+    dev.write_text(dev.read_text() + "a fine bag\tgood\n")
+    with pytest.raises(tb.InputError, match=rf"cannot resume: the rows of {dev} changed since the run started: give "):
+        tb.run(moved, out, resume=True)
+    train.write_text(train.read_text() + "a fine bag\tgood\n")
+    with pytest.raises(tb.InputError, match=rf"the rows of {dev}, {train}, or the tokenizer of {model}, changed"):
+        tb.run(experiment(model, data=str(data)), out, resume=True)
+    config, params = tb.load_hf(model)
+    tb.save_hf(model, config, jax.tree.map(lambda x: x + 1e-3, params))
+    with pytest.raises(tb.InputError, match=rf"cannot resume: the model {model} changed since the run started"):
+        tb.run(moved, out, resume=True)

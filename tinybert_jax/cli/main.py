@@ -25,6 +25,7 @@ from tinybert_jax.cli.compress import compress
 from tinybert_jax.cli.evaluate import evaluate
 from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.export import export
+from tinybert_jax.cli.names import check_names, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.process import prepare_process
 from tinybert_jax.cli.train import distill, finetune, pretrain
@@ -64,45 +65,56 @@ def run(
     execute([described], out or Path("runs") / f"{experiment.stem}-seed{described.seed}", resume, devices)
 
 
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": run,
+    "finetune": finetune,
+    "pretrain": pretrain,
+    "augment": augment,
+    "distill": distill,
+    "evaluate": evaluate,
+    "compress": compress,
+    "export": export,
+    "cache": cache,
+}
+
+
 def main() -> None:
-    """Entry point. Wrong input prints one line and exits with 2; Ctrl-C and SIGTERM exit with 130. In training, the
-    first signal saves and exits with 0, and the second exits with 130.
+    """Entry point. Wrong input prints one line and exits with 2; Ctrl-C, SIGTERM and SIGHUP exit with 130. In
+    training, the first signal saves and exits with 0, and the second exits with 130.
     """
     if sys.argv[1:] == ["--version"]:
         print(importlib.metadata.version("tinybert_jax"))
         return
     prepare_process()
-    commands: dict[str, Callable[..., Any]] = {
-        "run": run,
-        "finetune": finetune,
-        "pretrain": pretrain,
-        "augment": augment,
-        "distill": distill,
-        "evaluate": evaluate,
-        "compress": compress,
-        "export": export,
-        "cache": cache,
-    }
-    for command in commands.values():  # --help would keep our line breaks beside its own
+    for command in COMMANDS.values():  # --help would keep our line breaks beside its own
         command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    arguments = [expanded(argument) for argument in sys.argv[1:]]
     try:
+        check_names(arguments, COMMANDS)
         tyro.extras.subcommand_cli_from_dict(
-            commands,
+            COMMANDS,
             prog="tinybert",
+            args=arguments,
             description="Make a BERT small and fast: TinyBERT distillation (arXiv 1909.10351) in JAX.",
         )
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         _end(2, str(error))
+    except UnicodeEncodeError as error:  # a file's name in another encoding, which the tokenizers' library cannot open
+        line = f"{error.object!r} is not UTF-8: rename the file or directory"
+        print(f"tinybert: error: {line}", file=sys.stderr)
+        _end(2, line)
     except OSError as error:  # a full disk, a file that may not be written
         line = f"{error.filename or 'writing failed'}: {error.strerror or error}"
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
     except KeyboardInterrupt:
-        print(
-            "\ntinybert: interrupted; if its --out exists, the same command with --resume continues", file=sys.stderr
-        )
+        with contextlib.suppress(OSError):  # the terminal is gone
+            line = "interrupted; if its --out exists, the same command with --resume continues"
+            print(f"\ntinybert: {line}", file=sys.stderr)
         _end(130, "interrupted", at_once=True)
     except Exception as error:
         if processes := _processes():

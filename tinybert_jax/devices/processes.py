@@ -82,7 +82,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
     atexit.register(end_watch)
     if not is_primary():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 - for as long as the process lives
 
 
 def _started_by_a_launcher() -> bool:
@@ -178,7 +178,7 @@ def _end_with_the_others(ended: threading.Event) -> None:
 
 
 class StopRequests:
-    """SIGINT and SIGTERM, received by this process or by any other."""
+    """SIGINT, SIGTERM and SIGHUP, received by this process or by any other."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._received = False
@@ -188,10 +188,16 @@ class StopRequests:
 
     def receive(self, number: int, frame: Any) -> None:
         """The signals' handler; the second signal ends the program."""
+        if self._received and number == signal.SIGHUP:  # a terminal that closes sends it twice
+            return
         if self._received:
             raise KeyboardInterrupt
         self._received = True
-        os.write(2, b"\nstopping after this step; once more to end at once\n")  # print is not reentrant
+        for file, message in ((1, b""), (2, b"\nstopping after this step; once more to end at once\n")):
+            try:
+                os.write(file, message)  # print is not reentrant
+            except OSError:  # the terminal is gone: what the run prints until it has saved must not end it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
     def agreed(self, last: bool) -> bool:
         """Whether to stop now. Call it once per step: all processes get the same answer at the same step.
@@ -212,12 +218,15 @@ class StopRequests:
 
 @contextmanager
 def stop_requests(mesh: Mesh) -> Iterator[StopRequests]:
-    """Catch SIGINT and SIGTERM, for the loop to read."""
+    """Catch SIGINT, SIGTERM and, unless nohup ignores it, SIGHUP, for the loop to read."""
     requests = StopRequests(mesh)
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield requests
         return
-    previous = {number: signal.signal(number, requests.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, requests.receive) for number in caught}
     try:
         yield requests
     finally:

@@ -32,7 +32,7 @@ class Experiment:
     max_length: int = 128
     compute_dtype: ComputeDtype = "float32"
     remat: bool = False  # compute activations again in the backward pass: less memory, a third more work
-    checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and on SIGTERM and Ctrl-C
+    checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and when a signal stops it
     teacher_cache_gb: float = 20.0  # of disk for the teacher's outputs, where rows are read more than once
     seed: int = 0
     data_seed: int | None = None  # of the order of the rows, masking and augmentation; default: `seed`

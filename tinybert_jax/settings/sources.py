@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from tinybert_jax.errors import InputError, check_seed
+
+
+def _expand_home(source: object, *names: str) -> None:
+    """Put the user's home directory for `~` in these fields: a path, or several."""
+    for name in names:
+        value = getattr(source, name)
+        if isinstance(value, str):
+            object.__setattr__(source, name, os.path.expanduser(value))
+        elif value is not None:
+            object.__setattr__(source, name, tuple(map(os.path.expanduser, value)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class DataSource:
         return self.data is not None or self.train is not None or self.tfds is not None
 
     def __post_init__(self) -> None:
+        _expand_home(self, "data", "train", "dev", "test", "unlabelled")
         files = any(file is not None for file in (self.train, self.dev, self.test))
         check_seed("dev_seed", self.dev_seed)
         if self.dev_share is not None:
@@ -72,6 +84,7 @@ class CorpusSource:
     processes: int = 1  # that build the shards; the shards do not depend on it
 
     def __post_init__(self) -> None:
+        _expand_home(self, "files")
         if not self.files:
             raise InputError("a corpus needs at least one text file: give --corpus FILE")
         if not 0 <= self.short_sequence_probability <= 1:

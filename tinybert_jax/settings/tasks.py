@@ -71,6 +71,7 @@ class Task:
     prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5
     submission: str = ""  # the file that the benchmark's server takes test predictions in
     second: str = ""  # the task whose dev and test sets are scored too, and never select
+    may_lack_answers: bool = False  # a question whose list of answers is empty has none
     has_damaged_rows: bool = False  # its official files have rows that are cut short, or lack one text of two
 
     @property
@@ -224,7 +225,9 @@ TASKS = {
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
         # The paper gives no epochs for the intermediate stage of these, nor lengths.
         _SQUAD,
-        dataclasses.replace(_SQUAD, name="squad2", train_file="train-v2.0.json", dev_file="dev-v2.0.json"),
+        dataclasses.replace(
+            _SQUAD, name="squad2", train_file="train-v2.0.json", dev_file="dev-v2.0.json", may_lack_answers=True
+        ),
         Task(
             "ner",
             (),

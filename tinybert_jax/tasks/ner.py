@@ -16,6 +16,7 @@ from tinybert_jax.cache import cached_arrays
 from tinybert_jax.data.batches import PROGRESS_FROM
 from tinybert_jax.data.reader import read_text
 from tinybert_jax.data.rows import split_path
+from tinybert_jax.data.suspects import holds_json
 from tinybert_jax.data.tokens import TOKENIZE_AT_ONCE, Tokens
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import frame_of
@@ -52,25 +53,38 @@ def read_conll(path: Path) -> Sentences:
     """The sentences of a file in CoNLL's layout: a word per line, its tag in the last column, blank lines between.
 
     Columns are separated by tabs if the line has one, otherwise by spaces. A file of one column has no tags. A line
-    of the word `-DOCSTART-` only ends a sentence. A byte order mark and CRLF line ends are accepted.
+    of the word `-DOCSTART-` only ends a sentence. Lines that begin with `#` before the first word of a sentence are
+    comments (`# id 7`, as in MultiCoNER and CoNLL-U), unless they have the columns of a word and the tag of another
+    word. A byte order mark and CRLF line ends are accepted.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
     """
+    text = read_text(path)
+    if holds_json(text):
+        raise InputError(
+            f"{path}:1: holds JSON, and this task reads CoNLL files: write a word and its tag in each line, and a"
+            " blank line after each sentence"
+        )
+    # Not splitlines(), which also splits at characters that occur inside real words (U+0085, U+2028).
+    rows = [_columns(content) for content in [*text.split("\n"), ""]]
+    surely_words = [row for row in rows if row and row[0] != "-DOCSTART-" and not row[0].startswith("#")]
+    columns = len(surely_words[0]) if surely_words else 0
+    known_tags = {row[-1] for row in surely_words}
     words: list[tuple[str, ...]] = []
     tags: list[tuple[str, ...]] = []
     lines: list[int] = []
     sentence: list[list[str]] = []
-    columns = 0
-    # Not splitlines(), which also splits at characters that occur inside real words (U+0085, U+2028).
-    for line, content in enumerate([*read_text(path).split("\n"), ""], 1):
-        row = _columns(content)
+    for line, row in enumerate(rows, 1):
         if not row or row[0] == "-DOCSTART-":
             if sentence:
                 words.append(tuple(row[0] for row in sentence))
                 tags.append(tuple(row[-1] for row in sentence))
                 lines.append(line - len(sentence))
             sentence = []
+            continue
+        is_word = len(row) == columns and (columns == 1 or row[-1] in known_tags)
+        if not sentence and row[0].startswith("#") and surely_words and not is_word:
             continue
         columns = columns or len(row)
         if len(row) != columns:
@@ -82,8 +96,27 @@ def read_conll(path: Path) -> Sentences:
         sentence.append(row)
     if not words:
         raise InputError(f"{path}:1: the file holds no word: give one with a word and its tag in each line")
+    if columns > 1:
+        _check_first_column(path, words, lines)
     content = json.dumps([words, tags if columns > 1 else None])
     return Sentences(words, tags if columns > 1 else None, lines, path, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _check_first_column(path: Path, words: Sequence[tuple[str, ...]], lines: Sequence[int]) -> None:
+    """Refuse a first column that numbers the words, as in CoNLL-U, or is the document's name, as in CoNLL-2012."""
+    several = [sentence for sentence in words if len(sentence) > 1]
+    if several and all(re.fullmatch("1|1-[0-9]+", sentence[0]) for sentence in words):
+        problem = "numbers the words, as in CoNLL-U"
+        if not all(re.fullmatch("[12]", sentence[1]) for sentence in several):
+            return
+    elif len(several) > 1 and len({word for sentence in words for word in sentence}) == 1:
+        problem = f"is {words[0][0]!r} everywhere"
+    else:
+        return
+    raise InputError(
+        f"{path}:{lines[0]}: the first column must be the word, and {problem}: keep the columns of the word and of the"
+        " tag, for example with: cut -f2,4"
+    )
 
 
 def _columns(content: str) -> list[str]:

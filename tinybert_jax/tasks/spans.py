@@ -225,7 +225,7 @@ def load_answers(
     if source.tfds is not None:
         questions = squad.from_tfds(source.tfds, split)
     else:
-        questions = squad.read_squad(split_path(task, source, split))
+        questions = squad.read_squad(split_path(task, source, split), task.may_lack_answers)
     # windows must advance, so short ones share less
     tokens, placed = windows(questions, tokenizer, max_length, min(STRIDE, max_length // 4))
 

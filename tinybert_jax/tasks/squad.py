@@ -41,10 +41,11 @@ class Questions:
         return len(self.ids)
 
 
-def read_squad(path: Path) -> Questions:
+def read_squad(path: Path, may_lack_answers: bool = False) -> Questions:
     """The questions of a file in the layout of SQuAD 1.1 or 2.0. `answers` may be missing in all of them.
 
-    An answer may differ from the context in the white space around it, as a few official ones do.
+    An answer may differ from the context in the white space around it, as a few official ones do. An empty list of
+    answers means that there is none, as for evaluate-v2.0.py, if the file's version is 2 or with `may_lack_answers`.
 
     Raises:
         InputError: `path: data[3].paragraphs[0].qas[2]: what is wrong and what to do`.
@@ -61,7 +62,8 @@ def read_squad(path: Path) -> Questions:
             context = _text(paragraph, "context", where)
             for k, qa in enumerate(_field(paragraph, "qas", list, where)):
                 entries.append((f"{where}.qas[{k}]", context, qa))
-    return _questions(str(path), entries, str(content.get("version", "")).lstrip("vV").startswith("2"))
+    unanswerable = str(content.get("version", "")).lstrip("vV").startswith("2")
+    return _questions(str(path), entries, unanswerable, may_lack_answers or unanswerable)
 
 
 def from_tfds(name: str, split: str) -> Questions:
@@ -94,7 +96,9 @@ def from_tfds(name: str, split: str) -> Questions:
     return _questions(f"{name}[{part}]", entries, "is_impossible" in features)
 
 
-def _questions(where: str, entries: Iterable[tuple[str, str, Any]], unanswerable: bool) -> Questions:
+def _questions(
+    where: str, entries: Iterable[tuple[str, str, Any]], unanswerable: bool, may_lack_answers: bool = False
+) -> Questions:
     """Check the questions. An entry is a question's place, for messages, its context and its JSON object."""
     places: dict[str, str] = {}
     rows: list[tuple[str, str, list[tuple[str, int]]]] = []
@@ -105,11 +109,11 @@ def _questions(where: str, entries: Iterable[tuple[str, str, Any]], unanswerable
         if name in places:
             raise InputError(f"{place}: the id {name!r} is also used by {places[name]}: give each question its own")
         places[name] = place
-        answers = _answers(qa, context, place)
+        answers = _answers(qa, context, place, may_lack_answers)
         if answers is None:
             unlabelled.append(place)
         rows.append((question, context, answers or []))
-        unanswerable |= "is_impossible" in qa
+        unanswerable |= "is_impossible" in qa or answers == []
         content.update(json.dumps([name, *rows[-1], answers is None]).encode())
     if not rows:
         raise InputError(f"{where}: there is no question: give another file")
@@ -127,7 +131,7 @@ def _questions(where: str, entries: Iterable[tuple[str, str, Any]], unanswerable
     )
 
 
-def _answers(qa: dict[str, Any], context: str, where: str) -> list[tuple[str, int]] | None:
+def _answers(qa: dict[str, Any], context: str, where: str, may_lack_answers: bool) -> list[tuple[str, int]] | None:
     """The text, as in the context, and the first character of each answer; None without answers in the file."""
     impossible = _field(qa, "is_impossible", bool, where) if "is_impossible" in qa else False
     if "answers" not in qa and not impossible:
@@ -135,20 +139,38 @@ def _answers(qa: dict[str, Any], context: str, where: str) -> list[tuple[str, in
     answers = _field(qa, "answers", list, where) if "answers" in qa else []
     if impossible and answers:
         raise InputError(f"{where}: is_impossible is true, but there are answers: correct one of the two")
-    if not impossible and not answers:
-        raise InputError(f"{where}: there is no answer: give one, or is_impossible true (or no 'answers' in the file)")
+    if not answers and not impossible:
+        if may_lack_answers and "is_impossible" in qa:
+            raise InputError(f"{where}: is_impossible is false, but there is no answer: correct one of the two")
+        if not may_lack_answers:
+            raise InputError(
+                f"{where}: there is no answer: give one, or is_impossible true and --task squad2 (or no 'answers' in"
+                " the file)"
+            )
     result = []
     for i, answer in enumerate(answers):
         place = f"{where}.answers[{i}]"
         text, start = _text(answer, "text", place).strip(), _field(answer, "answer_start", int, place)
         rest = context[start:].lstrip() if start >= 0 else ""
-        if not text or not rest.startswith(text):
-            text_there = context[max(start, 0) :][: len(text)]
-            raise InputError(
-                f"{place}: answer_start {start} points at {text_there!r} and not at {text!r}: count characters from 0"
-            )
+        if not text:
+            raise InputError(f"{place}: 'text' is empty: give the answer's text, or no answer")
+        if not rest.startswith(text):
+            raise InputError(f"{place}: {_misplaced(text, start, context)}")
         result.append((text, len(context) - len(rest)))
     return result
+
+
+def _misplaced(text: str, start: int, context: str) -> str:
+    """What is wrong with an answer's place, and what to do."""
+    if 0 <= start < len(context):
+        problem = f"answer_start {start} points at {context[start:][: len(text)]!r} and not at {text!r}"
+    else:
+        problem = f"answer_start {start} lies outside the context of {len(context)} characters"
+    places = [match.start() for match in re.finditer(re.escape(text), context)]
+    if not places:
+        return f"{problem}, which does not hold {text!r}: an answer must be a part of its context, letter by letter"
+    others = f" (or {len(places) - 1} other places)" if len(places) > 1 else ""
+    return f"{problem}; {text!r} is at {places[0]}{others}: count characters from 0"
 
 
 def _field(owner: Any, key: str, kind: type, where: str) -> Any:

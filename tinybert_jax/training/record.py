@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +23,8 @@ from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import CorpusSource
+from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
@@ -87,11 +90,11 @@ def check_processes(experiments: Sequence[Experiment], inputs: Sequence[Inputs],
 
 
 def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
-    """Compare a run that is to be resumed with the one that was started.
+    """Compare a run that is to be resumed with the one that was started. Rows and models may have moved.
 
     Raises:
-        InputError: names the field that differs; what differs by rounding only (package versions, devices, whether the
-            teacher's outputs are kept) gives a warning.
+        InputError: names the field, files or model that differ; what differs by rounding only (package
+            versions, devices, whether the teacher's outputs are kept) gives a warning.
     """
     path = out / "experiment.json"
     try:
@@ -103,6 +106,8 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
         before, after = started.get(field), now.get(field)
         if before == after or field.endswith((".source.processes", ".checkpoint_every")):
             continue  # what the result does not depend on
+        if field.startswith("fingerprints.") or _is_place(field, started):
+            continue
         if field.startswith(("versions.", "devices.")) or field.endswith(".teacher_cache_gb"):
             print(
                 f"warning: {field} was {before} when the run started and is {after} now: the result may differ by"
@@ -114,6 +119,48 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
                 f"{out}: cannot resume: {field} was {before!r} and is {after!r}: give {before!r} again, or another"
                 " --out"
             )
+    for number, experiment in enumerate(experiments):
+        prefix = "fingerprints." if len(experiments) == 1 else f"fingerprints.{number}."
+        before, after = ({k: v for k, v in flat.items() if k.startswith(prefix)} for flat in (started, now))
+        names = [name.removeprefix(prefix) for name in {**before, **after} if before.get(name) != after.get(name)]
+        if names:
+            raise InputError(
+                f"{out}: cannot resume: {_origins(experiment, names)} changed since the run started: give what it"
+                " started with, or another --out"
+            )
+
+
+def _is_place(field: str, started: dict[str, Any]) -> bool:
+    """Whether the field says where rows or a model are: their fingerprints decide."""
+    if field.endswith(".model"):  # a student preset or size has no fingerprint
+        return field.replace("experiment.", "fingerprints.", 1) in started
+    return bool(
+        re.search(r"\.(source\.(data|train|dev|test|tfds|unlabelled\.\d+|files\.\d+)|augmented|teacher)$", field)
+    )
+
+
+def _origins(experiment: Experiment, names: Sequence[str]) -> str:
+    """The models or files that some of an experiment's fingerprints are of."""
+    models = {"model": experiment.model, "teacher": str(experiment.teacher)}
+    if changed := [f"the {name} {models[name]}" for name in models if name in names]:
+        return " and ".join(changed)  # with a model, the tokens of the rows may have changed
+    source = experiment.source
+    if isinstance(source, CorpusSource):
+        return f"the text of {', '.join(source.files)}"
+    task, files = get_task(experiment.task), []
+    for name in names:
+        split: Literal["train", "dev"] = "train" if name == "train" or source.dev_share is not None else "dev"
+        of_second = name not in ("train", "dev")
+        if source.tfds is not None:
+            files.append(source.tfds)
+        elif source.data is not None:
+            files.append(str(Path(source.data) / (get_task(task.second) if of_second else task).file(split)))
+        elif (file := getattr(source, split)) is not None:
+            files.append(file)
+        if name == "train":
+            files += [*source.unlabelled, *([] if experiment.augmented is None else [experiment.augmented])]
+    tokenizer = f", or the tokenizer of {experiment.model}," if {"train", "dev"} <= set(names) else ""
+    return f"the rows of {', '.join(sorted(set(files)))}{tokenizer}"
 
 
 def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
@@ -208,7 +255,7 @@ import tinybert_jax as tb
 {json.dumps(experiment.as_dict(), indent=2)}
 ```
 """
-    (student / "README.md").write_text(text, "utf-8")
+    (student / "README.md").write_text(text, "utf-8", "backslashreplace")
 
 
 def _chain(chain: list[Link]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def run(
         InputError: something the experiment names is missing, damaged or does not fit; on a hundred dev rows or more,
             the teacher is at chance; `out` exists, cannot be written, or, with `resume`, holds another run; JAX has
             64 bits.
-        loop.Stopped: SIGINT or SIGTERM came; the state is saved.
+        loop.Stopped: SIGINT, SIGTERM or SIGHUP came; the state is saved.
         logs.Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
     return run_population((experiment,), out, resume, mesh)[0]
@@ -79,7 +80,7 @@ def run_population(
         logs.Diverged: as in `run`, by any of the members.
     """
     try:
-        return _run(experiments, Path(out), resume, mesh)
+        return _run(experiments, Path(os.path.expanduser(out)), resume, mesh)
     except OSError as error:
         message = f"{error.filename or out}: {error.strerror or error}"
         if record.is_begun(out):

@@ -1,0 +1,69 @@
+"""A command or an option that does not exist is refused in one line with the nearest; `~` is the home directory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from in_process import assert_refused, tinybert, write
+
+from tinybert_jax.cli import main
+from tinybert_jax.cli.names import HELP, option_names
+
+COMMON = ["--model", "m", "--task", "sst2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distil", "--teacher", "t"], "no command 'distil'; did you mean distill?; there are run, finetune, "),
+        (["xyz"], "no command 'xyz'; there are run, finetune, "),
+        (["--task", "sst2", "finetune"], "--task: the command comes first, and is one of run, finetune, "),
+        (["evaluate", *COMMON, "--dta", "d"], "tinybert evaluate has no option --dta; did you mean --data?; all "),
+        (["finetune", *COMMON, "--bacth-size=4"], "tinybert finetune has no option --bacth-size; did you mean --bat"),
+        (["finetune", *COMMON, "--learning_rat", "1"], "no option --learning-rat; did you mean --learning-rate?"),
+        (["finetune", *COMMON, "--no-resum"], "no option --no-resum; did you mean --no-resume?"),
+        (["evaluate", *COMMON, "--jsn", "f"], "no option --jsn; did you mean --json?"),
+        (["run", "file.py", "--sed", "1"], "tinybert run has no option --sed; did you mean --seed?"),
+        (["finetune", *COMMON, "--temperature", "2"], "tinybert finetune has no option --temperature, but distill"),
+        (["finetune", *COMMON, "--qqqq"], "tinybert finetune has no option --qqqq; all are in: "),
+        (["finetune", *COMMON, "-batch-size", "4"], "tinybert finetune has no option -batch-size; did you mean --"),
+    ],
+)  # fmt: skip
+def test_a_name_that_does_not_exist_is_refused_with_the_nearest(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert_refused(capsys, tinybert(monkeypatch, *arguments), message)
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_the_known_options_are_those_of_the_help(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert tinybert(monkeypatch, command, "--help") == 0
+    first_column = re.findall(r"(?m)^[│ ]{1,4}((?:--?[a-z][a-z0-9-]*(?:, )?)+)", capsys.readouterr().out)
+    listed = {name for names in first_column for name in names.split(", ")} - set(HELP)
+    assert listed
+    assert set(option_names(main.COMMANDS[command])) >= listed
+    assert {name for name in option_names(main.COMMANDS[command]) if not name.startswith("--no-")} <= listed
+
+
+def test_a_value_is_no_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    code = tinybert(monkeypatch, "finetune", *COMMON, "--data", "d", "--out", "o", "--learning-rate", "-1")
+    assert_refused(capsys, code, "learning_rate is -1.0; it must be finite and greater than 0")
+
+
+@pytest.mark.parametrize("data", ["--data=~/data", "--dev=~/data/dev.tsv"])
+def test_options_read_a_tilde_as_the_home_directory(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "model").symlink_to(TINY)
+    write(tmp_path / "data" / "dev.tsv", "text\tlabel\na film\tpositive\ngood\tnegative\n")
+    arguments = ["--model=~/model", "--task=classification", data, "--predictions=~/p.tsv", "--json=~/s.json"]
+    assert tinybert(monkeypatch, "evaluate", *arguments) == 0, capsys.readouterr().err
+    assert {"p.tsv", "s.json"} <= {path.name for path in tmp_path.iterdir()}
