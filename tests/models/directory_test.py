@@ -165,7 +165,7 @@ def test_a_tinybert_as_pretrained_is_read_with_all_its_heads(tmp_path: Path) -> 
         (lambda t: t.pop("fit_denses.2.bias"), "hold 3 of 4 projections' bias; missing: projection 2"),
         (lambda t: t.update({"fit_denses.4.bias": np.zeros(40, np.float32)}), "hold 5 of 4 projections' bias"),
         (lambda t: t.update({"fit_denses.1.bias": np.zeros(41, np.float32)}), "fit_denses/bias are not all of one"),
-        (lambda t: add_projections(t, 1), "2 tensors that no BERT has: fit_dense/bias, fit_dense/kernel"),
+        (lambda t: add_projections(t, 1), "2 tensors that no BERT has: 'fit_dense.bias', 'fit_dense.weight'"),
         (
             lambda t: [t.pop(f"fit_denses.{i}.bias") for i in range(4)],
             "1 of 27 tensors are missing: fit_denses/bias",
@@ -193,7 +193,7 @@ def drop_layer(tensors) -> None:
     ("change", "message"),
     [
         (lambda t: t.pop("classifier.bias"), "1 of 25 tensors are missing: classifier/bias"),
-        (lambda t: t.update(extra=np.zeros(3, np.float32)), "1 tensors that no BERT has: extra"),
+        (lambda t: t.update({"bert.extra": np.zeros(3, np.float32)}), "1 tensors that no BERT has: 'bert.extra'"),
         (lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}), r"classifier/bias has the shape \(5,\)"),
         (
             lambda t: t.update({"bert.encoder.layer.1.output.dense.bias": np.zeros(5, np.float32)}),
@@ -239,7 +239,7 @@ DENSE = "bert.encoder.layer.{}.output.dense.bias"
         (DENSE.format("9" * 5000), "1 tensors that no BERT has"),
         ("classifier.kernel", "hold 'classifier.kernel', which no BERT has"),  # what we call it
         ("bert.embeddings.LayerNorm.beta", "LayerNorm.beta' and '.*LayerNorm.bias' are the same tensor: keep one"),
-        ("two\nlines", r"1 tensors that no BERT has: two\\nlines$"),
+        ("bert.two\nlines", r"1 tensors that no BERT has: 'bert.two\\nlines'$"),
     ],
 )
 def test_a_tensor_under_an_odd_name_replaces_no_other(directory: Path, name: str, message: str) -> None:

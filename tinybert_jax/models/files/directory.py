@@ -66,8 +66,12 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     """
     path = resolve(str(directory))
     config = load_config(path)
-    params = from_hf_tensors(config, read_tensors(path), str(path))
-    architectures = load_architectures(path)
+    tensors, architectures = read_tensors(path), load_architectures(path)
+    if any(name.endswith("ForMultipleChoice") for name in architectures):
+        heads = [name for name in tensors if name.split(".")[0] in ("classifier", "pre_classifier")]
+        print(f"note: {path}: its head for multiple choice is left out: no task here has one", file=sys.stderr)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    params = from_hf_tensors(config, tensors, str(path))
     named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
     if any(row.pooled is False for row in named):
         params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
