@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import tinybert_jax as tb
 from tinybert_jax.batch import Params
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack, unpack
-from tinybert_jax.models.files.directory import fingerprint
+from tinybert_jax.models.files.hub import fingerprint
 
 FIXTURES = TINY.parent
 NAME = "bert.encoder.layer.0.intermediate.dense.weight"

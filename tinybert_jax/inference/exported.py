@@ -13,8 +13,8 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.errors import InputError
-from tinybert_jax.models.files.weights import TORCH_FILE, first_line
+from tinybert_jax.errors import InputError, first_line
+from tinybert_jax.models.files.weights import weights_files
 
 ONNX = "onnx/model.onnx"
 ONNX_INT8 = "onnx/model_quantized.onnx"
@@ -39,7 +39,7 @@ def exported_file(name: str | Path) -> tuple[Path, Path] | None:
         if path.is_file() and (path.suffix == ".onnx" or (path.parent / STABLEHLO_PARAMS).is_file()):
             folder = path.parent
             return path, folder if (folder / "config.json").is_file() else folder.parent
-        if not path.is_dir() or any(path.glob("*.safetensors")) or (path / TORCH_FILE).is_file():
+        if not path.is_dir() or any(path.glob("*.safetensors")) or weights_files(path):
             return None
     except OSError:  # a name that is too long
         return None

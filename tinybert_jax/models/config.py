@@ -237,7 +237,7 @@ class BertConfig:
             InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
         """
         model_type = hf.get("model_type")
-        model_type = "bert" if model_type is None else model_type
+        model_type = _family_of_architectures(hf) if model_type is None else model_type
         if isinstance(model_type, str):
             model_type = model_type.removeprefix(SLIM)
         if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -296,6 +296,12 @@ class BertConfig:
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
         return hf | {"position_embedding_type": "absolute"}
+
+
+def _family_of_architectures(hf: Mapping[str, Any]) -> str:
+    """The `model_type` of a `config.json` that has none, as those of 2019."""
+    named = re.findall(r"(\w+?)(?:For|Model)", str(hf.get("architectures")))
+    return next((row.model_type for row in FAMILIES.values() if row.architecture in named), "bert")
 
 
 def _hf_value(name: str, value: Any, annotation: str) -> Any:

@@ -14,7 +14,8 @@ from tinybert_jax.batch import Params
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.files.hub import fingerprint
 from tinybert_jax.models.files.tokenizer import ids_in, load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_has_head, check_head, check_outputs, check_positions
 from tinybert_jax.models.parameters import select_pieces

@@ -22,8 +22,9 @@ from tinybert_jax.data.rows import Rows
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig, Compute
-from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.frame import frame_of
+from tinybert_jax.models.files.hub import fingerprint
 from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_family, check_positions, check_token_types, fit_head
 from tinybert_jax.models.heads import HEADS

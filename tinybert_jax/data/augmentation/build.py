@@ -12,8 +12,9 @@ from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.augmentation.variants import check_truncation, load_augmented, variant_texts, write_variants
 from tinybert_jax.data.rows import read_rows, split_path
 from tinybert_jax.errors import InputError, check_seed
-from tinybert_jax.models.files.directory import fingerprint, load_hf
+from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.frame import frame_of
+from tinybert_jax.models.files.hub import fingerprint
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import check_has_head, check_positions
 from tinybert_jax.models.masked_lm import masked_lm_function

@@ -2,81 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import json
-import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinybert_jax.batch import Params
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.config import SLIM, BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
+from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
-from tinybert_jax.models.files.weights import TORCH_FILE, first_line, read_json, read_tensors, write_tensors
+from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-HUB_FILES += ["tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens*", "added_tokens.json"]
-
-
-def resolve(name: str) -> Path:
-    """The directory of a model given as a directory or as a hub id, which is downloaded once.
-
-    Raises:
-        InputError: there is no such directory, and the hub did not give it either.
-    """
-    # os.path, because pathlib raises on a name that is too long and on a user that there is not
-    path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):
-        return path
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or os.path.exists(path)
-    if looks_local or "/" not in name:
-        raise InputError(f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name)")
-    import huggingface_hub
-
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            cached = Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-            if _is_whole(cached):
-                return cached
-        # offline, this fails at once; a download retries
-        there = [file.rfilename for file in huggingface_hub.HfApi().model_info(name, timeout=5).siblings or []]
-        weights = [] if any(file.endswith(".safetensors") for file in there) else [TORCH_FILE]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES + weights))
-    except Exception as error:  # the hub client raises its own, requests' and httpx's errors
-        raise InputError(
-            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
-        ) from None
-
-
-def _is_whole(cached: Path) -> bool:
-    """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
-    index = cached / "model.safetensors.index.json"
-    weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    has_weights = all((cached / file).is_file() for file in weights)
-    has_weights |= any((cached / file).is_file() for file in (PACKED_FILE, TORCH_FILE))
-    named = any((cached / file).is_file() for file in TOKENIZER_FILES)
-    return (cached / "config.json").is_file() and has_weights and named
-
-
-def fingerprint(directory: str | Path) -> str:
-    """sha256 of a model directory's config and weights."""
-    path = resolve(str(directory))
-    digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob(TORCH_FILE)]):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def load_config(directory: str | Path) -> BertConfig:
@@ -108,8 +52,8 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     """Config and float32 parameters of a BERT checkpoint, with every head it holds.
 
     Args:
-        directory: a Hugging Face directory (`model.safetensors`, one file or sharded; `pytorch_model.bin` only where
-            torch is installed), or a hub id.
+        directory: a Hugging Face directory (`model.safetensors`, `pytorch_model.bin` or `flax_model.msgpack`, in one
+            file or sharded), or a hub id, as `resolve` takes it.
 
     Returns:
         The config, and the parameters as `{"encoder": ...}` plus heads; leaves of layers are stacked [l, ...].
@@ -122,8 +66,12 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     """
     path = resolve(str(directory))
     config = load_config(path)
-    params = from_hf_tensors(config, read_tensors(path), str(path))
-    architectures = load_architectures(path)
+    tensors, architectures = read_tensors(path), load_architectures(path)
+    if any(name.endswith("ForMultipleChoice") for name in architectures):
+        heads = [name for name in tensors if name.split(".")[0] in ("classifier", "pre_classifier")]
+        print(f"note: {path}: its head for multiple choice is left out: no task here has one", file=sys.stderr)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    params = from_hf_tensors(config, tensors, str(path))
     named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
     if any(row.pooled is False for row in named):
         params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads

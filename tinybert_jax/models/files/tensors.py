@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,13 +19,23 @@ from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
+from tinybert_jax.models.families import FAMILIES
 from tinybert_jax.models.heads import HEADS
 
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 LAYER = ("encoder", "encoder", "layer")
 STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
 FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
-IGNORED = ("position_ids",)  # a buffer that old checkpoints saved
+READ = {"encoder", *FIT_NAMES, *(row.key for row in HEADS.values())}  # what paths begin with
+IGNORED = ("position_ids", "token_type_ids")  # buffers that old checkpoints saved
+WRAPPERS = ("_orig_mod.", "module.", "model.")  # what compilation, parallel training and Lightning put before names
+# the masked-LM decoder's copies of what it shares
+DECODER = {
+    ("cls", "predictions", "decoder", "kernel"): ("encoder", "embeddings", "word_embeddings", "embedding"),
+    ("cls", "predictions", "decoder", "bias"): ("cls", "predictions", "bias"),
+}
+# next sentence prediction, of checkpoints as pretrained
+NEXT_SENTENCE = (("cls", "seq_relationship", "kernel"), ("cls", "seq_relationship", "bias"))
 # parts of the embeddings that are added up before their LayerNorm
 ADDED = ("word_embeddings_projection", "position_embeddings", "token_type_embeddings")
 OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
@@ -31,28 +44,39 @@ OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs en
 def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: str) -> Params:
     """Parameters from tensors under Hugging Face's names, each key and shape checked against the config.
 
+    What stands beside the encoder and is no head of ours is left out, with a note: `transformers` leaves it out, too.
+
     Raises:
         InputError: names `where` and the tensors that are missing, surplus, of another shape or without numbers.
     """
     family = config.family
+    tensors = _unwrapped(tensors)
+    _check_family(config, tensors, where)
     prefix = "" if any(name.startswith(f"{family.prefix}.") for name in tensors) else f"{family.prefix}."
     head = _named_head(config, tensors)
-    flat: dict[tuple[str, ...], Any] = {}
-    numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     names: dict[tuple[str, ...], str] = {}
-    for name, tensor in tensors.items():
+    for name in tensors:
         hf_path = tuple(f"{prefix if name.startswith(family.parts) else ''}{name}".split("."))
         if hf_path[-1] in IGNORED:
             continue
         path = _to_ours(family.to_ours(hf_path, head))
         if hf_path[:2] == (family.prefix, "pooler") and head in family.head_names:
             continue  # the head brings a pooler of its own, and nothing reads the encoder's
-        if hf_path[-1] in OURS:
+        if hf_path[-1] in OURS and path[0] in READ:
             raise InputError(f"{where}: the weights hold {name!r}, which no BERT has: remove or rename it")
         if path in names:
             raise InputError(f"{where}: {names[path]!r} and {name!r} are the same tensor: keep one of the two")
         names[path] = name
-        value = _transpose(path, _float32(tensor, name, where))
+    if left_out := _left_out(config, names):
+        some = _some(map(repr, left_out.values()))
+        print(f"note: {where}: left out, as no model here reads it: {some}", file=sys.stderr)
+
+    flat: dict[tuple[str, ...], Any] = {}
+    numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
+    for path, name in names.items():
+        if path in left_out:
+            continue
+        value = _transpose(path, _float32(tensors[name], name, where))
         if _is_scaled(config, path):
             value = value / np.float32(config.table_scale)
         group = _numbered(path)
@@ -60,16 +84,13 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
             numbered.setdefault(group + path[len(group) + 1 :], {})[int(path[len(group)])] = value
         else:
             flat[path] = value
-    for other in (HEADS[name] for name in family.other_heads):
-        if any(path[0] == other.key for path in flat):
-            raise InputError(f"{where}: holds a {other.title}, and that of {family.title} is not supported")
     if not any(path[: len(LAYER)] == LAYER for path in numbered):
         # before the model is built: as many layers as a wrong config says may not fit into memory
         raise InputError(f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}")
     _untie(flat, where)
     for path, values in numbered.items():
         flat[path] = _stack(config, path, values, where)
-    _check_shapes(config, flat, where)
+    _check_shapes(config, flat, names, where)
     return traverse_util.unflatten_dict(flat)
 
 
@@ -92,6 +113,49 @@ def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
     if set(params) == {"encoder"}:
         tensors = {name.removeprefix(f"{family.prefix}."): tensor for name, tensor in tensors.items()}
     return dict(sorted(tensors.items()))
+
+
+def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors without what a wrapper of the whole model puts before each of their names."""
+    for wrapper in WRAPPERS * 2:  # there may be one in another
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _check_family(config: BertConfig, tensors: Iterable[str], where: str) -> None:
+    """Refuse the weights of one family beside the config of another."""
+    prefixes = {name.split(".")[0] for name in tensors}
+    others = [row for row in FAMILIES.values() if row.prefix in prefixes]
+    if others and config.family.prefix not in prefixes:
+        raise InputError(
+            f"{where}: the weights are those of {others[0].title}, but config.json's model_type is"
+            f' {config.model_type!r} or missing: write "model_type": "{others[0].model_type}" into it'
+        )
+
+
+def _left_out(config: BertConfig, names: Mapping[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
+    """The tensors beside the encoder that no head has, such as a loss's weights, or a head of another kind.
+
+    A head of which one tensor is there is kept, so that those that are missing are told.
+    """
+    keys = {row.key: head for head, row in HEADS.items() if head not in config.family.other_heads}
+    kept: set[tuple[str, ...]] = set()
+    for key in {path[0] for path in names} & keys.keys():
+        paths = _head_paths(config, keys[key])
+        if not paths.isdisjoint(names):
+            kept |= paths | ({*DECODER, *NEXT_SENTENCE} if key == "cls" else set())
+    beside = (path for path in names if path[0] not in ("encoder", *FIT_NAMES))
+    return {path: names[path] for path in beside if path not in kept}
+
+
+@functools.cache  # models are read several times in a run
+def _head_paths(config: BertConfig, head: str) -> frozenset[tuple[str, ...]]:
+    """The tensors of a head, without its encoder's."""
+    # one layer: as many as a wrong config says may not fit into memory
+    groups = None if config.num_hidden_groups is None else 1
+    model = HEADS[head].model(dataclasses.replace(config, num_hidden_layers=1, num_hidden_groups=groups))
+    return frozenset(path for path in traverse_util.flatten_dict(_shapes(model)) if path[0] == HEADS[head].key)
 
 
 def _to_ours(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,6 +197,12 @@ def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
     return next((group for group in STACKED if path[: len(group)] == group and len(path) > len(group)), ())
 
 
+def _numbers_out(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of the leaf in which a numbered tensor is stacked; the path itself for others."""
+    group = _numbered(path)
+    return group + path[len(group) + 1 :] if group else path
+
+
 def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarray], where: str) -> np.ndarray:
     """One tensor per layer, or per hidden state, as one leaf; all must be there, and of one shape."""
     layers = config.num_hidden_layers
@@ -153,10 +223,7 @@ def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarr
 
 def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
     """Drop the masked-LM decoder's copies of what it shares with the embedding and the bias."""
-    for copy, original in (
-        (("cls", "predictions", "decoder", "kernel"), ("encoder", "embeddings", "word_embeddings", "embedding")),
-        (("cls", "predictions", "decoder", "bias"), ("cls", "predictions", "bias")),
-    ):
+    for copy, original in DECODER.items():
         if copy in flat:
             value = flat.pop(copy)
             value = value.T if copy[-1] == "kernel" else value
@@ -166,7 +233,9 @@ def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
                 )
 
 
-def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: str) -> None:
+def _check_shapes(
+    config: BertConfig, flat: dict[tuple[str, ...], Any], names: Mapping[tuple[str, ...], str], where: str
+) -> None:
     expected = traverse_util.flatten_dict(
         _shapes(BertModel(config, add_pooler=("encoder", "pooler", "dense", "kernel") in flat))
     )
@@ -175,10 +244,9 @@ def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: s
     for key, model in {row.key: row.model for row in HEADS.values() if row.key in heads}.items():
         shapes = traverse_util.flatten_dict(_shapes(model(config)))
         expected |= {path: leaf for path, leaf in shapes.items() if path[0] == key}
-    if ("cls", "seq_relationship", "kernel") in flat:  # next sentence prediction, of checkpoints as pretrained
-        width = config.hidden_size
-        expected[("cls", "seq_relationship", "kernel")] = jax.ShapeDtypeStruct((width, 2), jnp.float32)
-        expected[("cls", "seq_relationship", "bias")] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    if NEXT_SENTENCE[0] in flat:
+        for path, shape in zip(NEXT_SENTENCE, ((config.hidden_size, 2), (2,)), strict=True):
+            expected[path] = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     fit = "fit_denses" if "fit_denses" in heads else "fit_dense"
     if fit in heads:  # whose other side is a teacher, of any width
@@ -188,18 +256,22 @@ def _check_shapes(config: BertConfig, flat: dict[tuple[str, ...], Any], where: s
         expected[(fit, "kernel")] = jax.ShapeDtypeStruct((*stacked, config.hidden_size, *width), jnp.float32)
         expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, *width), jnp.float32)
 
-    def some(paths: set[tuple[str, ...]]) -> str:
-        return ", ".join(sorted("/".join(path) for path in paths)[:3]) + (" ..." if len(paths) > 3 else "")
-
     if missing := expected.keys() - flat.keys():
-        raise InputError(f"{where}: {len(missing)} of {len(expected)} tensors are missing: {some(missing)}")
+        some = _some(map("/".join, missing))
+        raise InputError(f"{where}: {len(missing)} of {len(expected)} tensors are missing: {some}")
     if surplus := flat.keys() - expected.keys():
-        raise InputError(f"{where}: the weights hold {len(surplus)} tensors that no BERT has: {some(surplus)}")
+        inside = [repr(name) for path, name in names.items() if path in surplus or _numbers_out(path) in surplus]
+        raise InputError(f"{where}: the weights hold {len(inside)} tensors that no BERT has: {_some(inside)}")
     for path, leaf in expected.items():
         if leaf.shape != flat[path].shape:
             raise InputError(
                 f"{where}: {'/'.join(path)} has the shape {flat[path].shape}; config.json makes it {leaf.shape}"
             )
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:3]) + (" ..." if len(first) > 3 else "")
 
 
 def _shapes(model: Any) -> Params:

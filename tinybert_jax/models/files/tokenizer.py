@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.frame import Frame, frame_of
-from tinybert_jax.models.files.weights import first_line
+from tinybert_jax.models.files.hub import TOKENIZER_FILES, resolve
 from tinybert_jax.settings.choices import MIN_LENGTH
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     from transformers import AutoTokenizer
     from transformers.utils import logging
-
-    # `directory` imports jax, which a worker that builds shards needs no more than the tasks do.
-    from tinybert_jax.models.files.directory import TOKENIZER_FILES, resolve
 
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.bitmask import PACKED_FILE, unpack
+from tinybert_jax.models.files.flax_file import read_flax
+from tinybert_jax.models.files.torch_file import read_torch
 
-TORCH_FILE = "pytorch_model.bin"
+TORCH_FILE, FLAX_FILE = "pytorch_model.bin", "flax_model.msgpack"
+INDEX = ".index.json"  # behind the name of weights that are cut into files
+LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json(path: Path) -> Any:
@@ -34,23 +39,58 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}:{line}: not JSON ({error}): copy the model's own file anew") from None
 
 
-def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors under their names, from one file or several, or a packed one; `pytorch_model.bin` where there is
-    nothing else.
+def weights_file(names: Collection[str]) -> str | None:
+    """Which of a directory's files holds its weights, or the index of their shards; None: none that is read."""
+    return next((name for name in WEIGHTS if name in names), None)
+
+
+def weights_files(directory: Path) -> list[Path]:
+    """The file of a directory's weights, or all its shards, there or not; [] if there is none.
 
     Raises:
-        InputError: a file is missing or damaged, or would need torch.
+        InputError: the index of the shards is damaged.
     """
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return _read_safetensors(single)
-    if (packed := directory / PACKED_FILE).is_file():
-        return unpack(_read_safetensors(packed), packed)
-    if index.is_file():
-        return _read_shards(index)
-    if (directory / TORCH_FILE).is_file():
-        return _read_torch(directory / TORCH_FILE)
-    raise InputError(f"{directory}: no model.safetensors in it")
+    name = weights_file(_file_names(directory))
+    if name is None:
+        return []
+    return _shards(directory / name) if name.endswith(INDEX) else [directory / name]
+
+
+def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """All tensors under their names, from the first of WEIGHTS that is there.
+
+    Raises:
+        InputError: a file is missing or damaged, or the weights are in another form.
+    """
+    names = _file_names(directory)
+    name = weights_file(names)
+    if name is None:
+        raise no_weights(str(directory), names)
+    if not name.endswith(INDEX):
+        return _read_file(directory / name, WEIGHTS[name])
+    tensors: dict[str, np.ndarray] = {}
+    for file in _shards(directory / name):
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, but the index names it: fetch it too")
+        shard = _read_file(file, WEIGHTS[name])
+        if twice := sorted(tensors.keys() & shard):
+            raise InputError(f"{file}: holds {twice[0]!r}, as a file before it does: keep one of the two")
+        tensors |= shard
+    return tensors
+
+
+def _file_names(directory: Path) -> list[str]:
+    return [file.name for file in directory.iterdir() if file.is_file()]
+
+
+def no_weights(where: str, names: Collection[str]) -> InputError:
+    """The error for a directory whose files, of these names, hold no weights that are read."""
+    others = sorted(name for name in names if re.search(r"\.(h5|ot|ckpt.*|bin|pth?|safetensors|msgpack|onnx)$", name))
+    hint = ""
+    if others:
+        hint = f"; {others[0]} is not read: load it with what wrote it, and save it by save_pretrained()"
+        hint += " (with transformers 4: from_pretrained(DIR, from_tf=True))" if others[0].endswith(".h5") else ""
+    return InputError(f"{where}: no model.safetensors in it, and no {TORCH_FILE} or {FLAX_FILE}{hint}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -75,24 +115,27 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise OSError(errno.EIO, first_line(error), str(path.parent)) from error
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
     content = read_json(index)
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise InputError(f"{index}: not a safetensors index: copy the model's own file anew")
-    tensors: dict[str, np.ndarray] = {}
-    for file in sorted(set(files.values())):
+        raise InputError(f"{index}: not an index of weights: copy the model's own file anew")
+    for file in files.values():
         if Path(file).name != file:
             raise InputError(f"{index}: names {file!r}, which is no file beside it: copy the model's own file anew")
-        if not os.path.isfile(index.parent / file):
-            raise InputError(f"{index.parent / file}: no such file, but the index names it: fetch it too")
-        shard = _read_safetensors(index.parent / file)
-        if twice := sorted(tensors.keys() & shard):
-            raise InputError(
-                f"{index.parent / file}: holds {twice[0]!r}, as a file before it does: keep one of the two"
-            )
-        tensors |= shard
-    return tensors
+    return [index.parent / file for file in sorted(set(files.values()))]
+
+
+def _read_file(path: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{path}: a pointer of Git LFS, not the weights: fetch them with `git lfs pull`")
+    return read(path)
+
+
+def _read_packed(path: Path) -> dict[str, np.ndarray]:
+    return unpack(_read_safetensors(path), path)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -104,24 +147,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: holds numbers that numpy has not ({error}): save the model in float32") from None
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise InputError(
-            f"{path}: reading this format needs torch: pip install torch, or convert it to model.safetensors"
-        ) from None
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)  # an allow-list: no code in the file runs
-    except Exception as error:  # pickle, zip and torch errors alike
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path}: holds more than named tensors; save the model's state_dict() alone")
-    # numpy has no bfloat16; what is no float is refused where its name is known to matter
-    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+# What holds weights in a directory. Of several, the first counts; `weights_file` says which it is.
+WEIGHTS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    "model.safetensors": _read_safetensors,
+    PACKED_FILE: _read_packed,
+    "model.safetensors.index.json": _read_safetensors,
+    TORCH_FILE: read_torch,
+    "pytorch_model.bin.index.json": read_torch,
+    FLAX_FILE: read_flax,
+    "flax_model.msgpack.index.json": read_flax,
+}

@@ -1,0 +1,34 @@
+"""A `flax_model.msgpack`, as Flax models of `transformers` 4 are saved -> tensors under torch's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tinybert_jax.errors import InputError, first_line
+
+
+def read_flax(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of the file, under torch's names and in its orientation.
+
+    Raises:
+        InputError: the file is damaged, or holds what is no tensor.
+    """
+    from flax import serialization, traverse_util  # imports jax, which a worker that tokenises has no use for
+
+    try:
+        flat = traverse_util.flatten_dict(serialization.msgpack_restore(path.read_bytes()))
+        names = {name: ".".join(name) for name in flat}
+    except Exception as error:  # msgpack's, numpy's and flax's errors alike
+        raise InputError(f"{path}: damaged or truncated ({first_line(error)}); fetch the file again") from None
+    tensors = {}
+    for name, value in flat.items():
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"{path}: {names[name]!r} is no tensor: save the model by its save_pretrained()")
+        *begin, last = name
+        if last in ("kernel", "embedding", "scale"):
+            tensors[".".join([*begin, "weight"])] = value.T if last == "kernel" else value
+        else:
+            tensors[names[name]] = value
+    return tensors

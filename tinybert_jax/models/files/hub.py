@@ -1,0 +1,85 @@
+"""The name of a model, a directory or a hub id -> its directory, and the fingerprint of what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from tinybert_jax.errors import InputError, first_line
+from tinybert_jax.models.files.weights import TORCH_FILE, no_weights, weights_file, weights_files
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
+DESCRIPTIONS = ["config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt"]
+DESCRIPTIONS += ["special_tokens*", "added_tokens.json"]
+# of the files of weights in a repository, one kind is fetched
+WEIGHTS_ON_HUB = (["*.safetensors", "*.safetensors.index.json"], ["pytorch_model*"], ["flax_model*"])
+NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
+HUB_ID = re.compile(rf"(?P<id>({NAME}/)?{NAME})(@(?P<revision>[^@\s]+))?")
+
+
+def resolve(name: str) -> Path:
+    """The directory of a model given as a directory or as a hub id, which is downloaded once.
+
+    A hub id is `owner/name`, or the name alone of a model as old as `bert-base-uncased`. A revision may follow: `@`
+    and a branch, a tag, a commit or `refs/pr/2`.
+
+    Raises:
+        InputError: there is no such directory, and the hub did not give it either.
+    """
+    # os.path, because pathlib raises on a name that is too long and on a user that there is not
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return path
+    hub_id = HUB_ID.fullmatch(name)
+    if hub_id is None or os.path.exists(path):
+        raise InputError(
+            f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name, or"
+            " owner/name@revision)"
+        )
+    import huggingface_hub
+
+    repository, revision = hub_id["id"], hub_id["revision"]
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            cached = huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=DESCRIPTIONS, local_files_only=True
+            )
+            if _is_whole(Path(cached)):
+                return Path(cached)
+        # offline, this fails at once; a download retries
+        listed = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=5).siblings or []
+        names = [file.rfilename for file in listed]
+        weights = weights_file(names)
+        if weights is None:
+            raise no_weights(name, names)
+        patterns = next(form for form in WEIGHTS_ON_HUB if any(Path(weights).match(pattern) for pattern in form))
+        return Path(
+            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=DESCRIPTIONS + patterns)
+        )
+    except InputError:
+        raise
+    except Exception as error:  # the hub client raises its own, requests' and httpx's errors
+        raise InputError(
+            f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
+        ) from None
+
+
+def _is_whole(cached: Path) -> bool:
+    """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
+    weights = weights_files(cached)
+    named = any((cached / file).is_file() for file in TOKENIZER_FILES)
+    return (cached / "config.json").is_file() and bool(weights) and all(map(Path.is_file, weights)) and named
+
+
+def fingerprint(directory: str | Path) -> str:
+    """sha256 of a model directory's config and weights."""
+    path = resolve(str(directory))
+    digest = hashlib.sha256()
+    weights = [*path.glob("*.safetensors"), *path.glob(TORCH_FILE)] or weights_files(path)
+    for file in sorted([path / "config.json", *weights]):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
