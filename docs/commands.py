@@ -1,11 +1,12 @@
 """Write docs/commands.md: the help of every command.
 
-    python docs/commands.py
+python docs/commands.py
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,17 @@ def help_of(*command: str) -> str:
     return subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment).stdout
 
 
+def unframed(text: str) -> str:
+    """Help without the boxes around its groups, whose titles stay."""
+    lines = []
+    for line in text.strip().splitlines():
+        if title := re.match("╭─ (.*?) ─*╮", line):
+            lines += ["", f"{title[1]}:"]
+        elif not re.match("╰─|│ ─+ │", line):
+            lines.append(re.sub(r"^│(.*)│$", r"\1", line).rstrip())
+    return "\n".join(lines)
+
+
 def commands() -> list[str]:
     """The names of all commands."""
     from tinybert_jax.cli.main import COMMANDS
@@ -32,8 +44,7 @@ def main() -> None:
     """Write the page."""
     parts = ["# Commands\n\nThis is what `--help` prints (`python docs/commands.py` writes it)."]
     for name in commands():
-        lines = "\n".join(line.rstrip() for line in help_of(name).strip().splitlines())
-        parts.append(f"## tinybert {name}\n```\n{lines}\n```")
+        parts.append(f"## tinybert {name}\n```\n{unframed(help_of(name))}\n```")
     PAGE.write_text("\n\n".join(parts) + "\n", "utf-8")
     print(f"written: {PAGE}")
 

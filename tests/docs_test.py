@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import tinybert_jax as tb
+from tinybert_jax.cli.main import COMMANDS
+from tinybert_jax.cli.names import option_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +50,25 @@ def test_the_lines_with_losses_run(capsys: pytest.CaptureFixture) -> None:
     assert (float(names["loss"]), names["gradient"].shape) == (1.0, (8, 4, 16, 16))
     exec(code("docs/jax-api.md", "hidden_mse"), {})
     assert capsys.readouterr().out == "1.0\n"
+
+
+def test_the_notebook_runs(teacher: Path, tmp_path: Path) -> None:
+    cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text("utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    [hub_id] = re.findall(r'^MODEL = "(.+?)"', sources[0], flags=re.MULTILINE)
+    sources[0] = sources[0].replace(hub_id, str(teacher)).replace("tempfile.mkdtemp()", repr(str(tmp_path)))
+    names: dict = {}
+    for source in sources:
+        exec(source.replace('"3x192"', '"3x16"'), names)
+    assert names["sizes"]["student"] < names["sizes"]["teacher"]
+    assert names["soft"].shape == (2,)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_in_the_guide(name: str) -> None:
+    text = (ROOT / "docs/commands.md").read_text("utf-8")
+    section = text.split(f"## tinybert {name}\n")[1].split("\n## ")[0]
+    assert [option for option in option_names(COMMANDS[name]) if option not in section] == []
 
 
 def test_every_loss_is_in_the_guide() -> None:
