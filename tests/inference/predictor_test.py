@@ -76,3 +76,56 @@ def test_a_model_of_few_positions_is_refused(tmp_path: Path) -> None:
     tb.save_hf(tmp_path, dataclasses.replace(config, max_position_embeddings=2), params, tokenizer)
     with pytest.raises(tb.InputError, match="has 2 positions, fewer than max_length 8"):
         tb.load_predictor(tmp_path)
+
+
+def test_all_probabilities_are_given_by_class(teacher: Path) -> None:
+    predictor = tb.load_predictor(teacher)
+    texts = ["a lovely bag", "it was awful"]
+    likely = predictor.probabilities(texts)
+    np.testing.assert_allclose(likely.sum(axis=1), 1, rtol=1e-6)
+    for row, prediction in zip(likely, predictor(texts), strict=True):
+        assert row[predictor.config.id2label.index(str(prediction.label))] == np.float32(prediction.value)
+    assert predictor.probabilities([]).shape == (0, 2)
+    with pytest.raises(ValueError, match=r"holds a sequence classifier: its predictor is called"):
+        predictor.tags(["a bag"])
+
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def test_a_model_says_itself_which_head_it_has() -> None:
+    """Outputs of the other heads in a call would be those of tokens."""
+    tagger, reader = (
+        tb.load_predictor(FIXTURES / name, max_length=16) for name in ("tiny-bert-token", "tiny-bert-qa")
+    )
+    assert (tagger.head, reader.head) == ("tokens", "span")
+    with pytest.raises(ValueError, match="tiny-bert-token: holds a token classifier: its predictor gives `tags`"):
+        tagger(["a text"])
+    with pytest.raises(ValueError, match="its predictor gives `answers`"):
+        reader.tags(["a text"])
+    with pytest.raises(ValueError, match="give pairs of a question and its context"):
+        type(reader).answers.__wrapped__(reader, ["ab"])  # which the type checker of the tests would refuse first
+    assert tagger.tags([]) == reader.answers([]) == []
+
+
+def test_tags_do_not_depend_on_the_texts_beside_them_nor_on_how_long_they_are() -> None:
+    tagger = tb.load_predictor(FIXTURES / "tiny-bert-token", max_length=16, batch_size=2)
+    texts: list = ["", "the film was good, very good.", ["the", "film"], "the film " * 30]
+    together = tagger.tags(texts)
+    assert [len(tagged.words) for tagged in together] == [0, 8, 2, 60]
+    for text, tagged in zip(texts, together, strict=True):
+        (alone,) = tagger.tags([text])
+        assert alone.tags == tagged.tags
+        np.testing.assert_allclose(alone.probabilities, tagged.probabilities, rtol=1e-5)
+    assert together[1].words[4:] == (",", "very", "good", ".")
+    assert together[2].starts == (0, 4)
+
+
+def test_an_answer_has_its_place_and_its_probability() -> None:
+    reader = tb.load_predictor(FIXTURES / "tiny-bert-qa", max_length=16)
+    context = "  the film was good, and the plot not so bad, very fine, dull and very very good  "
+    answer, none = reader.answers([("was it good", context), ("the film", "  ")])
+    assert answer.text
+    assert context[answer.start : answer.start + len(answer.text)] == answer.text
+    assert 0 < answer.probability < 1
+    assert none == ("", -1, 1.0), "nothing but [CLS] may be the answer"

@@ -284,3 +284,27 @@ def test_names_of_classes_are_those_of_the_task(blank_student: Path, reviews: Pa
         tb.InputError, match=r"o.jsonl:1: unknown class 'neutral'; the classes are 'negative', 'positive'"
     ):
         load_inputs(experiment(blank_student, tmp_path, other, task="sst2"))
+
+
+def test_a_table_that_others_wrote_may_have_a_column_of_the_name_prediction(
+    blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """Only `probability.CLASS` or a lone number make it one that `tinybert predict` wrote."""
+    rows = read_rows(reviews)
+    lines = [
+        f"{text}\t{label}\t{0.9 if label == 'good' else 0.2}\t{0.1 if label == 'good' else 0.8}"
+        for text, label in rows
+    ]
+    (tmp_path / "soft.tsv").write_text("\n".join(["text\tprediction\tgood\tbad", *lines]) + "\n")
+    (lesson,) = load_inputs(experiment(blank_student, reviews, tmp_path / "soft.tsv")).lessons
+    likely = np.exp(np.asarray(lesson.train.batch(np.arange(8), 16, 0).targets))
+    expected = [[0.1, 0.9] if label == "good" else [0.8, 0.2] for _, label in rows[:8]]
+    np.testing.assert_allclose(likely, expected, rtol=1e-5)
+
+
+def test_a_number_has_one_name(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
+    write_scored_reviews(tmp_path, reviews)
+    rows = read_rows(tmp_path)
+    both = write_predictions(tmp_path / "n.jsonl", rows, lambda label: {"value": 1.0, "prediction": 2.0})
+    with pytest.raises(tb.InputError, match=r"n.jsonl:1: has value and prediction: keep one of them"):
+        load_inputs(experiment(blank_student, tmp_path, both, task="regression"))

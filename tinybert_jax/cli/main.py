@@ -1,4 +1,4 @@
-"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, compress, export, cache."""
+"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, predict, compress, export, cache."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.export import export
 from tinybert_jax.cli.names import check_names, expanded
 from tinybert_jax.cli.options import DeviceOptions
+from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
 from tinybert_jax.cli.train import distill, finetune, pretrain
 from tinybert_jax.errors import InputError
@@ -72,6 +73,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "augment": augment,
     "distill": distill,
     "evaluate": evaluate,
+    "predict": predict,
     "compress": compress,
     "export": export,
     "cache": cache,
@@ -112,9 +114,10 @@ def main() -> None:
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
     except KeyboardInterrupt:
+        trains = sys.argv[1:2] and sys.argv[1] in ("run", "finetune", "pretrain", "distill")
+        advice = "; if its --out exists, the same command with --resume continues" if trains else ""
         with contextlib.suppress(OSError):  # the terminal is gone
-            line = "interrupted; if its --out exists, the same command with --resume continues"
-            print(f"\ntinybert: {line}", file=sys.stderr)
+            print(f"\ntinybert: interrupted{advice}", file=sys.stderr)
         _end(130, "interrupted", at_once=True)
     except Exception as error:
         if processes := _processes():

@@ -139,13 +139,14 @@ def read_text(path: Path) -> str:
     return decode(path, read_bytes(path))
 
 
-def decode(path: Path, data: bytes) -> str:
-    """The text of a file's content; see `read_text`."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+def decode(path: Path, data: bytes, first_line: int = 1) -> str:
+    """The text of a file's content, or of its lines from `first_line` on; see `read_text`."""
+    if first_line == 1:
+        data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         raise InputError(
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
         ) from None
@@ -154,7 +155,7 @@ def decode(path: Path, data: bytes) -> str:
         (r"\r(?!\n)", "a lone carriage return: end lines with \\n"),
     ):
         if match := re.search(pattern, text):
-            raise InputError(f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {message}")
+            raise InputError(f"{path}:{text.count(chr(10), 0, match.start()) + first_line}: {message}")
     return text
 
 
@@ -182,16 +183,25 @@ def _table_records(
         if short_lines is not None and len(values) < len(header):
             short_lines.append(line)
             continue
-        if values in ([], [""]) and len(header) > 1:
-            raise InputError(f"{path}:{line}: the line is blank: remove it")
-        if len(values) != len(header):
-            problem, remedy = ("short row", "complete") if len(values) < len(header) else ("extra columns", "repair")
-            raise InputError(
-                f"{path}:{line}: {problem}: {len(values)} instead of {len(header)} ({', '.join(header)}): {remedy} or"
-                " remove the row"
-            )
+        check_width(path, line, values, header)
         label = None if label_index is None else values[label_index].strip()
         yield line, tuple(values[i] for i in text_indices), label
+
+
+def check_width(path: Path, line: int, values: list[str], header: list[str]) -> None:
+    """Check that a row of a table has as many cells as the header.
+
+    Raises:
+        InputError: it has not.
+    """
+    if values in ([], [""]) and len(header) > 1:
+        raise InputError(f"{path}:{line}: the line is blank: remove it")
+    if len(values) != len(header):
+        problem, remedy = ("short row", "complete") if len(values) < len(header) else ("extra columns", "repair")
+        raise InputError(
+            f"{path}:{line}: {problem}: {len(values)} instead of {len(header)} ({', '.join(header)}): {remedy} or"
+            " remove the row"
+        )
 
 
 def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -234,14 +244,7 @@ def _json_records(
 ) -> Iterator[tuple[int, tuple[str, ...], Any]]:
     labelled = needs_label
     for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            raise InputError(f"{path}:{line}: the line is blank: remove it")
-        try:
-            value = json.loads(content, object_pairs_hook=_with_unique_keys)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
-        if not isinstance(value, dict):
-            raise InputError(f"{path}:{line}: {json_type(value)} instead of an object: write one JSON object a line")
+        value = json_object(path, line, content)
         if line == 1:
             labelled = needs_label or label_column in value
         for column in (*text_columns, *([label_column] if labelled else [])):
@@ -251,7 +254,7 @@ def _json_records(
         row = tuple(
             _json_label(path, line, column, value[column])
             if column == id_column
-            else _json_text(path, line, column, value[column])
+            else json_text(path, line, column, value[column])
             for column in text_columns
         )
         label = value[label_column] if labelled else None
@@ -259,6 +262,23 @@ def _json_records(
             yield line, row, tuple(_json_label(path, line, label_column, each) for each in label)
         else:
             yield line, row, _json_label(path, line, label_column, label) if labelled else None
+
+
+def json_object(path: Path, line: int, content: str) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+        InputError: the line holds something else.
+    """
+    if not content.strip():
+        raise InputError(f"{path}:{line}: the line is blank: remove it")
+    try:
+        value = json.loads(content, object_pairs_hook=_with_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}:{line}: {json_type(value)} instead of an object: write one JSON object a line")
+    return value
 
 
 def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -270,7 +290,12 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _json_text(path: Path, line: int, column: str, value: Any) -> str:
+def json_text(path: Path, line: int, column: str, value: Any) -> str:
+    """A value of a JSON object that must be a text.
+
+    Raises:
+        InputError: it is none, or holds what no text file can.
+    """
     if not isinstance(value, str):
         raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string: write a string")
     if re.search("[\0\ud800-\udfff]", value):
@@ -280,7 +305,7 @@ def _json_text(path: Path, line: int, column: str, value: Any) -> str:
 
 def _json_label(path: Path, line: int, column: str, value: Any) -> str:
     if isinstance(value, str):
-        return _json_text(path, line, column, value).strip()
+        return json_text(path, line, column, value).strip()
     if isinstance(value, float) and not math.isfinite(value):  # NaN, which Python takes for JSON, or 1e999
         raise InputError(f"{path}:{line}: {column!r} is {value}, not a finite number: correct or remove the row")
     if isinstance(value, bool | int | float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,22 @@ from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_architectures, load_config, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
-from tinybert_jax.models.fit import check_architecture, check_head, check_token_types
+from tinybert_jax.models.fit import check_architecture, check_head, check_token_types, names_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.quantized import int8_is_faster, quantized
 from tinybert_jax.settings.choices import MIN_LENGTH
+from tinybert_jax.tasks import ner, spans
+from tinybert_jax.tasks.spans import Answer
+from tinybert_jax.tasks.squad import Questions
+
+
+class TaggedText(NamedTuple):
+    """The words of a text, the first character of each, the tag of each, and the probability of that tag."""
+
+    words: tuple[str, ...]
+    starts: tuple[int, ...]
+    tags: tuple[str, ...]
+    probabilities: tuple[float, ...]
 
 
 class Prediction(NamedTuple):
@@ -35,9 +48,13 @@ class Prediction(NamedTuple):
     value: float
 
 
+# what a predictor does, by its head
+_CALLS = {"sequence": "is called", "tokens": "gives `tags`", "span": "gives `answers`"}
+
+
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A sequence classifier or regressor, ready to be called: `predictor(["a text"])`."""
+    """A model, ready to be called: `predictor(["a text"])`; see `tags` and `answers` for the other heads."""
 
     name: str  # the directory or hub id
     config: BertConfig
@@ -56,24 +73,89 @@ class Predictor:
                 (the NaN of an empty cell); or the head is not that of a sequence.
             InputError: as `logits`.
         """
-        if HEADS[self.head].per_token:
-            raise ValueError(f"a {self.head} head gives one output per token: see `logits`, and `tinybert evaluate`")
-        if isinstance(texts, str):
-            raise ValueError("give a list of texts, even of one")
-        rows = [tuple(row) if isinstance(row, Iterable) and not isinstance(row, str) else (row,) for row in texts]
-        if no_texts := [part for row in rows for part in row if not isinstance(part, str)]:
-            raise ValueError(f"give texts, or pairs of texts; {no_texts[0]!r} is none")
-        widths = {len(row) for row in rows}
-        if not widths:
-            return []
-        if widths not in ({1}, {2}):
-            raise ValueError(f"give texts, or pairs of texts; these rows hold {sorted(widths)} texts")
-        logits = self.logits(encode(rows, self.tokenizer, self.max_length))
+        logits = self._sequence_logits(texts)
         if self.config.num_labels == 1:
             return [Prediction(None, float(value)) for value in logits[:, 0]]
         probabilities = softmax(logits, axis=1)
         best = probabilities.argmax(axis=1)
         return [Prediction(self.config.id2label[i], float(row[i])) for i, row in zip(best, probabilities, strict=True)]
+
+    def probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
+        """The probabilities of all classes, float32 [n, c], in the order of `config.id2label`.
+
+        Raises:
+            ValueError: as in a call; or the output is a number.
+            InputError: as `logits`.
+        """
+        if self.config.num_labels == 1:
+            raise ValueError("the model gives a number, which has no probability: call the predictor")
+        return softmax(self._sequence_logits(texts), axis=1)
+
+    def tags(self, texts: Sequence[str | Sequence[str]]) -> list[TaggedText]:
+        """The words of each text with their tags, by a token classifier.
+
+        A text may be the list of its words, for example those of a CoNLL file: then characters are counted in the
+        words with spaces between them. A string is split by `tasks.ner.split_words`. A long text is read in parts.
+
+        Raises:
+            ValueError: `texts` is one string, or the head is another.
+        """
+        self._check_head("tokens", texts)
+        placed = [ner.split_words(text) if isinstance(text, str) else _joined(text) for text in texts]
+        if not placed:
+            return []
+        words = [tuple(word for word, _ in text) for text in placed]
+        tokens = ner.encode_words(words, self.tokenizer, self.max_length)
+        probabilities = softmax(ner.word_logits(tokens, self.logits(tokens)), axis=1)
+        best = zip(probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist(), strict=True)
+        result = []
+        for text in placed:
+            chosen = [next(best) for _ in text]
+            tags = tuple(self.config.id2label[i] for i, _ in chosen)
+            starts, values = tuple(start for _, start in text), tuple(value for _, value in chosen)
+            result.append(TaggedText(tuple(word for word, _ in text), starts, tags, values))
+        return result
+
+    def answers(self, pairs: Sequence[tuple[str, str]], unanswerable: bool = False) -> list[Answer]:
+        """The answer to each question in its context, by a question answering head. Long contexts are read in parts.
+
+        Args:
+            pairs: questions, each with its context.
+            unanswerable: a question may have no answer, as in SQuAD 2.0.
+
+        Raises:
+            ValueError: the head is another, or a row is no pair.
+            InputError: as `logits`; or a question leaves no room for its context.
+        """
+        self._check_head("span", pairs)
+        if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+            raise ValueError("give pairs of a question and its context")
+        if not pairs:
+            return []
+        n = len(pairs)
+        asked, contexts = zip(*pairs, strict=True)
+        questions = Questions([str(i) for i in range(n)], asked, contexts, [()] * n, [()] * n, False, unanswerable, "")
+        tokens, windows = spans.encode_windows(questions, self.tokenizer, self.max_length)
+        return spans.best_answers(questions, windows, tokens, self.logits(tokens))
+
+    def _check_head(self, head: str, texts: Any) -> None:
+        if self.head != head:
+            raise ValueError(f"{self.name}: holds a {HEADS[self.head].title}: its predictor {_CALLS[self.head]}")
+        if isinstance(texts, str):
+            raise ValueError("give a list of texts, even of one")
+
+    def _sequence_logits(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
+        """Logits [n, c] of texts or pairs of texts; see `__call__`."""
+        self._check_head("sequence", texts)
+        rows = [tuple(row) if isinstance(row, Iterable) and not isinstance(row, str) else (row,) for row in texts]
+        if no_texts := [part for row in rows for part in row if not isinstance(part, str)]:
+            raise ValueError(f"give texts, or pairs of texts; {no_texts[0]!r} is none")
+        widths = {len(row) for row in rows}
+        if not widths:
+            return np.zeros((0, self.config.num_labels), np.float32)
+        if widths not in ({1}, {2}):
+            raise ValueError(f"give texts, or pairs of texts; these rows hold {sorted(widths)} texts")
+        return self.logits(encode(rows, self.tokenizer, self.max_length))
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """Logits float32 [n, c] of tokenised rows.
@@ -86,21 +168,28 @@ class Predictor:
         return predict_logits(self.step, self.params, tokens, self.batch_size, buckets)
 
 
+def _joined(words: Sequence[str]) -> list[tuple[str, int]]:
+    """Words with their first characters, where one space stands between them."""
+    ends = itertools.accumulate(len(word) + 1 for word in words)
+    return [(word, end - len(word) - 1) for word, end in zip(words, ends, strict=True)]
+
+
 def load_predictor(
     directory: str | Path,
     max_length: int | None = None,
     batch_size: int = 32,
-    head: str = "sequence",
+    head: str | None = None,
     int8: bool = False,
 ) -> Predictor:
-    """A sequence classifier or regressor from a Hugging Face directory or hub id, or as `tinybert export` wrote it.
+    """A fine-tuned model from a Hugging Face directory or hub id, or as `tinybert export` wrote it.
 
     Args:
-        directory: holds a classifier, as `tinybert distill` and `finetune` write it; or an ONNX or StableHLO file of
-            one, which may also be named itself.
+        directory: holds a classifier, a regressor, a token classifier or a question answering head, as `tinybert
+            distill` and `finetune` write it; or an ONNX or StableHLO file of one, which may also be named itself.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
-        head: "sequence"; of "tokens" and "span" the predictor gives `logits` only.
+        head: "sequence", "tokens" or "span"; default: the one that the model has. The predictor of the first is
+            called; see `Predictor.tags` and `Predictor.answers` for the others.
         int8: dense layers multiply in int8 where this processor is faster with it. Models that are quantised already
             do so without this.
 
@@ -109,7 +198,7 @@ def load_predictor(
             an exported model.
     """
     predicting = [name for name, row in HEADS.items() if row.on_tasks]
-    if head not in predicting:
+    if head is not None and head not in predicting:
         raise InputError(f"head is {head!r}; it must be one of {', '.join(predicting)}")
     if batch_size < 1 or (max_length is not None and max_length < MIN_LENGTH):
         raise InputError(
@@ -128,8 +217,11 @@ def load_predictor(
     tokenizer = load_tokenizer(directory, config)
     length = max_length or trained_length(tokenizer, config)
     if exported is not None:
-        check_architecture(str(file), config, load_architectures(directory), head, length)
+        architectures = load_architectures(directory)
+        head = head or next((name for name in predicting if names_head(config, architectures, name)), "sequence")
+        check_architecture(str(file), config, architectures, head, length)
     else:
+        head = head or next((name for name in predicting if HEADS[name].is_in(params)), "sequence")
         check_head(str(directory), config, params, head, length)
         if config.weight_bits is not None or (int8 and int8_is_faster()):
             config, params = quantized(config, params)

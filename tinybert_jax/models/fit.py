@@ -45,6 +45,11 @@ def check_head(name: str, config: BertConfig, params: Params, head: str, max_len
     check_positions(name, config, max_length)
 
 
+def names_head(config: BertConfig, architectures: Sequence[str], head: str) -> bool:
+    """Whether the `architectures` of a config name the class of `transformers` that has the head."""
+    return config.family.architecture + HEADS[head].architecture in architectures
+
+
 def check_architecture(
     name: str, config: BertConfig, architectures: Sequence[str], head: str, max_length: int
 ) -> None:
@@ -53,10 +58,9 @@ def check_architecture(
     Raises:
         InputError: says what is missing.
     """
-    row = HEADS[head]
-    if config.family.architecture + row.architecture not in architectures:
+    if not names_head(config, architectures, head):
         named = f"holds a {', '.join(architectures)}" if architectures else "its config.json names no architectures"
-        raise InputError(f"{name}: {named}, and no {row.title}: export another model")
+        raise InputError(f"{name}: {named}, and no {HEADS[head].title}: export another model")
     check_positions(name, config, max_length)
 
 

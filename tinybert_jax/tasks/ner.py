@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from tinybert_jax.tasks.split import Split
 
 FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
 OUTSIDE = "O"
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # which are written without spaces
 UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type, which is not written
 
 
@@ -180,6 +182,43 @@ def align(
     return Tokens(**arrays, labels=token_labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
 
 
+def encode_words(sentences: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Tokens:
+    """The word pieces of sentences, as in `align`, but not cached, and with 0 in place of each word's tag."""
+    arrays = _encode_words(sentences, tokenizer, max_length)
+    labels = np.full(len(arrays["input_ids"]), -1, np.int32)
+    labels[arrays.pop("first_pieces")] = 0
+    return Tokens(**arrays, labels=labels, fingerprint="", pad_token_id=tokenizer.pad_token_id)
+
+
+def split_words(text: str) -> list[tuple[str, int]]:
+    """The words of a text, with their first characters: what white space parts, without punctuation around it.
+
+    Each punctuation mark before or behind a word is a word of its own, as in CoNLL's files, and so is each Chinese
+    character.
+
+    >>> split_words('Anna (of "U.S. Steel") left.')
+    [('Anna', 0), ('(', 5), ('of', 6), ('"', 9), ('U.S', 10), ('.', 13), ('Steel', 15), ('"', 20), (')', 21),
+     ('left', 23), ('.', 27)]
+    """
+    words = []
+    for match in re.finditer(rf"[{HAN}]|[^\s{HAN}]+", text):
+        start, end = match.span()
+        while start < end and _is_mark(text[start]):
+            words.append((text[start], start))
+            start += 1
+        behind = end
+        while behind > start and _is_mark(text[behind - 1]):
+            behind -= 1
+        if behind > start:
+            words.append((text[start:behind], start))
+        words += [(text[i], i) for i in range(behind, end)]
+    return words
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] in "PS"  # punctuation and symbols
+
+
 def _tag_ids(sentences: Sentences, labels: tuple[str, ...]) -> np.ndarray:
     """The tag ids of all words in order, int32 [sum of words]; zeros if there are no tags."""
     if sentences.tags is None:
@@ -253,11 +292,15 @@ def tags(sentences: Sentences, tokens: Tokens, logits: np.ndarray, labels: tuple
         logits: [n, q, c] of the rows of `tokens`, in their order; q is at least the longest row's length.
         labels: the tags by id.
     """
+    best = iter(word_logits(tokens, logits).argmax(axis=-1).tolist())
+    return [[labels[next(best)] for _ in words] for words in sentences.words]
+
+
+def word_logits(tokens: Tokens, logits: np.ndarray) -> np.ndarray:
+    """The logits of all words in their order [w, c]: those of their first pieces. Arguments as in `tags`."""
     if logits.ndim != 3 or len(logits) != len(tokens) or logits.shape[1] < tokens.lengths.max():
         raise ValueError(f"logits {logits.shape} must be [{len(tokens)}, q >= {tokens.lengths.max()}, c]")
-    best = logits.argmax(axis=-1)[np.arange(logits.shape[1]) < tokens.lengths[:, None]]
-    word_ids = iter(best[tokens.labels >= 0].tolist())
-    return [[labels[next(word_ids)] for _ in words] for words in sentences.words]
+    return logits[np.arange(logits.shape[1]) < tokens.lengths[:, None]][tokens.labels >= 0]
 
 
 def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from tinybert_jax.tasks.split import Split
 from tinybert_jax.tasks.squad import Questions
 
 STRIDE = 128  # tokens that two windows over a context share, at most
+MAX_QUESTION_LENGTH = 64  # tokens
 FORMAT_VERSION = 1  # of the cached windows; increase it when the same questions would give other windows
 
 
@@ -40,12 +41,24 @@ class Windows:
     char_ends: np.ndarray  # int32 [sum of lengths], one past the last character; -1 outside the context
 
 
+class Answer(NamedTuple):
+    """An answer: its text, "" for none; its first character in the context, -1 for none; and its probability.
+
+    The probability is that of its first token times that of its last, among the tokens of the context in one window
+    and [CLS], which stands for no answer.
+    """
+
+    text: str
+    start: int
+    probability: float
+
+
 def windows(
     questions: Questions,
     tokenizer: Any,
     max_length: int,
     stride: int,
-    max_question_length: int = 64,
+    max_question_length: int = MAX_QUESTION_LENGTH,
     cache_dir: Path | None = None,
 ) -> tuple[Tokens, Windows]:
     """Each question with every part of its context: `[CLS] question [SEP] part [SEP]`, one row per part.
@@ -68,6 +81,23 @@ def windows(
     form = [FORMAT_VERSION, questions.fingerprint, tokenizer_fingerprint(tokenizer), *sizes]
     fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
     arrays = cached_arrays(cache_dir, "windows", fingerprint, lambda: _window_arrays(questions, tokenizer, *sizes))
+    return _windows(questions, arrays, fingerprint, tokenizer)
+
+
+def encode_windows(questions: Questions, tokenizer: Any, max_length: int) -> tuple[Tokens, Windows]:
+    """The windows of questions, as in `windows`, but not cached."""
+    arrays = _window_arrays(questions, tokenizer, max_length, stride(max_length), MAX_QUESTION_LENGTH)
+    return _windows(questions, arrays, "", tokenizer)
+
+
+def stride(max_length: int) -> int:
+    """The tokens that two windows share. Windows must advance, so short ones share less."""
+    return min(STRIDE, max_length // 4)
+
+
+def _windows(
+    questions: Questions, arrays: dict[str, np.ndarray], fingerprint: str, tokenizer: Any
+) -> tuple[Tokens, Windows]:
     placed = Windows(*(arrays.pop(name) for name in ("questions", "char_starts", "char_ends")))
     labels = _labels(questions, placed, arrays["offsets"])
     return Tokens(**arrays, labels=labels, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id), placed
@@ -171,7 +201,20 @@ def answers(
     max_answer_length: int = 30,
     null_threshold: float = 0.0,
 ) -> list[str]:
-    """The text of each question's best answer, cut from its context; "" for no answer.
+    """The text of each question's best answer, cut from its context; "" for no answer. Arguments as `best_answers`."""
+    best = best_answers(questions, windows, tokens, logits, max_answer_length, null_threshold)
+    return [answer.text for answer in best]
+
+
+def best_answers(
+    questions: Questions,
+    windows: Windows,
+    tokens: Tokens,
+    logits: np.ndarray,
+    max_answer_length: int = 30,
+    null_threshold: float = 0.0,
+) -> list[Answer]:
+    """Each question's best answer, cut from its context.
 
     The best span has the greatest sum of start and end logits, over all windows and all spans of the context, not only
     those of the 20 best starts and ends. If `questions.unanswerable`, the score of no answer is the sum at [CLS], and
@@ -201,16 +244,26 @@ def answers(
         best[better] = score[better]
         last[better] = better + distance
     first_windows = np.searchsorted(windows.questions, np.arange(len(questions) + 1))
-    null = np.minimum.reduceat(flat[tokens.offsets[:-1]].sum(axis=1), first_windows[:-1])
+    null = flat[tokens.offsets[:-1]].sum(axis=1)
     bounds = tokens.offsets[first_windows]
-    texts = []
+    # the start and the end of an answer are each one of the context's tokens, or [CLS], which comes first
+    may_be = in_context.copy()
+    may_be[tokens.offsets[:-1]] = True
+    likely = np.where(may_be[:, None], flat, -np.inf)
+    likely -= np.repeat(np.logaddexp.reduceat(likely, tokens.offsets[:-1]), tokens.lengths, axis=0)
+    result = []
     for i, context in enumerate(questions.contexts):
-        best_start = bounds[i] + np.argmax(best[bounds[i] : bounds[i + 1]])
-        is_null = questions.unanswerable and null[i] - best[best_start] > null_threshold
-        has_span = best[best_start] > -np.inf and not is_null
-        answer = context[windows.char_starts[best_start] : windows.char_ends[last[best_start]]] if has_span else ""
-        texts.append(answer.strip())  # a token may hold the space before its word
-    return texts
+        first = bounds[i] + np.argmax(best[bounds[i] : bounds[i + 1]])
+        final = last[first]
+        none = first_windows[i] + np.argmin(null[first_windows[i] : first_windows[i + 1]])
+        is_null = questions.unanswerable and null[none] - best[first] > null_threshold
+        if is_null or best[first] == -np.inf:
+            first = final = tokens.offsets[none]
+        cut = context[windows.char_starts[first] : windows.char_ends[final]] if in_context[first] else ""
+        text = cut.strip()  # a token may hold the space before its word
+        start = int(windows.char_starts[first]) + len(cut) - len(cut.lstrip()) if text else -1
+        result.append(Answer(text, start, float(np.exp(likely[first, 0] + likely[final, 1]))))
+    return result
 
 
 def load_answers(
@@ -226,8 +279,7 @@ def load_answers(
         questions = squad.from_tfds(source.tfds, split)
     else:
         questions = squad.read_squad(split_path(task, source, split), task.may_lack_answers)
-    # windows must advance, so short ones share less
-    tokens, placed = windows(questions, tokenizer, max_length, min(STRIDE, max_length // 4))
+    tokens, placed = windows(questions, tokenizer, max_length, stride(max_length))
 
     def predicted(logits: np.ndarray) -> list[str]:
         return answers(questions, placed, tokens, logits)

@@ -25,6 +25,7 @@ LEAST_PROBABILITY = 1e-9  # a probability of 0 has no logit; this one is as good
 SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of a row may add up, as after rounding
 SUFFIXES = (".jsonl", ".tsv", ".csv", ".parquet")
 LOGITS = "logits."  # before a class, in the name of a table's column
+PROBABILITY = "probability."  # likewise, in what `tinybert predict` writes
 KINDS = ("probabilities", "logits", "label", "labels", "value")
 
 Key = tuple[str, ...]  # the texts of a row, or its id
@@ -56,6 +57,9 @@ def load_predictions(experiment: Experiment) -> Teacher:
     - `label`, with its `confidence` (default: 1), as a probability.
     - `value`, in regression.
 
+    What `tinybert predict` writes is read, too: `prediction` beside `probabilities`, in a table columns
+    `probability.CLASS`; or alone, the number. All other columns are the row's own.
+
     Where rows have any number of classes, each probability stands alone; it is 0 for a class that is not named. A
     `label` is then the one class of its row, and `labels` a list of them.
 
@@ -79,7 +83,7 @@ def load_predictions(experiment: Experiment) -> Teacher:
     outputs: dict[tuple[bool, Key], np.ndarray] = {}
     for record in records:
         if task.is_regression:
-            output = np.asarray(_number(record.fields.get("value"), record.where, "value"), np.float32)
+            output = np.asarray(_value(record), np.float32)
         else:
             output = _logits(record, ids, len(label_names), task.is_multi_label)
         key = record.by_id, record.key
@@ -118,6 +122,8 @@ def load_predictions(experiment: Experiment) -> Teacher:
 def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[Record]:
     """The records of a file, with the fields of a table's columns named as in JSON lines."""
     for fields, where in _READERS[path.suffix](path, data, text_columns):
+        if "prediction" in fields and "probabilities" in fields:  # all else is the row's own
+            fields = {name: x for name, x in fields.items() if name == "probabilities" or name not in KINDS}
         if len(named := [kind for kind in KINDS if kind in fields]) > 1:
             raise InputError(f"{where}: has {' and '.join(named)}: keep one of them")
         if "id" in fields and "text" not in fields and not set(text_columns) <= set(fields):
@@ -127,7 +133,7 @@ def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator
             yield Record((str(identity),), True, fields, where)
             continue
         texts = fields.get("text")
-        if texts is None and set(text_columns) <= set(fields):
+        if set(text_columns) <= set(fields) and (texts is None or text_columns != ("text",)):
             texts = [fields[column] for column in text_columns]
         key = tuple(texts) if isinstance(texts, list) else (texts,)
         if len(key) > 2 or not all(isinstance(part, str) for part in key):
@@ -181,6 +187,10 @@ def _parquet(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator
 
 def _fields(cells: Mapping[str, Any], text_columns: tuple[str, ...], where: str) -> dict[str, Any]:
     """The fields of a table's row: columns of numbers that have no other meaning are classes."""
+    if predicted := [column for column in cells if column.startswith(PROBABILITY)]:
+        by_class = {column.removeprefix(PROBABILITY): _parsed(cells[column], where, column) for column in predicted}
+        kept = {column: cell for column, cell in cells.items() if column in ("text", "id", *text_columns)}
+        return kept | {"probabilities": by_class}
     fields: dict[str, Any] = {}
     classes: dict[str, float] = {}
     for column, cell in cells.items():
@@ -190,13 +200,13 @@ def _fields(cells: Mapping[str, Any], text_columns: tuple[str, ...], where: str)
             continue
         elif column == "label":
             fields[column] = cell
-        elif column in ("confidence", "value"):
+        elif column in ("confidence", "value") or (column == "prediction" and _is_number(cell)):
             fields[column] = _parsed(cell, where, column)
         elif column.startswith(LOGITS):
             fields.setdefault("logits", {})[column.removeprefix(LOGITS)] = _parsed(cell, where, column)
         elif _is_number(cell):
             classes[column] = float(cell)
-    if classes and not ("confidence" in fields or "value" in fields or "logits" in fields):
+    if classes and not fields.keys() & {"confidence", "value", "logits", "prediction"}:
         fields["probabilities"] = classes
     return fields
 
@@ -286,6 +296,14 @@ def _labels(record: Record) -> list[str]:
     if not isinstance(labels, list):
         raise InputError(f'{record.where}: "labels" is {json.dumps(labels, default=str)[:60]}: give a list')
     return [label.strip() if isinstance(label, str) else json.dumps(label, default=str) for label in labels]
+
+
+def _value(record: Record) -> float:
+    """The number of a record."""
+    named = [name for name in ("value", "prediction") if name in record.fields]
+    if len(named) == 2:
+        raise InputError(f"{record.where}: has value and prediction: keep one of them")
+    return _number(record.fields.get(named[0] if named else "value"), record.where, "value")
 
 
 def _by_class(record: Record) -> Mapping[str, Any]:

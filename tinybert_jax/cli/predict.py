@@ -1,0 +1,131 @@
+"""The command `tinybert predict`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+import tyro
+
+from tinybert_jax.errors import InputError
+
+STANDARD_INPUT = Path("standard input")  # as messages call it
+COLUMNS = {"sequence": (1, 2), "tokens": (1,), "span": (2,)}  # how many texts a row may have, by the model's head
+
+
+def predict(
+    model: str,
+    input: Path | None = None,
+    from_: Annotated[Literal["txt", "tsv", "csv", "jsonl"] | None, tyro.conf.arg(name="from")] = None,
+    text_columns: tuple[str, ...] = (),
+    out: Path | None = None,
+    to: Literal["tsv", "csv", "jsonl"] | None = None,
+    unanswerable: bool = False,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    int8: bool = False,
+) -> None:
+    """Write what a model predicts for each row of a file or of standard input, beside the row's own columns.
+
+    A classifier gives the likeliest class and the probabilities of all, a regressor a number, a token classifier words
+    with their tags, and a question answering model an answer. Two examples:
+
+    tinybert predict --model runs/tiny/student --input reviews.csv --text-columns review --out predicted.csv
+
+    head -5 texts.txt | tinybert predict --model runs/tiny/student
+
+    Classes and numbers are soft labels: `tinybert distill --teacher predicted.csv` learns from them.
+
+    Args:
+        model: a Hugging Face directory or hub id, fine-tuned; or what `tinybert export` wrote.
+        input: .tsv, .csv, .jsonl, or .txt with a text a line; default: standard input.
+        from_: the format of the input; default: by its suffix; of standard input txt.
+        text_columns: one column or JSON key, or two for pairs of texts; default: text, and for a question answering
+            model question and context.
+        out: the file that is written; default: standard output.
+        to: the format that is written; default: by the suffix of --out, else that of the input, for txt tsv.
+        unanswerable: a question may have no answer, as in SQuAD 2.0.
+        max_length: tokens per row; longer rows are cut, but for tags and answers they are read in parts; default: the
+            length that the model was trained with.
+        batch_size: rows per compiled call.
+        int8: multiply in 8 bits where this processor is faster with it.
+    """
+    path = STANDARD_INPUT if input is None else input
+    if input is not None and not input.exists():
+        raise InputError(f"{input}: no such file: give --input FILE, or pipe rows into the command")
+    if input is not None and input.is_dir():
+        raise InputError(f"{input}: a directory, not a file: give --input FILE")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: not in an existing directory")
+    if out is not None and out.exists():
+        raise InputError(f"{out}: exists already; choose another --out")
+    from tqdm import tqdm
+
+    from tinybert_jax.data.batches import PROGRESS_FROM
+    from tinybert_jax.data.stream import SUFFIXES, Row, stream_rows
+    from tinybert_jax.inference.predict import ROWS_AT_ONCE, Writer, as_they_come, in_chunks, predict_rows
+    from tinybert_jax.inference.predictor import load_predictor
+
+    form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix))
+    if form is None:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
+    written = to or (None if out is None else SUFFIXES.get(out.suffix)) or form
+    predictor = load_predictor(model, max_length, batch_size, int8=int8)
+    columns = text_columns or (("question", "context") if predictor.head == "span" else ("text",))
+    if len(columns) not in COLUMNS[predictor.head]:
+        counts = " or ".join(map(str, COLUMNS[predictor.head]))
+        raise InputError(f"--text-columns {' '.join(columns)}: {model} reads {counts} of them")
+
+    def rows() -> Iterator[Row]:
+        return stream_rows(path, _read(input), form, columns, takes_words=predictor.head == "tokens")
+
+    is_file = input is not None and input.is_file()
+    total = sum(1 for _ in rows()) if is_file else None  # a mistake in the last row is told before the work
+    chunks = (in_chunks if is_file else as_they_come)(rows(), max(ROWS_AT_ONCE, batch_size))
+    with _writing(out) as stream:
+        writer = Writer("tsv" if written == "txt" else written, str(path))
+        silent = (total is not None and total < PROGRESS_FROM) or (out is None and sys.stdout.isatty())
+        with tqdm(total=total, desc="predict", unit="row", disable=silent, delay=60) as bar:
+            for predicted in predict_rows(predictor, chunks, str(path), unanswerable):
+                text = "".join(writer.lines(row, prediction) for row, prediction in predicted)
+                stream.write(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, in JSON
+                stream.flush()
+                bar.update(len(predicted))
+            count = bar.n
+    if out is not None:
+        print(f"{count} rows written to {out}")
+
+
+def _read(input: Path | None) -> Iterator[bytes]:
+    """The lines of a file or of standard input, with their line ends."""
+    if input is not None:
+        with input.open("rb") as lines:
+            yield from lines
+        return
+    if sys.stdin is None:
+        raise InputError("standard input is closed: give --input FILE")
+    if sys.stdin.isatty():
+        print("note: reading texts from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
+    # a stream of its own: the interpreter, when it ends, waits for whoever reads from sys.stdin
+    with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as lines:
+        yield from lines
+
+
+@contextlib.contextmanager
+def _writing(out: Path | None) -> Iterator[BinaryIO]:
+    """The stream of `out`, which exists once all is written; or standard output, which a reader may close early."""
+    if out is not None:
+        part = out.with_name(out.name + ".part")
+        with part.open("wb") as stream:
+            yield stream
+        part.rename(out)
+        return
+    try:
+        yield sys.stdout.buffer
+    except BrokenPipeError:
+        # the interpreter, when it ends, writes what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,128 @@
+"""Rows of texts from a file or a pipe, one at a time, each with all of its columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinybert_jax.data.reader import check_width, decode, json_object, json_text
+from tinybert_jax.errors import InputError
+
+SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
+LONGEST_CELL = 2**31 - 1  # characters; by default the csv module refuses more than 131,072
+NAME_YOURS = "name yours with --text-columns"
+
+
+class Row(NamedTuple):
+    """A row: its first line's number, from 1; all its columns; and its texts, each a string or a list of words."""
+
+    line: int
+    cells: dict[str, Any]
+    texts: tuple[Any, ...]
+
+
+def stream_rows(
+    path: Path, lines: Iterable[bytes], form: str, text_columns: tuple[str, ...], takes_words: bool = False
+) -> Iterator[Row]:
+    """The rows of a file's lines, checked as `reader.read_checked` checks a file.
+
+    A .txt has one text a line, and blank lines are left out. In the other formats, blank lines may stand at the end.
+
+    Args:
+        path: what errors call the file.
+        lines: with their line ends.
+        form: one of the values of SUFFIXES.
+        text_columns: the columns, or JSON keys, of the texts; of a .txt, the name of its only one.
+        takes_words: a text of JSON lines may also be a list of words.
+
+    Raises:
+        InputError: `path:line: what is wrong and what to do`.
+    """
+    row = None
+    for row in _READERS[form](path, _decoded(path, lines), text_columns):
+        for column, text in zip(text_columns, row.texts, strict=True):
+            if isinstance(text, list) and takes_words:
+                if not text or not all(isinstance(word, str) and word and not _has_space(word) for word in text):
+                    raise InputError(f"{path}:{row.line}: {column!r} is no list of words: give strings without spaces")
+            elif not json_text(path, row.line, column, text).strip():
+                raise InputError(f"{path}:{row.line}: the text in {column!r} is empty: fill it or remove the row")
+        yield row
+    if row is None:
+        raise InputError(f"{path}:1: holds no row: give some")
+
+
+def _has_space(word: str) -> bool:
+    return len(word.split()) != 1
+
+
+def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """Numbered lines as text, without the blank ones at the end."""
+    blank = []
+    for number, line in enumerate(lines, 1):
+        text = decode(path, line, number)
+        if not text.strip("\r\n"):
+            blank.append((number, text))
+            continue
+        yield from blank
+        blank.clear()
+        yield number, text
+
+
+def _text_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+    if len(columns) > 1:
+        raise InputError(f"{path}: a .txt has one text a line, and {', '.join(columns)} are several: give a .csv")
+    for number, line in lines:
+        text = line.rstrip("\r\n")
+        if text.strip():
+            yield Row(number, {columns[0]: text}, (text,))
+
+
+def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]], columns: tuple[str, ...]) -> Iterator[Row]:
+    first, header = next(records, (1, []))
+    if not header:
+        return
+    if repeated := [column for column in header if header.count(column) > 1]:
+        raise InputError(f"{path}:{first}: the column {repeated[0]!r} occurs more than once: rename one")
+    if missing := [column for column in columns if column not in header]:
+        named = ", ".join(map(repr, header))
+        raise InputError(f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: {NAME_YOURS}")
+    for line, values in records:
+        check_width(path, line, values, header)
+        cells = dict(zip(header, values, strict=True))
+        yield Row(line, cells, tuple(cells[column] for column in columns))
+
+
+def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+    return _table_rows(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), columns)
+
+
+def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader((line for _, line in lines), strict=True)
+
+    def records() -> Iterator[tuple[int, list[str]]]:
+        while True:
+            line = reader.line_num + 1  # where the record starts: a quoted text may span several lines
+            try:
+                yield line, next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(f"{path}:{line}: {error}: repair the quotes of this row") from None
+
+    return _table_rows(path, records(), columns)
+
+
+def _json_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+    for number, line in lines:
+        cells = json_object(path, number, line)
+        for column in columns:
+            if column not in cells:
+                keys = ", ".join(map(repr, cells)) or "none"
+                raise InputError(f"{path}:{number}: no key {column!r}; the keys are {keys}: {NAME_YOURS}")
+        yield Row(number, cells, tuple(cells[column] for column in columns))
+
+
+_READERS = {"txt": _text_rows, "tsv": _tsv_rows, "csv": _csv_rows, "jsonl": _json_rows}

@@ -1,0 +1,185 @@
+"""Rows of a file or a pipe to their predictions, a few at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinybert_jax.data.stream import Row
+from tinybert_jax.errors import InputError
+from tinybert_jax.inference.predictor import Predictor
+from tinybert_jax.tasks import ner
+
+ROWS_AT_ONCE = 1024  # rows of like lengths share batches among so many
+
+
+class Predicted(NamedTuple):
+    """What is written of a row: in a JSON object, and in the cells of a table; and numbers that must be finite."""
+
+    fields: dict[str, Any]
+    cells: dict[str, Any]
+    numbers: Sequence[float]
+
+
+def predict_rows(
+    predictor: Predictor, chunks: Iterable[Sequence[Row]], name: str, unanswerable: bool = False
+) -> Iterator[list[tuple[Row, Predicted]]]:
+    """The predictions of rows, chunk by chunk.
+
+    Args:
+        predictor: of any head.
+        chunks: the rows, a few at a time.
+        name: what messages call their file.
+        unanswerable: as in `Predictor.answers`.
+
+    Raises:
+        InputError: an output is not finite, or the rows do not fit the model.
+    """
+    for rows in chunks:
+        with np.errstate(invalid="ignore"):  # what is not finite is told here
+            predicted = _BY_HEAD[predictor.head](predictor, rows, unanswerable)
+        for row, prediction in zip(rows, predicted, strict=True):
+            if not np.isfinite(prediction.numbers).all():
+                raise InputError(f"{predictor.name}: its output on {name}:{row.line} is not finite")
+        yield [*zip(rows, predicted, strict=True)]
+
+
+def _sequences(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list[Predicted]:
+    texts = [row.texts[0] if len(row.texts) == 1 else row.texts for row in rows]
+    if predictor.config.num_labels == 1:
+        numbers = [_short(prediction.value) for prediction in predictor(texts)]
+        return [Predicted({"prediction": x}, {"prediction": x}, [x]) for x in numbers]
+    labels = predictor.config.id2label
+    result = []
+    for likely in predictor.probabilities(texts):
+        best = {"prediction": labels[int(likely.argmax())]}
+        by_class = {label: _short(x) for label, x in zip(labels, likely.tolist(), strict=True)}
+        cells = {f"probability.{label}": x for label, x in by_class.items()}
+        result.append(Predicted(best | {"probabilities": by_class}, best | cells, [*by_class.values()]))
+    return result
+
+
+def _tags(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list[Predicted]:
+    result = []
+    for row, tagged in zip(rows, predictor.tags([row.texts[0] for row in rows]), strict=True):
+        text = row.texts[0] if isinstance(row.texts[0], str) else " ".join(row.texts[0])
+        ends = [start + len(word) for word, start in zip(tagged.words, tagged.starts, strict=True)]
+        spans = [
+            {"type": kind, "text": text[start:end], "start": start, "end": end}
+            for kind, first, last in sorted(ner.spans(tagged.tags), key=lambda span: span[1])
+            for start, end in [(tagged.starts[first], ends[last])]
+        ]
+        values = [_short(x) for x in tagged.probabilities]
+        words = {"words": tagged.words} if isinstance(row.texts[0], str) else {}
+        fields = words | {"prediction": tagged.tags, "probabilities": values, "spans": spans}
+        cells = {name: " ".join(column) for name, column in (words | {"prediction": tagged.tags}).items()}
+        result.append(Predicted(fields, cells, values))
+    return result
+
+
+def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list[Predicted]:
+    result = []
+    for text, start, probability in predictor.answers([row.texts for row in rows], unanswerable):
+        fields = {"prediction": text, "start": start, "probability": _short(probability)}
+        result.append(Predicted(fields, fields, [probability]))
+    return result
+
+
+_BY_HEAD: dict[str, Callable[[Predictor, Sequence[Row], bool], list[Predicted]]] = {
+    "sequence": _sequences,
+    "tokens": _tags,
+    "span": _answers,
+}
+
+
+def _short(number: float) -> float:
+    """The number of the fewest digits that is the same float32."""
+    return float(str(np.float32(number)))
+
+
+def in_chunks(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:
+    """Lists of `most` rows; the last may have fewer."""
+    while chunk := [*itertools.islice(rows, most)]:
+        yield chunk
+
+
+def as_they_come(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:
+    """Lists of up to `most` rows: each has all that came while the list before it was worked on, and at least one."""
+    arrived: queue.Queue[Row | BaseException | None] = queue.Queue(most)
+
+    def read() -> None:
+        try:
+            for row in rows:
+                arrived.put(row)
+        except BaseException as error:  # raised again where the rows are worked on
+            arrived.put(error)
+        else:
+            arrived.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        items = [arrived.get()]
+        while isinstance(items[-1], Row) and len(items) < most and not arrived.empty():
+            items.append(arrived.get())
+        if chunk := [item for item in items if isinstance(item, Row)]:
+            yield chunk
+        if isinstance(items[-1], BaseException):
+            raise items[-1]
+        if items[-1] is None:
+            return
+
+
+class Writer:
+    """What is written of rows and their predictions: all columns of the row, then those of the prediction."""
+
+    def __init__(self, form: str, name: str) -> None:
+        """`form` is tsv, csv or jsonl; `name` is what messages call the file of the rows."""
+        self.form, self.name = form, name
+        self.header: list[str] | None = None
+
+    def lines(self, row: Row, predicted: Predicted) -> str:
+        """The lines of a row; in a table, the first time the header's too.
+
+        Raises:
+            InputError: a column would be written twice, or a table cannot hold the row.
+        """
+        written = predicted.fields if self.form == "jsonl" else predicted.cells
+        if twice := [column for column in written if column in row.cells]:
+            raise InputError(f"{self.name}:{row.line}: has {twice[0]!r} already, which is written: rename it")
+        if self.form == "jsonl":
+            return json.dumps(row.cells | written, ensure_ascii=False) + "\n"
+        cells = row.cells | written
+        if self.header is None:
+            self.header = [*cells]
+            return self._record(row, self.header) + self._record(row, [*cells.values()])
+        if [*cells] != self.header:
+            raise InputError(f"{self.name}:{row.line}: has other keys than the first row: add --to jsonl")
+        return self._record(row, [*cells.values()])
+
+    def _record(self, row: Row, values: list[Any]) -> str:
+        cells = [_cell(value) for value in values]
+        if self.form == "csv":
+            record = io.StringIO()
+            csv.writer(record, lineterminator="\n").writerow(cells)
+            return record.getvalue()
+        if broken := [cell for cell in cells if re.search("[\t\r\n]", cell)]:
+            raise InputError(
+                f"{self.name}:{row.line}: {broken[0][:40]!r} holds a tab or a line break, which no .tsv can hold:"
+                " add --to csv or --to jsonl"
+            )
+        return "\t".join(cells) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
