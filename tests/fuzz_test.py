@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from fuzzing import damaged, law, put, read_or_refused
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tinybert_jax.data.augmentation.neighbours import read_vectors
 from tinybert_jax.data.reader import read_checked
 from tinybert_jax.data.rows import read_rows
+from tinybert_jax.data.suspects import counts_rows, has_csv_quotes
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
 
@@ -47,7 +48,10 @@ def as_table(rows: list[tuple[str, str]], kind: str, end: str, last: str, mark: 
 @example([("x" * 200_000, "a")], ".csv", "\n", "\n", "")  # more than Python's limit for a field
 @example([("two\nlines", "a")], ".csv", "\n", "", "")
 def test_rows_are_read_as_they_are_written(rows, kind, end, last, mark):
-    raw = read_checked(Path(f"x{kind}"), as_table(rows, kind, end, last, mark), ("text",), "label", True)
+    content = as_table(rows, kind, end, last, mark)
+    assume(not counts_rows([text for text, _ in rows]))
+    assume(kind != ".tsv" or not has_csv_quotes(content.decode("utf-8-sig")))  # they are read as pandas writes them
+    raw = read_checked(Path(f"x{kind}"), content, ("text",), "label", True)
     assert (raw.texts, raw.labels) == ([(text,) for text, _ in rows], [label for _, label in rows])
 
 

@@ -132,7 +132,10 @@ def test_a_bad_csv_is_refused_by_the_line_where_its_row_starts(tmp_path, content
         ('["b", "y"]', "a list instead of an object: write one JSON object a line"),
         ('{"text": 3, "label": "y"}', "'text' is a number instead of a string: write a string"),
         ('{"text": "b", "label": null}', "'label' is null instead of a string or number: write one"),
-        ('{"text": "b", "label": ["y"]}', "'label' is a list instead of a string or number: write one"),
+        (
+            '{"text": "b", "label": ["y"]}',
+            "'label' is a list instead of a string or number: each row needs one label",
+        ),
         ('{"text": "b"}', "no key 'label'; the keys are 'text': name yours with --text-columns and --label-column"),
         ('{"text": "b", "label": ""}', "the label in 'label' is empty"),
         ('{"text": "\\ud800", "label": "y"}', "'text' holds a NUL or half a surrogate pair: remove it"),

@@ -34,8 +34,11 @@ def export(
     lines = None
     if texts is not None:
         from tinybert_jax.data.reader import read_text
+        from tinybert_jax.data.suspects import refuse_json
 
-        lines = [line for line in read_text(texts).splitlines() if line.strip()]
+        content = read_text(texts)
+        refuse_json(texts, content, "a text a line")
+        lines = [line for line in content.splitlines() if line.strip()]
         if not lines:
             raise InputError(f"{texts}: holds no text: give a file with a text a line")
     from tinybert_jax.export.export import export_model

@@ -18,6 +18,7 @@ from tinybert_jax.batch import Examples, Params
 from tinybert_jax.compression.calibration import id_counts
 from tinybert_jax.compression.method import Method
 from tinybert_jax.data.reader import read_text
+from tinybert_jax.data.suspects import refuse_json
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.frame import SPACES
@@ -54,7 +55,9 @@ def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
     backend.no_truncation()  # that of the last call stays
     backend.no_padding()
     for path in paths:
-        lines = read_text(Path(path)).splitlines()
+        text = read_text(Path(path))
+        refuse_json(Path(path), text, "a text a line")
+        lines = text.splitlines()
         for first in range(0, len(lines), LINES_AT_ONCE):
             for encoding in backend.encode_batch(lines[first : first + LINES_AT_ONCE]):
                 used |= set(encoding.ids)

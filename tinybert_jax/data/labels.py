@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from tinybert_jax.data.suspects import ONE_LABEL, several_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.tasks import Task
 
@@ -43,8 +44,12 @@ def discover_labels(written: list[str]) -> tuple[str, ...]:
     """The distinct labels, sorted; by value if all are integers of up to 99 digits.
 
     Raises:
-        InputError: there are too many to be classes.
+        InputError: one is several labels, or there are too many to be classes.
     """
+    if several := several_labels(written):
+        raise InputError(
+            f"the label {several!r} is several labels: {ONE_LABEL}; where that is one, write it without separators"
+        )
     labels = set(written)
     if len(labels) > max(20, len(written) // 2):
         count = f"{len(labels)} different labels in {len(written)} rows"

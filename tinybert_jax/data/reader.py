@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, has_csv_quotes, other_separator, refuse_json
 from tinybert_jax.errors import InputError
 
 JSON_SUFFIXES = (".jsonl", ".json")
@@ -47,8 +48,9 @@ def read_checked(
 ) -> RawRows:
     """Parse the content of a file and check its form. What the labels mean is not checked.
 
-    A .tsv is split at tabs and has no quotes, as in the GLUE files; a .csv has the usual quotes. A byte order mark,
-    CRLF line ends, and blank lines at the end are accepted.
+    A .tsv is split at tabs and has no quotes, as in the GLUE files, unless they are those of pandas and csv writers
+    (`suspects.has_csv_quotes`); a .csv has the usual quotes. A byte order mark, CRLF line ends, and blank lines at the
+    end are accepted.
 
     Args:
         path: its suffix gives the format, and errors name it.
@@ -75,6 +77,12 @@ def read_checked(
     if path.suffix in JSON_SUFFIXES:
         records = _json_records(path, text, columns, label_column, needs_label, id_column, label_sets is not None)
     else:
+        refuse_json(path, text, "a table")
+        if is_quoted_tsv(path, text):
+            print(
+                f"note: {path}: its cells are quoted, as pandas does it; the quotes are no part of them",
+                file=sys.stderr,
+            )
         records = _table_records(path, text, columns, label_column, needs_label, headerless, short_lines)
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
@@ -102,6 +110,14 @@ def read_checked(
         print(f"note: {path}: {rows} cut short and left out, first at line {short_lines[0]}", file=sys.stderr)
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
+    for number, column in enumerate(text_columns):
+        if counts_rows([row[number] for row in texts]):
+            raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other --text-columns")
+    if counts_rows(labels, least=5):
+        print(
+            f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
+            file=sys.stderr,
+        )
     return RawRows(texts, labels or None, lines, list(ids) or None)
 
 
@@ -176,6 +192,10 @@ def _table_records(
             raise InputError(f"{path}:1: the column {column!r} occurs {header.count(column)} times: rename one")
         if column not in header and (column != label_column or needs_label):
             columns = ", ".join(map(repr, header))
+            if separated := other_separator(header, "\t" if path.suffix == ".tsv" else ","):
+                raise InputError(
+                    f"{path}:1: {separated} separate the columns ({columns}): a .tsv has tabs, and a .csv commas"
+                )
             raise InputError(f"{path}:1: no column {column!r}; the columns are {columns}: {NAME_YOURS}")
     text_indices = [header.index(column) for column in text_columns]
     label_index = header.index(label_column) if label_column in header else None
@@ -204,13 +224,20 @@ def check_width(path: Path, line: int, values: list[str], header: list[str]) -> 
         )
 
 
+def is_quoted_tsv(path: Path, text: str) -> bool:
+    """Whether the text is that of a .tsv with the quotes of a .csv."""
+    return path.suffix == ".tsv" and has_csv_quotes(text)
+
+
 def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """The line number and the cells of each row of a table; see `read_checked`.
 
     Raises:
         InputError: the quotes of a .csv are damaged.
     """
-    return _tsv_lines(text) if path.suffix == ".tsv" else _csv_lines(path, text)
+    if path.suffix == ".csv" or is_quoted_tsv(path, text):
+        return _csv_lines(path, text, "," if path.suffix == ".csv" else "\t")
+    return _tsv_lines(text)
 
 
 def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -219,10 +246,10 @@ def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
         yield line, content.removesuffix("\r").split("\t")
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     # By default the module refuses more than 131,072 characters in a field. A document may have more.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1  # where the record starts: a quoted text may span several lines
         try:
@@ -310,7 +337,8 @@ def _json_label(path: Path, line: int, column: str, value: Any) -> str:
         raise InputError(f"{path}:{line}: {column!r} is {value}, not a finite number: correct or remove the row")
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string or number: write one")
+    remedy = ONE_LABEL if isinstance(value, list) else "write one"
+    raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string or number: {remedy}")
 
 
 def json_type(value: Any) -> str:

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.data.labels import discover_labels, label_ids
-from tinybert_jax.data.reader import LabelSets, RawRows, decode, read_bytes, read_checked
+from tinybert_jax.data.reader import LabelSets, RawRows, decode, is_quoted_tsv, read_bytes, read_checked
+from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, refuse_json
 from tinybert_jax.data.tfds import read_tfds
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -74,6 +77,9 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
             names = discover_labels(_each_label(task, raw))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        odd = [] if task.is_multi_label else [name for name in names if re.search("[;|]", name)]
+        if odd:
+            print(f"note: {where}: {odd[0]!r} is read as one label, because {ONE_LABEL}", file=sys.stderr)
         if len(names) < 2:
             named = f"all rows have the label {names[0]!r}" if names else "no row has a label"
             raise InputError(f"{where}: {named}: classification needs at least two")
@@ -154,18 +160,27 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
     """The rows of a file without labels, and the fingerprint of its content and columns."""
     text_columns = source.text_columns or task.text_columns
     data = read_bytes(path)
-    fingerprint = hashlib.sha256(json.dumps([FORMAT_VERSION, path.suffix, text_columns]).encode() + b"\n" + data)
+    form = [FORMAT_VERSION, path.suffix, text_columns, *_quoted(path, data)]
+    fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data)
     if path.suffix == ".txt":
         if len(text_columns) > 1 or source.id_column is not None:
             raise InputError(f"{path}: a .txt has one text a line, and no other column: give a .tsv, .csv or .jsonl")
+        refuse_json(path, decode(path, data), "a text a line")
         numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(decode(path, data).split("\n"), 1)]
         rows = [(number, line) for number, line in numbered if line.strip()]
         if not rows:
             raise InputError(f"{path}:1: the file is empty: give one with a text a line")
+        if counts_rows([re.split("[\t,; ]", line)[0] for _, line in rows]):
+            raise InputError(f"{path}:1: each line begins with its number, as an index: remove the numbers")
         raw = RawRows([(line,) for _, line in rows], None, [number for number, _ in rows])
     else:
         raw = read_checked(path, data, text_columns, "", False, id_column=source.id_column)
     return raw, fingerprint.hexdigest()
+
+
+def _quoted(path: Path, data: bytes) -> list[str]:
+    """The part of a file's fingerprint that says that it is read with quotes, which a .tsv was not in version 0.1."""
+    return ["quoted"] if path.suffix == ".tsv" and is_quoted_tsv(path, decode(path, data)) else []
 
 
 def _has_labels(raw: RawRows, split: SplitName) -> bool:
@@ -200,6 +215,9 @@ def _class_sets(raw: RawRows, where: str, split: SplitName, ids: dict[str, int],
 def _id(label: str, where: str, ids: dict[str, int]) -> int:
     if label not in ids:
         known = ", ".join(map(repr, ids))
+        parts = re.split("[;|,]", label)
+        if len(parts) > 1 and all(part.strip() in ids for part in parts):
+            raise InputError(f"{where}: the label {label!r} is several of {known}: {ONE_LABEL}")
         raise InputError(
             f"{where}: unknown label {label!r}; the model or training file has {known}: correct it in the file, or"
             " take a model that was fine-tuned on it"
@@ -258,6 +276,7 @@ def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     label_sets = LabelSets(source.label_delimiter) if task.is_multi_label else None
     form += [] if label_sets is None else [f"label sets, between them {source.label_delimiter}"]
     data = read_bytes(path)
+    form += _quoted(path, data)
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
     needs_label = split != "test"
     damaged = task.has_damaged_rows

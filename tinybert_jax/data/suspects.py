@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinybert_jax.errors import InputError
+
+QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
+SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # as Python, JSON and numpy write them
+ONE_LABEL = "each row needs one label (for several: --task multi_label)"
 
 
 def holds_json(text: str) -> bool:
@@ -21,3 +34,78 @@ def holds_json(text: str) -> bool:
             continue
         return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(i, dict | list) for i in value))
     return False
+
+
+def refuse_json(path: Path, text: str, expected: str) -> None:
+    """Refuse JSON in a file whose name promises something else.
+
+    Raises:
+        InputError: the file holds JSON.
+    """
+    if holds_json(text):
+        raise InputError(f"{path}:1: holds JSON, and not {expected}: write one JSON object a line, and name it .jsonl")
+
+
+def has_csv_quotes(text: str) -> bool:
+    """Whether a table with tabs has quotes as pandas and csv writers set them, which GLUE's files have not.
+
+    It has if quotation marks are at both ends of a cell and, within it, doubled, and nowhere else; all rows then have
+    as many cells; and one cell has a doubled mark, or all of the first line's are quoted, or without quotes the rows
+    would not have as many cells.
+
+    >>> has_csv_quotes('text\\tlabel\\n"a ""good"" film"\\tx'), has_csv_quotes('text\\tlabel\\n"Good!"\\tx')
+    (True, False)
+    """
+    if '"' not in text or '"' in QUOTED_CELL.sub("", text):
+        return False
+    lines = [line.removesuffix("\r").split("\t") for line in text.rstrip("\r\n").split("\n")]
+    is_marked = any('""' in cell[1:-1] for cell in QUOTED_CELL.findall(text))
+    if not is_marked and not all(map(QUOTED_CELL.fullmatch, lines[0])) and len(set(map(len, lines))) == 1:
+        return False
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    return len(set(map(len, csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), delimiter="\t")))) == 1
+
+
+def other_separator(header: Sequence[str], separator: str) -> str:
+    """What separates the columns of a header that was read as one cell; "" if nothing does."""
+    if len(header) != 1:
+        return ""
+    return next((name for sign, name in SEPARATORS.items() if sign != separator and sign in header[0]), "")
+
+
+def counts_rows(values: Sequence[str], least: int = 3) -> bool:
+    """Whether that many values or more are 0, 1, 2, ... or 1, 2, 3, ...: an index, and no texts or labels.
+
+    >>> counts_rows(["1", "2", "3"]), counts_rows(["1", "3", "2"])
+    (True, False)
+    """
+    first = values[0] if values else ""
+    return (
+        len(values) >= least
+        and first in ("0", "1")
+        and all(value == str(number) for number, value in enumerate(values, int(first)))
+    )
+
+
+def several_labels(labels: Sequence[str]) -> str:
+    """A label that is several ones, as the labels of other rows show; "" if none is.
+
+    That is a written list, a row of zeros and ones, or labels with a semicolon, bar or comma between them, each of
+    which is a label elsewhere, alone or beside others.
+
+    >>> several_labels(["a;b", "a", "b"]), several_labels(["Toys, games", "Books"]), several_labels(["['a']", "x"])
+    ('a;b', '', "['a']")
+    """
+    distinct = list(dict.fromkeys(labels))
+    for label in distinct:
+        if re.fullmatch(LIST, label, re.DOTALL):
+            return label
+    if distinct and all(re.fullmatch("[01](?:[ ,;|]+[01])+", label) for label in distinct):
+        return distinct[0]
+    for separator in (";", "|", ","):
+        parts = {label: {part.strip() for part in label.split(separator)} for label in distinct}
+        occurrences = Counter(part for label in distinct for part in parts[label])
+        for label in distinct:
+            if len(parts[label]) > 1 and all(part and occurrences[part] > 1 for part in parts[label]):
+                return label
+    return ""

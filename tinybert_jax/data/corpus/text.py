@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tinybert_jax.data.suspects import holds_json
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import CorpusSource
 
@@ -77,6 +78,10 @@ def _blocks(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
     try:
         with opener(path) as file:
             while data := file.read(READ_BYTES):
+                if at_start and holds_json(data.lstrip().partition(b"\n")[0].decode("utf-8-sig", "replace")):
+                    raise InputError(
+                        f"{path}:1: holds JSON, and not text: give the text alone, for example with: jq -r .text"
+                    )
                 yield data.removeprefix(b"\xef\xbb\xbf") if at_start else data
                 at_start, empty = False, empty and not data.strip()
     except FileNotFoundError:
