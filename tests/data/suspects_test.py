@@ -11,7 +11,7 @@ import pytest
 
 from tinybert_jax.data.corpus.text import units
 from tinybert_jax.data.rows import Rows, read_rows
-from tinybert_jax.data.suspects import has_csv_quotes, several_labels
+from tinybert_jax.data.suspects import ONE_LABEL, has_csv_quotes, several_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
@@ -146,7 +146,7 @@ def test_several_labels_in_a_row_are_refused(labels: list[str], several: str, tm
     content = "text\tlabel\n" + "".join(f"a text\t{label}\n" for label in labels)
     with pytest.raises(InputError) as error:
         read(tmp_path, content)
-    message = f"{tmp_path}/train.tsv: the label {several!r} is several labels: each row needs one label; where that"
+    message = f"{tmp_path}/train.tsv: the label {several!r} is several labels: {ONE_LABEL}; where that"
     assert str(error.value).startswith(message)
 
 
@@ -163,7 +163,7 @@ def test_a_label_that_may_be_several_is_noted_and_one_of_known_labels_is_refused
 ) -> None:
     assert read(tmp_path, "text\tlabel\nfine\ta;b\nbad\tc\n").label_names == ("a;b", "c")
     assert capsys.readouterr().err == (
-        f"note: {tmp_path}/train.tsv: 'a;b' is read as one label, because each row needs one label\n"
+        f"note: {tmp_path}/train.tsv: 'a;b' is read as one label, because {ONE_LABEL}\n"
     )
     source = DataSource(train=str(tmp_path / "train.tsv"))
     with pytest.raises(

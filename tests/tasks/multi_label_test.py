@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.special
 from conftest import BAD, GOOD, NEUTRAL, write_model
+from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax import losses
@@ -271,3 +272,38 @@ def test_an_exported_model_agrees_and_teaches(tagger: Any, blank: Path, sets: Pa
     assert exported.agreement == 1.0
     result = distilled(str(tmp_path / "onnx"), blank, sets, tmp_path / "run")
     assert result.scores["micro_f1"] > 0.9
+
+
+def test_predictors_give_sets_that_teach_again(
+    tagger: Any,
+    blank: Path,
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    predictor = tb.load_predictor(tagger.directory)
+    texts = [f"we bought crisp {GOOD[0]} chips", "the bag"]
+    likely = predictor.probabilities(texts)
+    assert predictor.label_sets(texts) == [("crisp", "praise"), ()]
+    assert predictor.label_sets(texts, threshold=0.0) == [NAMES, NAMES]
+    assert [prediction.label for prediction in predictor(texts[:1])] == [NAMES[int(likely[0].argmax())]]
+    # the command writes what a teacher may be
+    common = ["predict", "--model", tagger.directory, "--input"]
+    out = tmp_path / "train.jsonl"
+    assert tinybert(monkeypatch, *common, sets / "train.jsonl", "--out", out) == 0
+    first = json.loads(out.read_text().splitlines()[0])
+    assert first["prediction"] == first["labels"]
+    assert list(first["probabilities"]) == list(NAMES)
+    (tmp_path / "dev.txt").write_text("\n".join(texts))
+    assert tinybert(monkeypatch, *common, tmp_path / "dev.txt", "--out", tmp_path / "dev.tsv") == 0
+    assert (tmp_path / "dev.tsv").read_text().splitlines()[1].split("\t")[1] == "crisp;praise"
+    capsys.readouterr()
+    code = tinybert(monkeypatch, *common, tmp_path / "dev.txt", "--threshold", 1.5, "--out", tmp_path / "no.tsv")
+    assert_refused(capsys, code, "--threshold is 1.5; it is from 0 to 1")
+    assert distilled(str(out), blank, sets, tmp_path / "run").scores["micro_f1"] > 0.9
+
+
+def test_other_models_give_no_sets(teacher: Path) -> None:
+    with pytest.raises(ValueError, match="does not give a text any number of classes"):
+        tb.load_predictor(teacher).label_sets(["a bag"])

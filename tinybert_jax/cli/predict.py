@@ -25,6 +25,7 @@ def predict(
     out: Path | None = None,
     to: Literal["tsv", "csv", "jsonl"] | None = None,
     unanswerable: bool = False,
+    threshold: float | None = None,
     max_length: int | None = None,
     batch_size: int = 32,
     int8: bool = False,
@@ -49,6 +50,7 @@ def predict(
         out: the file that is written; default: standard output.
         to: the format that is written; default: by the suffix of --out, else that of the input, for txt tsv.
         unanswerable: a question may have no answer, as in SQuAD 2.0.
+        threshold: the probability above which a text has a class, for a model of the task multi_label; default: 0.5.
         max_length: tokens per row; longer rows are cut, but for tags and answers they are read in parts; default: the
             length that the model was trained with.
         batch_size: rows per compiled call.
@@ -68,13 +70,15 @@ def predict(
     from tinybert_jax.data.batches import PROGRESS_FROM
     from tinybert_jax.data.stream import SUFFIXES, Row, stream_rows
     from tinybert_jax.inference.predict import ROWS_AT_ONCE, Writer, as_they_come, in_chunks, predict_rows
-    from tinybert_jax.inference.predictor import load_predictor
+    from tinybert_jax.inference.predictor import THRESHOLD, load_predictor
 
     form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix))
     if form is None:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
     written = to or (None if out is None else SUFFIXES.get(out.suffix)) or form
     predictor = load_predictor(model, max_length, batch_size, int8=int8)
+    if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):
+        raise InputError(f"--threshold is {threshold}; it is from 0 to 1, for models that give a text several classes")
     columns = text_columns or (("question", "context") if predictor.head == "span" else ("text",))
     if len(columns) not in COLUMNS[predictor.head]:
         counts = " or ".join(map(str, COLUMNS[predictor.head]))
@@ -90,7 +94,7 @@ def predict(
         writer = Writer("tsv" if written == "txt" else written, str(path))
         silent = (total is not None and total < PROGRESS_FROM) or (out is None and sys.stdout.isatty())
         with tqdm(total=total, desc="predict", unit="row", disable=silent, delay=60) as bar:
-            for predicted in predict_rows(predictor, chunks, str(path), unanswerable):
+            for predicted in predict_rows(predictor, chunks, str(path), unanswerable, threshold or THRESHOLD):
                 text = "".join(writer.lines(row, prediction) for row, prediction in predicted)
                 stream.write(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, in JSON
                 stream.flush()

@@ -113,7 +113,7 @@ def read_checked(
     for number, column in enumerate(text_columns):
         if counts_rows([row[number] for row in texts]):
             raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other --text-columns")
-    if counts_rows(labels, least=5):
+    if label_sets is None and counts_rows(labels, least=5):
         print(
             f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
             file=sys.stderr,

@@ -16,8 +16,9 @@ import numpy as np
 
 from tinybert_jax.data.stream import Row
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.predictor import Predictor
+from tinybert_jax.inference.predictor import THRESHOLD, Predictor
 from tinybert_jax.tasks import ner
+from tinybert_jax.tasks.multi_label import DELIMITER
 
 ROWS_AT_ONCE = 1024  # rows of like lengths share batches among so many
 
@@ -31,7 +32,11 @@ class Predicted(NamedTuple):
 
 
 def predict_rows(
-    predictor: Predictor, chunks: Iterable[Sequence[Row]], name: str, unanswerable: bool = False
+    predictor: Predictor,
+    chunks: Iterable[Sequence[Row]],
+    name: str,
+    unanswerable: bool = False,
+    threshold: float = THRESHOLD,
 ) -> Iterator[list[tuple[Row, Predicted]]]:
     """The predictions of rows, chunk by chunk.
 
@@ -40,35 +45,41 @@ def predict_rows(
         chunks: the rows, a few at a time.
         name: what messages call their file.
         unanswerable: as in `Predictor.answers`.
+        threshold: as in `Predictor.label_sets`.
 
     Raises:
         InputError: an output is not finite, or the rows do not fit the model.
     """
     for rows in chunks:
         with np.errstate(invalid="ignore"):  # what is not finite is told here
-            predicted = _BY_HEAD[predictor.head](predictor, rows, unanswerable)
+            predicted = _BY_HEAD[predictor.head](predictor, rows, unanswerable, threshold)
         for row, prediction in zip(rows, predicted, strict=True):
             if not np.isfinite(prediction.numbers).all():
                 raise InputError(f"{predictor.name}: its output on {name}:{row.line} is not finite")
         yield [*zip(rows, predicted, strict=True)]
 
 
-def _sequences(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list[Predicted]:
+def _sequences(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, threshold: float) -> list[Predicted]:
     texts = [row.texts[0] if len(row.texts) == 1 else row.texts for row in rows]
-    if predictor.config.num_labels == 1:
+    if predictor.gives_numbers:
         numbers = [_short(prediction.value) for prediction in predictor(texts)]
         return [Predicted({"prediction": x}, {"prediction": x}, [x]) for x in numbers]
     labels = predictor.config.id2label
     result = []
     for likely in predictor.probabilities(texts):
-        best = {"prediction": labels[int(likely.argmax())]}
         by_class = {label: _short(x) for label, x in zip(labels, likely.tolist(), strict=True)}
         cells = {f"probability.{label}": x for label, x in by_class.items()}
-        result.append(Predicted(best | {"probabilities": by_class}, best | cells, [*by_class.values()]))
+        best: Any = labels[int(likely.argmax())]
+        written = best
+        if predictor.config.is_multi_label:
+            best = list(predictor.above(likely, threshold))
+            written = DELIMITER.join(best)
+        fields = {"prediction": best, "probabilities": by_class}
+        result.append(Predicted(fields, {"prediction": written} | cells, [*by_class.values()]))
     return result
 
 
-def _tags(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list[Predicted]:
+def _tags(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, threshold: float) -> list[Predicted]:
     result = []
     for row, tagged in zip(rows, predictor.tags([row.texts[0] for row in rows]), strict=True):
         text = row.texts[0] if isinstance(row.texts[0], str) else " ".join(row.texts[0])
@@ -86,7 +97,7 @@ def _tags(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list
     return result
 
 
-def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> list[Predicted]:
+def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, threshold: float) -> list[Predicted]:
     result = []
     for text, start, probability in predictor.answers([row.texts for row in rows], unanswerable):
         fields = {"prediction": text, "start": start, "probability": _short(probability)}
@@ -94,7 +105,7 @@ def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool) -> l
     return result
 
 
-_BY_HEAD: dict[str, Callable[[Predictor, Sequence[Row], bool], list[Predicted]]] = {
+_BY_HEAD: dict[str, Callable[[Predictor, Sequence[Row], bool, float], list[Predicted]]] = {
     "sequence": _sequences,
     "tokens": _tags,
     "span": _answers,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from tinybert_jax.batch import Params
 from tinybert_jax.data.batches import bucket_lengths
@@ -24,7 +24,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_architectures, load_config, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_architecture, check_head, check_token_types, names_head
-from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.heads import HEADS, head_losses
 from tinybert_jax.models.quantized import int8_is_faster, quantized
 from tinybert_jax.settings.choices import MIN_LENGTH
 from tinybert_jax.tasks import ner, spans
@@ -42,11 +42,16 @@ class TaggedText(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The most probable class and its probability; in regression the label is None and the value is the output."""
+    """The most probable class and its probability; in regression the label is None and the value is the output.
+
+    See `Predictor.label_sets` for models that give a text any number of classes.
+    """
 
     label: str | None
     value: float
 
+
+THRESHOLD = 0.5  # the probability above which a text has a class, where it has any number of them
 
 # what a predictor does, by its head
 _CALLS = {"sequence": "is called", "tokens": "gives `tags`", "span": "gives `answers`"}
@@ -74,9 +79,9 @@ class Predictor:
             InputError: as `logits`.
         """
         logits = self._sequence_logits(texts)
-        if self.config.num_labels == 1:
+        if self.gives_numbers:
             return [Prediction(None, float(value)) for value in logits[:, 0]]
-        probabilities = softmax(logits, axis=1)
+        probabilities = self._likely(logits)
         best = probabilities.argmax(axis=1)
         return [Prediction(self.config.id2label[i], float(row[i])) for i, row in zip(best, probabilities, strict=True)]
 
@@ -87,9 +92,38 @@ class Predictor:
             ValueError: as in a call; or the output is a number.
             InputError: as `logits`.
         """
-        if self.config.num_labels == 1:
+        if self.gives_numbers:
             raise ValueError("the model gives a number, which has no probability: call the predictor")
-        return softmax(self._sequence_logits(texts), axis=1)
+        return self._likely(self._sequence_logits(texts))
+
+    def label_sets(
+        self, texts: Sequence[str | tuple[str, str]], threshold: float = THRESHOLD
+    ) -> list[tuple[str, ...]]:
+        """The classes of each text, by a model that gives a text any number of them.
+
+        Args:
+            texts: texts, or pairs of texts.
+            threshold: the probability above which a text has a class.
+
+        Raises:
+            ValueError: as in a call; or the model gives a text one class, or a number.
+            InputError: as `logits`.
+        """
+        if not self.config.is_multi_label:
+            raise ValueError("the model does not give a text any number of classes: call the predictor")
+        return [self.above(likely, threshold) for likely in self.probabilities(texts)]
+
+    def above(self, likely: np.ndarray, threshold: float = THRESHOLD) -> tuple[str, ...]:
+        """The classes whose probabilities [c] are above the threshold."""
+        return tuple(label for label, x in zip(self.config.id2label, likely, strict=True) if x > threshold)
+
+    @property
+    def gives_numbers(self) -> bool:
+        """Whether the output is a number and no class."""
+        return self.head == "sequence" and not head_losses(self.head, self.config).has_classes
+
+    def _likely(self, logits: np.ndarray) -> np.ndarray:
+        return expit(logits) if self.config.is_multi_label else softmax(logits, axis=1)
 
     def tags(self, texts: Sequence[str | Sequence[str]]) -> list[TaggedText]:
         """The words of each text with their tags, by a token classifier.
