@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from tinybert_jax.data.reader import read_text
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.frame import SPACES
-from tinybert_jax.models.files.tokenizer import load_tokenizer
-from tinybert_jax.models.files.weights import read_json
+from tinybert_jax.models.files.tokenizer import rebuilt
 from tinybert_jax.settings.compression import Vocabulary
 
 LINES_AT_ONCE = 1000
@@ -99,7 +97,7 @@ def smaller_vocabulary(
         entry["id"] = new[entry["content"]]
     described["post_processor"] = _renumbered(described["post_processor"], new)
     config, params = _rows(config, params, np.array([ids[token] for token in order]), new[tokenizer.pad_token])
-    return config, params, _rebuilt(tokenizer, described, config)
+    return config, params, rebuilt(tokenizer, described, config)
 
 
 def _bare(token: str) -> str:
@@ -148,18 +146,3 @@ def _rows(config: BertConfig, params: Params, ids: np.ndarray, padding: int) -> 
         predictions = predictions | {"bias": np.asarray(predictions["bias"])[ids]}
         params = params | {"cls": params["cls"] | {"predictions": predictions}}
     return dataclasses.replace(config, vocab_size=len(ids), pad_token_id=padding), params
-
-
-def _rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> Any:
-    """The tokenizer of a new description, with all its other settings."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        tokenizer.save_pretrained(path)
-        for file in path.iterdir():
-            if file.name not in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                file.unlink()  # a vocabulary in another form
-        (path / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), "utf-8")
-        settings = read_json(path / "tokenizer_config.json")
-        settings.pop("added_tokens_decoder", None)  # by their old ids
-        (path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-        return load_tokenizer(path, config)

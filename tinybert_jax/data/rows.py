@@ -171,12 +171,24 @@ def _class_ids(raw: RawRows, where: str, split: SplitName, ids: dict[str, int]) 
     assert raw.labels is not None
     for label, line in zip(raw.labels, raw.lines, strict=True):
         if label not in ids:
-            known = ", ".join(map(repr, ids))
-            raise InputError(
-                f"{where}:{line}: unknown label {label!r}; the model or training file has {known}: correct it in"
-                " the file, or take a model that was fine-tuned on it"
-            )
+            raise InputError(f"{where}:{line}: unknown label {label!r}; {_answer(ids, raw.labels)}")
     return np.array([ids[label] for label in raw.labels], np.int32)
+
+
+def _answer(ids: dict[str, int], written: Sequence[str]) -> str:
+    """What to do about labels that a model or a training file does not have."""
+    numbers = sorted(set(ids.values()))
+    if any(f"LABEL_{number}" not in ids for number in numbers):
+        known = ", ".join(map(repr, ids))
+        remedy = "correct it in the file, or take a model that was fine-tuned on it"
+        return f"the model or training file has {known}: {remedy}"
+    labels = sorted(set(written))
+    names = labels if len(labels) == len(numbers) else ["..."] * len(numbers)
+    example = json.dumps({str(number): name for number, name in zip(numbers, names, strict=True)}, ensure_ascii=False)
+    return (
+        f"the model's {len(numbers)} classes were never named: name them in its config.json, in the order in which it"
+        f' was trained: perhaps "id2label": {example}'
+    )
 
 
 def _numbers(raw: RawRows, where: str, split: SplitName) -> np.ndarray | None:
