@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -194,7 +194,7 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> Iterator[Any]:
     """The lines of a file, or of one that is compressed by gzip, whatever its name.
 
     Raises:
