@@ -187,6 +187,23 @@ def test_given_labels_are_authoritative(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("labels", "example"),
+    [
+        (("LABEL_0", "LABEL_1", "LABEL_2"), '{"0": "a", "1": "b", "2": "c"}'),
+        (("LABEL_0", "LABEL_1"), '{"0": "...", "1": "..."}'),
+    ],
+)
+def test_of_a_model_whose_classes_were_never_named_the_remedy_is_to_name_them(tmp_path, labels, example):
+    source = DataSource(dev=write(tmp_path, "dev.tsv", "text\tlabel\nq\tb\nr\ta\ns\tc\n"))
+    with pytest.raises(InputError) as error:
+        read_rows(CLASSES, source, "dev", labels)
+    assert str(error.value) == (
+        f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model's {len(labels)} classes were never named: name them in"
+        f' its config.json, in the order in which it was trained: perhaps "id2label": {example}'
+    )
+
+
 def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):
     train = write(tmp_path, "train.tsv", GOOD)
     rows = read_rows(CLASSES, DataSource(train=train, dev=write(tmp_path, "dev.csv", "text,label\nq,b\n")), "dev")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 import tinybert_jax as tb
 
@@ -60,3 +62,88 @@ def test_missing_tokenizer_files_are_named(directory: Path) -> None:
         (directory / name).unlink()
     with pytest.raises(tb.InputError, match=r"no tokenizer\.json or vocab\.txt or vocab\.json"):
         tb.load_tokenizer(directory, config)
+
+
+def of_2019(directory: Path, **config: object) -> Path:
+    """As BERTs were saved in 2019: no `model_type`, and nothing of the tokenizer but its vocabulary."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    path = directory / "config.json"
+    hf = {name: value for name, value in json.loads(path.read_text()).items() if name != "model_type"}
+    path.write_text(json.dumps(hf | config))
+    return directory
+
+
+TEXTS = ["A very good Film, not dull!", "the plot \u00e9"]
+
+
+def ids(directory: Path) -> list[list[int]]:
+    return tb.load_tokenizer(directory, tb.load_hf(directory)[0])(TEXTS)["input_ids"]
+
+
+@pytest.mark.parametrize("architectures", [None, ["BertForSequenceClassification"], ["TinyBertForPreTraining"]])
+def test_a_vocabulary_alone_is_a_tokenizer(directory: Path, architectures: list[str] | None) -> None:
+    expected = ids(directory)
+    assert ids(of_2019(directory, architectures=architectures)) == expected
+
+
+def test_capitals_in_a_vocabulary_are_noted_where_nothing_says_that_texts_keep_theirs(
+    directory: Path, capsys: pytest.CaptureFixture
+) -> None:
+    of_2019(directory)
+    tokens = (directory / "vocab.txt").read_text().split()
+    (directory / "vocab.txt").write_text("\n".join(token if token[0] == "[" else token.upper() for token in tokens))
+    ids(directory)
+    assert 'write {"do_lower_case": false} into tokenizer_config.json' in capsys.readouterr().err
+    (directory / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert ids(directory)[0][1] == tokens.index("a"), "the capital A"
+    assert not capsys.readouterr().err
+
+
+def test_a_tokenizer_file_without_its_config_says_what_is_lower_cased(directory: Path) -> None:
+    described = json.loads((directory / "tokenizer.json").read_text())
+    of_2019(directory)
+    for lower in (True, False):
+        described["normalizer"]["lowercase"] = lower
+        (directory / "tokenizer.json").write_text(json.dumps(described))
+        unknown = described["model"]["vocab"]["[UNK]"]
+        assert (unknown in ids(directory)[0]) is not lower
+
+
+@pytest.mark.parametrize("blank", ["\n", "\n\n\n", "  \n"])
+@pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
+def test_blank_lines_at_the_end_of_a_vocabulary_are_no_tokens(
+    directory: Path, tmp_path: Path, form: str, blank: str
+) -> None:
+    expected, config = ids(directory), tb.load_hf(directory)[0]
+    if form == "vocab.txt":
+        (directory / "tokenizer.json").unlink()
+        with (directory / "vocab.txt").open("a") as vocabulary:
+            vocabulary.write(blank)
+    else:
+        described = json.loads((directory / "tokenizer.json").read_text())
+        described["model"]["vocab"] |= {line: config.vocab_size + i for i, line in enumerate(blank.split("\n"))}
+        (directory / "tokenizer.json").write_text(json.dumps(described))
+    assert ids(directory) == expected
+    tokenizer = tb.load_tokenizer(directory, config)
+    assert max(tokenizer.get_vocab().values()) < config.vocab_size
+    tb.save_hf(tmp_path / "copy", *tb.load_hf(directory), tokenizer)
+    assert ids(tmp_path / "copy") == expected
+
+
+def test_a_roberta_of_2019_has_its_own_tokenizer(tmp_path: Path) -> None:
+    from conftest import family_tokenizer
+
+    directory = Path(shutil.copytree(TINY.parent / "tiny-roberta", tmp_path / "roberta"))
+    tokenizer = family_tokenizer("roberta", ["a", "film"])
+    tokenizer.save_pretrained(tmp_path / "saved")
+    model = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["model"]
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (directory / "merges.txt").write_text("\n".join(" ".join(merge) for merge in model["merges"]))
+    hf = json.loads((directory / "config.json").read_text())
+    del hf["model_type"]
+    hf |= {"vocab_size": len(model["vocab"]), "pad_token_id": tokenizer.pad_token_id}
+    config = tb.BertConfig.from_hf(hf)
+    (directory / "config.json").write_text(json.dumps(hf))
+    loaded = tb.load_tokenizer(directory, config)
+    assert loaded(" a film", " film")["input_ids"] == tokenizer(" a film", " film")["input_ids"]

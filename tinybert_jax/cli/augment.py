@@ -42,7 +42,8 @@ def augment(
         task: a row of the task table whose inputs are texts or pairs of texts.
         source: where the rows are.
         out: directory of the candidates.
-        glove: a GloVe or word2vec text file, for words of several pieces; default: the model's own word embeddings.
+        glove: a GloVe or word2vec text file (or its .gz), for words of several pieces; default: the model's own word
+            embeddings.
         preset: default: words of any script; paper: every word; official: as in the authors' code, words of the
             letters a to z, without stop words (by a list of ours), masked in a pair of texts.
         variants: number of variants per row in training, the row itself included; with preset official, beside the

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from tinybert_jax.data.suspects import refuse_json
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.frame import SPACES
-from tinybert_jax.models.files.tokenizer import load_tokenizer
-from tinybert_jax.models.files.weights import read_json
+from tinybert_jax.models.files.tokenizer import rebuilt
 from tinybert_jax.models.parameters import select_pieces
 from tinybert_jax.settings.compression import Vocabulary
 
@@ -102,7 +100,7 @@ def smaller_vocabulary(
         entry["id"] = new[entry["content"]]
     described["post_processor"] = _renumbered(described["post_processor"], new)
     config, params = select_pieces(config, params, np.array([ids[token] for token in order]), new[tokenizer.pad_token])
-    return config, params, _rebuilt(tokenizer, described, config)
+    return config, params, rebuilt(tokenizer, described, config)
 
 
 def _bare(token: str) -> str:
@@ -140,16 +138,3 @@ def _renumbered(part: Any, new: dict[str, int]) -> Any:
     return part
 
 
-def _rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> Any:
-    """The tokenizer of a new description, with all its other settings."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        tokenizer.save_pretrained(path)
-        for file in path.iterdir():
-            if file.name not in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                file.unlink()  # a vocabulary in another form
-        (path / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), "utf-8")
-        settings = read_json(path / "tokenizer_config.json")
-        settings.pop("added_tokens_decoder", None)  # by their old ids
-        (path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-        return load_tokenizer(path, config)

@@ -197,32 +197,45 @@ def _class_ids(raw: RawRows, where: str, split: SplitName, ids: dict[str, int]) 
     if not _has_labels(raw, split):
         return None
     assert raw.labels is not None
-    return np.array(
-        [_id(label, f"{where}:{n}", ids) for label, n in zip(raw.labels, raw.lines, strict=True)], np.int32
-    )
+    pairs = zip(raw.labels, raw.lines, strict=True)
+    return np.array([_id(label, f"{where}:{line}", ids, raw.labels) for label, line in pairs], np.int32)
 
 
 def _class_sets(raw: RawRows, where: str, split: SplitName, ids: dict[str, int], count: int) -> np.ndarray | None:
     if not _has_labels(raw, split):
         return None
     assert raw.labels is not None
+    written = [label for labels in raw.labels for label in labels]
     sets = np.zeros((len(raw.labels), count), np.int32)
     for row, (labels, line) in enumerate(zip(raw.labels, raw.lines, strict=True)):
-        sets[row, [_id(label, f"{where}:{line}", ids) for label in labels]] = 1
+        sets[row, [_id(label, f"{where}:{line}", ids, written) for label in labels]] = 1
     return sets
 
 
-def _id(label: str, where: str, ids: dict[str, int]) -> int:
-    if label not in ids:
+def _id(label: str, where: str, ids: dict[str, int], written: Sequence[str]) -> int:
+    """The id of one of the labels that are written in a file."""
+    if label in ids:
+        return ids[label]
+    parts = re.split("[;|,]", label)
+    if len(parts) > 1 and all(part.strip() in ids for part in parts):
+        raise InputError(f"{where}: the label {label!r} is several of {', '.join(map(repr, ids))}: {ONE_LABEL}")
+    raise InputError(f"{where}: unknown label {label!r}; {_answer(ids, written)}")
+
+
+def _answer(ids: dict[str, int], written: Sequence[str]) -> str:
+    """What to do about labels that a model or a training file does not have."""
+    numbers = sorted(set(ids.values()))
+    if any(f"LABEL_{number}" not in ids for number in numbers):
         known = ", ".join(map(repr, ids))
-        parts = re.split("[;|,]", label)
-        if len(parts) > 1 and all(part.strip() in ids for part in parts):
-            raise InputError(f"{where}: the label {label!r} is several of {known}: {ONE_LABEL}")
-        raise InputError(
-            f"{where}: unknown label {label!r}; the model or training file has {known}: correct it in the file, or"
-            " take a model that was fine-tuned on it"
-        )
-    return ids[label]
+        remedy = "correct it in the file, or take a model that was fine-tuned on it"
+        return f"the model or training file has {known}: {remedy}"
+    labels = sorted(set(written))
+    names = labels if len(labels) == len(numbers) else ["..."] * len(numbers)
+    example = json.dumps({str(number): name for number, name in zip(numbers, names, strict=True)}, ensure_ascii=False)
+    return (
+        f"the model's {len(numbers)} classes were never named: name them in its config.json, in the order in which it"
+        f' was trained: perhaps "id2label": {example}'
+    )
 
 
 def _numbers(raw: RawRows, where: str, split: SplitName) -> np.ndarray | None:

@@ -1,6 +1,8 @@
 """Nearest words by cosine, from any file of vectors, however odd its lines."""
 
 import dataclasses
+import gzip
+import zipfile
 
 import numpy as np
 import pytest
@@ -173,3 +175,19 @@ def test_special_and_unused_tokens_and_later_pieces_are_no_words(tmp_path):
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     for token, is_word in zip(tokens, whole_words(tokenizer), strict=True):
         assert is_word == (not token.startswith(("##", "[")))
+
+
+def test_a_file_of_vectors_may_be_compressed(tmp_path):
+    text = "good 1 0 0\nbad 0 3 4\n"
+    plain, compressed = write(tmp_path, text), tmp_path / "vectors.gz"
+    compressed.write_bytes(gzip.compress(text.encode()))
+    (words, vectors), (expected_words, expected) = read_vectors(compressed), read_vectors(plain)
+    assert words == expected_words
+    np.testing.assert_array_equal(vectors, expected)
+    compressed.write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(InputError, match=r"vectors\.gz: damaged .*: fetch or compress it anew"):
+        read_vectors(compressed)
+    with zipfile.ZipFile(tmp_path / "glove.zip", "w") as archive:
+        archive.write(plain)
+    with pytest.raises(InputError, match=r"glove\.zip: a zip archive: unpack it, and give the text file"):
+        read_vectors(tmp_path / "glove.zip")

@@ -45,7 +45,7 @@ def build(
         task: a row of the task table, for a sequence task.
         source: where the training rows are.
         out: the directory, which is created; a table that was begun with the same settings is continued.
-        glove: a GloVe or word2vec text file; None: neighbours come from the model's word embeddings.
+        glove: a GloVe or word2vec text file (or its .gz); None: neighbours come from the model's word embeddings.
         preset: the rules that say which words are replaced, and by which words.
         variants: variants per row in training, the row itself included, or with preset official excluded; default: the
             task's.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import itertools
 import json
 import re
 import sys
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset
     """Neighbours in a file of vectors; without a file, in the word embeddings, with a note.
 
     Args:
-        path: a GloVe or word2vec text file.
+        path: a GloVe or word2vec text file, plain or by gzip.
         table: the model's word embeddings, float32 [v, d].
         tokenizer: its ids index the table.
         preset: `official` reads the first 100,000 vectors of the file, as the original code does.
@@ -144,7 +146,7 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
 
 
 def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
-    """The words of a GloVe or word2vec text file, and their unit vectors, float32 [v, d].
+    """The words of a GloVe or word2vec text file, plain or by gzip, and their unit vectors, float32 [v, d].
 
     A line is a word, which may hold spaces, and d numbers. A first line `v d`, as word2vec writes it, is skipped if
     the lines after it hold d numbers. Lines that cannot be used are left out, and a note on standard error counts
@@ -156,7 +158,7 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     index: dict[str, int] = {}
     numbers, lines = array("f"), array("q")
     bad: list[int] = []
-    with path.open("rb") as file:
+    with _open(path) as file:
         head = list(itertools.islice(file, 100))
         if head:
             head[0] = head[0].removeprefix(b"\xef\xbb\xbf")
@@ -189,6 +191,24 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     if bad:
         print(f"note: {path}:{min(bad)}: no word with a vector; lines left out: {len(bad)}", file=sys.stderr)
     return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The lines of a file, or of one that is compressed by gzip, whatever its name.
+
+    Raises:
+        InputError: it is an archive, or its compression is damaged.
+    """
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin == b"PK\3\4":
+        raise InputError(f"{path}: a zip archive: unpack it, and give the text file of one width in it")
+    try:
+        with gzip.open(path) if begin[:2] == b"\x1f\x8b" else path.open("rb") as opened:
+            yield opened
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged ({error}): fetch or compress it anew") from None
 
 
 def _most_common(widths: Iterable[int]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.hub import TOKENIZER_FILES, resolve
+from tinybert_jax.models.files.weights import read_json
 from tinybert_jax.settings.choices import MIN_LENGTH
 
 if TYPE_CHECKING:
@@ -35,10 +38,11 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{path}: no {' or '.join(TOKENIZER_FILES)}; copy the tokenizer's files into the directory")
+    hints = _hints(path, config)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of a `model_type` that is ours alone
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **hints)
     except Exception as error:  # the Rust backend raises bare Exception
         advice = "copy the tokenizer's files anew"
         if not (path / "tokenizer.json").is_file():  # the only form that every version of transformers reads
@@ -58,6 +62,12 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
             raise InputError(
                 f"{path}: the tokenizer's vocabulary has no {token} token{named}: copy the tokenizer's files anew"
             )
+    if blank := {token for token, i in vocabulary.items() if i >= config.vocab_size and not token.strip()}:
+        # of blank lines at the end of a vocab.txt; no text has such a token
+        described = json.loads(tokenizer.backend_tokenizer.to_str())
+        for token in blank:
+            del described["model"]["vocab"][token]
+        return rebuilt(tokenizer, described, config)
     # Not their number: where a vocab.txt holds a token twice, ids are left out.
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
@@ -75,6 +85,58 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {MIN_LENGTH}")
     tokenizer.model_max_length = int(length)
     return tokenizer
+
+
+def _hints(path: Path, config: BertConfig) -> dict[str, Any]:
+    """What to tell `transformers` of a directory of 2019, in which no file names the class of the tokenizer."""
+    hf, settings, described = (
+        read_json(path / name) if (path / name).is_file() else {}
+        for name in ("config.json", "tokenizer_config.json", "tokenizer.json")
+    )
+    if any(isinstance(part, dict) and {"model_type", "tokenizer_class"} & part.keys() for part in (hf, settings)):
+        hints: dict[str, Any] = {}
+    else:
+        hints = {"tokenizer_type": config.model_type}
+    if isinstance(settings, dict) and "do_lower_case" in settings:
+        return hints
+    if not described:
+        _note_capitals(path)
+    elif hints and isinstance(described, dict) and isinstance(described.get("normalizer"), dict):
+        hints["do_lower_case"] = described["normalizer"].get("lowercase") is not False
+    return hints
+
+
+def _note_capitals(path: Path) -> None:
+    """Tell that texts are lower-cased, as in `transformers`, if the vocabulary looks as if they should not be."""
+    if not (path / "vocab.txt").is_file():
+        return
+    tokens = (path / "vocab.txt").read_text("utf-8", "replace").split()
+    if sum(token != token.lower() and token[0] not in "[<" for token in tokens) > len(tokens) / 20:
+        print(
+            f"note: {path}: texts are lower-cased, as no tokenizer_config.json says otherwise, but vocab.txt has"
+            " capital letters: if the model was trained on them, write"
+            ' {"do_lower_case": false} into tokenizer_config.json',
+            file=sys.stderr,
+        )
+
+
+def rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> Any:
+    """The tokenizer of a new `tokenizer.json`, with all its other settings.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        tokenizer.save_pretrained(path)
+        for file in path.iterdir():
+            if file.name not in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+                file.unlink()  # a vocabulary in another form
+        (path / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), "utf-8")
+        settings = read_json(path / "tokenizer_config.json")
+        settings.pop("added_tokens_decoder", None)  # by their old ids
+        (path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+        return load_tokenizer(path, config)
 
 
 def trained_length(tokenizer: Any, config: BertConfig) -> int:
