@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -204,6 +205,31 @@ def test_the_ablations_can_be_of_some_settings(
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "| without DA | 60.0 ± 0.0 | +10.0 ± 0.0 | -7.2 |"
     assert (tmp_path / "ablations.svg").is_file()
+
+
+def test_methods_are_compared_at_the_same_bytes_and_what_is_measured_is_kept(
+    shared: ModuleType,
+    teacher: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws the picture")
+    pytest.importorskip("onnx")
+    same_bytes = importlib.import_module("same_bytes")
+    cell = same_bytes.Cell("1/4", "low rank, 0.5", "onnx-int8", methods=(tb.LowRank(0.5, 0.5),))
+    monkeypatch.setattr(same_bytes, "CELLS", [cell])
+    monkeypatch.setattr(same_bytes, "STEPS", 4)
+    options = ["--task", "classification", "--data", str(reviews), "--teacher", str(teacher), "--max-length", "16"]
+    monkeypatch.setattr("sys.argv", ["same_bytes.py", *options, "--seeds", "0", "--out", str(tmp_path / "out")])
+    same_bytes.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| 1/4 \| low rank, 0\.5 \| 0\.\d \| \d+\.\d \|$", printed, flags=re.MULTILINE)
+    assert (tmp_path / "out/same_bytes.svg").is_file()
+    monkeypatch.setattr(same_bytes, "measure", lambda *_: pytest.fail("measured again"))
+    same_bytes.main()
+    assert capsys.readouterr().out.strip() in printed
 
 
 def test_no_setting_of_the_ablations_trains_longer_or_is_scored_oftener_for_having_variants(

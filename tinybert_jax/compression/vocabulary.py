@@ -136,5 +136,3 @@ def _renumbered(part: Any, new: dict[str, int]) -> Any:
             return [part[0], new[part[0]]]
         return [_renumbered(value, new) for value in part]
     return part
-
-
