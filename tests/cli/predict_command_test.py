@@ -461,7 +461,8 @@ def test_outputs_that_are_not_finite_are_told(
     broken = Path(shutil.copytree(model, tmp_path / "broken"))
     config, params = tb.load_hf(broken)
     params["classifier"]["kernel"] = np.full_like(params["classifier"]["kernel"], 3e38)
-    params["encoder"]["pooler"]["bias"] = np.full_like(params["encoder"]["pooler"]["bias"], 9.0)
+    dense = params["encoder"]["pooler"]["dense"]
+    dense["bias"] = np.full_like(dense["bias"], 9.0)
     tb.save_hf(broken, config, params)
     feed("a bag\n")
     code = tinybert(monkeypatch, "predict", "--model", broken)
