@@ -208,6 +208,28 @@ def test_what_cannot_be_done_is_told(
     assert_refused(capsys, code, message)
 
 
+@pytest.mark.parametrize(
+    ("content", "columns", "form"),
+    [
+        ('{"text": "a bag"}\n', [], "jsonl"),
+        ("n,text\n1,a bag\n", [], "csv"),
+        ('"text"\r\na bag\n', [], "csv"),
+        ("review\tn\na bag\t1\n", ["--text-columns", "review"], "tsv"),
+    ],
+)
+def test_a_pipe_that_looks_like_no_texts_is_refused_until_its_format_is_named(
+    content: str, columns: list[str], form: str, model: Path, feed: Feed, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = ["predict", "--model", model, *columns, "--to", "jsonl"]
+    feed(content)
+    message = f"standard input:1: looks like the first line of a .{form}: add --from {form} (or --from txt if it is"
+    assert_refused(capsys, tinybert(monkeypatch, *arguments), message)
+    for named, count in ((form, 1), ("txt", content.count("\n"))):
+        feed(content)
+        assert tinybert(monkeypatch, *arguments, "--from", named) == 0
+        assert len(predicted_json(capsys.readouterr().out)) == count
+
+
 def test_files_that_are_none_are_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     write(tmp_path / "rows.parquet", "")
     for name, message in (
@@ -280,7 +302,7 @@ def test_a_terminal_is_told_that_it_is_read(model: Path, monkeypatch: pytest.Mon
 
 
 def test_long_files_go_through_in_parts_with_their_progress(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    model: Path, tmp_path: Path, feed: Feed, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """Rows of like lengths share batches, and the order stays that of the file."""
     monkeypatch.setattr("tinybert_jax.data.batches.PROGRESS_FROM", 50)
@@ -291,11 +313,16 @@ def test_long_files_go_through_in_parts_with_their_progress(
     assert tinybert(monkeypatch, "predict", *arguments) == 0
     printed = capsys.readouterr()
     assert printed.out == f"150 rows written to {tmp_path / 'out.tsv'}\n"
+    assert "predict: 100%" in printed.err
+    assert "150/150" in printed.err
     rows = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()[1:]]
     assert [row[0] for row in rows] == texts
     labels = [prediction.label for prediction in tb.load_predictor(model)(texts)]
     assert [row[1] for row in rows] == labels
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.txt", "out.tsv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tsv", "rows.txt"]
+    feed("a bag\ntasty\n")
+    assert tinybert(monkeypatch, "predict", "--model", model, "--out", tmp_path / "few.tsv") == 0
+    assert capsys.readouterr().out == f"2 rows written to {tmp_path / 'few.tsv'}\n"
 
 
 def test_an_interrupted_prediction_leaves_a_part_and_does_not_speak_of_resuming(
@@ -461,7 +488,8 @@ def test_outputs_that_are_not_finite_are_told(
     broken = Path(shutil.copytree(model, tmp_path / "broken"))
     config, params = tb.load_hf(broken)
     params["classifier"]["kernel"] = np.full_like(params["classifier"]["kernel"], 3e38)
-    params["encoder"]["pooler"]["bias"] = np.full_like(params["encoder"]["pooler"]["bias"], 9.0)
+    dense = params["encoder"]["pooler"]["dense"]
+    dense["bias"] = np.full_like(dense["bias"], 9.0)
     tb.save_hf(broken, config, params)
     feed("a bag\n")
     code = tinybert(monkeypatch, "predict", "--model", broken)

@@ -16,7 +16,7 @@ from conftest import TINY, distillation
 import tinybert_jax as tb
 from tinybert_jax.export.export import program
 from tinybert_jax.inference import predictor
-from tinybert_jax.models.quantized import int8_is_faster, quantized
+from tinybert_jax.models.quantized import int8_bytes, int8_is_faster, quantized
 from tinybert_jax.precision import Dense, int8_product, quantise, rounded
 
 FIXTURES = TINY.parent
@@ -166,3 +166,10 @@ def test_the_onnx_file_of_a_model_of_few_bits_has_its_bits_and_a_word_table_of_e
     off = session.run(None, feed)[0] - expected
     off, expected = (off[real], expected[real]) if expected.ndim == 3 else (off, expected)
     assert np.sqrt(np.mean(np.square(off))) < 0.15 * expected.std()
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-albert", "tiny-bert-mlm", "tiny-roberta-token"])
+def test_the_bytes_are_known_before_a_model_is_quantised(name: str) -> None:
+    config, params = tb.load_hf(FIXTURES / name)
+    integers = quantized(config, params)[1]
+    assert int8_bytes(params) == sum(leaf.nbytes for leaf in jax.tree.leaves(integers))

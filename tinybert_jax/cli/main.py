@@ -1,4 +1,4 @@
-"""The `tinybert` command: run, finetune, pretrain, augment, distill, evaluate, predict, compress, export, cache."""
+"""The `tinybert` command, which finds its subcommands in the modules beside this one; `run` is here."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from tinybert_jax.cli.names import check_names, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.cli.students import students
 from tinybert_jax.cli.train import distill, finetune, pretrain
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
@@ -68,6 +69,7 @@ def run(
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run,
+    "students": students,
     "finetune": finetune,
     "pretrain": pretrain,
     "augment": augment,

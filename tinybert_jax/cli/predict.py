@@ -85,7 +85,7 @@ def predict(
         raise InputError(f"--text-columns {' '.join(columns)}: {model} reads {counts} of them")
 
     def rows() -> Iterator[Row]:
-        return stream_rows(path, _read(input), form, columns, takes_words=predictor.head == "tokens")
+        return stream_rows(path, _read(input), form, columns, predictor.head == "tokens", is_guess=from_ is None)
 
     is_file = input is not None and input.is_file()
     total = sum(1 for _ in rows()) if is_file else None  # a mistake in the last row is told before the work
@@ -93,13 +93,15 @@ def predict(
     with _writing(out) as stream:
         writer = Writer("tsv" if written == "txt" else written, str(path))
         silent = (total is not None and total < PROGRESS_FROM) or (out is None and sys.stdout.isatty())
-        with tqdm(total=total, desc="predict", unit="row", disable=silent, delay=60) as bar:
+        delay = 60 if total is None else 0  # seconds: nobody knows how long a pipe is
+        with tqdm(total=total, desc="predict", unit="row", disable=silent, delay=delay) as bar:
+            count = 0
             for predicted in predict_rows(predictor, chunks, str(path), unanswerable, threshold or THRESHOLD):
                 text = "".join(writer.lines(row, prediction) for row, prediction in predicted)
                 stream.write(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, in JSON
                 stream.flush()
+                count += len(predicted)
                 bar.update(len(predicted))
-            count = bar.n
     if out is not None:
         print(f"{count} rows written to {out}")
 

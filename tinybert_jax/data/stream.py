@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +27,12 @@ class Row(NamedTuple):
 
 
 def stream_rows(
-    path: Path, lines: Iterable[bytes], form: str, text_columns: tuple[str, ...], takes_words: bool = False
+    path: Path,
+    lines: Iterable[bytes],
+    form: str,
+    text_columns: tuple[str, ...],
+    takes_words: bool = False,
+    is_guess: bool = False,
 ) -> Iterator[Row]:
     """The rows of a file's lines, checked as `reader.read_checked` checks a file.
 
@@ -36,12 +44,16 @@ def stream_rows(
         form: one of the values of SUFFIXES.
         text_columns: the columns, or JSON keys, of the texts; of a .txt, the name of its only one.
         takes_words: a text of JSON lines may also be a list of words.
+        is_guess: nobody said that the lines are texts, so a first line that looks like another format is refused.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
     """
     row = None
-    for row in _READERS[form](path, _decoded(path, lines), text_columns):
+    numbered = _decoded(path, lines)
+    if is_guess and form == "txt":
+        numbered = _with_plain_first(path, numbered, text_columns[0])
+    for row in _READERS[form](path, numbered, text_columns):
         for column, text in zip(text_columns, row.texts, strict=True):
             if isinstance(text, list) and takes_words:
                 if not text or not all(isinstance(word, str) and word and not _has_space(word) for word in text):
@@ -68,6 +80,28 @@ def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[int, str]]:
         yield from blank
         blank.clear()
         yield number, text
+
+
+def _with_plain_first(path: Path, lines: Iterator[tuple[int, str]], column: str) -> Iterator[tuple[int, str]]:
+    """The lines, whose first is no JSON object, and no header with the column of the texts."""
+    for number, line in itertools.islice(lines, 1):
+        if form := _likely_form(line.strip("\r\n"), column):
+            raise InputError(
+                f"{path}:{number}: looks like the first line of a .{form}: add --from {form} (or --from txt if it is a"
+                " text)"
+            )
+        yield number, line
+    yield from lines
+
+
+def _likely_form(line: str, column: str) -> str | None:
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return "jsonl" if isinstance(json.loads(line), dict) else None
+    for form, delimiter in (("tsv", "\t"), ("csv", ",")):
+        if column in (cell.strip('"') for cell in line.split(delimiter)) and (delimiter in line or form == "csv"):
+            return form
+    return None
 
 
 def _text_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:

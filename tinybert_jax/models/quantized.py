@@ -53,6 +53,25 @@ def quantized(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     return dataclasses.replace(config, weight_bits=bits), quantised
 
 
+def int8_bytes(params: Params) -> int:
+    """The bytes of the parameters that `quantized` gives, of a whole float32 model, or of its shapes alone."""
+
+    def visit(name: str, tree: Any, quantises: bool) -> int:
+        if not isinstance(tree, dict):
+            return 4 * tree.size
+        total = 0
+        for key, value in tree.items():
+            if quantises and key == "kernel" and name not in FLOAT:
+                total += value.size + 4 * value.size // value.shape[-2]
+            elif quantises and key == "word_embeddings":
+                total += value["embedding"].size + 4 * value["embedding"].shape[0]
+            else:
+                total += visit(key, value, quantises)
+        return total
+
+    return sum(visit(key, value, key in QUANTISED) for key, value in params.items())
+
+
 def to_int8(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric integers of so many bits, as int8, and scales with 1 on `axis`, whose product is nearest to the
     weights.

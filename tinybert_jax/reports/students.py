@@ -1,0 +1,91 @@
+"""What students of several sizes weigh, compute and take: the table of `tinybert students`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tinybert_jax.batch import Batch
+from tinybert_jax.devices.sharding import make_mesh, tree_shardings
+from tinybert_jax.inference.step import make_predict_step
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import count_parameters, forward_flops
+from tinybert_jax.models.quantized import int8_bytes
+from tinybert_jax.reports.tables import Table
+
+TOGETHER = 32  # texts of the second timing
+SECONDS, LEAST_CALLS = 0.5, 3  # of each timing
+DEVIATION = 0.02  # of the random parameters that are timed
+
+
+class Size(NamedTuple):
+    """A model of a size: its parameters as shapes, and what it costs."""
+
+    name: str
+    config: BertConfig
+    params: Any
+    parameters: int
+    bytes: int
+    int8_bytes: int
+    macs: float  # of a text
+
+
+def size(name: str, config: BertConfig, tokens: int) -> Size:
+    """A classifier of this config, on texts of so many tokens. Nothing is computed."""
+    one = jax.ShapeDtypeStruct((1, 2), np.int32)
+    params = jax.eval_shape(HEADS["sequence"].model(config).init, jax.random.key(0), one)["params"]
+    count = count_parameters(params)
+    return Size(name, config, params, count, 4 * count, int8_bytes(params), forward_flops(config, tokens) / 2)
+
+
+def milliseconds(model: Size, tokens: int, texts: int) -> float:
+    """The time of one text on this machine, where so many are computed together: a median, after compiling.
+
+    The parameters are random, which takes the same time.
+    """
+    random = np.random.default_rng(0)
+    mesh = make_mesh()
+    params = jax.tree.map(
+        lambda leaf: (DEVIATION * random.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype), model.params
+    )
+    params = jax.device_put(params, tree_shardings(mesh, params))
+    step = make_predict_step(HEADS["sequence"].model(model.config), mesh, params)
+    ids = random.integers(0, model.config.vocab_size, (texts, tokens)).astype(np.int32)
+    rows = np.zeros(texts, np.int32)
+    batch = Batch(ids, np.ones_like(ids), np.zeros_like(ids), rows, rows.astype(np.float32))
+    jax.block_until_ready(step(params, batch))
+    times: list[float] = []
+    while len(times) < LEAST_CALLS or sum(times) < SECONDS:
+        start = time.perf_counter()
+        jax.block_until_ready(step(params, batch))
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times) / texts
+
+
+def table(students: Sequence[Size], teacher: Size, tokens: int, measure: bool) -> Table:
+    """A row for each student and one for the teacher; shares are those of the teacher."""
+    header = ["student", "layers", "width", "parameters", "MB", "MB in int8", "multiply-adds", "size", "compute"]
+    header += ["ms a text", f"of {TOGETHER} together"] if measure else []
+    rows = []
+    for model in (*students, teacher):
+        row = [
+            model.name,
+            str(model.config.num_hidden_layers),
+            str(model.config.hidden_size),
+            f"{model.parameters / 1e6:.1f} M",
+            f"{model.bytes / 1e6:.1f}",
+            f"{model.int8_bytes / 1e6:.1f}",
+            f"{model.macs / 1e9:.2f} G",
+            f"{model.parameters / teacher.parameters:.1%}",
+            f"{model.macs / teacher.macs:.1%}",
+        ]
+        if measure:
+            row += [f"{milliseconds(model, tokens, texts):.3g}" for texts in (1, TOGETHER)]
+        rows.append(row)
+    return header, rows
