@@ -11,6 +11,7 @@ from in_process import assert_refused, tinybert, write
 
 from tinybert_jax.cli import main
 from tinybert_jax.cli.names import HELP, option_names
+from tinybert_jax.settings.sources import CorpusSource, DataSource
 
 COMMON = ["--model", "m", "--task", "sst2"]
 
@@ -54,6 +55,13 @@ def test_the_known_options_are_those_of_the_help(
 def test_a_value_is_no_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     code = tinybert(monkeypatch, "finetune", *COMMON, "--data", "d", "--out", "o", "--learning-rate", "-1")
     assert_refused(capsys, code, "learning_rate is -1.0; it must be finite and greater than 0")
+
+
+def test_a_source_reads_a_tilde_as_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    source = DataSource(train="~/a.csv", dev="b~.csv", unlabelled=("~/c.txt",))
+    assert (source.train, source.dev, source.unlabelled) == ("/home/anna/a.csv", "b~.csv", ("/home/anna/c.txt",))
+    assert CorpusSource(("~/text", "more")).files == ("/home/anna/text", "more")
 
 
 @pytest.mark.parametrize("data", ["--data=~/data", "--dev=~/data/dev.tsv"])

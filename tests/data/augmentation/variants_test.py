@@ -338,6 +338,19 @@ def test_rows_that_were_left_out_have_no_variants_and_the_others_their_own_label
     assert written[3][3:5] == ["was the music loud ?", ""]
 
 
+def test_variants_of_a_quoted_file_are_quoted(tokenizer, model, tmp_path):
+    train, task = tmp_path / "train.tsv", get_task("classification")
+    train.write_text('text\tlabel\n"was the ""music""\nloud ?"\tyes\nthe music was loud\tno\n')
+    rows = read_rows(task, DataSource(data=str(tmp_path)), "train")
+    build(tmp_path / "out", rows, tokenizer, model, variants=3)
+    augmented = load_augmented(tmp_path / "out", rows, tokenizer, 32, 0)
+    (tmp_path / "variants").mkdir()
+    write_variants(tmp_path / "variants" / "train.tsv", augmented, rows, tokenizer, train, ("text",))
+    written = read_rows(task, DataSource(data=str(tmp_path / "variants")), "train")
+    assert [*written.texts[::3]] == [*rows.texts] == [('was the "music"\nloud ?',), ("the music was loud",)]
+    assert written.labels_or_zeros.tolist() == [1, 1, 1, 0, 0, 0]
+
+
 def test_a_variants_file_appears_whole_or_not_at_all(tokenizer, model, tmp_path, monkeypatch):
     train = tmp_path / "train.tsv"
     train.write_bytes(SST2.encode())

@@ -6,6 +6,7 @@ seed, its row and its number. So only the candidates are stored, and a resumed r
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 from tinybert_jax.batch import Batch
 from tinybert_jax.data.augmentation.candidate_table import CandidateTable, load_table
 from tinybert_jax.data.augmentation.candidates import split_words
+from tinybert_jax.data.reader import is_quoted_tsv, read_text, table_lines
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import Frame, frame_of
@@ -229,7 +231,7 @@ def write_variants(
     text_columns: tuple[str, ...],
     headerless: tuple[str, ...] = (),
 ) -> None:
-    """Write all variants of the training rows as a TSV with the columns of the training file, without quotes.
+    """Write all variants of the training rows as a TSV with the columns, and quotes if any, of the training file.
 
     Args:
         path: the file to write.
@@ -247,20 +249,29 @@ def write_variants(
         raise InputError(
             f"{train}: not a .tsv, and the variants are written in its layout: leave --tsv out, or give a .tsv"
         )
-    lines = [line.removesuffix("\r") for line in train.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")]
-    header = [] if headerless else lines[:1]
-    columns = list(headerless) or header[0].split("\t")
+    text = read_text(train).rstrip("\r\n")
+    cells = dict(table_lines(train, text))
+    columns = list(headerless) or cells[1]
     indices = [columns.index(column) for column in text_columns]
     partial = path.with_name(f".{path.name}.tmp")  # so that a command that was stopped can be given again
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in header)
+            quoted = csv.writer(file, delimiter="\t", lineterminator="\n") if is_quoted_tsv(train, text) else None
+
+            def write(values: list[str]) -> None:
+                if quoted is None:
+                    file.write("\t".join(values) + "\n")
+                else:
+                    quoted.writerow(values)
+
+            if not headerless:
+                write(columns)
             for row, number in enumerate(rows.lines):
-                values = lines[number - 1].split("\t")
+                values = cells[number]
                 for texts in variant_texts(augmented, rows, tokenizer, row):
                     for index, text in zip(indices, texts, strict=True):
                         values[index] = text
-                    file.write("\t".join(values) + "\n")
+                    write(values)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
