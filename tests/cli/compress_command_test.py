@@ -16,7 +16,7 @@ import tinybert_jax as tb
 def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
+    common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 12]
     code = tinybert(monkeypatch, *common, "--out", tmp_path / "no")
     assert_refused(capsys, code, "nothing to do: give --prune SHARE")
     code = tinybert(monkeypatch, *common, "--out", tmp_path / "no", "--uniform")
@@ -34,7 +34,9 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     assert "encoder's multiply-adds" in printed
     assert "| vocabulary |" in (tmp_path / "out/README.md").read_text()
     assert "| prune |" in (tmp_path / "out/README.md").read_text()
-    assert tb.load_predictor(tmp_path / "out")(["we bought lovely chips"])[0].label == "good"
+    predictor = tb.load_predictor(tmp_path / "out")
+    assert predictor(["we bought lovely chips"])[0].label == "good"
+    assert predictor.max_length == 12, "the length that was measured"
 
 
 def test_a_part_of_the_layers_is_shared(

@@ -116,3 +116,13 @@ def test_what_would_change_the_encoder_is_refused_under_its_name_in_the_file(tmp
     names = ", ".join(map(repr, sorted(adapters)))
     with pytest.raises(tb.InputError, match=f"the weights hold 3 tensors that no BERT has: {names}$"):
         tb.load_hf(directory)
+
+
+def test_an_encoder_under_a_name_of_its_own_is_refused_with_the_names_that_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    directory = copy("tiny-bert", tmp_path)
+    rewrite(directory, lambda tensors: {name.replace("bert.", "backbone."): t for name, t in tensors.items()})
+    with pytest.raises(tb.InputError, match=r"no layer; .* names tensors bert\.encoder\.\.\., not as 'backbone\.emb"):
+        tb.load_hf(directory)
+    assert not capsys.readouterr().err, "no note of tensors that are left out"

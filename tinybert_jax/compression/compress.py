@@ -94,6 +94,7 @@ def compress(
         scores = _scores(settings.name, config, params, row.head, dev, length)
         note = "; ".join(filter(None, (note, method.note(config, params))))
         chain.append(link(settings.name, config, params, tokens, scores)._replace(note=note))
+    tokenizer.model_max_length = length  # of the texts that were measured
     save_hf(out, config, params, tokenizer, packed=pack)
     if pack:
         sizes = ((out / PACKED_FILE).stat().st_size / 1e6, 4 * count_parameters(params) / 1e6)

@@ -14,6 +14,7 @@ from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.config import SLIM, BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
+from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
 from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
 from tinybert_jax.models.heads import HEADS
@@ -134,16 +135,8 @@ def save_description(
     if tokenizer is None:
         return
     try:
-        tokenizer.save_pretrained(path)
+        save_tokenizer(path, config, tokenizer)
     except OSError:
         raise
     except Exception as error:  # of its Rust, for which a full disk is no OSError
         raise OSError(errno.EIO, first_line(error), str(path)) from error
-    if not config.type_vocab_size:
-        _leave_out_token_types(path / "tokenizer_config.json")
-
-
-def _leave_out_token_types(tokenizer_config: Path) -> None:
-    """Make a saved tokenizer give no token types, which models without them refuse in `transformers`."""
-    described = read_json(tokenizer_config) | {"model_input_names": ["input_ids", "attention_mask"]}
-    tokenizer_config.write_text(json.dumps(described, indent=2) + "\n", "utf-8")

@@ -67,10 +67,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
         if path in names:
             raise InputError(f"{where}: {names[path]!r} and {name!r} are the same tensor: keep one of the two")
         names[path] = name
-    if left_out := _left_out(config, names):
-        some = _some(map(repr, left_out.values()))
-        print(f"note: {where}: left out, as no model here reads it: {some}", file=sys.stderr)
-
+    left_out = _left_out(config, names)
     flat: dict[tuple[str, ...], Any] = {}
     numbered: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     for path, name in names.items():
@@ -86,7 +83,14 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
             flat[path] = value
     if not any(path[: len(LAYER)] == LAYER for path in numbered):
         # before the model is built: as many layers as a wrong config says may not fit into memory
-        raise InputError(f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}")
+        here = f", not as {min(tensors)!r:.80}" if tensors else ""
+        raise InputError(
+            f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}: save the model by its"
+            f" class in `transformers`, which names tensors {family.prefix}.{family.parts[1]}...{here}"
+        )
+    if left_out:
+        some = _some(map(repr, left_out.values()))
+        print(f"note: {where}: left out, as no model here reads it: {some}", file=sys.stderr)
     _untie(flat, where)
     for path, values in numbered.items():
         flat[path] = _stack(config, path, values, where)

@@ -31,25 +31,18 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         InputError: there are no tokenizer files, a special token is missing from the vocabulary, an id lies outside
             the embedding, the length of a text is limited to what is no length, or there is no Rust backend.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{path}: no {' or '.join(TOKENIZER_FILES)}; copy the tokenizer's files into the directory")
-    hints = _hints(path, config)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of a `model_type` that is ours alone
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **hints)
+        tokenizer = from_files(path, **_hints(path, config))
+    except InputError:
+        raise
     except Exception as error:  # the Rust backend raises bare Exception
         advice = "copy the tokenizer's files anew"
         if not (path / "tokenizer.json").is_file():  # the only form that every version of transformers reads
             advice += ", with tokenizer.json, or update transformers"
         raise InputError(f"{path}: the tokenizer cannot be read ({first_line(error)}): {advice}") from None
-    finally:
-        logging.set_verbosity(verbosity)
     if not hasattr(tokenizer, "backend_tokenizer"):
         kind = type(tokenizer).__name__
         raise InputError(f"{path}: {kind} has no Rust backend, which is needed: give a model with a tokenizer.json")
@@ -85,6 +78,20 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {MIN_LENGTH}")
     tokenizer.model_max_length = int(length)
     return tokenizer
+
+
+def from_files(path: Path, **hints: Any) -> Any:
+    """What `transformers` makes of a directory, with whatever error it raises."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of a `model_type` that is ours alone
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **hints)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _hints(path: Path, config: BertConfig) -> dict[str, Any]:
