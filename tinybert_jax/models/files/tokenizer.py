@@ -58,9 +58,9 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     if blank := {token for token, i in vocabulary.items() if i >= config.vocab_size and not token.strip()}:
         # of blank lines at the end of a vocab.txt; no text has such a token
         described = json.loads(tokenizer.backend_tokenizer.to_str())
-        for token in blank:
-            del described["model"]["vocab"][token]
-        return rebuilt(tokenizer, described, config)
+        if isinstance(pieces := described["model"]["vocab"], dict):
+            described["model"]["vocab"] = {token: i for token, i in pieces.items() if token not in blank}
+            return rebuilt(tokenizer, described, config)
     # Not their number: where a vocab.txt holds a token twice, ids are left out.
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
@@ -100,10 +100,9 @@ def _hints(path: Path, config: BertConfig) -> dict[str, Any]:
         read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "tokenizer_config.json", "tokenizer.json")
     )
-    if any(isinstance(part, dict) and {"model_type", "tokenizer_class"} & part.keys() for part in (hf, settings)):
-        hints: dict[str, Any] = {}
-    else:
-        hints = {"tokenizer_type": config.model_type}
+    parts = [part for part in (hf, settings) if isinstance(part, dict)]
+    is_named = any(part.get(name) for part in parts for name in ("model_type", "tokenizer_class"))
+    hints: dict[str, Any] = {} if is_named else {"tokenizer_type": config.model_type}
     if isinstance(settings, dict) and "do_lower_case" in settings:
         return hints
     if not described:
