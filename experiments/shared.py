@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinybert_jax as tb
-from tinybert_jax.cli.main import prepare_process
+from tinybert_jax.cli.entry import prepare_process
 from tinybert_jax.settings.tasks import TASKS, get_task
 from tinybert_jax.training import population, record
 from tinybert_jax.training.inputs import load_population

@@ -58,12 +58,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def run_here(command: list[str]) -> None:
     """Run `python -m tinybert_jax.cli ...` in this process, which imports and compiles no second time."""
-    from tinybert_jax.cli import main
+    from tinybert_jax.cli import entry
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command[2:])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets one of its own
-        main.main()
+        entry.main()
 
 
 TINY = Path(__file__).parent / "fixtures" / "tiny-bert"

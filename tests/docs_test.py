@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.cli.main import COMMANDS
+from tinybert_jax.cli.entry import COMMANDS
 from tinybert_jax.cli.names import option_names
 
 ROOT = Path(__file__).parent.parent

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tinybert_jax.cli import main
+from tinybert_jax.cli import entry
 
 
 def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Exit code of `tinybert ARGUMENTS`, run in this process."""
     monkeypatch.setattr("sys.argv", ["tinybert", *map(str, arguments)])
     try:
-        main.main()
+        entry.main()
     except SystemExit as exit_:
         return int(exit_.code or 0)
     return 0

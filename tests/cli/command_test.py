@@ -16,7 +16,7 @@ from conftest import write_model, write_reviews
 from in_process import assert_refused, distill_arguments, tinybert, write
 
 import tinybert_jax as tb
-from tinybert_jax.cli import main
+from tinybert_jax.cli import entry
 from tinybert_jax.devices import processes
 from tinybert_jax.settings.tasks import TASKS
 from tinybert_jax.training import chain, loop, run
@@ -170,7 +170,7 @@ def test_the_help_of_a_command_lists_the_tasks_that_it_takes(
 
 
 def test_the_end_of_the_program_finds_the_processes_that_it_joined() -> None:
-    assert main._processes() is processes
+    assert entry._processes() is processes
 
 
 def test_an_options_help_breaks_at_the_terminals_width_alone() -> None:
@@ -340,7 +340,7 @@ def test_a_population_prints_its_members_their_mean_and_where_they_are(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_the_program_starts_anew_once_with_huge_pages_and_its_own_arguments() -> None:
-    program = "import os, sys; from tinybert_jax.cli.main import prepare_process; print('start'); sys.stdout.flush();"
+    program = "import os, sys; from tinybert_jax.cli.entry import prepare_process; print('start'); sys.stdout.flush();"
     program += "prepare_process(); print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])"
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
     printed = subprocess.run(

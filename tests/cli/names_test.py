@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 from in_process import assert_refused, tinybert, write
 
-from tinybert_jax.cli import main
+from tinybert_jax.cli import entry
 from tinybert_jax.cli.names import HELP, option_names
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 
@@ -19,8 +19,8 @@ COMMON = ["--model", "m", "--task", "sst2"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distil", "--teacher", "t"], "no command 'distil'; did you mean distill?; there are run, finetune, "),
-        (["xyz"], "no command 'xyz'; there are run, finetune, "),
+        (["distil", "--teacher", "t"], "no command 'distil'; did you mean distill?; there are run, students, "),
+        (["xyz"], "no command 'xyz'; there are run, students, "),
         (["--task", "sst2", "finetune"], "--task: the command comes first, and is one of run, finetune, "),
         (["evaluate", *COMMON, "--dta", "d"], "tinybert evaluate has no option --dta; did you mean --data?; all "),
         (["finetune", *COMMON, "--bacth-size=4"], "tinybert finetune has no option --bacth-size; did you mean --bat"),
@@ -39,7 +39,7 @@ def test_a_name_that_does_not_exist_is_refused_with_the_nearest(
     assert_refused(capsys, tinybert(monkeypatch, *arguments), message)
 
 
-@pytest.mark.parametrize("command", main.COMMANDS)
+@pytest.mark.parametrize("command", entry.COMMANDS)
 def test_the_known_options_are_those_of_the_help(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -48,8 +48,8 @@ def test_the_known_options_are_those_of_the_help(
     first_column = re.findall(r"(?m)^[│ ]{1,4}((?:--?[a-z][a-z0-9-]*(?:, )?)+)", capsys.readouterr().out)
     listed = {name for names in first_column for name in names.split(", ")} - set(HELP)
     assert listed
-    assert set(option_names(main.COMMANDS[command])) >= listed
-    assert {name for name in option_names(main.COMMANDS[command]) if not name.startswith("--no-")} <= listed
+    assert set(option_names(entry.COMMANDS[command])) >= listed
+    assert {name for name in option_names(entry.COMMANDS[command]) if not name.startswith("--no-")} <= listed
 
 
 def test_a_value_is_no_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -21,7 +21,7 @@ from conftest import NER_WORDS, write_conll, write_model, write_scored_reviews, 
 from in_process import assert_refused, tinybert, write
 
 import tinybert_jax as tb
-from tinybert_jax.cli import main
+from tinybert_jax.cli import entry
 from tinybert_jax.training.inputs import load_inputs
 
 TEXTS = ["a lovely bag", "it was awful", 'the "tasty" chips, and very fine', "it's bitter — né \u2028 🍟 e\u0301"]
@@ -333,7 +333,7 @@ def test_an_interrupted_prediction_leaves_a_part_and_does_not_speak_of_resuming(
 
     codes: list[int] = []
     monkeypatch.setattr("tinybert_jax.inference.predict.Writer.lines", interrupt)
-    monkeypatch.setattr(main, "_end", lambda code, *more, **named: codes.append(code))
+    monkeypatch.setattr(entry, "_end", lambda code, *more, **named: codes.append(code))
     write(tmp_path / "rows.txt", "a bag\n")
     arguments = ["--model", model, "--input", tmp_path / "rows.txt", "--out", tmp_path / "out.tsv"]
     tinybert(monkeypatch, "predict", *arguments)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.cli import main, train
+from tinybert_jax.cli import entry, train
 
 HERE = Path(__file__).parent.parent
 SHOWN: dict[str, str] = {
@@ -70,7 +70,7 @@ def test_a_tasks_recipe_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in ("cola", "mnli"):
         arguments = ["--teacher", "t", "--student", "tinybert-4l-312d", "--task", task, "--data", "d", "--out", "o"]
         monkeypatch.setattr("sys.argv", ["tinybert", "distill", *arguments])
-        main.main()
+        entry.main()
     recipes = [(e.max_length, [stage.epochs for stage in e.stages]) for e in run]
     assert recipes == [(64, [50, 3]), (128, [10, 3])]
     assert [stage.learning_rate for stage in run[0].stages] == [5e-5, 3e-5]

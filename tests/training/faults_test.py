@@ -254,11 +254,11 @@ def test_each_process_may_prepare_for_longer_than_a_collective_waits(
 ) -> None:
     """A corpus of gigabytes takes long; and where the others do not see process 0's cache, they build it too."""
     slowly = (
-        "import sys, time; from tinybert_jax.cli import main; from tinybert_jax.training import inputs, run\n"
+        "import sys, time; from tinybert_jax.cli import entry; from tinybert_jax.training import inputs, run\n"
         "def prepare(*args):\n"
         "    time.sleep(80)\n"
         "    return inputs.load_population(*args)\n"
-        "run.load_population = prepare; sys.argv[0] = 'tinybert'; main.main()"
+        "run.load_population = prepare; sys.argv[0] = 'tinybert'; entry.main()"
     )
     both = world.start_two(tmp_path / "run", program=["-c", slowly])
     ended = [process.communicate(timeout=300) for process in both]

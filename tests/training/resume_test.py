@@ -44,7 +44,9 @@ def run_until(stage: str, step: int, number: int, arguments: list[str], out: Pat
 def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     """Python's own end, which XLA's threads may not survive, is left out: what is registered for it is not called."""
     out = tmp_path / "run"
-    program = "import atexit; from tinybert_jax.cli.main import main; atexit.register(print, 'an orderly end'); main()"
+    program = (
+        "import atexit; from tinybert_jax.cli.entry import main; atexit.register(print, 'an orderly end'); main()"
+    )
     arguments = ["finetune", "--model", str(teacher), "--task", "classification", "--data", str(reviews)]
     arguments += ["--max-length", "16", "--epochs", "500", "--out", str(out)]
     process = run_until("1-supervised", 10, signal.SIGTERM, [sys.executable, "-c", program, *arguments], out)
@@ -101,7 +103,7 @@ def test_a_signal_before_the_first_step_ends_the_program_in_order(
     """SIGTERM's own action would leave the others waiting and temporary files behind."""
     program = """
 import os, signal, tempfile
-from tinybert_jax.cli.main import main
+from tinybert_jax.cli.entry import main
 from tinybert_jax.training import run
 def load(experiments):
     with tempfile.TemporaryDirectory(dir="."):
