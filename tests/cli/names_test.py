@@ -21,7 +21,7 @@ COMMON = ["--model", "m", "--task", "sst2"]
     [
         (["distil", "--teacher", "t"], "no command 'distil'; did you mean distill?; there are run, students, "),
         (["xyz"], "no command 'xyz'; there are run, students, "),
-        (["--task", "sst2", "finetune"], "--task: the command comes first, and is one of run, finetune, "),
+        (["--task", "sst2", "finetune"], "--task: the command comes first, and is one of run, students, "),
         (["evaluate", *COMMON, "--dta", "d"], "tinybert evaluate has no option --dta; did you mean --data?; all "),
         (["finetune", *COMMON, "--bacth-size=4"], "tinybert finetune has no option --bacth-size; did you mean --bat"),
         (["finetune", *COMMON, "--learning_rat", "1"], "no option --learning-rat; did you mean --learning-rate?"),

@@ -236,6 +236,7 @@ def test_a_model_without_heads_and_units_becomes_sparse_in_what_is_left() -> Non
                 assert (kernel[free[i]] == 0).mean() == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_zeros_stay_zeros_in_training_in_a_population_and_after_a_stop(
     teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +53,6 @@ def test_texts_are_cut_where_training_cut_them(teacher: Path) -> None:
 def test_a_model_without_a_classifier_is_refused(pretrained: Path) -> None:
     with pytest.raises(tb.InputError, match="holds no sequence classifier; train one first"):
         tb.load_predictor(pretrained, max_length=16)
-
-
-def test_a_model_of_several_labels_a_row_is_refused(teacher: Path, tmp_path: Path) -> None:
-    """Its probabilities are no softmax."""
-    shutil.copytree(teacher, tmp_path / "copy")
-    config = json.loads((teacher / "config.json").read_text())
-    config["problem_type"] = "multi_label_classification"
-    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(tb.InputError, match="is a multi-label classifier"):
-        tb.load_predictor(tmp_path / "copy")
 
 
 def test_a_model_of_few_positions_is_refused(tmp_path: Path) -> None:

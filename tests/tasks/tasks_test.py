@@ -11,12 +11,14 @@ from tinybert_jax.data.labels import discover_labels, label_ids, written_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.tasks import TASKS, get_task
 from tinybert_jax.tasks.classification import score
+from tinybert_jax.tasks.metrics import SET_METRICS
 
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
 def test_the_table_has_the_nine_glue_tasks_and_the_others():
-    assert set(TASKS) == {*GLUE, "mnli_mismatched", "classification", "regression", "squad", "squad2", "ner"}
+    others = {"mnli_mismatched", "classification", "multi_label", "regression", "squad", "squad2", "ner"}
+    assert set(TASKS) == {*GLUE, *others}
     assert all(name == task.name for name, task in TASKS.items())
 
 
@@ -120,6 +122,9 @@ def test_every_selection_metric_is_a_key_of_the_score():
     for task in TASKS.values():
         if not task.kind.has_columns:
             assert task.selection in task.metrics
+            continue
+        if task.is_multi_label:
+            assert set(task.metrics) <= set(SET_METRICS)
             continue
         logits = np.zeros((4, 1 if task.is_regression else 2), np.float32)
         assert task.selection in score(task, logits, np.array([0, 1, 0, 1]))

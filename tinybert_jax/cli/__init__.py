@@ -1,3 +1,8 @@
 """The `tinybert` command: one module for each command."""
 
-from tinybert_jax.cli.entry import main as main
+
+def main() -> None:
+    """Run the command of `sys.argv`; see `entry.main`."""
+    from tinybert_jax.cli import entry  # which needs packages that benchmarks on a bare GPU machine do without
+
+    entry.main()

@@ -14,7 +14,7 @@ import tyro
 from tinybert_jax.errors import InputError
 
 STANDARD_INPUT = Path("standard input")  # as messages call it
-COLUMNS = {"sequence": (1, 2), "tokens": (1,), "span": (2,)}  # how many texts a row may have, by the model's head
+COLUMNS = {"tokens": (1,), "span": (2,)}  # how many texts a row has, by the model's head; else one or two
 
 
 def predict(
@@ -80,8 +80,9 @@ def predict(
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):
         raise InputError(f"--threshold is {threshold}; it is from 0 to 1, for models that give a text several classes")
     columns = text_columns or (("question", "context") if predictor.head == "span" else ("text",))
-    if len(columns) not in COLUMNS[predictor.head]:
-        counts = " or ".join(map(str, COLUMNS[predictor.head]))
+    counted = COLUMNS.get(predictor.head, (1, 2))
+    if len(columns) not in counted:
+        counts = " or ".join(map(str, counted))
         raise InputError(f"--text-columns {' '.join(columns)}: {model} reads {counts} of them")
 
     def rows() -> Iterator[Row]:

@@ -52,7 +52,7 @@ def predict_rows(
     """
     for rows in chunks:
         with np.errstate(invalid="ignore"):  # what is not finite is told here
-            predicted = _BY_HEAD[predictor.head](predictor, rows, unanswerable, threshold)
+            predicted = _BY_HEAD.get(predictor.head, _sequences)(predictor, rows, unanswerable, threshold)
         for row, prediction in zip(rows, predicted, strict=True):
             if not np.isfinite(prediction.numbers).all():
                 raise InputError(f"{predictor.name}: its output on {name}:{row.line} is not finite")
@@ -105,8 +105,8 @@ def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, thre
     return result
 
 
+# of heads that give an output for each token
 _BY_HEAD: dict[str, Callable[[Predictor, Sequence[Row], bool, float], list[Predicted]]] = {
-    "sequence": _sequences,
     "tokens": _tags,
     "span": _answers,
 }

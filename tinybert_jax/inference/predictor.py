@@ -53,8 +53,8 @@ class Prediction(NamedTuple):
 
 THRESHOLD = 0.5  # the probability above which a text has a class, where it has any number of them
 
-# what a predictor does, by its head
-_CALLS = {"sequence": "is called", "tokens": "gives `tags`", "span": "gives `answers`"}
+# what the predictor of a head that gives an output for each token does
+PER_TOKEN = {"tokens": "gives `tags`", "span": "gives `answers`"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Predictor:
     @property
     def gives_numbers(self) -> bool:
         """Whether the output is a number and no class."""
-        return self.head == "sequence" and not head_losses(self.head, self.config).has_classes
+        return not HEADS[self.head].per_token and not head_losses(self.head, self.config).has_classes
 
     def _likely(self, logits: np.ndarray) -> np.ndarray:
         return expit(logits) if self.config.is_multi_label else softmax(logits, axis=1)
@@ -134,7 +134,7 @@ class Predictor:
         Raises:
             ValueError: `texts` is one string, or the head is another.
         """
-        self._check_head("tokens", texts)
+        self._check(self.head == "tokens", texts)
         placed = [ner.split_words(text) if isinstance(text, str) else _joined(text) for text in texts]
         if not placed:
             return []
@@ -161,7 +161,7 @@ class Predictor:
             ValueError: the head is another, or a row is no pair.
             InputError: as `logits`; or a question leaves no room for its context.
         """
-        self._check_head("span", pairs)
+        self._check(self.head == "span", pairs)
         if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
             raise ValueError("give pairs of a question and its context")
         if not pairs:
@@ -172,15 +172,17 @@ class Predictor:
         tokens, windows = spans.encode_windows(questions, self.tokenizer, self.max_length)
         return spans.best_answers(questions, windows, tokens, self.logits(tokens))
 
-    def _check_head(self, head: str, texts: Any) -> None:
-        if self.head != head:
-            raise ValueError(f"{self.name}: holds a {HEADS[self.head].title}: its predictor {_CALLS[self.head]}")
+    def _check(self, fits: bool, texts: Any) -> None:
+        """Refuse what another head does, and one text for several."""
+        if not fits:
+            does = PER_TOKEN.get(self.head, "is called")
+            raise ValueError(f"{self.name}: holds a {HEADS[self.head].title}: its predictor {does}")
         if isinstance(texts, str):
             raise ValueError("give a list of texts, even of one")
 
-    def _sequence_logits(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
+    def _sequence_logits(self, texts: Any) -> np.ndarray:
         """Logits [n, c] of texts or pairs of texts; see `__call__`."""
-        self._check_head("sequence", texts)
+        self._check(not HEADS[self.head].per_token, texts)
         rows = [tuple(row) if isinstance(row, Iterable) and not isinstance(row, str) else (row,) for row in texts]
         if no_texts := [part for row in rows for part in row if not isinstance(part, str)]:
             raise ValueError(f"give texts, or pairs of texts; {no_texts[0]!r} is none")
