@@ -131,7 +131,7 @@ def draw(path: Path, lines: list[dict[str, Any]], whole: float, metric: str) -> 
     kinds = {"distilled": "distilled student", "pruned": "pruned", "low": "low rank", "shared": "shared"}
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line in lines:
-        first = line["method"].split()[0]
+        first = line["method"].split()[0].strip(",")
         kind = "pruned, then low rank" if "," in line["method"] and first == "pruned" else kinds[first]
         point = line["MB"], 100 * line["score"] / whole
         points.setdefault(kind, {}).setdefault(line["bytes"], []).append(point)
