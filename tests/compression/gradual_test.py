@@ -182,7 +182,7 @@ def stages(steps: int = 20) -> tuple[tb.Stage, ...]:
     )
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["fisher", pytest.param("l0", marks=pytest.mark.slow)])
 def test_a_student_is_pruned_in_its_first_stage_and_written_without_what_is_closed(
     rule: Any, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
