@@ -14,7 +14,6 @@ import tyro
 from tinybert_jax.errors import InputError
 
 STANDARD_INPUT = Path("standard input")  # as messages call it
-COLUMNS = {"tokens": (1,), "span": (2,)}  # how many texts a row has, by the model's head; else one or two
 
 
 def predict(
@@ -69,7 +68,14 @@ def predict(
 
     from tinybert_jax.data.batches import PROGRESS_FROM
     from tinybert_jax.data.stream import SUFFIXES, Row, stream_rows
-    from tinybert_jax.inference.predict import ROWS_AT_ONCE, Writer, as_they_come, in_chunks, predict_rows
+    from tinybert_jax.inference.predict import (
+        ROWS_AT_ONCE,
+        Writer,
+        as_they_come,
+        in_chunks,
+        predict_rows,
+        prediction_of,
+    )
     from tinybert_jax.inference.predictor import THRESHOLD, load_predictor
 
     form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix))
@@ -79,14 +85,14 @@ def predict(
     predictor = load_predictor(model, max_length, batch_size, int8=int8)
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):
         raise InputError(f"--threshold is {threshold}; it is from 0 to 1, for models that give a text several classes")
-    columns = text_columns or (("question", "context") if predictor.head == "span" else ("text",))
-    counted = COLUMNS.get(predictor.head, (1, 2))
-    if len(columns) not in counted:
-        counts = " or ".join(map(str, counted))
+    head = prediction_of(predictor.head)
+    columns = text_columns or head.columns
+    if len(columns) not in head.widths:
+        counts = " or ".join(map(str, head.widths))
         raise InputError(f"--text-columns {' '.join(columns)}: {model} reads {counts} of them")
 
     def rows() -> Iterator[Row]:
-        return stream_rows(path, _read(input), form, columns, predictor.head == "tokens", is_guess=from_ is None)
+        return stream_rows(path, _read(input), form, columns, head.takes_words, is_guess=from_ is None)
 
     is_file = input is not None and input.is_file()
     total = sum(1 for _ in rows()) if is_file else None  # a mistake in the last row is told before the work

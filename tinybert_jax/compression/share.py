@@ -14,7 +14,7 @@ from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.parameters import unshared
-from tinybert_jax.objectives.objective import CARRIED, Objective, take_carried
+from tinybert_jax.objectives.objective import Objective, acting
 from tinybert_jax.settings.compression import Share, SharePart
 
 # by part, its names below "layer"
@@ -78,20 +78,13 @@ def share_part(
 def keep_shared(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
     """The objective of a student whose layers learn together wherever a stage finds their parameters equal."""
 
-    def init(key: Any, student_params: Params) -> Params:
-        trainable = objective.init(key, student_params)
-        first = jax.tree.map(_first_equal, _layer(trainable))
-        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {SharePart.name: first}}
+    def first(trainable: Params) -> Any:
+        return jax.tree.map(_first_equal, _layer(trainable))
 
-    def shared(trainable: Params) -> Params:
-        known, first = take_carried(trainable, SharePart.name)
-        return _with_layer(known, jax.tree.map(lambda leaf, i: leaf[i], _layer(known), first))
+    def shared(params: Params, first: Any) -> Params:
+        return _with_layer(params, jax.tree.map(lambda leaf, i: leaf[i], _layer(params), first))
 
-    return objective._replace(
-        init=init,
-        loss=lambda trainable, *more: objective.loss(shared(trainable), *more),
-        export=lambda trainable, student_params: objective.export(shared(trainable), student_params),
-    )
+    return acting(objective, SharePart.name, first, shared)
 
 
 def note_shared(config: BertConfig, params: Params) -> str:

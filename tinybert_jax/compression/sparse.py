@@ -24,7 +24,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
-from tinybert_jax.objectives.objective import CARRIED, Objective, take_carried
+from tinybert_jax.objectives.objective import Objective, acting
 from tinybert_jax.settings.compression import Sparse
 
 BLOCK = 128  # inputs among which SparseGPT chooses together
@@ -196,23 +196,18 @@ def with_kernels(params: Params, kernels: Mapping[tuple[str, ...], Any]) -> Para
 def keep_zeros(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
     """The objective of a student whose zeros, as each stage finds them, stay zeros."""
 
-    def init(key: Any, student_params: Params) -> Params:
-        trainable = objective.init(key, student_params)
-        masks = {path: (kernel != 0).astype(np.float32) for path, kernel in kernels_of(trainable).items()}
-        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {Sparse.name: traverse_util.unflatten_dict(masks)}}
+    def masks(trainable: Params) -> Any:
+        flat = {path: (kernel != 0).astype(np.float32) for path, kernel in kernels_of(trainable).items()}
+        return traverse_util.unflatten_dict(flat)
 
-    def masked(trainable: Params) -> Params:
-        known, state = take_carried(trainable, Sparse.name)
-        kernels, masks = kernels_of(known), traverse_util.flatten_dict(state)
+    def masked(params: Params, state: Any) -> Params:
+        kernels, masks = kernels_of(params), traverse_util.flatten_dict(state)
         # numpy arrays stay numpy arrays
         where = np.where if isinstance(next(iter(kernels.values())), np.ndarray) else jnp.where
-        return with_kernels(known, {path: where(masks[path] > 0, one, np.float32(0)) for path, one in kernels.items()})
+        kept = {path: where(masks[path] > 0, kernel, np.float32(0)) for path, kernel in kernels.items()}
+        return with_kernels(params, kept)
 
-    return objective._replace(
-        init=init,
-        loss=lambda trainable, *more: objective.loss(masked(trainable), *more),
-        export=lambda trainable, student_params: objective.export(masked(trainable), student_params),
-    )
+    return acting(objective, Sparse.name, masks, masked)
 
 
 def note_zeros(config: BertConfig, params: Params) -> str:

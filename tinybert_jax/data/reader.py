@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,7 +249,16 @@ def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
 def _csv_lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     # By default the module refuses more than 131,072 characters in a field. A document may have more.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return csv_records(path, io.StringIO(text, newline=""), delimiter)
+
+
+def csv_records(path: Path, lines: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The line number and the cells of each record of lines with the quotes of a .csv.
+
+    Raises:
+        InputError: the quotes are damaged.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1  # where the record starts: a quoted text may span several lines
         try:

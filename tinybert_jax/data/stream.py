@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinybert_jax.data.reader import check_width, decode, json_object, json_text
+from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_text
 from tinybert_jax.errors import InputError
 
 SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -134,19 +134,7 @@ def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, 
 
 def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader((line for _, line in lines), strict=True)
-
-    def records() -> Iterator[tuple[int, list[str]]]:
-        while True:
-            line = reader.line_num + 1  # where the record starts: a quoted text may span several lines
-            try:
-                yield line, next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise InputError(f"{path}:{line}: {error}: repair the quotes of this row") from None
-
-    return _table_rows(path, records(), columns)
+    return _table_rows(path, csv_records(path, (line for _, line in lines)), columns)
 
 
 def _json_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:

@@ -52,7 +52,7 @@ def predict_rows(
     """
     for rows in chunks:
         with np.errstate(invalid="ignore"):  # what is not finite is told here
-            predicted = _BY_HEAD.get(predictor.head, _sequences)(predictor, rows, unanswerable, threshold)
+            predicted = prediction_of(predictor.head).predict(predictor, rows, unanswerable, threshold)
         for row, prediction in zip(rows, predicted, strict=True):
             if not np.isfinite(prediction.numbers).all():
                 raise InputError(f"{predictor.name}: its output on {name}:{row.line} is not finite")
@@ -105,11 +105,25 @@ def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, thre
     return result
 
 
+class HeadPredictions(NamedTuple):
+    """What is predicted by models with a head, and what rows they read."""
+
+    predict: Callable[[Predictor, Sequence[Row], bool, float], list[Predicted]]
+    columns: tuple[str, ...] = ("text",)  # of the texts, where none are named
+    widths: tuple[int, ...] = (1, 2)  # how many texts a row may have
+    takes_words: bool = False  # a text may be the list of its words
+
+
 # of heads that give an output for each token
-_BY_HEAD: dict[str, Callable[[Predictor, Sequence[Row], bool, float], list[Predicted]]] = {
-    "tokens": _tags,
-    "span": _answers,
+_PER_TOKEN = {
+    "tokens": HeadPredictions(_tags, widths=(1,), takes_words=True),
+    "span": HeadPredictions(_answers, ("question", "context"), (2,)),
 }
+
+
+def prediction_of(head: str) -> HeadPredictions:
+    """What `predict` does with models that have the head."""
+    return _PER_TOKEN.get(head, HeadPredictions(_sequences))
 
 
 def _short(number: float) -> float:

@@ -83,6 +83,32 @@ def split_carried(trainable: Params) -> tuple[Params, Params]:
     return params, trainable.get(CARRIED, {})
 
 
+def acting(
+    objective: Objective, name: str, state: Callable[[Params], Any], act: Callable[[Params, Any], Params]
+) -> Objective:
+    """The objective of a student on whose parameters something acts, in the loss and in what is exported.
+
+    Args:
+        objective: of the parameters after it.
+        name: of what is carried.
+        state: gives it, from the parameters that a stage begins with.
+        act: gives the parameters, from the trained ones and what is carried.
+    """
+
+    def init(key: PRNGKeyArray, student_params: Params) -> Params:
+        trainable = objective.init(key, student_params)
+        return trainable | {CARRIED: trainable.get(CARRIED, {}) | {name: state(trainable)}}
+
+    def acted(trainable: Params) -> Params:
+        return act(*take_carried(trainable, name))
+
+    return objective._replace(
+        init=init,
+        loss=lambda trainable, *more: objective.loss(acted(trainable), *more),
+        export=lambda trainable, student_params: objective.export(acted(trainable), student_params),
+    )
+
+
 def join_carried(params: Params, carried: Params) -> Params:
     """The trainable tree that `split_carried` takes apart."""
     return params | {CARRIED: carried} if carried else params
