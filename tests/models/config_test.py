@@ -75,6 +75,10 @@ REFUSED = {
     "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be finite and greater than 0",
     "tb.Stage(tb.Prediction(temperature=float('inf')))": "temperature is inf; it must be finite and greater than 0",
     "tb.Stage('supervised', epochs=0.5)": "epochs is 0.5; it must be a whole number, at least 1",
+    "tb.Stage('supervised', min_steps=0)": "min_steps is 0; it must be a whole number, at least 1",
+    "tb.Stage('supervised', max_steps=9, min_steps=5)": (
+        "max_steps 9 is the length of the stage already: leave out min_steps"
+    ),
     "tb.Stage('supervised', batch_size=0)": "batch_size is 0; it must be a whole number, at least 1",
     "tb.Stage('supervised', evaluate_every=2.0)": "evaluate_every is 2.0; it must be a whole number, at least 1",
     "tb.Stage('supervised', weight_decay=-1.0)": "weight_decay is -1.0; it must be finite and not negative",

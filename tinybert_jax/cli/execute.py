@@ -20,12 +20,14 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 NO_HEAD = "its head is not trained yet: give this directory as --student to tinybert distill --stage prediction"
 
 
-def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices) -> None:
-    """Run an experiment, or a population of them, and print the scores, or how it was stopped."""
+def execute(
+    experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices, note: str | None = None
+) -> None:
+    """Run an experiment, or a population of them, and print a note, the scores, or how it was stopped."""
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-    from tinybert_jax.devices.processes import join
+    from tinybert_jax.devices.processes import is_primary, join
     from tinybert_jax.training.logs import Diverged
     from tinybert_jax.training.loop import Stopped
     from tinybert_jax.training.run import run_population
@@ -37,6 +39,8 @@ def execute(experiments: Sequence[Experiment], out: Path, resume: bool, devices:
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
     join(devices.coordinator, devices.num_processes, devices.process_id)
+    if note is not None and is_primary():
+        print(note, flush=True)
     try:
         results = run_population(experiments, out, resume, mesh)
     except Stopped as stopped:

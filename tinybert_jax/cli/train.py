@@ -30,6 +30,7 @@ from tinybert_jax.settings.objectives import (
     Supervised,
     Transformer,
 )
+from tinybert_jax.settings.recipes import FINETUNING, choose_recipe
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
@@ -50,9 +51,9 @@ def finetune(
     source: Source,
     run: RunOptions,
     devices: DeviceOptions,
-    epochs: int = 3,
+    epochs: int | None = None,
     max_steps: int | None = None,
-    learning_rate: float = 3e-5,
+    learning_rate: float | None = None,
     evaluate_every: int | None = None,
 ) -> None:
     """Train a BERT on a task's labels, for example to make a teacher.
@@ -63,16 +64,15 @@ def finetune(
         source: where the rows are.
         run: options of every training run.
         devices: options of every training run.
-        epochs: passes over the training rows.
+        epochs: passes over the training rows; default: 3, and at least 200 steps.
         max_steps: length of the training in steps, in place of `epochs`.
-        learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0.
-        evaluate_every: steps between evaluations; default: an epoch. The best state is kept.
+        learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0;
+            default: 3e-5.
+        evaluate_every: steps between evaluations; default: an epoch, and at most 20 times. The best state is kept.
     """
     stage = Stage(
         Supervised(),
-        epochs=epochs,
-        max_steps=max_steps,
-        learning_rate=learning_rate,
+        **FINETUNING.settings(epochs, max_steps, learning_rate),
         evaluate_every=evaluate_every,
         **run.stage,
     )
@@ -142,13 +142,14 @@ def distill(
             heads and is narrower, else random. With the presets paper and official, and if no stage learns from the
             teacher, auto is random.
         augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
-        transformer_epochs: epochs of the first stage; default: the task's.
+        transformer_epochs: epochs of the first stage; default: the task's, and no fewer steps than the recipe's.
         transformer_steps: length of the first stage in steps, in place of its epochs.
-        transformer_learning_rate: learning rate of the first stage, which is constant; default: the paper's 5e-5.
-        prediction_epochs: epochs of the second stage; default: the task's.
+        transformer_learning_rate: learning rate of the first stage, which is constant; default: the recipe's
+            (docs/recipes.md).
+        prediction_epochs: epochs of the second stage; default: the task's, and no fewer steps than the recipe's.
         prediction_steps: length of the second stage in steps, in place of its epochs.
         prediction_learning_rate: peak of the learning rate in the second stage, which rises linearly over the first
-            10 % of the steps and falls to 0; default: the largest that the paper tries, 3e-5.
+            10 % of the steps and falls to 0; default: the recipe's.
         temperature: divides both sides' logits in the second stage. A number, or one that moves over the stage's
             steps: 4:1 in a straight line, 4:1:cosine slowly at both ends. Default: 1; of patient 10.
         hard_weight: weight of the true labels in the second stage, beside the teacher's outputs; likewise. Default: 0;
@@ -157,12 +158,13 @@ def distill(
         patience_weight: weight of the states of [CLS] in patient; likewise. Default: 100.
         temperature_squared: multiply the term of the teacher's outputs by temperature**2, so that a temperature
             changes its form and not its weight; default: with preset default, and not with paper and official.
-        evaluate_every: steps between evaluations in the second stage; default: an epoch. The best state is kept.
+        evaluate_every: steps between evaluations in the second stage; default: an epoch, and at most 20 times. The
+            best state is kept.
         teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
             they fit, a stage of several epochs computes them once; 0: the teacher runs in every step. With preset
             default, all but the logits are kept in bfloat16.
     """
-    row = get_task(task)
+    recipe = choose_recipe(preset, student, get_task(task))
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     kinds = DISTILL_STAGES[stage]
@@ -190,11 +192,7 @@ def distill(
     def of_layers(kind: type[ObjectiveSettings]) -> Stage:
         return Stage(
             kind(),
-            epochs=row.intermediate_epochs if transformer_epochs is None else transformer_epochs,
-            max_steps=transformer_steps,
-            learning_rate=(
-                row.intermediate_learning_rate if transformer_learning_rate is None else transformer_learning_rate
-            ),
+            **recipe.layers.settings(transformer_epochs, transformer_steps, transformer_learning_rate),
             schedule="constant",
             **run.stage,
         )
@@ -202,16 +200,16 @@ def distill(
     def of_outputs(kind: type[ObjectiveSettings]) -> Stage:
         return Stage(
             kind(**_read(kind, **numbers)),
-            epochs=row.prediction_epochs if prediction_epochs is None else prediction_epochs,
-            max_steps=prediction_steps,
-            learning_rate=(
-                row.prediction_learning_rate if prediction_learning_rate is None else prediction_learning_rate
-            ),
+            **recipe.outputs.settings(prediction_epochs, prediction_steps, prediction_learning_rate),
             evaluate_every=evaluate_every,
             **run.stage,
         )
 
     stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
+    numbers_read = [numbers for numbers, unread in ((of_first, no_first), (of_second, no_second)) if not unread]
+    note = None
+    if any(_takes_recipe(*numbers) for numbers in numbers_read):
+        note = f"recipe: {recipe}: {'; '.join(map(_described, stages))}"
     chosen = methods.settings()
     if one_by_one and len(chosen) < 2:
         raise InputError("--one-by-one trains after each of several methods, and fewer are given: leave it out")
@@ -225,6 +223,7 @@ def distill(
         task,
         run,
         devices,
+        note,
         source=source,
         model=student,
         stages=stages,
@@ -330,6 +329,18 @@ def _named_teacher(
     return names[0]
 
 
+def _takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | None) -> bool:
+    """Whether a stage takes its length or its rate from the recipe."""
+    return learning_rate is None or (epochs is None and steps is None)
+
+
+def _described(stage: Stage) -> str:
+    """A stage's length and rate, in words."""
+    length = f"{stage.epochs} epochs" if stage.max_steps is None else f"{stage.max_steps} steps"
+    least = "" if stage.min_steps is None else f", at least {stage.min_steps} steps,"
+    return f"{stage.objective.name} {length}{least} at {stage.learning_rate:g}"
+
+
 def _reads(kind: type[ObjectiveSettings], number: str) -> bool:
     return number in {field.name for field in dataclasses.fields(kind)}
 
@@ -344,8 +355,8 @@ def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
         raise InputError(f"--stage {stage} does not read {', '.join(options)}: leave it out")
 
 
-def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None:
-    """Run the experiment that a command describes."""
+def _train(task: str, run: RunFlags, devices: Devices, note: str | None = None, **described: Any) -> None:
+    """Run the experiment that a command describes. The note is printed first."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length
@@ -361,4 +372,4 @@ def _train(task: str, run: RunFlags, devices: Devices, **described: Any) -> None
     members = [experiment]
     for seed in range(run.seed + 1, run.seed + run.population):
         members.append(dataclasses.replace(experiment, seed=seed, data_seed=run.seed))
-    execute(members, run.out, run.resume, devices)
+    execute(members, run.out, run.resume, devices, note)

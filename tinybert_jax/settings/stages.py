@@ -67,13 +67,14 @@ class Stage:
     objective: Objective  # or its word: "prediction" stands for Prediction()
     epochs: int = 3
     max_steps: int | None = None  # the length of the stage in steps; it replaces `epochs`
+    min_steps: int | None = None  # the least length in steps: of few rows, `epochs` may be too few steps to learn
     batch_size: int = 32
     learning_rate: float = 5e-5
     schedule: ScheduleName = "linear"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
-    evaluate_every: int | None = None  # steps; None: after every epoch
+    evaluate_every: int | None = None  # steps; None: after every epoch, and at most 20 times
     compression: tuple[CompressionSettings, ...] = ()  # methods that act before the stage, or in it, in their order
 
     def __post_init__(self) -> None:
@@ -84,11 +85,13 @@ class Stage:
                 f"objective is {self.objective!r}; it must be settings such as Prediction(), or their name"
             )
         check_choice("schedule", self.schedule, ScheduleName)
-        optional = [name for name in ("max_steps", "evaluate_every") if getattr(self, name) is not None]
+        optional = [name for name in ("max_steps", "min_steps", "evaluate_every") if getattr(self, name) is not None]
         for name in ("epochs", "batch_size", "accumulation_steps", *optional):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value}; it must be a whole number, at least 1")
+        if self.max_steps is not None and self.min_steps is not None:
+            raise InputError(f"max_steps {self.max_steps} is the length of the stage already: leave out min_steps")
         if not 0 < self.learning_rate < math.inf:  # also refuses NaN
             raise InputError(f"learning_rate is {self.learning_rate}; it must be finite and greater than 0")
         if not 0 <= self.weight_decay < math.inf:

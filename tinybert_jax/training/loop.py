@@ -33,6 +33,8 @@ from tinybert_jax.training.logs import StageLog
 from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_member_params, make_train_step
 from tinybert_jax.training.teaching import target_cache
 
+MOST_SCORES = 20  # of a stage that names no number of steps between them
+
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved and can be resumed."""
@@ -51,8 +53,21 @@ class Run(NamedTuple):
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
-    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`."""
-    return stage.epochs * steps_per_epoch(rows, stage.batch_size) if stage.max_steps is None else stage.max_steps
+    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`, and `min_steps`."""
+    if stage.max_steps is not None:
+        return stage.max_steps
+    return max(stage.epochs * steps_per_epoch(rows, stage.batch_size), stage.min_steps or 0)
+
+
+def steps_between_scores(stage: Stage, rows: int) -> int:
+    """The number of steps after which a stage is scored: `evaluate_every`, or else an epoch.
+
+    An epoch of few rows is short, and scoring may take longer than it: a stage that names no number of steps is scored
+    at most `MOST_SCORES` times.
+    """
+    if stage.evaluate_every is not None:
+        return stage.evaluate_every
+    return max(steps_per_epoch(rows, stage.batch_size), -(-stage_steps(stage, rows) // MOST_SCORES))
 
 
 def methods_in(experiment: Experiment, index: int) -> list[Method]:
@@ -144,7 +159,7 @@ def _train(
     constant = None if any(member.stages[index].moves for member in run.experiments) else hyper_of(1)
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective.trains_head
-    evaluate_every = stage.evaluate_every or steps_per_epoch(len(examples), stage.batch_size)
+    evaluate_every = steps_between_scores(stage, len(examples))
     schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
     optimizer = _optimizer(experiment, stage)
     train_step = make_train_step(

@@ -1,0 +1,89 @@
+"""A distillation without numbers takes them from a recipe, and says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from in_process import distill_arguments, tinybert
+
+from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
+from tinybert_jax.settings.tasks import get_task
+
+NARROW = (
+    "recipe: narrow student (it is new, and at most 384 wide): transformer 20 epochs, at least 300 steps, at 0.0005;"
+    " prediction 3 epochs, at least 300 steps, at 0.0003"
+)
+
+
+@pytest.mark.parametrize(
+    ("student", "more", "line"),
+    [
+        ("2x16", [], NARROW),
+        ("tinybert-4l-312d", [], NARROW),
+        ("2x16", ["--prediction-steps", 5], NARROW.replace("3 epochs, at least 300 steps,", "5 steps")),
+        ("2x16", ["--transformer-epochs", 1], NARROW.replace("20 epochs, at least 300 steps,", "1 epochs")),
+        ("2x16", ["--transformer-learning-rate", 0.002], NARROW.replace("0.0005", "0.002")),
+        (
+            "2x16",
+            ["--stage", "supervised"],
+            "recipe: narrow student (it is new, and at most 384 wide): supervised 3 epochs, at least 300 steps, at"
+            " 0.0003",
+        ),
+        (
+            "tinybert-6l-768d",
+            [],
+            "recipe: wide student (it is wider than 384, which high rates were not measured for): transformer 20"
+            " epochs, at least 300 steps, at 5e-05; prediction 3 epochs, at least 300 steps, at 3e-05",
+        ),
+        (
+            "some/directory",
+            ["--stage", "prediction"],
+            "recipe: trained student (it brings its own parameters, which high rates would destroy): prediction 3"
+            " epochs, at least 300 steps, at 3e-05",
+        ),
+        (
+            "2x16",
+            ["--preset", "paper"],
+            "recipe: paper (as preset paper says): transformer 20 epochs at 5e-05; prediction 3 epochs at 3e-05",
+        ),
+        (
+            "2x16",
+            ["--stage", "prediction", "--prediction-steps", 5, "--prediction-learning-rate", 0.01],
+            "",
+        ),
+    ],
+)
+def test_the_recipe_is_printed_where_a_stage_takes_a_number_from_it(
+    student: str, more: list[object], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = distill_arguments(tmp_path / "teacher", Path(student), tmp_path / "data", tmp_path / "run")
+    assert tinybert(monkeypatch, *arguments, *more) == 2  # there is no teacher
+    assert capsys.readouterr().out.strip() == line
+
+
+def test_a_length_that_a_user_names_has_no_floor() -> None:
+    recipe = StageRecipe(epochs=3, learning_rate=1e-3, min_steps=100)
+    by_default = {"epochs": 3, "max_steps": None, "min_steps": 100, "learning_rate": 1e-3}
+    assert recipe.settings(None, None, None) == by_default
+    assert recipe.settings(None, None, 0.1) == by_default | {"learning_rate": 0.1}
+    assert recipe.settings(1, None, None) == by_default | {"epochs": 1, "min_steps": None}
+    assert recipe.settings(None, 7, None) == by_default | {"max_steps": 7, "min_steps": None}
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_the_presets_of_the_paper_keep_its_numbers(preset) -> None:
+    for task, epochs in (("mnli", 10), ("cola", 50)):
+        recipe = choose_recipe(preset, "tinybert-4l-312d", get_task(task))
+        assert recipe.layers == StageRecipe(epochs, 5e-5)
+        assert recipe.outputs == StageRecipe(3, 3e-5)
+
+
+def test_fine_tuning_on_few_rows_has_a_floor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    taken = []
+    monkeypatch.setattr("tinybert_jax.cli.train.execute", lambda experiments, *_: taken.append(experiments[0].stages))
+    arguments = ["finetune", "--model", "m", "--task", "sst2", "--data", "d", "--out", tmp_path / "run"]
+    for more in ([], ["--epochs", 2], ["--learning-rate", 1e-4]):
+        assert tinybert(monkeypatch, *arguments, *more) == 0
+    lengths = [(stage.epochs, stage.min_steps, stage.learning_rate) for (stage,) in taken]
+    assert lengths == [(3, FINETUNING.min_steps, 3e-5), (2, None, 3e-5), (3, FINETUNING.min_steps, 1e-4)]

@@ -1,0 +1,78 @@
+"""Recipes: how long and how fast a distillation trains where no option says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tinybert_jax.settings.arithmetic import PRESETS
+from tinybert_jax.settings.choices import Preset, student_shape
+from tinybert_jax.settings.tasks import Task
+
+NARROW = 384  # the widest student that the rates of NARROW_STUDENT were measured with
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """The length and the learning rate of one stage."""
+
+    epochs: int
+    learning_rate: float
+    min_steps: int | None = None
+
+    def settings(self, epochs: int | None, steps: int | None, learning_rate: float | None) -> dict[str, Any]:
+        """Fields of a `Stage`: those that a user names, and the recipe's for the others.
+
+        A user's number of epochs or steps is the length; `min_steps` lengthens only the recipe's own.
+        """
+        return {
+            "epochs": self.epochs if epochs is None else epochs,
+            "max_steps": steps,
+            "min_steps": self.min_steps if epochs is None and steps is None else None,
+            "learning_rate": self.learning_rate if learning_rate is None else learning_rate,
+        }
+
+
+# of few rows, 3 epochs are too few steps: Zhang et al., "Revisiting Few-sample BERT Fine-tuning", arXiv 2006.05987
+FINETUNING = StageRecipe(epochs=3, learning_rate=3e-5, min_steps=200)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a distillation takes for its two stages: the layers', and that of outputs or labels."""
+
+    name: str
+    reason: str
+    layers: StageRecipe
+    outputs: StageRecipe
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def choose_recipe(preset: Preset, student: str, task: Task) -> Recipe:
+    """The recipe of a student.
+
+    The figures behind the rates and lengths are in docs/recipes.md.
+
+    Args:
+        preset: `paper` and `official` take the paper's epochs and rates (arXiv 1909.10351, section 4.2).
+        student: a preset or a size, or the directory of a model.
+        task: its epochs are the paper's.
+
+    Raises:
+        InputError: the size has a wrong form.
+    """
+    epochs = task.intermediate_epochs, task.prediction_epochs
+    rates = task.intermediate_learning_rate, task.prediction_learning_rate
+    steps: tuple[int | None, int | None] = (300, 300)
+    shape = student_shape(student)
+    if not PRESETS[preset].start_from_teacher:
+        name, reason, steps = "paper", f"as preset {preset} says", (None, None)
+    elif shape is None:
+        name, reason = "trained student", "it brings its own parameters, which high rates would destroy"
+    elif shape["hidden_size"] > NARROW:
+        name, reason = "wide student", f"it is wider than {NARROW}, which high rates were not measured for"
+    else:
+        name, reason, rates = "narrow student", f"it is new, and at most {NARROW} wide", (5e-4, 3e-4)
+    return Recipe(name, reason, *(StageRecipe(*fields) for fields in zip(epochs, rates, steps, strict=True)))
