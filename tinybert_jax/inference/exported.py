@@ -73,13 +73,13 @@ def _onnx_step(file: Path) -> ProgramStep:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
         raise InputError(f"{file}: ONNX Runtime cannot load it ({first_line(error)}): export it again") from None
-    wanted = [put.name for put in session.get_inputs()]
-    if unknown := set(wanted) - {"input_ids", "attention_mask", "token_type_ids"}:
+    input_names = [put.name for put in session.get_inputs()]
+    if unknown := set(input_names) - {"input_ids", "attention_mask", "token_type_ids"}:
         raise InputError(f"{file}: asks for the inputs {', '.join(sorted(unknown))}, which no BERT has")
     named = [put.name for put in session.get_outputs()]
 
     def step(params: Params, batch: Batch) -> np.ndarray:
-        feed = {name: np.asarray(getattr(batch, name), np.int64) for name in wanted}
+        feed = {name: np.asarray(getattr(batch, name), np.int64) for name in input_names}
         outputs = dict(zip(named, session.run(named, feed), strict=True))
         if "start_logits" in outputs:
             return np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1)

@@ -313,8 +313,8 @@ def _hf_value(name: str, value: Any, annotation: str) -> Any:
             return float(value) if kind == "float" else value
         except OverflowError:
             return math.inf  # which no field allows
-    wanted = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
-    raise InputError(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
+    kind_name = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
+    raise InputError(f"{name} is {reprlib.repr(value)}; it must be {kind_name}")
 
 
 def _hf_ranks(ranks: Any) -> Ranks:

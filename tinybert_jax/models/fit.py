@@ -96,9 +96,9 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
     if not HEADS[task.head].labelled:
         return
     if task.is_regression != (config.num_labels == 1):
-        wanted = "one number" if task.is_regression else "classes"
+        asked = "one number" if task.is_regression else "classes"
         raise InputError(
-            f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {wanted}: take a model that was"
+            f"{name}: has {config.num_labels} outputs, but task {task.name!r} asks for {asked}: take a model that was"
             " fine-tuned on it"
         )
     if task.is_multi_label != config.is_multi_label and not HEADS[task.head].per_token:

@@ -98,8 +98,8 @@ def transformer_objective(
             each = jax.vmap(losses.relation_kl, (0, 0, None, None))
             return jnp.sum(each(student_qkv, teacher_qkv, mask, relations))
         pairs = (student_qkv, teacher_qkv.astype(student_qkv.dtype))
-        scores, wanted = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
-        return losses.attention_mse(scores, wanted, mask, "zero" if padding == "zero" else "exclude")
+        scores, targets = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
+        return losses.attention_mse(scores, targets, mask, "zero" if padding == "zero" else "exclude")
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None

@@ -66,8 +66,8 @@ def class_order(task: Task, names: tuple[str, ...], teacher: Teacher) -> np.ndar
     """
     if not task.kind.names_classes or teacher.label_names == names:
         return None
-    wanted, of_teacher = label_ids(task, names), label_ids(task, teacher.label_names)
-    order = {wanted[label]: of_teacher[label] for label in wanted.keys() & of_teacher.keys()}
+    of_names, of_teacher = label_ids(task, names), label_ids(task, teacher.label_names)
+    order = {of_names[label]: of_teacher[label] for label in of_names.keys() & of_teacher.keys()}
     if sorted(order) != list(range(len(names))) or sorted(order.values()) != list(range(len(teacher.label_names))):
         raise InputError(
             f"{teacher.name}: has the classes {', '.join(teacher.label_names)}, and the first teacher"

@@ -32,8 +32,8 @@ def load_function(experiment: Experiment) -> Teacher:
     if not task.kind.has_columns:
         raise InputError(f"{settings}: teaches texts and pairs of texts, not task {task.name!r}")
     if task.is_regression != (not settings.labels):
-        wanted = "none, for its outputs are numbers" if task.is_regression else "the class names"
-        raise InputError(f"{settings}: its labels are {settings.labels}; task {task.name!r} asks for {wanted}")
+        asked = "none, for its outputs are numbers" if task.is_regression else "the class names"
+        raise InputError(f"{settings}: its labels are {settings.labels}; task {task.name!r} asks for {asked}")
 
     def outputs_of(rows: Rows) -> np.ndarray:
         return function_outputs(settings, rows, multi_label=task.is_multi_label)
@@ -86,9 +86,9 @@ def function_outputs(
 
 def _checked(settings: FunctionTeacher, outputs: object, texts: Sequence[object], multi_label: bool) -> np.ndarray:
     values = np.asarray(outputs, np.float32)
-    wanted = (len(texts), len(settings.labels)) if settings.labels else (len(texts),)
-    if values.shape != wanted:
-        raise InputError(f"{settings}: gave an array {values.shape} for {len(texts)} texts; it must be {wanted}")
+    shape = (len(texts), len(settings.labels)) if settings.labels else (len(texts),)
+    if values.shape != shape:
+        raise InputError(f"{settings}: gave an array {values.shape} for {len(texts)} texts; it must be {shape}")
     if not settings.labels:
         wrong = ~np.isfinite(values)
     elif multi_label:
