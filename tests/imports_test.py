@@ -30,6 +30,7 @@ ORDER = (
         "export",
         "training",
         "reports",
+        "shrink",
         "cli",
         "__init__",
     ),

@@ -29,6 +29,7 @@ from tinybert_jax.cli.names import check_names, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.cli.shrink import shrink
 from tinybert_jax.cli.students import students
 from tinybert_jax.cli.train import distill, finetune, pretrain
 from tinybert_jax.errors import InputError
@@ -77,6 +78,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "predict": predict,
     "compress": compress,
+    "shrink": shrink,
     "export": export,
     "cache": cache,
 }
@@ -116,7 +118,7 @@ def main() -> None:
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
     except KeyboardInterrupt:
-        trains = sys.argv[1:2] and sys.argv[1] in ("run", "finetune", "pretrain", "distill")
+        trains = sys.argv[1:2] and sys.argv[1] in ("run", "finetune", "pretrain", "distill", "shrink")
         advice = "; if its --out exists, the same command with --resume continues" if trains else ""
         with contextlib.suppress(OSError):  # the terminal is gone
             print(f"\ntinybert: interrupted{advice}", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""A search from its plan to the deployed pick, on a small teacher."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process import assert_refused, tinybert
+
+import tinybert_jax as tb
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.settings.compression import Prune
+from tinybert_jax.shrink import plan as plans
+from tinybert_jax.shrink import search as searches
+from tinybert_jax.shrink.aim import Aim, Candidate
+from tinybert_jax.shrink.plan import Plan, described, parse_time, sizes, steps_within
+from tinybert_jax.training.loop import Stopped
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three candidates, the teacher among them, and two short rungs."""
+    monkeypatch.setattr(plans, "STEPS", (4, 8))
+    monkeypatch.setattr(plans, "sizes", lambda _: ["2x32"])
+    monkeypatch.setattr(plans, "methods", lambda: {"pruned-0.5": (Prune(0.5),)})
+
+
+def asked(teacher: Path, reviews: Path, **aim: float) -> Plan:
+    source = tb.DataSource(data=str(reviews))
+    return described(str(teacher), "classification", source, Aim(**aim), batch_size=32, max_length=None, seed=0)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {
+        name: (out / name).read_bytes() for name in ("student/model.safetensors", "export/onnx/model_quantized.onnx")
+    }
+
+
+def test_a_search_ends_the_same_wherever_it_was_stopped(
+    teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = searches.prepare(asked(teacher, reviews, max_mb=100.0), tmp_path / "whole")
+    assert plan.max_length == 16  # the teacher's
+    lines: list[str] = []
+    whole = searches.search(plan, tmp_path / "whole", lines.append)
+    assert {outcome.candidate.name for outcome in whole.outcomes} == {"2x32", "pruned-0.5", "teacher"}
+    assert whole.pick is not None
+    assert whole.directory == tmp_path / "whole" / "export"
+    assert any(line.startswith("rung 2 of 2: ") for line in lines)
+
+    monkeypatch.setattr(searches, "benchmark", None)  # times are not measured again
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    plan_file = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    for candidate in plan_file["candidates"]:  # the pruned teacher lies in the search's directory
+        candidate["model"] = candidate["model"].replace(str(tmp_path / "whole"), str(stopped))
+    (tmp_path / "whole" / "starts").rename(stopped / "starts")
+    (stopped / "plan.json").write_text(json.dumps(plan_file))
+    train, score = searches.run, searches._score
+
+    def stopping(name: str, calls: int) -> Any:
+        real, left = {"run": train, "_score": score}[name], [calls]
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Stopped("stopped")
+            return real(*arguments, **named)
+
+        return call
+
+    for name, calls in (("run", 0), ("_score", 2), ("run", 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(searches, name, stopping(name, calls))
+            resumed = searches.prepare(asked(teacher, reviews, max_mb=100.0), stopped, resume=True)
+            with pytest.raises(Stopped):
+                searches.search(resumed, stopped, lines.append)
+    resumed = searches.prepare(asked(teacher, reviews, max_mb=100.0), stopped, resume=True)
+    again = searches.search(resumed, stopped, lines.append)
+    assert [(o.candidate.name, o.score, o.steps) for o in again.outcomes] == [
+        (o.candidate.name, o.score, o.steps) for o in whole.outcomes
+    ]
+    assert files(stopped) == files(tmp_path / "whole")
+
+
+def test_the_command_prints_plan_pick_and_reason(
+    teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out = tmp_path / "out"
+    data = ["--teacher", teacher, "--task", "classification", "--data", reviews]
+    assert tinybert(monkeypatch, "shrink", *data, "--keep", "10%", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "about 0 minutes" in printed
+    assert "it is the fastest that keeps 10.0% of the teacher's score on the dev rows" in printed
+    pick = runpy.run_path(str(out / "pick.py"))["experiment"]
+    assert isinstance(pick, tb.Experiment)
+    assert pick.stages[-1].max_steps == 4  # of the second rung: half of 8
+    assert tb.load_predictor(out / "export")(["good"])
+    code = tinybert(monkeypatch, "shrink", *data, "--keep", "20%", "--out", out, "--resume")
+    assert_refused(capsys, code, "was begun with aim")
+    code = tinybert(monkeypatch, "shrink", *data, "--keep", "20%", "--out", out)
+    assert_refused(capsys, code, "exists already; choose another --out")
+
+
+def test_an_aim_that_nothing_reaches_says_how_near(
+    teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    data = ["--teacher", teacher, "--task", "classification", "--data", reviews]
+    code = tinybert(monkeypatch, "shrink", *data, "--max-mb", "0.0001", "--out", tmp_path / "small")
+    assert_refused(capsys, code, "no candidate is within the aim (at most 0.0001 MB): the nearest is ")
+    assert tinybert(monkeypatch, "shrink", *data, "--keep", "140%", "--out", tmp_path / "high") == 0
+    printed = capsys.readouterr().out
+    assert "no candidate meets the aim (keep 140.0% of the teacher's score): " in printed
+    assert not (tmp_path / "high" / "export").exists()
+
+
+def test_the_candidates_are_parts_of_the_teacher() -> None:
+    base = BertConfig(vocab_size=99)  # 12 layers, 768 wide, 12 heads
+    assert sizes(base) == ["12x384", "6x768", "6x384", "3x768", "3x384"]
+    narrow = BertConfig(
+        vocab_size=99, hidden_size=36, num_attention_heads=12, num_hidden_layers=2, intermediate_size=8
+    )
+    assert sizes(narrow) == []  # no half of its width that 12 heads divide, and no half of its layers
+
+
+def test_a_budget_becomes_steps() -> None:
+    candidates = [Candidate("a", "a", 1, 1, 0.5), Candidate("b", "b", 1, 1, 1.5), Candidate("teacher", "t", 1, 1, 0.0)]
+    # 3 rungs, of 1.5 stages each, and 2 s for a step of both
+    assert steps_within(3600, candidates) == (400, 800, 1600)
+    with pytest.raises(tb.InputError, match="--budget is 2 minutes, and 2 candidates need about 3: give more time"):
+        steps_within(120, candidates)
+
+
+@pytest.mark.parametrize("text", ["2", "h", "-1h", "two hours", "infh"])
+def test_a_time_is_refused_by_its_form(text: str) -> None:
+    with pytest.raises(tb.InputError, match=f"--budget {text}: give a time"):
+        parse_time("--budget", text)

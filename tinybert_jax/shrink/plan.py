@@ -1,0 +1,187 @@
+"""The plan of a search: its candidates, what each weighs and takes here, and how long each is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import load_config
+from tinybert_jax.models.files.hub import resolve
+from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
+from tinybert_jax.settings.compression import CompressionSettings, Prune
+from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.objectives import Prediction, Transformer
+from tinybert_jax.settings.recipes import choose_recipe
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.stages import Stage
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.shrink.aim import Aim, Candidate
+
+TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in int8
+PRUNED = (0.5, 0.25)  # shares of the teacher's multiply-adds
+STEPS = (100, 200, 400)  # of the layers' stage, by rung; half as many of predictions follow
+FEWEST = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides a search, beside the rows and the teacher's parameters."""
+
+    teacher: str
+    task: str
+    source: DataSource
+    aim: Aim
+    candidates: tuple[Candidate, ...]
+    steps: tuple[int, ...]
+    batch_size: int
+    max_length: int
+    seed: int
+
+    def experiment(self, candidate: Candidate, rung: int) -> Experiment:
+        """The training of a candidate in a rung, from its start. `tinybert distill` can repeat it."""
+        recipe = choose_recipe("default", candidate.model, get_task(self.task))
+        layers = Stage(
+            Transformer(),
+            max_steps=self.steps[rung],
+            batch_size=self.batch_size,
+            learning_rate=recipe.layers.learning_rate,
+            schedule="constant",
+        )
+        outputs = Stage(
+            Prediction(),
+            max_steps=max(1, self.steps[rung] // 2),
+            batch_size=self.batch_size,
+            learning_rate=recipe.outputs.learning_rate,
+        )
+        return Experiment(
+            task=self.task,
+            source=self.source,
+            model=candidate.model,
+            # what was cut from the teacher is near it, and learns its predictions alone
+            stages=(outputs,) if candidate.name.startswith("pruned") else (layers, outputs),
+            teacher=self.teacher,
+            max_length=self.max_length,
+            seed=self.seed,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """About how long all training takes."""
+        counts = [max(1, sum(c.step_seconds > 0 for c in self.candidates) >> rung) for rung in range(len(self.steps))]
+        mean = sum(c.step_seconds for c in self.candidates) / max(1, counts[0])
+        return sum(1.5 * steps * count * mean for steps, count in zip(self.steps, counts, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        fields = dataclasses.asdict(self)
+        fields["candidates"] = [candidate._asdict() for candidate in self.candidates]
+        return json.loads(json.dumps(fields))
+
+
+def described(
+    teacher: str, task: str, source: DataSource, aim: Aim, batch_size: int, max_length: int | None, seed: int
+) -> Plan:
+    """A search without candidates yet.
+
+    Args:
+        teacher: a Hugging Face directory or hub id, fine-tuned on the task.
+        task: a row of the task table.
+        source: where the rows are.
+        aim: what the search is for.
+        batch_size: rows a step.
+        max_length: tokens a row; None: what the teacher was trained with.
+        seed: of every training.
+
+    Raises:
+        InputError: the teacher cannot be read.
+    """
+    if max_length is None:
+        config = load_config(resolve(teacher))
+        max_length = trained_length(load_tokenizer(teacher, config), config)
+    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed)
+
+
+def sizes(teacher: BertConfig) -> list[str]:
+    """Sizes of students: all, half and a quarter of the layers, of the teacher's width and of half of it."""
+    layers, width, heads = teacher.num_hidden_layers, teacher.hidden_size, teacher.num_attention_heads
+    depths = dict.fromkeys(max(2, layers // part) for part in (1, 2, 4) if layers // part or part == 1)
+    widths = [width, *[width // 2] * (width // 2 % heads == 0)]
+    return [f"{depth}x{w}" for depth in depths for w in widths if depth <= layers and (depth, w) != (layers, width)]
+
+
+def methods() -> dict[str, tuple[CompressionSettings, ...]]:
+    """What is cut from the teacher, by the candidate's name."""
+    return {f"pruned-{share:g}": (Prune(share),) for share in PRUNED}
+
+
+def steps_within(seconds: float, candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """The steps of the rungs for which the training takes about so many seconds.
+
+    Raises:
+        InputError: the time is too short for FEWEST steps in the first rung.
+    """
+    trained = [candidate.step_seconds for candidate in candidates if candidate.step_seconds > 0]
+    rounds = len(STEPS) * 1.5 * sum(trained)  # each rung trains half of the candidates for twice the steps
+    first = int(seconds / rounds) // 10 * 10 if rounds else STEPS[0]
+    if first < FEWEST:
+        raise InputError(
+            f"--budget is {seconds / 60:.0f} minutes, and {len(trained)} candidates need about"
+            f" {FEWEST * rounds / 60:.0f}: give more time"
+        )
+    return tuple(first << rung for rung in range(len(STEPS)))
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write `plan.json`."""
+    path.write_text(json.dumps(plan.as_dict(), indent=2) + "\n", "utf-8")
+
+
+def load(path: Path, described: Plan) -> Plan:
+    """The plan that a search began with; its measured times are kept, so that a resumed search decides as before.
+
+    Args:
+        path: of `plan.json`.
+        described: the plan of the command that continues, whose candidates and steps are not read.
+
+    Raises:
+        InputError: the file cannot be read, or the command asks for another search.
+    """
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        candidates = tuple(Candidate(**candidate) for candidate in fields["candidates"])
+        plan = dataclasses.replace(described, candidates=candidates, steps=tuple(fields["steps"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as a plan ({error})") from None
+    now = plan.as_dict()
+    for name in fields.keys() | now.keys():
+        if fields.get(name) != now.get(name):
+            raise InputError(
+                f"{path}: was begun with {name} {fields.get(name)!r}, and now it is {now.get(name)!r}: give the same"
+                " command, or another --out"
+            )
+    return plan
+
+
+def parse_time(option: str, text: str) -> float:
+    """Seconds, of a time as a command line gives it.
+
+    Raises:
+        InputError: it has another form.
+
+    >>> parse_time("--budget", "2h"), parse_time("--budget", "45m")
+    (7200.0, 2700.0)
+    """
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        raise InputError(f"{option} {text}: give a time, as 2h, 45m or 90s") from None
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{option} {text}: give a time above 0")
+    return seconds

@@ -1,0 +1,72 @@
+"""What a search prints: its plan, its candidates, and why one was picked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinybert_jax.reports.tables import Table
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.shrink.plan import Plan
+from tinybert_jax.shrink.search import Search
+
+
+def plan_table(plan: Plan) -> Table:
+    """A row for each candidate, the fastest first."""
+    header = ["candidate", "ms a text", "MB", "training"]
+    rows = []
+    for candidate in plan.candidates:
+        training = "none" if candidate.step_seconds == 0 else f"{candidate.step_seconds:.2g} s a step"
+        if not plan.aim.allows(candidate):
+            training = "beyond the aim"
+        rows.append([candidate.name, f"{candidate.milliseconds:.3g}", f"{candidate.megabytes:.1f}", training])
+    return header, rows
+
+
+def plan_line(plan: Plan) -> str:
+    """What the training will cost."""
+    steps = ", ".join(map(str, plan.steps))
+    return f"rungs of {steps} steps of layers and half as many of predictions: about {plan.seconds / 60:.0f} minutes"
+
+
+def results_table(search: Search) -> Table:
+    """A row for each candidate that was tried, the fastest first."""
+    header = ["candidate", "steps", get_task(search.plan.task).selection, "kept", "ms a text", "MB", "front", "pick"]
+    rows = []
+    for outcome in sorted(search.outcomes, key=lambda o: o.candidate.milliseconds):
+        candidate = outcome.candidate
+        rows.append(
+            [
+                candidate.name,
+                str(outcome.steps),
+                f"{outcome.score:.4f}",
+                f"{outcome.score / search.teacher_score:.1%}" if search.teacher_score else "-",
+                f"{candidate.milliseconds:.3g}",
+                f"{candidate.megabytes:.1f}",
+                "front" * (outcome in search.front),
+                "pick" * (outcome == search.pick),
+            ]
+        )
+    return header, rows
+
+
+def reasons(search: Search, out: Path) -> list[str]:
+    """Why this candidate was picked, or how near the search came to its aim."""
+    aim, score = search.plan.aim, search.teacher_score
+    if search.pick is not None:
+        name = search.pick.candidate.name
+        if aim.keep is not None:
+            why = f"it is the fastest that keeps {aim.keep:.1%} of the teacher's score on the dev rows"
+        else:
+            why = f"it scores best within the aim ({aim})"
+        return [
+            f"pick: {name}: {why}",
+            f"written to {search.directory}",
+            f"again, with another seed: tinybert run {out / 'pick.py'} --seed 1",
+        ]
+    best = max(search.outcomes, key=lambda o: o.score, default=None)
+    if best is None:
+        return [f"nothing was trained to its end, so nothing meets the aim ({aim}): read the notes above"]
+    return [
+        f"no candidate meets the aim ({aim}): {best.candidate.name} keeps most, {best.score / score:.1%}",
+        "a longer search may: give a --budget, or lower the aim; or compress and train by hand (docs/compression.md)",
+    ]

@@ -1,0 +1,248 @@
+"""The search: train all candidates a little, the better half longer, and deploy the one that meets the aim."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tinybert_jax.compression.compress import compress
+from tinybert_jax.data import rows
+from tinybert_jax.data.tokens import encode
+from tinybert_jax.errors import InputError, check_unused
+from tinybert_jax.export.export import export_model
+from tinybert_jax.inference.benchmark import Benchmark, benchmark
+from tinybert_jax.inference.evaluate import evaluate
+from tinybert_jax.models.files.directory import load_config, load_hf, save_hf
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import forward_flops, init_params
+from tinybert_jax.reports.students import TOGETHER, milliseconds, size
+from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.shrink import plan as plans
+from tinybert_jax.shrink.aim import Candidate, Outcome, front, pick, survivors
+from tinybert_jax.shrink.plan import TEACHER, Plan
+from tinybert_jax.students.presets import student_config
+from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.record import is_begun
+from tinybert_jax.training.run import run
+
+FORM, FILE = "onnx-int8", "onnx/model_quantized.onnx"
+PICK = '''"""The pick of a search, {name}. `tinybert run pick.py --seed 1` trains it again."""
+
+from tinybert_jax import {names}
+
+experiment = {experiment}
+'''
+BACKWARD = 3  # a training step computes about three times what its forward pass does
+
+
+class Search(NamedTuple):
+    """What a search found."""
+
+    plan: Plan
+    teacher_score: float  # in float32
+    outcomes: list[Outcome]  # of every candidate, after the longest training that it had
+    front: list[Outcome]
+    pick: Outcome | None  # None: no candidate meets the aim
+    directory: Path | None  # of the exported pick; beside it, `student` is what it was exported from
+
+
+def prepare(described: Plan, out: Path, budget: float | None = None, resume: bool = False) -> Plan:
+    """Choose and measure the candidates of a search, or read them from `out/plan.json`.
+
+    Args:
+        described: the search, without candidates.
+        out: the directory of the search, new or empty.
+        budget: about how many seconds the training may take; None: the steps of `plan.STEPS`.
+        resume: continue the search in `out`: times that were measured then decide, so the result is the same.
+
+    Raises:
+        InputError: a model or rows cannot be read or do not fit; `out` holds something else; or no candidate is within
+            the limits of the aim.
+    """
+    if not resume:
+        check_unused(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "plan.json"
+    if path.is_file():
+        return plans.load(path, described)
+    plan = _planned(described, out, budget)
+    plans.save(plan, path)
+    return plan
+
+
+def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
+    """Train the candidates of a plan, rung by rung, and deploy the one that meets the aim. What is done is read.
+
+    Args:
+        plan: of `prepare`.
+        out: the directory of the search.
+        say: prints a line.
+
+    Raises:
+        training.loop.Stopped: as in `run`; the same call continues.
+    """
+    teacher_score = _kept(out / "teacher.json", lambda: {"score": _score(plan, plan.teacher)})["score"]
+    say(f"teacher: {get_task(plan.task).selection} {teacher_score:.4f}; aim: {plan.aim}")
+    outcomes: dict[str, Outcome] = {}
+    alive: Sequence[Candidate] = [candidate for candidate in plan.candidates if plan.aim.allows(candidate)]
+    for rung in range(len(plan.steps)):
+        trained = []
+        for candidate in alive:
+            say(f"rung {rung + 1} of {len(plan.steps)}: {candidate.name}")
+            outcome = _outcome(plan, candidate, rung, out, say)
+            if outcome is not None:
+                trained.append(outcome)
+                outcomes[candidate.name] = outcome
+                say(f"{candidate.name}: {outcome.score:.4f}, {outcome.score / teacher_score:.1%} of the teacher's")
+        if not trained:
+            break
+        alive = survivors(trained, plan.aim, teacher_score)
+    final = list(outcomes.values())
+    chosen = pick(final, plan.aim, teacher_score)
+    directory = None if chosen is None else _deployed(plan, out, chosen)
+    return Search(plan, teacher_score, final, front(final), chosen, directory)
+
+
+def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
+    """The plan with its candidates, each measured as it would be deployed, but not trained yet."""
+    config, _ = load_hf(described.teacher)
+    tokenizer: Any = load_tokenizer(described.teacher, config)
+    texts = _texts(described)
+    tokens = described.max_length
+    if texts:
+        tokens = max(1, round(float(np.mean(encode(texts, tokenizer, tokens).lengths))))
+    teacher_ms = milliseconds(size(TEACHER, config, tokens), tokens, TOGETHER)
+    rate = forward_flops(config, tokens) / teacher_ms  # a millisecond, of this machine
+    with _folder(out) as folder:
+        starts = {TEACHER: described.teacher}
+        configs = {TEACHER: config}
+        for name in plans.sizes(config):
+            configs[name] = student_config(name, config)
+            starts[name] = name
+            model = HEADS[get_task(described.task).head].model(configs[name])
+            save_hf(folder / name, configs[name], init_params(model, jax.random.key(described.seed)), tokenizer)
+            export_model(str(folder / name), folder / f"{name}-export", (FORM,))
+        for name, methods in plans.methods().items():
+            start = out / "starts" / name
+            shutil.rmtree(start, ignore_errors=True)
+            compress(described.teacher, described.task, described.source, methods, start, described.max_length)
+            starts[name], configs[name] = str(start), load_config(start)
+            export_model(str(start), folder / f"{name}-export", (FORM,))
+        export_model(described.teacher, folder / f"{TEACHER}-export", (FORM,))
+        files = {name: str(folder / f"{name}-export" / FILE) for name in starts}
+        lengths = () if texts else (tokens,)
+        measured = _by_model(benchmark([*files.values()], (1,), lengths, texts, measure_memory=False))
+    candidates = []
+    for name, file in files.items():
+        ms, mb = measured[file]
+        seconds = 0.0 if name == TEACHER else BACKWARD * described.batch_size * forward_flops(configs[name], tokens)
+        candidates.append(Candidate(name, starts[name], ms, mb, seconds / rate / 1000))
+    candidates.sort(key=lambda candidate: candidate.milliseconds)
+    allowed = [candidate for candidate in candidates if described.aim.allows(candidate)]
+    if not allowed:
+        raise InputError(_out_of_reach(described.aim, candidates))
+    steps = plans.STEPS if budget is None else plans.steps_within(budget, allowed)
+    return dataclasses.replace(described, candidates=tuple(candidates), steps=steps)
+
+
+def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callable[[str], None]) -> Outcome | None:
+    """A candidate's score after a rung, in int8; None: it diverged, or int8 is too coarse for it."""
+    folder = out / "candidates" / candidate.name
+
+    def trained() -> dict[str, Any]:
+        model, steps = plan.teacher, 0
+        if candidate.name != TEACHER:
+            experiment = plan.experiment(candidate, rung)
+            steps = sum(stage.max_steps or 0 for stage in experiment.stages)
+            directory = folder / f"rung-{rung + 1}"
+            model = str(run(experiment, directory, resume=is_begun(directory)).directory)
+            shutil.rmtree(directory / "checkpoints")  # the run is done
+        with _folder(folder) as temporary:
+            export_model(model, temporary / "export", (FORM,))
+            score = _score(plan, str(temporary / "export"))
+            shutil.rmtree(folder / "export", ignore_errors=True)
+            (temporary / "export").rename(folder / "export")
+        return {"score": score, "steps": steps, "model": model}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        numbers = _kept(folder / _file(candidate, rung), trained)
+    except (Diverged, InputError) as error:
+        say(f"note: {candidate.name} ends here: {error}")
+        return None
+    return Outcome(candidate, numbers["score"], numbers["steps"], rung)
+
+
+def _deployed(plan: Plan, out: Path, chosen: Outcome) -> Path:
+    """The directory of the pick's export; beside it stand the student and its experiment."""
+    folder = out / "candidates" / chosen.candidate.name
+    numbers = json.loads((folder / _file(chosen.candidate, chosen.rung)).read_text("utf-8"))
+    for source, target in ((Path(numbers["model"]), "student"), (folder / "export", "export")):
+        shutil.rmtree(out / target, ignore_errors=True)
+        if source.is_dir():  # a teacher may be a hub id
+            shutil.copytree(source, out / target)
+    if chosen.steps:
+        described = repr(plan.experiment(chosen.candidate, chosen.rung))
+        names = ", ".join(sorted(set(re.findall(r"\b([A-Z]\w+)\(", described))))
+        pick_file = PICK.format(name=chosen.candidate.name, names=names, experiment=described)
+        (out / "pick.py").write_text(pick_file, "utf-8")
+    return out / "export"
+
+
+def _file(candidate: Candidate, rung: int) -> str:
+    """Where an outcome is kept. The teacher is not trained, so it has one for all rungs."""
+    return "outcome.json" if candidate.name == TEACHER else f"rung-{rung + 1}.json"
+
+
+def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is computed once for a search, and read when it goes on."""
+    if not path.is_file():
+        numbers = compute()
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(numbers) + "\n", "utf-8")
+        temporary.replace(path)
+    return json.loads(path.read_text("utf-8"))
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".") as name:
+        yield Path(name)
+
+
+def _score(plan: Plan, model: str) -> float:
+    scores = evaluate(model, plan.task, plan.source, "dev", max_length=plan.max_length)
+    return scores[get_task(plan.task).selection]
+
+
+def _texts(plan: Plan) -> list[tuple[str, ...]]:
+    """The texts of the dev rows, whose lengths are timed; none, where rows are no texts in columns."""
+    task = get_task(plan.task)
+    return [*rows.read_rows(task, plan.source, "dev").texts] if task.kind.has_columns else []
+
+
+def _by_model(result: Benchmark) -> dict[str, tuple[float, float]]:
+    """Milliseconds and megabytes of every file."""
+    return {row.side.model: (row.latencies[0].median, row.bytes / 1e6) for row in result.measured}
+
+
+def _out_of_reach(aim: Aim, candidates: Sequence[Candidate]) -> str:
+    """That no candidate is within the limits, and how near the nearest is."""
+    if aim.max_ms is not None:
+        nearest, advice = min(candidates, key=lambda candidate: candidate.milliseconds), ""
+    else:
+        nearest = min(candidates, key=lambda candidate: candidate.megabytes)
+        advice = "; most of it is the word table: cut the teacher's first, with tinybert compress --vocabulary data"
+    size = f"{nearest.milliseconds:.3g} ms and {nearest.megabytes:.1f} MB"
+    return f"no candidate is within the aim ({aim}): the nearest is {nearest.name} with {size}{advice}"
