@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import tinybert_jax as tb
 from tinybert_jax.inference import benchmark as module
 from tinybert_jax.inference import runners
 from tinybert_jax.inference.benchmark import Shape, Side
-from tinybert_jax.inference.exported import load_step
 from tinybert_jax.inference.timing import random_batch
 
 onnx = pytest.importorskip("onnx")
@@ -45,8 +42,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     """As if these packages were not installed."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else find(name))
+    is_installed = module.is_installed
+    monkeypatch.setattr(module, "is_installed", lambda name: name not in packages and is_installed(name))
 
 
 def test_every_program_is_timed_with_every_shape(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +96,7 @@ def test_each_program_gets_the_rows_padded_as_it_needs_them() -> None:
 def test_all_programs_compute_the_same(exported: Path) -> None:
     batch = random_batch(3, 9, 99, shortest=4)
     parts = [part for model in (str(TINY), str(exported)) for part in runners.parts_of(model)]
-    parts = [(name, by) for name, by in parts if importlib.util.find_spec(runners.RUNNERS[by].package)]
+    parts = [(name, by) for name, by in parts if module.is_installed(runners.RUNNERS[by].package)]
     first, *others = (runners.RUNNERS[by].load(name).run(batch) for name, by in parts)
     for (name, by), logits in zip(parts[1:], others, strict=True):
         atol = 0.3 * first.std() if "int8" in by or "quantized" in name else 1e-4
@@ -148,29 +145,6 @@ def test_memory_is_that_of_a_process_with_the_model_alone(exported: Path) -> Non
     [note] = notes
     assert f"{exported / 'gone'}: memory not measured in JAX (" in note
     assert "no such directory" in note
-
-
-def test_onnx_runtime_takes_no_more_threads_than_the_process_may_use(exported: Path) -> None:
-    if (
-        not hasattr(os, "sched_setaffinity")
-        or len(os.sched_getaffinity(0)) < 2
-        or not Path("/proc/self/task").is_dir()
-    ):
-        pytest.skip("needs two processors, and Linux")
-
-    def threads_of_a_session() -> int:
-        before = len(os.listdir("/proc/self/task"))
-        step = load_step(exported / "onnx/model.onnx")
-        started = len(os.listdir("/proc/self/task")) - before
-        step({}, random_batch(1, 8, 99))
-        return started
-
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        assert threads_of_a_session() == 0, "the one that calls it computes"
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tinybert_jax.reports.tables import print_table
 
 
 def benchmark(
-    models: Annotated[tuple[str, ...], tyro.conf.Positional],
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")],
     /,
     batch_size: tuple[int, ...] = (1, 32),
     max_length: tuple[int, ...] = (32, 128),
@@ -27,8 +27,8 @@ def benchmark(
 ) -> None:
     """Time models beside each other: in our predictor, and in ONNX Runtime and PyTorch where they are installed.
 
-    All are loaded into one process and take turns. A time is that of a call, from token ids to logits: its median,
-    and what 95 % of the calls do not exceed. For example:
+    All are loaded into one process and take turns. A time is that of a call, from token ids to logits: the median, and
+    what 95 % of the calls do not exceed, where there were 20 calls. For example:
 
     tinybert benchmark runs/teacher/student runs/tiny/student runs/export --input reviews.csv --threads 1
 
@@ -37,7 +37,7 @@ def benchmark(
             them. The speed-up is over the first.
         batch_size: numbers of texts that are computed together.
         max_length: lengths of texts, in tokens.
-        input: a file with texts, .tsv, .csv, .jsonl or .txt: 128 of them are timed in the lengths that they have.
+        input: a file with texts, .tsv, .csv, .jsonl or .txt: up to 128 of them are timed in their own lengths.
         from_: the format of the input; default: by its suffix.
         text_columns: of the input: one column or JSON key, or two for pairs of texts; default: text.
         threads: the number of processors to use; default: all.

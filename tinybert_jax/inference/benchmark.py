@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import importlib.util
 import pkgutil
 import subprocess
@@ -121,7 +121,7 @@ def benchmark(
         check_positions(side.model, loaded.config, max(lengths, default=0))
         check_token_types(side.model, loaded.config, any(len(row) > 1 for row in texts))
     shapes = [Shape(size, length) for length in (*lengths, *[None] * bool(texts)) for size in batch_sizes]
-    latencies = _latencies(sides, shapes, texts[:: -(-len(texts) // TEXTS)] if texts else (), notes)
+    latencies = _latencies(sides, shapes, spread(texts, TEXTS), notes)
     grown: dict[Side, float | None] = dict.fromkeys(sides)
     if measure_memory:
         for side, loaded in sides.items():
@@ -132,13 +132,28 @@ def benchmark(
         processors(),
         busy,
         jax.devices()[0].device_kind,
-        {name: importlib.metadata.version(name) for name in sorted(packages)},
+        {name: importlib.import_module(name).__version__ for name in sorted(packages)},
     )
     measured = [
         Measured(side, loaded.bytes, loaded.parameters, grown[side], tuple(latencies[side]))
         for side, loaded in sides.items()
     ]
     return Benchmark(machine, measured, [*notes])
+
+
+def spread(texts: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the texts, evenly spaced.
+
+    >>> spread([*"abcdefghij"], 4), spread([*"ab"], 4)
+    (['a', 'c', 'f', 'h'], ['a', 'b'])
+    """
+    count = min(len(texts), most)
+    return [texts[i * len(texts) // count] for i in range(count)]
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -150,7 +165,7 @@ def _load(models: Sequence[str], notes: dict[str, None]) -> dict[Side, Loaded]:
     sides: dict[Side, Loaded] = {}
     for side in (Side(*part) for model in models for part in parts_of(model)):
         package = RUNNERS[side.by].package
-        if importlib.util.find_spec(package) is None:
+        if not is_installed(package):
             notes[f"{side.by}: not timed, as {package} is not installed"] = None
             continue
         if side.by == "JAX, int8" and side._replace(by="JAX") in sides and not int8_is_faster():

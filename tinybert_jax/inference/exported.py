@@ -13,7 +13,6 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.devices.processor import processors
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.weights import weights_files
 
@@ -70,11 +69,8 @@ def _onnx_step(file: Path) -> ProgramStep:
         import onnxruntime
     except ModuleNotFoundError:
         raise InputError(f"{file}: is run by onnxruntime: pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    if processors() < (os.cpu_count() or 1):  # it would take threads for all processors of the machine
-        options.intra_op_num_threads = processors()
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
         raise InputError(f"{file}: ONNX Runtime cannot load it ({first_line(error)}): export it again") from None
     wanted = [put.name for put in session.get_inputs()]
