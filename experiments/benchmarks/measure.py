@@ -7,16 +7,14 @@ import importlib.util
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from tinybert_jax.batch import Batch
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.devices.processor import busy_share
 from tinybert_jax.errors import InputError
+from tinybert_jax.inference.timing import call_seconds
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.settings.choices import ComputeDtype
 from tinybert_jax.students.presets import student_config
@@ -43,8 +41,6 @@ SIZES: dict[Size, Pair] = {
     "bert-base": Pair(BERT_BASE, student_config("tinybert-4l-312d", BERT_BASE)),
     "minilm": Pair(MINILM, student_config("tinybert-3l-192d", MINILM)),
 }
-STAT = Path("/proc/stat")
-PAUSE = 0.1  # seconds before every timing: OpenMP's threads spin for a while after their work
 TURN = 0.2  # seconds that calls of one side are repeated for
 
 
@@ -58,47 +54,14 @@ def default_teacher() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def busy_share() -> float:
-    """The share of the machine's processors that other work keeps busy, over one second; 0 where it cannot be read."""
-    if not STAT.is_file():
-        return 0.0
-
-    def jiffies() -> np.ndarray:
-        return np.array(STAT.read_text().split("\n", 1)[0].split()[1:9], float)
-
-    before = jiffies()
-    time.sleep(1)
-    spent = jiffies() - before
-    return 1 - float(spent[3] / spent.sum())  # the fourth is idle
-
-
 BUSY = busy_share()  # before our own work: a busy machine slows PyTorch's threads by far more than ours
 
 
-def random_batch(batch_size: int, length: int, vocab_size: int, shortest: int | None = None) -> Batch:
-    """Rows of random tokens, `shortest` to `length` long; all of full length by default."""
-    random = np.random.default_rng(0)
-    lengths = random.integers(shortest or length, length + 1, batch_size)
-    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-    ids = random.integers(5, vocab_size, mask.shape).astype(np.int32) * mask
-    labels, example_mask = np.zeros(batch_size, np.int32), np.ones(batch_size, np.float32)
-    return Batch(ids, mask, np.zeros_like(mask), labels, example_mask)
-
-
 def seconds(call: Callable[[], Any], turn: float = TURN, warmup: int = 1) -> float:
-    """The time of one call, after `warmup` of them: the first after a pause measures how long the processor takes to
-    wake, and the machine to give back the memory that it took. Short calls are repeated for a turn of so many seconds,
-    and their median is taken.
+    """The time of one call, after `warmup` of them. Short calls are repeated for a turn of so many seconds, and their
+    median is taken.
     """
-    time.sleep(PAUSE)
-    for _ in range(warmup):
-        call()
-    times: list[float] = []
-    while not times or sum(times) < turn:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(call_seconds(call, turn=turn, warmup=warmup))
 
 
 def alternate(

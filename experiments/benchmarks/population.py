@@ -16,6 +16,7 @@ import measure
 import our_side
 import tyro
 
+from tinybert_jax.inference.timing import random_batch
 from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.training.cost import step_flops
 
@@ -39,7 +40,7 @@ def main(
         json: file to append the result to, as one line.
     """
     pair = measure.SIZES[size]
-    batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
+    batch = random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
     together, alone = our_side.make_intermediate_step(pair, members), our_side.make_intermediate_step(pair)
     known = our_side.targets_of(pair, batch)
     sides = {

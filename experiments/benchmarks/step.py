@@ -26,6 +26,7 @@ from typing import Any, Literal
 import measure
 import tyro
 
+from tinybert_jax.inference.timing import random_batch
 from tinybert_jax.settings.choices import ComputeDtype
 
 Side = Literal["ours", "torch"]
@@ -68,7 +69,7 @@ def main(
         json: file to append the result to, as one line.
     """
     pair = measure.SIZES[size].computing(dtype)
-    batch = measure.random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
+    batch = random_batch(batch_size, length, pair.teacher.vocab_size, shortest=8)
     if side is not None:
         step = make_side(side, pair, batch)
         first, *others = (measure.seconds(step, turn=0, warmup=0) for _ in range(3))

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from tinybert_jax.cli.augment import augment
+from tinybert_jax.cli.benchmark import benchmark
 from tinybert_jax.cli.cache import cache
 from tinybert_jax.cli.compress import compress
 from tinybert_jax.cli.evaluate import evaluate
@@ -80,6 +81,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compress": compress,
     "shrink": shrink,
     "export": export,
+    "benchmark": benchmark,
     "cache": cache,
 }
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tinybert_jax.batch import Batch
 from tinybert_jax.devices.sharding import make_mesh, tree_shardings
 from tinybert_jax.inference.step import make_predict_step
+from tinybert_jax.inference.timing import call_seconds, random_batch
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, forward_flops
@@ -56,15 +55,8 @@ def milliseconds(model: Size, tokens: int, texts: int) -> float:
     )
     params = jax.device_put(params, tree_shardings(mesh, params))
     step = make_predict_step(HEADS["sequence"].model(model.config), mesh, params)
-    ids = random.integers(0, model.config.vocab_size, (texts, tokens)).astype(np.int32)
-    rows = np.zeros(texts, np.int32)
-    batch = Batch(ids, np.ones_like(ids), np.zeros_like(ids), rows, rows.astype(np.float32))
-    jax.block_until_ready(step(params, batch))
-    times: list[float] = []
-    while len(times) < LEAST_CALLS or sum(times) < SECONDS:
-        start = time.perf_counter()
-        jax.block_until_ready(step(params, batch))
-        times.append(time.perf_counter() - start)
+    batch = random_batch(texts, tokens, model.config.vocab_size)
+    times = call_seconds(lambda: jax.block_until_ready(step(params, batch)), turn=SECONDS, least=LEAST_CALLS)
     return 1000 * statistics.median(times) / texts
 
 

@@ -1,0 +1,93 @@
+"""The command `tinybert benchmark`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tinybert_jax.errors import InputError
+from tinybert_jax.reports.tables import print_table
+
+
+def benchmark(
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")],
+    /,
+    batch_size: tuple[int, ...] = (1, 32),
+    max_length: tuple[int, ...] = (32, 128),
+    input: Path | None = None,
+    from_: Annotated[Literal["txt", "tsv", "csv", "jsonl"] | None, tyro.conf.arg(name="from")] = None,
+    text_columns: tuple[str, ...] = (),
+    threads: int | None = None,
+    memory: bool = True,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Time models beside each other: in our predictor, and in ONNX Runtime and PyTorch where they are installed.
+
+    All are loaded into one process and take turns. A time is that of a call, from token ids to logits: the median, and
+    what 95 % of the calls do not exceed, where there were 20 calls. For example:
+
+    tinybert benchmark runs/teacher/student runs/tiny/student runs/export --input reviews.csv --threads 1
+
+    Args:
+        models: Hugging Face directories or hub ids, fine-tuned; directories that `tinybert export` wrote, or files in
+            them. The speed-up is over the first.
+        batch_size: numbers of texts that are computed together.
+        max_length: lengths of texts, in tokens.
+        input: a file with texts, .tsv, .csv, .jsonl or .txt: up to 128 of them are timed in their own lengths.
+        from_: the format of the input; default: by its suffix.
+        text_columns: of the input: one column or JSON key, or two for pairs of texts; default: text.
+        threads: the number of processors to use; default: all.
+        memory: also measure by how much a process grows that loads one model alone and computes the largest shape. It
+            takes some seconds for each.
+        json_file: write all figures here, as JSON.
+    """
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"{json_file}: not in an existing directory")
+    if json_file is not None and json_file.is_dir():
+        raise InputError(f"{json_file}: a directory; --json takes a file")
+    if threads is not None:
+        _limit(threads)
+    from tinybert_jax.inference.benchmark import benchmark
+    from tinybert_jax.reports.benchmark import as_json, latency_tables, machine_lines, size_table
+
+    texts = [] if input is None else _texts(input, from_, text_columns or ("text",))
+    result = benchmark(models, batch_size, max_length, texts, memory)
+    print("\n".join(machine_lines(result.machine)))
+    print_table(*size_table(result))
+    for shape, table in latency_tables(result):
+        print(f"\n{shape}")
+        print_table(*table)
+    for note in result.notes:
+        print(f"note: {note}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(as_json(result), indent=2) + "\n", "utf-8")
+
+
+def _limit(threads: int) -> None:
+    """Let this process use so many processors, from which all libraries take their number of threads."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("--threads: this system cannot limit a process to some of its processors: leave it out")
+    allowed = sorted(os.sched_getaffinity(0))
+    if not 1 <= threads <= len(allowed):
+        raise InputError(f"--threads {threads}: give a number from 1 to {len(allowed)}, as many as there are")
+    os.sched_setaffinity(0, allowed[:threads])
+
+
+def _texts(path: Path, form: str | None, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The texts of a file; words of a list are joined."""
+    from tinybert_jax.data.stream import SUFFIXES, stream_rows
+
+    form = form or SUFFIXES.get(path.suffix)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: give --input FILE")
+    if form is None:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
+    if len(columns) > 2:
+        raise InputError(f"--text-columns {' '.join(columns)}: a model reads one text, or a pair")
+    with path.open("rb") as lines:
+        rows = [row.texts for row in stream_rows(path, lines, form, columns, takes_words=True)]
+    return [tuple(text if isinstance(text, str) else " ".join(text) for text in row) for row in rows]

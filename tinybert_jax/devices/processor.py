@@ -1,0 +1,75 @@
+"""The processor: its name, its instructions for products in 8 bits, and how much of it this process has."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+CPUINFO, STAT, STATUS = Path("/proc/cpuinfo"), Path("/proc/stat"), Path("/proc/self/status")  # of Linux
+# as Linux calls them, and as their makers do
+INT8_INSTRUCTIONS = {
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX",
+    "asimddp": "dot product",
+    "i8mm": "I8MM",
+}
+
+
+class Processor(NamedTuple):
+    """A kind of processor."""
+
+    name: str
+    int8: tuple[str, ...] | None  # its instructions for products in 8 bits; None: not known
+
+
+def processor() -> Processor:
+    """The kind that this machine has. Only Linux says which instructions it has."""
+    lines = CPUINFO.read_text("utf-8", "replace").splitlines() if CPUINFO.is_file() else []
+    pairs = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    facts = dict(reversed(pairs))  # the first processor's
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = facts.get("flags") or facts.get("Features")  # the latter on ARM
+    if flags is None:
+        return Processor(name, None)
+    return Processor(name, tuple(title for flag, title in INT8_INSTRUCTIONS.items() if flag in flags.split()))
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_share() -> float:
+    """The share of the machine's processors that other work keeps busy, over one second; 0 where it cannot be read."""
+
+    def jiffies() -> list[int]:
+        return [int(number) for number in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+
+    if not STAT.is_file():
+        return 0.0
+    before = jiffies()
+    time.sleep(1)
+    spent = [now - then for now, then in zip(jiffies(), before, strict=True)]
+    return 1 - spent[3] / max(sum(spent), 1)  # the fourth is idle
+
+
+class Memory(NamedTuple):
+    """The memory of this process in MB."""
+
+    now: float
+    most: float  # that it has had
+
+
+def memory() -> Memory | None:
+    """The resident memory of this process; None where the system has no /proc.
+
+    `resource.getrusage` would count what the process that started this one had.
+    """
+    if not STATUS.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+    return Memory(*(int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")))

@@ -1,0 +1,158 @@
+"""The programs that run a model here: ours, ONNX Runtime, and PyTorch where it is installed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import safe_open
+
+from tinybert_jax.batch import Batch
+from tinybert_jax.errors import first_line
+from tinybert_jax.inference.exported import FILES, STABLEHLO_PARAMS, exported_file, program_files
+from tinybert_jax.inference.predictor import load_predictor
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import load_architectures, load_config
+from tinybert_jax.models.files.hub import resolve
+from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
+from tinybert_jax.models.files.weights import weights_files
+from tinybert_jax.models.fit import names_head
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import count_parameters
+
+TOKENIZERS = ("transformers:AutoTokenizer", "transformers:PreTrainedTokenizerFast")
+
+
+class Loaded(NamedTuple):
+    """A model in a program that runs it."""
+
+    config: BertConfig
+    tokenizer: Any
+    max_length: int  # tokens of the longest text that it was trained on
+    run: Callable[[Batch], Any]  # logits, once they are computed
+    bytes: int  # of the files of its parameters
+    parameters: int | None  # None: the file does not say
+
+
+class Runner(NamedTuple):
+    """A row of the table of programs."""
+
+    load: Callable[[str], Loaded]
+    package: str  # that must be installed
+    any_length: bool = False  # others are compiled for some lengths, to which shorter texts are padded
+    imports: tuple[str, ...] = TOKENIZERS  # what it imports besides, MODULE:NAME
+
+
+class CannotRun(Exception):
+    """A program that does not run a model, and why."""
+
+
+def _load_ours(name: str, int8: bool = False) -> Loaded:
+    predictor = load_predictor(name, int8=int8)
+    parts = exported_file(name)
+    if parts is not None:
+        files, parameters = program_files(parts[0]), _count_in(parts[0])
+    else:
+        files = weights_files(resolve(name))
+        # the scales of int8 are no parameters of the model
+        parameters = count_parameters(_without_scales(predictor.params))
+
+    def run(batch: Batch) -> np.ndarray:
+        return np.asarray(predictor.step(predictor.params, batch))
+
+    size = sum(file.stat().st_size for file in files)
+    return Loaded(predictor.config, predictor.tokenizer, predictor.max_length, run, size, parameters)
+
+
+def _without_scales(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {name: _without_scales(part) for name, part in tree.items() if not name.endswith("_scale")}
+
+
+def _count_in(file: Path) -> int | None:
+    """The parameters of a StableHLO program. Those of ONNX files are not told from their other constants."""
+    if file.suffix == ".onnx":
+        return None
+    with safe_open(file.parent / STABLEHLO_PARAMS, "numpy") as tensors:
+        names = [name for name in tensors.keys() if not name.endswith("_scale")]  # noqa: SIM118
+        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in names)
+
+
+def _load_torch(name: str) -> Loaded:
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+    path = resolve(name)
+    config, architectures = load_config(path), load_architectures(path)
+    heads = [head for head, row in HEADS.items() if row.on_tasks and names_head(config, architectures, head)]
+    if not heads:
+        raise CannotRun(f"its config.json names the architectures {', '.join(architectures) or '(none)'}")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        kind = getattr(transformers, f"AutoModel{HEADS[heads[0]].architecture}")
+        model, report = kind.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:  # its errors have no common class
+        raise CannotRun(f"transformers cannot load it ({first_line(error)})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    if report["missing_keys"]:
+        raise CannotRun(f"transformers does not find its {min(report['missing_keys'])}")
+    model.eval()
+    taken = inspect.signature(model.forward).parameters
+    inputs = [field for field in Batch._fields[:3] if field in taken]
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> np.ndarray:
+        output = model(**{field: torch.as_tensor(getattr(batch, field)).long() for field in inputs})
+        if "start_logits" in output:
+            return torch.stack([output.start_logits, output.end_logits], -1).numpy()
+        return output.logits.numpy()
+
+    tokenizer: Any = load_tokenizer(path, config)
+    size = sum(file.stat().st_size for file in weights_files(path))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Loaded(config, tokenizer, trained_length(tokenizer, config), run, size, parameters)
+
+
+RUNNERS: dict[str, Runner] = {
+    "JAX": Runner(_load_ours, "jax"),
+    "JAX, int8": Runner(partial(_load_ours, int8=True), "jax"),
+    "torch": Runner(_load_torch, "torch", True, (*TOKENIZERS, "transformers:BertForSequenceClassification")),
+    "ONNX Runtime": Runner(_load_ours, "onnxruntime", any_length=True),
+    "StableHLO": Runner(_load_ours, "jax"),
+}
+
+
+def parts_of(model: str) -> list[tuple[str, str]]:
+    """What there is to run of a model: names of directories and files, each with a word of RUNNERS.
+
+    Args:
+        model: a Hugging Face directory or hub id, a directory with exported files, or one such file. A directory may
+            hold both.
+
+    Raises:
+        InputError: it is neither, or its `config.json` is damaged.
+    """
+    exported, path = exported_file(model), Path(os.path.expanduser(model))
+    if exported is not None and exported[0] == path:
+        files = [path]
+    else:
+        files = [path / file for file in FILES if (path / file).is_file()]
+    parts = [(str(file), "ONNX Runtime" if file.suffix == ".onnx" else "StableHLO") for file in files]
+    if exported is not None:
+        return parts
+    in_int8 = load_config(resolve(model)).weight_bits is not None
+    return [(model, by) for by in (("JAX, int8",) if in_int8 else ("JAX", "JAX, int8")) + ("torch",)] + parts
