@@ -18,17 +18,18 @@ EDITABLE := --config-settings editable_mode=compat -e
 DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(RESUME)),--resume) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow test-newest test-lowest faults lint bench clean
+.PHONY: help demo test test-all slow test-newest test-lowest faults lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    fine-tune a real BERT on real reviews, distil it, compare: minutes (QUICK=1 is the short one)"
 	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
 	@echo "             RESUME=1  continue a run that was stopped"
-	@echo "make test    all tests; ARGS='-k losses' or ARGS=--cov goes to pytest"
+	@echo "make test    the tests but for the long ones; ARGS='-k losses' or ARGS=--cov goes to pytest"
+	@echo "make test-all      with the long ones, which train whole models: what continuous integration runs"
 	@echo "make test-newest   the same on the newest versions, in .venv-newest; needs Python 3.12: PYTHON=python3.13"
 	@echo "make test-lowest   the same on the lowest, in .venv-lowest"
-	@echo "make slow    whole runs of rare combinations, which make test leaves out: ten minutes"
+	@echo "make slow    whole runs of rare combinations, which make test-all leaves out: ten minutes"
 	@echo "make faults  what happens to long runs, done to real ones (kills, damage, full disks): twenty minutes, and the fuzzing"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make bench   speed and memory beside torch, into docs/benchmarks.md; installs torch (PIP_FLAGS goes to pip, e.g. an index of"
@@ -40,13 +41,16 @@ demo: $(VENV)/.installed
 	$(BIN)/python experiments/quickstart.py $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -n 2 -m "not long and not slow and not faults" $(ARGS)
+
+test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 test-newest:
-	@$(MAKE) test VENV=.venv-newest LOCK=requirements-newest.lock OLDEST=3.12
+	@$(MAKE) test-all VENV=.venv-newest LOCK=requirements-newest.lock OLDEST=3.12
 
 test-lowest:
-	@$(MAKE) test VENV=.venv-lowest LOCK=requirements-lowest.lock
+	@$(MAKE) test-all VENV=.venv-lowest LOCK=requirements-lowest.lock
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)

@@ -48,26 +48,29 @@ BROKEN = {
 @pytest.fixture(scope="module")
 def read() -> dict:
     """What this file, run as a program on 8 devices that are not there, prints."""
+    from conftest import on_devices  # not for the program
+
     path = os.pathsep.join([str(ROOT), str(ROOT / "experiments")])
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, env=os.environ | flags, check=False
-    )
+    environment = on_devices(8) | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "Involuntary full rematerialization" not in done.stderr, "the partitioner gave up on an activation"
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", list(MESHES))
 def test_every_state_enters_and_leaves_in_the_parts_of_the_rules_and_is_never_gathered(read: dict, mesh: str) -> None:
     assert read[mesh] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", list(BROKEN))
 def test_a_step_that_breaks_this_is_caught(read: dict, fault: str) -> None:
     assert any(BROKEN[fault] in line for line in read[fault]), read[fault]
 
 
+@pytest.mark.long
 def test_collectives_of_a_loop_count_once_per_iteration(read: dict) -> None:
     assert read["five gathers of 8 x 16 floats"] == [5, 5 * 7 / 8 * 8 * 16 * 4]
 

@@ -25,6 +25,7 @@ def code(page: str, containing: str) -> str:
     return block
 
 
+@pytest.mark.long
 def test_the_training_loop_runs_and_writes_a_student(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +53,7 @@ def test_the_lines_with_losses_run(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == "1.0\n"
 
 
+@pytest.mark.long
 def test_the_notebook_runs(teacher: Path, tmp_path: Path) -> None:
     cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text("utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

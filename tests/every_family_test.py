@@ -105,6 +105,7 @@ def test_a_classifier_of_pairs_is_described_evaluated_and_asked(
     assert [answer.label for answer in answers] == ["good", "bad"]
 
 
+@pytest.mark.long
 @ROBERTA
 def test_masked_words_are_learnt_and_propose_the_variants_that_a_student_learns_from(
     family: str, teacher: Path, pairs: tb.DataSource, corpus: tb.CorpusSource, tmp_path: Path
@@ -145,6 +146,7 @@ def test_a_copy_attends_as_its_teacher(teacher: Path, pairs: tb.DataSource, tmp_
         assert copy[term] < 0.5 * random[term]
 
 
+@pytest.mark.long
 @ROBERTA
 @pytest.mark.parametrize(
     ("task", "write", "words"), [("squad", write_squad, QA_WORDS), ("ner", write_conll, NER_WORDS)]
@@ -161,7 +163,7 @@ def test_answers_and_tags_are_learnt_on_the_right_words(
     assert evaluate.evaluate(str(result.directory), task, source, predictions=predictions) == result.scores
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert"], indirect=True)
+@pytest.mark.parametrize("family", ["roberta", pytest.param("distilbert", marks=pytest.mark.long)], indirect=True)
 def test_a_number_is_learnt(family: str, reviews: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_scored_reviews(tmp_path / "data", reviews)
@@ -171,6 +173,7 @@ def test_a_number_is_learnt(family: str, reviews: Path, tmp_path: Path) -> None:
     assert trained(tmp_path / "run", model, "regression", source, stage).scores["pearson"] > 0.8
 
 
+@pytest.mark.long
 @ROBERTA
 def test_a_bert_learns_from_another_family_predictions_and_in_one_vocabulary_layers(
     teacher: Path, pairs: tb.DataSource, tmp_path: Path
@@ -202,6 +205,7 @@ def masked_lm(corpus: tb.CorpusSource, tmp_path_factory: pytest.TempPathFactory)
     return trained(path / "lm", model, "corpus", corpus, stage).directory
 
 
+@pytest.mark.long
 def test_the_recipe_of_distilbert_makes_a_distilbert_that_learns_a_task(
     masked_lm: Path, corpus: tb.CorpusSource, pairs: tb.DataSource, tmp_path: Path
 ) -> None:

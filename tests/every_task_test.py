@@ -222,7 +222,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.task)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.long)], ids=lambda kind: kind.task
+)
 def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path: Path) -> None:
     source = tb.DataSource(data=str(kind.write(tmp_path / "data")))
     model = write_model(tmp_path / "bert", words=kind.words, **MIDDLE)
@@ -339,6 +341,7 @@ def test_a_misspelt_preset_is_told_what_there_is(teacher: Path, reviews: Path, t
         distilled(teacher, "tinybert-3l-192", reviews, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_start_is_nearer_to_the_teacher_than_chance(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

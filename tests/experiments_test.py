@@ -120,6 +120,7 @@ def changed(full: tb.Experiment, **changes: Any) -> tb.Experiment:
     return dataclasses.replace(full, stages=(*full.stages[:-1], dataclasses.replace(full.stages[-1], **changes)))
 
 
+@pytest.mark.long
 def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
     shared: ModuleType, full: tb.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_settings_and_seeds_that_may_share_a_teacher_train_together_once(
         shared.run_together(others, [0, 1], tmp_path)
 
 
+@pytest.mark.long
 def test_a_sweep_trains_the_first_stage_once_for_each_seed(full: tb.Experiment, tmp_path: Path) -> None:
     sweep = importlib.import_module("sweep")
     scores = sweep.sweep(full, [1e-3, 1e-4], [1.0, 2.0], [0, 1], tmp_path)
@@ -186,6 +188,7 @@ def test_scores_from_before_a_change_of_what_they_depend_on_are_not_taken(
         shared.run_seeds(full, [0], tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_member_that_diverges_is_not_said_to_be_continued(
     shared: ModuleType, full: tb.Experiment, tmp_path: Path
 ) -> None:
@@ -233,6 +236,7 @@ def test_the_ablations_can_be_of_some_settings(
     assert (tmp_path / "ablations.svg").is_file()
 
 
+@pytest.mark.long
 def test_methods_are_compared_at_the_same_bytes_and_what_is_measured_is_kept(
     shared: ModuleType,
     teacher: Path,

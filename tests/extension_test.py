@@ -133,6 +133,7 @@ def logged(out: Path, name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
+@pytest.mark.long
 def test_an_objective_is_settings_and_a_row(
     common: dict[str, Any], pretrained: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_an_objective_is_settings_and_a_row(
     assert files[0] == weights != files[1]
 
 
+@pytest.mark.long
 def test_a_kind_of_task_is_a_head_a_loader_and_a_row(
     common: dict[str, Any], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_kind_of_task_is_a_head_a_loader_and_a_row(
     assert predictor(["a tasty bag"])[0].label in config.id2label
 
 
+@pytest.mark.long
 def test_a_family_is_a_row(
     common: dict[str, Any], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_family_is_a_row(
     assert tb.load_hf(result.directory)[0].model_type == "toy"
 
 
+@pytest.mark.long
 def test_a_compression_method_is_settings_and_a_row(
     common: dict[str, Any], pretrained: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

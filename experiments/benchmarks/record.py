@@ -1,4 +1,4 @@
-"""The record: every benchmark in a process of its own, and the table of docs/benchmarks.md and the picture of them.
+"""The record: every benchmark in a process of its own, and the tables of docs/benchmarks.md and the picture of them.
 
     python experiments/benchmarks/record.py --data SST-2-DIR --out runs/benchmarks.jsonl
 
@@ -13,9 +13,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -59,86 +58,109 @@ def measure(command: str, commit: str, out: Path) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def versus(ours: str, other: str, unit: str, ratio: str) -> Callable[[Found], str]:
-    """A cell: ours / the other, and the ratio, from the numbers of these names."""
-    return lambda n: f"{short(n[ours])} / {short(n[other])} {unit}: {short(n[ratio])}x"
+class Row(NamedTuple):
+    """One measured thing of a table: the command that measures it, and the names of its numbers, one a column."""
+
+    command: str
+    numbers: tuple[str, ...]
+    times: float = 1.0  # from the numbers' unit to the table's
+
+
+class Table(NamedTuple):
+    """A table of one unit: its title, its columns after the first two, and its rows by their labels."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, Row]
+
+
+SIDES = ("ours", "PyTorch", "PyTorch / ours")
+MS = ("ours_ms", "torch_ms", "torch_ms / ours_ms")
+MB = ("ours_peak_mb", "torch_peak_mb", "torch_peak_mb / ours_peak_mb")
+EPOCH = ("ours_examples_per_s", "torch_examples_per_s", "torch_s / ours_s")
+THREE_EPOCHS = ("", "", "torch_s / ours_s, three epochs with the answers")
+AUGMENT = ("ours_sentences_per_s", "torch_one_word_sentences_per_s", "torch_one_word_s / ours_s")
+REAL_TOKENS = ("ours_real_tokens", "torch_real_tokens")
+
+
+def inference(batch: int) -> tuple[str, ...]:
+    at = f"batch_{batch}"
+    times = [f"{at}_student_{side}_ms" for side in ("ours", "torch", "onnx")]
+    return (*times, f"{at}_torch / ours", f"{at}_onnx / ours", f"{at}_teacher / student")
+
+
+TABLES = (
+    Table(
+        "Time of an intermediate step, 32 rows x 64 tokens, ms",
+        SIDES,
+        {
+            "with the teacher in it": Row("step.py", MS),
+            "with the teacher's outputs cached": Row("step.py", ("known_ms", "torch_ms", "torch_ms / known_ms")),
+            "in bfloat16 (PyTorch: autocast), the teacher in it": Row("step.py --dtype bfloat16", MS),
+            "compiling it": Row("step.py", ("compile_s",), 1000),
+            "compiling it from JAX's cache of compiled programs": Row("step.py", ("compile_from_cache_s",), 1000),
+        },
+    ),
+    Table(
+        "Throughput, texts a second",
+        ("ours", "PyTorch", "ours / PyTorch"),
+        {
+            "intermediate epoch": Row("epoch.py", EPOCH),
+            "three of them, with the time that caching takes": Row("epoch.py", THREE_EPOCHS),
+            "intermediate epoch, PyTorch padding to the longest row": Row("epoch.py --padding longest", EPOCH),
+            "three of them, with the time that caching takes, PyTorch padding to the longest row": Row(
+                "epoch.py --padding longest", THREE_EPOCHS
+            ),
+            "prediction epoch": Row("epoch.py --stage prediction", EPOCH),
+            "augmentation (PyTorch: one masked word a call)": Row("augment.py", AUGMENT),
+        },
+    ),
+    Table(
+        "Peak memory of an intermediate step, rows x tokens, MB",
+        SIDES,
+        {
+            "32 x 128": Row("step.py --memory-only --length 128", MB),
+            "32 x 384": Row("step.py --memory-only --length 384", MB),
+        },
+    ),
+    Table(
+        "Latency of the student's inference, rows x tokens, ms",
+        ("ours", "PyTorch", "ONNX Runtime", "PyTorch / ours", "ONNX Runtime / ours", "our teacher / ours"),
+        {
+            f"{batch} x {length}": Row(f"inference.py --length {length}", inference(batch))
+            for length in (128, 32)
+            for batch in (1, 32)
+        },
+    ),
+    Table(
+        "Shares, %",
+        ("ours", "PyTorch"),
+        {
+            "real tokens of all positions, PyTorch padding to 64": Row("epoch.py", REAL_TOKENS, 100),
+            "real tokens of all positions, PyTorch padding to the longest row": Row(
+                "epoch.py --padding longest", REAL_TOKENS, 100
+            ),
+            "matmul rate of the step, of the machine's": Row("step.py", ("ours_share_of_matmul",), 100),
+            "matmul rate of its student's backward, of the machine's": Row(
+                "step.py", ("backward_share_of_matmul",), 100
+            ),
+            "time of 8 students together, of 8 runs'": Row(
+                "population.py", ("time of the population / of the runs",), 100
+            ),
+            "FLOPs of 8 students together, of 8 runs'": Row(
+                "population.py", ("FLOPs of the population / of the runs",), 100
+            ),
+            "time of 8 students together, of 8 runs', all with the teacher's outputs cached": Row(
+                "population.py", ("the same, answers kept",), 100
+            ),
+        },
+    ),
+)
 
 
 def short(value: float) -> str:
     """Three digits, and no powers of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def inference(batch: int) -> Callable[[Found], str]:
-    """A cell: our time, and how much longer PyTorch and ONNX Runtime take."""
-    at = f"batch_{batch}"
-    return lambda n: (
-        f"{n[f'{at}_student_ours_ms']:.3g} ms: {short(n[f'{at}_torch / ours'])}x; {short(n[f'{at}_onnx / ours'])}x"
-    )
-
-
-MS = ("ours_ms", "torch_ms", "ms", "torch_ms / ours_ms")
-MB = ("ours_peak_mb", "torch_peak_mb", "MB", "torch_peak_mb / ours_peak_mb")
-EPOCH = ("ours_examples_per_s", "torch_examples_per_s", "examples/s", "torch_s / ours_s")
-AUGMENT = ("ours_sentences_per_s", "torch_one_word_sentences_per_s", "sentences/s", "torch_one_word_s / ours_s")
-ROWS: dict[str, tuple[str, Callable[[Found], str]]] = {
-    "intermediate step, 32 x 64, the teacher in it": ("step.py", versus(*MS)),
-    "the same, where the teacher's outputs are cached": (
-        "step.py",
-        versus("known_ms", "torch_ms", "ms", "torch_ms / known_ms"),
-    ),
-    "the first in bfloat16 (PyTorch: autocast)": ("step.py --dtype bfloat16", versus(*MS)),
-    "share of the machine's matmul rate: the step; its student's backward": (
-        "step.py",
-        lambda n: f"{n['ours_share_of_matmul']:.0%}; {n['backward_share_of_matmul']:.0%}",
-    ),
-    "compiling the step; from JAX's cache of compiled programs": (
-        "step.py",
-        lambda n: f"{n['compile_s']:.1f} s; {n['compile_from_cache_s']:.1f} s",
-    ),
-    "peak memory of the step, 32 x 128": ("step.py --memory-only --length 128", versus(*MB)),
-    "32 x 384": ("step.py --memory-only --length 384", versus(*MB)),
-    "intermediate epoch, the teacher's outputs cached / as the original: padded to 64, the teacher in every step": (
-        "epoch.py",
-        versus(*EPOCH),
-    ),
-    "three such epochs, with the time that caching takes": (
-        "epoch.py",
-        lambda n: f"{n['torch_s / ours_s, three epochs with the answers']:.1f}x",
-    ),
-    "real tokens of all positions": (
-        "epoch.py",
-        lambda n: f"{n['ours_real_tokens']:.0%} / {n['torch_real_tokens']:.0%}",
-    ),
-    "the epoch, PyTorch's batches padded to their longest row; three epochs; real tokens": (
-        "epoch.py --padding longest",
-        lambda n: (
-            f"{versus(*EPOCH)(n)}; {n['torch_s / ours_s, three epochs with the answers']:.1f}x;"
-            f" {n['ours_real_tokens']:.0%} / {n['torch_real_tokens']:.0%}"
-        ),
-    ),
-    "prediction epoch, as the original": ("epoch.py --stage prediction", versus(*EPOCH)),
-    "8 students together, share of 8 runs of ours with the teacher in every step: time; FLOPs": (
-        "population.py",
-        lambda n: f"{n['time of the population / of the runs']:.2f}; {n['FLOPs of the population / of the runs']:.2f}",
-    ),
-    "the same, all with the teacher's outputs cached: time": (
-        "population.py",
-        lambda n: f"{n['the same, answers kept']:.2f}",
-    ),
-    "student's inference, length 128, batch 1: times PyTorch; ONNX Runtime": (
-        "inference.py --length 128",
-        inference(1),
-    ),
-    "batch 32": ("inference.py --length 128", inference(32)),
-    "length 32, batch 1": ("inference.py --length 32", inference(1)),
-    "length 32, batch 32": ("inference.py --length 32", inference(32)),
-    "teacher's inference / student's, length 128: batch 1; batch 32": (
-        "inference.py --length 128",
-        lambda n: f"{n['batch_1_teacher / student']:.1f}x; {n['batch_32_teacher / student']:.1f}x",
-    ),
-    "augmentation / one masked word a call in PyTorch": ("augment.py", versus(*AUGMENT)),
-}
 
 
 def matching(lines: list[Found], start: str, size: str) -> Found | None:
@@ -155,18 +177,32 @@ def matching(lines: list[Found], start: str, size: str) -> Found | None:
     return None
 
 
-def table(lines: list[Found]) -> str:
-    """The lines of docs/benchmarks.md."""
-    rows = [["ours / the other; Nx: times faster or smaller", *SIZES.values()], ["---"] * 3]
-    for label, (start, cell) in ROWS.items():
-        cells = [matching(lines, start, size) for size in SIZES]
-        if any(cells):
-            rows.append([label, *("" if line is None else cell(line) for line in cells)])
-    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def filled(table: Table, lines: list[Found]) -> list[list[str]]:
+    """Its heading and rows, without the rows and the columns that have no number."""
+    rows = []
+    for label, row in table.rows.items():
+        for size, models in SIZES.items():
+            numbers = matching(lines, row.command, size) or {}
+            names = [*row.numbers, *[""] * (len(table.columns) - len(row.numbers))]
+            cells = [short(numbers[name] * row.times) if name in numbers else "" for name in names]
+            if any(cells):
+                rows.append([label, models, *cells])
+                label = ""  # as in the row above
+    used = [0, 1, *(i for i in range(2, len(table.columns) + 2) if any(row[i] for row in rows))]
+    return [[row[i] for i in used] for row in (["", "models", *table.columns], *rows)] if rows else []
+
+
+def page(lines: list[Found]) -> str:
+    """The part of docs/benchmarks.md that is measured here."""
+    text = ""
+    for each in TABLES:
+        if rows := filled(each, lines):
+            rows.insert(1, ["---"] * len(rows[0]))
+            text += f"### {each.title}\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
     rates = [line["matmul_gflops_per_s"] for line in lines if "matmul_gflops_per_s" in line]
     machine = lines[-1]
     corpus = next((line["10MB_1p_MB/s"] for line in lines if line["command"].startswith("corpus")), None)
-    text += f"\nCommit {machine['commit'][:7]}; {machine['cpus']} CPU cores, jax {machine['jax']}, torch"
+    text += f"Commit {machine['commit'][:7]}; {machine['cpus']} CPU cores, jax {machine['jax']}, torch"
     text += f" {machine['torch']}; one large product runs at"
     text += f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
     text += "" if corpus is None else f" A corpus becomes shards at {corpus:.1f} MB/s in one process."
@@ -225,12 +261,12 @@ def draw(lines: list[Found]) -> None:
 
 
 def main(out: Path, data: Path | None = None, render: bool = False) -> None:
-    """Measure everything, and write the table of docs/benchmarks.md and the picture.
+    """Measure everything, and write the tables of docs/benchmarks.md and the picture.
 
     Args:
         out: file of the measured lines.
         data: directory with SST-2's train.tsv.
-        render: only write the table and the picture of what is in `out`.
+        render: only write the tables and the picture of what is in `out`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -248,10 +284,10 @@ def main(out: Path, data: Path | None = None, render: bool = False) -> None:
     lines = read()
     if not lines:
         sys.exit(f"{out}: nothing was measured yet; leave --render out")
-    lines = [line for line in lines if line["commit"] == lines[-1]["commit"]]  # a table is of one commit
+    lines = [line for line in lines if line["commit"] == lines[-1]["commit"]]  # a page is of one commit
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}{table(lines)}{END}{after}", "utf-8")
+    PAGE.write_text(f"{before}{BEGIN}{page(lines)}{END}{after}", "utf-8")
     draw(lines)
     print(f"\nwritten: {PAGE}, {PICTURE}")
 

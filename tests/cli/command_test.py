@@ -317,6 +317,7 @@ def test_run_refuses_a_file_without_an_experiment(
     assert_refused(capsys, tinybert(monkeypatch, "run", tmp_path / "e.py"), message)
 
 
+@pytest.mark.long
 def test_a_population_prints_its_members_their_mean_and_where_they_are(
     teacher: Path,
     blank_student: Path,

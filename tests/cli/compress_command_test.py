@@ -13,6 +13,7 @@ from in_process import assert_refused, tinybert
 import tinybert_jax as tb
 
 
+@pytest.mark.long
 def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -79,7 +80,7 @@ def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     assert "`tinybert_jax` alone reads its packed file" in (tmp_path / "packed/README.md").read_text()
 
 
-def test_distill_prunes_before_it_trains(
+def test_options_of_distill_that_do_not_fit_are_refused(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     common = ["distill", "--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
@@ -94,11 +95,20 @@ def test_distill_prunes_before_it_trains(
     assert_refused(capsys, code, "--gradual leaves layers of unlike sizes, and --uniform asks for like ones")
     code = tinybert(monkeypatch, *common, "--prune", 0.4, "--gradual", "fisher")
     assert_refused(capsys, code, "acts while its stage trains, in at least 10 steps, and this one has 2: train longer")
+
+
+@pytest.mark.long
+def test_distill_prunes_before_it_trains(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["distill", "--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
+    common += ["--max-length", 16, "--stage", "prediction", "--prediction-steps", 2, "--out", tmp_path / "out"]
     assert tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--population", 2) == 0
     config, _ = tb.load_hf(tmp_path / "out/member1/student")
     assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size
 
 
+@pytest.mark.long
 def test_a_pruned_model_is_exported(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -367,6 +367,7 @@ def test_predictions_of_classes_are_soft_labels_of_the_same_rows(
     np.testing.assert_allclose(np.exp(targets), likely, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_distill_takes_what_predict_wrote(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -383,7 +384,7 @@ def test_distill_takes_what_predict_wrote(
     assert accuracy > 0.85
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("form", ["jsonl", pytest.param("csv", marks=pytest.mark.long)])
 def test_predictions_of_numbers_are_soft_labels_too(
     form: str, reviews: Path, blank_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distillation, logged, resumed_beside_another
+from conftest import distillation, logged, on_devices, resumed_beside_another
 from small_model import CONFIG, make_params, rows
 
 import tinybert_jax as tb
@@ -81,12 +80,13 @@ def test_importance_is_of_the_changes_of_the_loss_by_finite_differences() -> Non
     wrapped = gradual.wrap(settings, supervised_objective(CONFIG), CONFIG, rows())
     trainable = wrapped.init(jax.random.key(2), make_params())
 
+    @jax.jit
     def loss(gates: Gates) -> Any:
         carried = trainable[CARRIED] | {NAME: trainable[CARRIED][NAME] | {"gates": gates}}
         return wrapped.loss(trainable | {CARRIED: carried}, (), batch, tb.Hyper(), None)[0]
 
     gates = trainable[CARRIED][NAME]["gates"]
-    gradients = jax.grad(loss)(gates)
+    gradients = jax.jit(jax.grad(loss))(gates)
     for name, at in (("heads", (1, 2)), ("heads", (0, 0)), ("units", (0, 5)), ("units", (1, 30))):
         sides = [loss(gates._replace(**{name: getattr(gates, name).at[at].add(by)})) for by in (1e-2, -1e-2)]
         np.testing.assert_allclose(getattr(gradients, name)[at], (sides[0] - sides[1]) / 2e-2, atol=1e-4, rtol=1e-2)
@@ -109,7 +109,7 @@ def test_closed_gates_take_away_all_weights_of_a_head_and_a_unit() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("macs", [0.25, 0.6])
+@pytest.mark.parametrize("macs", [0.25, pytest.param(0.6, marks=pytest.mark.long)])
 def test_gates_close_by_the_rule_reach_the_share_and_are_fixed_from_then_on(
     macs: float, rule: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +182,9 @@ def stages(steps: int = 20) -> tuple[tb.Stage, ...]:
     )
 
 
-@pytest.mark.parametrize("rule", ["fisher", pytest.param("l0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rule", [pytest.param("fisher", marks=pytest.mark.long), pytest.param("l0", marks=pytest.mark.slow)]
+)
 def test_a_student_is_pruned_in_its_first_stage_and_written_without_what_is_closed(
     rule: Any, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -230,6 +232,7 @@ def test_a_run_that_breaks_off_while_it_prunes_resumes_to_the_same_bits_alone_an
     assert [line["step"] for line in logged(tmp_path / "both/member0") if "kept" in line] == [10, 20, 10, 12]
 
 
+@pytest.mark.long
 def test_the_best_state_of_a_stage_that_prunes_is_one_that_is_pruned(
     teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -249,16 +252,15 @@ def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, 
     arguments = ["--teacher", teacher, "--student", teacher, "--task", "classification", "--data", reviews]
     arguments += ["--max-length", 16, "--prune", 0.4, "--gradual", "fisher", "--transformer-steps", 12]
     arguments += ["--prediction-steps", 4, "--population", 2, "--mesh", "model=2,member=2", "--out", tmp_path / "run"]
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "tinybert_jax.cli", "distill", *map(str, arguments)]
-    ended = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, env=on_devices(4), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     for member in ("member0", "member1"):
         left = encoder_macs(*tb.load_hf(tmp_path / "run" / member / "student"), 10.0)
         assert left < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
-@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), tb.Movement(0.4)])
+@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), pytest.param(tb.Movement(0.4), marks=pytest.mark.long)])
 def test_students_that_are_compressed_already_are_refused(
     method: Any, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

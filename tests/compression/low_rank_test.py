@@ -206,6 +206,7 @@ def test_a_student_of_another_size_has_no_factors() -> None:
     assert (student.ranks, student.weight_bits) == (Ranks(), None)
 
 
+@pytest.mark.long
 def test_factors_are_trained_in_one_run(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     experiment = distillation(teacher, teacher, reviews, compression=(tb.LowRank(0.6, 0.5),))
     result = tb.run(experiment, tmp_path / "out")

@@ -175,6 +175,7 @@ def test_layers_without_heads_or_units_are_written_as_their_bias() -> None:
     assert not [tensor.name for tensor in model.graph.initializer if "layer.0.attention.self" in tensor.name]
 
 
+@pytest.mark.long
 def test_a_pruned_teacher_keeps_its_skill_and_learns_on_with_its_zeros(
     teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

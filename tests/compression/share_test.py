@@ -122,6 +122,7 @@ def test_shared_weights_are_written_once_in_onnx_and_int8_is_near() -> None:
         np.testing.assert_allclose(got, expected, atol=tolerance)
 
 
+@pytest.mark.long
 def test_a_shared_student_learns_behind_the_whole_teacher(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     stages = (
         tb.Stage("transformer", epochs=4, learning_rate=5e-3),

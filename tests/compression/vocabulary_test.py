@@ -114,6 +114,7 @@ def test_a_vocabulary_with_other_rules_is_not_a_part() -> None:
     assert ids_in(other, tokenizer) is None
 
 
+@pytest.mark.long
 def test_layers_teach_a_student_with_a_smaller_vocabulary(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     source = tb.DataSource(data=str(reviews))
     tb.compress(str(teacher), "classification", source, (tb.Vocabulary(),), tmp_path / "cut")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -117,14 +116,15 @@ def test_a_mesh_is_chosen_from_the_devices_and_refused_where_it_does_not_fit(mon
 @pytest.fixture(scope="module")
 def on_eight() -> dict:
     """What this file, run as a program on 8 fake devices, prints: their number is fixed before jax starts."""
-    # little optimised: it is compiled for longer than it runs
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
+    from conftest import on_devices  # not for the program
+
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=on_devices(8), check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "mesh"), [(stage, mesh) for stage, meshes in STAGES.items() for mesh in meshes])
 def test_every_mesh_gives_the_loss_and_the_gradients_of_one_device(on_eight: dict, stage: str, mesh: str) -> None:
     loss, one = on_eight[stage][mesh]["loss"], on_eight[stage]["one"]["loss"]
@@ -132,6 +132,7 @@ def test_every_mesh_gives_the_loss_and_the_gradients_of_one_device(on_eight: dic
     assert on_eight[stage][mesh]["gradient"] < 5e-6, "norm of the difference over the norm, per leaf"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", list(MEMBERS))
 def test_members_on_devices_of_their_own_have_the_loss_and_the_gradients_of_their_runs_alone(
     on_eight: dict, mesh: str
@@ -144,6 +145,7 @@ def test_members_on_devices_of_their_own_have_the_loss_and_the_gradients_of_thei
     assert measured["shared_out"]
 
 
+@pytest.mark.long
 def test_devices_that_hold_members_share_the_teachers_rows(on_eight: dict) -> None:
     """Each does a quarter of the teacher's work, and all of its member's."""
     flops = on_eight["population"]["flops"]
@@ -151,6 +153,7 @@ def test_devices_that_hold_members_share_the_teachers_rows(on_eight: dict) -> No
     assert on_eight["population"]["member=4"]["flops"] == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", list(MESHES))
 def test_a_checkpoint_of_eight_fsdp_devices_is_restored_equal_on_every_mesh(on_eight: dict, mesh: str) -> None:
     assert on_eight["restored"][mesh]

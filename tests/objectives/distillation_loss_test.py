@@ -110,6 +110,7 @@ def test_a_ramp_is_its_number_at_each_point_of_the_stage(ramp: tb.Ramp, numbers:
         value("default", tb.Prediction(temperature=ramp))
 
 
+@pytest.mark.long
 def test_a_run_follows_a_ramp_and_resumes_in_it(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     """The weight of the labels falls to nothing: the logged loss is that of the number at each step."""
     ramp = tb.Prediction(temperature=2.0, hard_weight=tb.Ramp(1.0, 0.0, "cosine"))

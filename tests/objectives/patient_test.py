@@ -59,6 +59,7 @@ def test_another_width_and_a_single_layer_are_refused() -> None:
             patient_objective(student, TEACHER)
 
 
+@pytest.mark.long
 def test_a_run_learns_from_kept_outputs_and_states_as_from_a_teacher_that_runs(
     teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -218,6 +218,7 @@ def test_transformers_gives_the_same_probabilities(tagger: Any) -> None:
     np.testing.assert_allclose(tb.load_predictor(tagger.directory).probabilities(texts), expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_files_and_functions_teach_class_sets(sets: Path, blank: Path, tmp_path: Path) -> None:
     lines = [
         json.loads(line) for name in ("train", "dev") for line in (sets / f"{name}.jsonl").read_text().splitlines()

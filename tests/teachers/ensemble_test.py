@@ -164,6 +164,7 @@ def test_the_mean_of_answers_is_over_positions_and_leaves_padding_out() -> None:
     np.testing.assert_allclose(numbers, [1.5, 3.0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "write"), [("ner", write_conll), ("squad", write_squad)])
 def test_tags_and_answers_have_ensembles_of_one_vocabulary(
     task: str, write: Any, pretrained: Path, tmp_path: Path
@@ -276,6 +277,7 @@ def test_a_function_teaches_pairs_and_numbers(blank_student: Path, reviews: Path
         load_inputs(dataclasses.replace(experiment, task="classification", source=tb.DataSource(data=str(reviews))))
 
 
+@pytest.mark.long
 def test_a_file_of_logits_gives_the_student_that_its_model_gives(
     teacher: Path, blank_student: Path, tmp_path: Path
 ) -> None:

@@ -272,7 +272,7 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(
         asked().with_targets(make_tokens(0), 1e9, tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["transformer", "prediction"])
+@pytest.mark.parametrize("objective", ["transformer", pytest.param("prediction", marks=pytest.mark.long)])
 def test_a_run_of_several_epochs_asks_the_teacher_once_and_learns_the_same(
     objective: Any,
     blank_student: Path,

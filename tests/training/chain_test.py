@@ -23,6 +23,7 @@ def chain_of(teacher: Path, reviews: Path, *stages: tb.Stage, **changes: Any) ->
     return dataclasses.replace(distillation(teacher, teacher, reviews), stages=stages, **changes)
 
 
+@pytest.mark.long
 def test_a_chain_trains_after_every_method_and_says_what_each_left(
     teacher: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,13 +1,12 @@
 """Real runs meet all that happens to long ones, and lose nothing but the steps since the last save.
 
-`make test` runs the quick ones, `make faults` all (the mark `faults`).
+`make test-all` runs the quick ones, `make faults` all (the mark `faults`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import signal
 import socket
@@ -21,7 +20,7 @@ from typing import Any
 import checkpoint_test
 import numpy as np
 import pytest
-from conftest import SHORT, run_here, write_reviews, write_scored_reviews
+from conftest import SHORT, on_devices, run_here, write_reviews, write_scored_reviews
 
 import tinybert_jax as tb
 from tinybert_jax.data import tokens
@@ -44,14 +43,12 @@ class World:
         return [*distill, "--out", str(out), "--checkpoint-every", str(save_every), *more]
 
     def start(self, out: Path, *more: str, devices: int = 1, **kwargs: Any) -> subprocess.Popen:
-        # little optimised: these runs are compiled for longer than they compute
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         return subprocess.Popen(
             self.command(out, *more, **kwargs),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=on_devices(devices),
         )
 
     def run(self, out: Path, *more: str, **kwargs: Any) -> subprocess.CompletedProcess:
@@ -100,6 +97,7 @@ def newest(out: Path, stage: str) -> Path:
     return max((out / "checkpoints" / stage).glob("[0-9]*"), key=lambda path: int(path.name))
 
 
+@pytest.mark.long
 def test_a_finished_stage_whose_newest_checkpoint_is_damaged_resumes_to_the_same_bits(
     world: World, unbroken: bytes, tmp_path: Path
 ) -> None:
@@ -159,6 +157,7 @@ def small_file_system(directory: Path, size: str, *options: str) -> Iterator[Pat
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_with_what_to_do_and_with_room_it_resumes_to_the_same_bits(
     world: World, unbroken: bytes, tmp_path: Path
 ) -> None:

@@ -67,7 +67,10 @@ def make_students(n: int) -> list[Any]:
     return [tb.init_params(model, jax.random.key(10 + i)) for i in range(n)]
 
 
-@pytest.mark.parametrize("kind", ["transformer", "prediction", "in parts", "official"])
+@pytest.mark.parametrize(
+    "kind",
+    ["transformer", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("prediction", "in parts", "official"))],
+)
 def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
     make = prediction_objective if kind == "prediction" else transformer_objective
     preset: Preset = "official" if kind == "official" else "default"

@@ -141,7 +141,11 @@ def logged_so_far(out: Path) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("number", "stage", "step"),
-    [(signal.SIGINT, "1-transformer", 20), (signal.SIGTERM, "2-prediction", 10), (signal.SIGKILL, "2-prediction", 20)],
+    [
+        pytest.param(signal.SIGINT, "1-transformer", 20, marks=pytest.mark.long),
+        (signal.SIGTERM, "2-prediction", 10),
+        pytest.param(signal.SIGKILL, "2-prediction", 20, marks=pytest.mark.long),
+    ],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(

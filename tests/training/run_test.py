@@ -265,6 +265,7 @@ def hash_free(a: str, b: str) -> bool:
     return (len(a) + 2 * len(b)) % 3 == 0
 
 
+@pytest.mark.long
 def test_regression_on_pairs_learns_under_the_official_preset(
     similarities: tb.DataSource, pretrained: Path, blank_student: Path, tmp_path: Path
 ) -> None:
