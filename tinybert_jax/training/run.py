@@ -17,7 +17,9 @@ from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.directory import save_hf
+from tinybert_jax.models.files.tokenizer import keep_text_template
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training import record
 from tinybert_jax.training.chain import Trained, Watch, check_compression, check_segment, compressed, run_stages
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
@@ -198,8 +200,10 @@ def _finish(
             if method.finish is not None:
                 config, params = method.finish(inputs.config, params)
                 inputs = dataclasses.replace(inputs, config=config)
-        # `predict` and `transformers` cut texts where training cut them
+        # `predict` joins columns, and with `transformers` cuts texts, as training did
         inputs.tokenizer.model_max_length = experiment.max_length
+        if isinstance(experiment.source, DataSource):
+            keep_text_template(inputs.tokenizer, experiment.source.text_template)
         save_hf(student, inputs.config, params, inputs.tokenizer)
         record.write_model_card(student, experiment, inputs, params, scores, teacher_scores, trained.chains[number])
     return Result(student, scores, teacher_scores)
