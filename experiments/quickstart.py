@@ -35,7 +35,7 @@ from tinybert_jax.inference.predictor import Predictor
 from tinybert_jax.models.parameters import count_parameters
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.classification import score
-from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.loop import Stopped
 
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

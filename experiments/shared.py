@@ -16,8 +16,8 @@ import tinybert_jax as tb
 from tinybert_jax.cli.entry import prepare_process
 from tinybert_jax.settings.tasks import TASKS, get_task
 from tinybert_jax.training import population, record
+from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.inputs import load_population
-from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.loop import Stopped
 
 Scores = list[dict[str, float]]  # one entry per seed
@@ -134,7 +134,9 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
             print(f"{stopped}\nthe same command continues")
             sys.exit()
         except Diverged as diverged:
-            sys.exit(f"{diverged}\nthe other members of {directory} end with it: give a lower rate, and another --out")
+            sys.exit(f"{diverged}\ngive a lower rate, and another --out")
+        if lost := [result.diverged for result in results if result.diverged]:
+            sys.exit(f"{lost[0]}\nit has no score to compare: give a lower rate, and another --out")
         written = finished.with_suffix(".tmp")
         written.write_text(json.dumps([result.scores for result in results], indent=2) + "\n")
         os.replace(written, finished)

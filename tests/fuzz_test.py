@@ -19,7 +19,7 @@ from tinybert_jax.data.augmentation.neighbours import read_vectors
 from tinybert_jax.data.reader import read_checked
 from tinybert_jax.data.rows import read_rows
 from tinybert_jax.data.suspects import counts_rows, has_csv_quotes
-from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.sources import DataSource, TextForm
 from tinybert_jax.settings.tasks import get_task
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\t\r\n"), min_size=1).filter(str.strip)
@@ -51,7 +51,7 @@ def test_rows_are_read_as_they_are_written(rows, kind, end, last, mark):
     content = as_table(rows, kind, end, last, mark)
     assume(not counts_rows([text for text, _ in rows]))
     assume(kind != ".tsv" or not has_csv_quotes(content.decode("utf-8-sig")))  # they are read as pandas writes them
-    raw = read_checked(Path(f"x{kind}"), content, ("text",), "label", True)
+    raw = read_checked(Path(f"x{kind}"), content, TextForm(("text",)), "label", True)
     assert (raw.texts, raw.labels) == ([(text,) for text, _ in rows], [label for _, label in rows])
 
 
@@ -64,7 +64,7 @@ TABLES = {kind: as_table(ROWS, kind, "\n", "\n", "") for kind in (".tsv", ".csv"
 def test_damaged_rows_are_read_or_refused(data, kind, needs_label):
     content = data.draw(damaged(TABLES[kind]))
     path = Path(f"rows{kind}")
-    raw = read_or_refused(lambda: read_checked(path, content, ("text",), "label", needs_label), path)
+    raw = read_or_refused(lambda: read_checked(path, content, TextForm(("text",)), "label", needs_label), path)
     if raw is not None:
         assert all(text.strip() and "\0" not in text and text.encode() for (text,) in raw.texts)
         assert not needs_label or (raw.labels is not None and all(raw.labels))

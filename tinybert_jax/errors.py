@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +29,12 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     """
     if value not in get_args(choices):
         raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about a name that does not exist: which of those that do is meant, if one is like it."""
+    matches = difflib.get_close_matches(name, sorted(names), 1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def check_seed(name: str, seed: int) -> None:

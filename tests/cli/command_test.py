@@ -132,7 +132,7 @@ def test_an_existing_output_directory_is_refused_and_left_alone(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "sst3", "--data", "d"], "unknown task 'sst3'; known are cola"),
+        (["--task", "sst3", "--data", "d"], "unknown task 'sst3'; did you mean sst2?; known are cola"),
         (["--task", "sst2"], "--data DIR, or --train FILE --dev FILE, or --tfds NAME"),
         (["--task", "sst2", "--data", "d", "--resume"], "holds no run to resume"),
         (["--task", "sst2", "--data", "d", "--model", "tinybert-4l-312d"], "takes its vocabulary from a teacher"),

@@ -39,6 +39,55 @@ def test_a_name_that_does_not_exist_is_refused_with_the_nearest(
     assert_refused(capsys, tinybert(monkeypatch, *arguments), message)
 
 
+OUT = [*COMMON, "--data", "d", "--out", "o"]
+DISTIL = ["distill", *OUT[2:], "--teacher", "t", "--student", "s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: give a command: run, students, finetune, pretrain, "),
+        (["distill"], "tinybert distill needs --teacher, --student, --task and --out; all are in: tinybert distill"),
+        (["evaluate", "--model=m"], "tinybert evaluate needs --task; all are in: tinybert evaluate --help"),
+        (["run", "--out", "o"], "tinybert run needs a file (EXPERIMENT); all are in: "),
+        (["run", "a.py", "--seed", "1", "b.py"], "tinybert run: 'b.py' is the value of no option; all are in: "),
+        (["finetune", *OUT, "--resume", "yes"], "tinybert finetune: 'yes' is the value of no option; all are in: "),
+        (["finetune", *OUT, "--seed", "1", "2"], "tinybert finetune: '2' is the value of no option; all are in: "),
+        (["finetune", *COMMON, "--data", "d", "--out"], "--out has no value; all are in: tinybert finetune --help"),
+        (["finetune", *OUT, "--resume=yes"], "--resume takes no value; all are in: tinybert finetune --help"),
+        (["finetune", *OUT, "--batch-size", "4.5"], "--batch-size 4.5: give a whole number"),
+        (["finetune", *OUT, "--learning_rate=fast"], "--learning-rate fast: give a number"),
+        (["finetune", *OUT, "--compute-dtype", "float16"], "give one of float32, bfloat16; did you mean bfloat16?"),
+        ([*DISTIL, "--preset", "foo"], "--preset foo: give one of default, paper, official"),
+        ([*DISTIL, "--stage", "predictions"], "--stage predictions: give one of both, transformer, prediction, "),
+        ([*DISTIL, "--layer-map", "1", "upper"], "--layer-map upper: give one of uniform, top, bottom or a whole n"),
+        ([*DISTIL, "--teacher-weights", "1", "x"], "--teacher-weights x: give a number"),
+        ([*DISTIL, "--temperature-squared", "yes"], "--temperature-squared yes: give one of True, False"),
+        (["predict", "--model", "m", "--from", "xlsx"], "--from xlsx: give one of txt, tsv, csv, jsonl"),
+        (["export", "--model", "m", "--out", "o", "--to", "onnx", "onx"], "stablehlo-int8; did you mean onnx?"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_no_value_is_refused_in_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert_refused(capsys, tinybert(monkeypatch, *arguments), message)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--prediction-steps", "None", "--layer-map", "top"],
+        ["--layer-map", "1", "3", "--teacher", "a", "b", "--teacher-weights", "1", "2e-1"],
+        ["--temperature-squared", "True", "--no-resume", "--temperature", "4:1"],
+    ],
+)
+def test_values_that_an_option_takes_are_left_to_the_command(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code = tinybert(monkeypatch, *DISTIL, *more)
+    assert_refused(capsys, code, "no such directory")
+
+
 @pytest.mark.parametrize("command", entry.COMMANDS)
 def test_the_known_options_are_those_of_the_help(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -76,6 +76,12 @@ def test_a_prepared_tfds_set_is_read_by_name(prepared):
     assert read_rows(get_task("classification"), chosen_columns, "train").label_names == ("negative", "positive")
 
 
+def test_a_template_joins_features_and_says_classes_by_name(prepared):
+    source = DataSource(tfds="tiny_reviews", text_template=("{sentence} ({label})", "{label}"), label_column="idx")
+    rows = read_rows(get_task("regression"), source, "train")
+    assert rows.texts == [(f"Sätze {i} ({name})", name) for i, name in enumerate(["positive", "negative", "positive"])]
+
+
 def test_the_fingerprint_of_a_set_stays_that_of_earlier_versions(prepared):
     """It is in the keys of the cache and in experiment.json, which a resumed run compares."""
     train, test = (read_rows(get_task("sst2"), DataSource(tfds="tiny_reviews"), split) for split in ("train", "test"))

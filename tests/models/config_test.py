@@ -104,7 +104,9 @@ REFUSED = {
     "experiment(data_seed=2**32)": "data_seed is 4294967296; it must be a whole number in [0, 2**32)",
     "experiment(checkpoint_every=0)": "checkpoint_every is 0; it must be at least 1",
     "tb.Sparse(criterion='size')": "criterion is 'size'; it must be one of sparsegpt, wanda, magnitude",
-    "tb.DataSource('d', text_columns=('a', 'b', 'c'))": "text_columns are a, b, c; BERT reads one text, or a pair",
+    "tb.DataSource('d', text_columns=('a', 'b', 'c'))": (
+        "text_columns are a, b, c; BERT reads one text, or a pair; a --text-template joins columns"
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from tinybert_jax.reports.tables import scores_table
@@ -15,3 +16,10 @@ def test_a_score_that_the_teacher_lacks_is_a_dash() -> None:
     assert rows == [["accuracy", "0.5000", "1.0000", "50.0%"], ["accuracy_mismatched", "0.2500", "-", "-"]]
     _, rows = scores_table([result, result])
     assert [row[-1] for row in rows] == ["1.0000", "-"]
+
+
+def test_a_member_that_diverged_is_in_no_mean() -> None:
+    one, other, lost = (Result(Path("s"), scores, None) for scores in ({"f1": 0.5}, {"f1": 0.75}, {}))
+    lost = dataclasses.replace(lost, diverged="member 1 diverged")
+    assert scores_table([one, lost, other])[1] == [["f1", "0.6250", "0.1768", "0.5000", "diverged", "0.7500"]]
+    assert scores_table([lost, one])[1] == [["f1", "0.5000", "-", "diverged", "0.5000"]]

@@ -25,6 +25,7 @@ from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.teachers import cache
 from tinybert_jax.teachers.cache import make_targets_step
 from tinybert_jax.training import loop, teaching
+from tinybert_jax.training.diverged import DivergedMembers
 from tinybert_jax.training.inputs import load_inputs
 from tinybert_jax.training.loop import Run, _with_cached_targets, make_objective
 
@@ -145,7 +146,8 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
         bucketed = dataclasses.replace(inputs, buckets=buckets)
         mesh = sharding.make_mesh()
         monkeypatch.setattr(teaching, "EVAL_BATCH_SIZE", rows)
-        run = Run([experiment], bucketed, bucketed.teacher_model.params, None, lambda *_: {}, mesh, tmp_path)
+        diverged = DivergedMembers([experiment], tmp_path)
+        run = Run([experiment], bucketed, bucketed.teacher_model.params, None, lambda *_: {}, mesh, tmp_path, diverged)
         asked_stage = experiment.stages[number]
         _with_cached_targets(run, asked_stage, make_objective(experiment, number, bucketed), bucketed.train)
 
@@ -185,7 +187,8 @@ def test_only_the_default_preset_keeps_layers_in_fewer_bits(
         max_length=16,
     )
     inputs = load_inputs(experiment)
-    run = Run([experiment], inputs, inputs.teacher_model.params, None, lambda *_: {}, sharding.make_mesh(), tmp_path)
+    mesh, diverged = sharding.make_mesh(), DivergedMembers([experiment], tmp_path)
+    run = Run([experiment], inputs, inputs.teacher_model.params, None, lambda *_: {}, mesh, tmp_path, diverged)
     for index, dtype in enumerate((kept, "float32")):
         stage = experiment.stages[index]
         known, params = _with_cached_targets(run, stage, make_objective(experiment, index, inputs), inputs.train)

@@ -24,7 +24,7 @@ from conftest import SHORT, on_devices, run_here, write_reviews, write_scored_re
 
 import tinybert_jax as tb
 from tinybert_jax.data import tokens
-from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.diverged import Diverged
 
 ARGUMENTS = ["--task", "classification", "--max-length", "16", *SHORT]
 slow = pytest.mark.faults
@@ -213,6 +213,34 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
     ended = [process.communicate(timeout=300) for process in resumed]
     assert [process.returncode for process in resumed] == [0, 0], ended
     assert weights(tmp_path / "run") == unbroken_on_four
+
+
+@slow
+def test_two_processes_agree_on_a_member_that_diverged_also_when_they_resume(
+    world: World, unbroken_on_four: bytes, tmp_path: Path
+) -> None:
+    diverging = (
+        "import dataclasses, sys; from tinybert_jax.cli import entry, train\n"
+        "def execute(experiments, *more):\n"
+        "    first, last = experiments[1].stages\n"
+        "    stages = first, dataclasses.replace(last, learning_rate=1e30)\n"
+        "    run([experiments[0], dataclasses.replace(experiments[1], stages=stages)], *more)\n"
+        "run, train.execute = train.execute, execute; sys.argv[0] = 'tinybert'; entry.main()"
+    )
+    both = world.start_two(tmp_path / "run", "--population", "2", program=["-c", diverging])
+    wait_for(tmp_path / "run" / "member0", '"2-prediction", "step": 10,', *both)
+    both[1].send_signal(signal.SIGTERM)
+    ended = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    assert "continue with the same command and --resume" in ended[0][0]
+    both = world.start_two(tmp_path / "run", "--population", "2", "--resume", program=["-c", diverging])
+    ended = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    said = (tmp_path / "run" / "member1" / "diverged.txt").read_text().splitlines()[0]
+    assert "diverged at step 2 of stage 2-prediction: " in said
+    assert said in ended[0][0]
+    assert not (tmp_path / "run" / "member1" / "student").exists()
+    assert weights(tmp_path / "run" / "member0") == unbroken_on_four
 
 
 @slow

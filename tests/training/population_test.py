@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -22,8 +24,9 @@ from tinybert_jax.objectives.transformer import transformer_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import OptimizerName, Preset
 from tinybert_jax.students import start
-from tinybert_jax.training import loop, optim, population, step
+from tinybert_jax.training import chain, loop, optim, population, step
 from tinybert_jax.training.checkpoint import Checkpoints
+from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.inputs import initial_params, load_population
 from tinybert_jax.training.loop import Stopped
 from tinybert_jax.training.step import create_state, make_train_step
@@ -194,6 +197,37 @@ def test_a_population_that_was_stopped_resumes_to_the_same_bits(
         tb.run_population(experiments[:2], tmp_path / "run", resume=True)
 
 
+def diverging(experiments: list[tb.Experiment], number: int, stage: int) -> list[tb.Experiment]:
+    """The experiments, of which one has a rate in a stage that gives it infinite parameters."""
+    stages = list(experiments[number].stages)
+    stages[stage] = dataclasses.replace(stages[stage], learning_rate=1e30)
+    changed = dataclasses.replace(experiments[number], stages=tuple(stages))
+    return [*experiments[:number], changed, *experiments[number + 1 :]]
+
+
+@pytest.mark.parametrize(("stage", "named"), [(0, "1-transformer"), (1, "2-prediction")])
+def test_a_member_that_diverges_ends_alone_and_the_others_are_as_without_it(
+    stage: int, named: str, together: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    experiments, out, whole = together
+    results = tb.run_population(diverging(experiments, 1, stage), tmp_path / "run")
+    lost = (
+        rf"member 1 \(seed 1, .*stages.{stage}.learning_rate 1e\+30.*\) diverged at step 2 of stage {named}: .* is inf"
+    )
+    assert re.match(lost, str(results[1].diverged))
+    assert f"warning: {results[1].diverged}; the other members go on" in capsys.readouterr().err
+    assert results[1].scores == {}
+    assert not results[1].directory.exists()
+    said = (tmp_path / "run" / "member1" / "diverged.txt").read_text().splitlines()
+    assert said[0] == results[1].diverged
+    for i in (0, 2):
+        assert results[i].diverged is None
+        assert weights(results[i]) == weights(whole[i])
+        assert results[i].scores == whole[i].scores
+        logged = [path / f"member{i}" / "metrics.jsonl" for path in (tmp_path / "run", out)]
+        assert logged[0].read_text() == logged[1].read_text()
+
+
 def test_who_asks_while_a_stages_last_step_is_saved_does_not_get_the_next_stage(
     together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +265,84 @@ def test_a_stop_signal_is_not_lost_while_the_batches_of_a_stage_are_deleted(
         patch.setattr(loop, "train_batches", Batches)
         with pytest.raises(Stopped, match="1-transformer after step 4 of 4"):
             tb.run(together[0][1], tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("stage", "done", "stopped"),
+    [(0, 10, "2-prediction after step 6"), (1, 10, "2-prediction after step 6"), (1, 5, "2-prediction after step 1")],
+)
+def test_a_population_of_which_a_member_diverged_resumes_to_the_same_bits(
+    stage: int, done: int, stopped: str, together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments, _, whole = together
+    changed, steps = diverging(experiments, 1, stage), iter([False] * done + [True])
+    with monkeypatch.context() as patch:
+        patch.setattr("tinybert_jax.devices.processes.StopRequests.agreed", lambda self, last: next(steps))
+        with pytest.raises(Stopped, match=stopped):
+            tb.run_population(changed, tmp_path / "run")
+    said = tmp_path / "run" / "member1" / "diverged.txt"
+    assert said.exists() == (done > 5)
+    (tmp_path / "run" / "member2" / "diverged.txt").write_text("of a run that was killed after its last checkpoint")
+    resumed = tb.run_population(changed, tmp_path / "run", resume=True)
+    assert resumed[1].diverged == said.read_text().splitlines()[0]
+    assert [result.diverged is None for result in resumed] == [True, False, True]
+    assert [weights(resumed[i]) for i in (0, 2)] == [weights(whole[i]) for i in (0, 2)]
+    assert not (tmp_path / "run" / "member2" / "diverged.txt").exists()
+
+
+def test_outputs_that_are_not_finite_end_their_member_alone_also_when_it_is_resumed(
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parameters are finite then, and made NaN in the checkpoint, so that it is known."""
+    experiments, _, whole = together
+    scored, predict = itertools.count(), chain.predict_logits
+    steps = iter([False] * 10 + [True])
+    with monkeypatch.context() as patch:
+        patch.setattr("tinybert_jax.devices.processes.StopRequests.agreed", lambda self, last: next(steps))
+        patch.setattr(chain, "predict_logits", lambda *args: predict(*args) * (np.nan if next(scored) == 2 else 1))
+        with pytest.raises(Stopped, match="2-prediction after step 6"):
+            tb.run_population(experiments, tmp_path / "run")
+    resumed = tb.run_population(experiments, tmp_path / "run", resume=True)
+    assert "diverged at step 4 of stage 2-prediction: the model's outputs are not finite" in str(resumed[2].diverged)
+    assert [weights(resumed[i]) for i in (0, 1)] == [weights(whole[i]) for i in (0, 1)]
+
+
+def test_a_run_ends_when_its_last_member_diverges(together: Any, tmp_path: Path) -> None:
+    experiments = diverging(diverging(diverging(together[0], 0, 1), 1, 0), 2, 1)
+    with pytest.raises(
+        Diverged, match=r"step 2 of member 0: .* is .*; the checkpoints before it are sound. Start a new"
+    ):
+        tb.run_population(experiments, tmp_path / "run")
+    told = [(tmp_path / "run" / f"member{i}" / "diverged.txt").exists() for i in range(3)]
+    assert told == [False, True, False]
+
+
+def test_a_method_behind_a_stage_in_which_a_member_diverged_acts_on_the_others(
+    together: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A singular value decomposition of NaN would end the run."""
+    first = together[0][0]
+    stages = (first.stages[0], dataclasses.replace(first.stages[1], compression=(tb.LowRank(0.5),), max_steps=4))
+    first = dataclasses.replace(first, stages=stages)
+    results = tb.run_population(diverging([first, first], 0, 0), tmp_path / "run")
+    assert [result.diverged is None for result in results] == [False, True]
+    printed = capsys.readouterr().out
+    assert "member1: " in printed
+    assert "member0: low_rank" not in printed
+    assert weights(results[1]) == weights(tb.run(first, tmp_path / "alone"))
+
+
+def test_a_member_that_is_not_finite_changes_no_bit_of_others_that_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "over_members", lambda function, mesh: jax.vmap(function))
+    steps, students = Steps(transformer_objective(STUDENT, TEACHER)), make_students(3)
+    finite = steps.run(students, HYPERS)
+    students[1] = jax.tree.map(lambda leaf: leaf * np.float32("nan"), students[1])
+    lost = steps.run(students, HYPERS)
+    assert np.isnan(lost[1]["loss"]).tolist() == [False, True, False]
+    for i in (0, 2):
+        jax.tree.map(np.testing.assert_array_equal, population.member(lost, i), population.member(finite, i))
 
 
 def test_what_cannot_train_together_is_refused(pretrained: Path, blank_student: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import tinybert_jax as tb
 from tinybert_jax.devices import processes
 from tinybert_jax.training import chain, record, run
-from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.run import Result
 
 

@@ -26,7 +26,7 @@ from tinybert_jax.cli.compress import compress
 from tinybert_jax.cli.evaluate import evaluate
 from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.export import export
-from tinybert_jax.cli.names import check_names, expanded
+from tinybert_jax.cli.names import check_arguments, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
@@ -101,7 +101,7 @@ def main() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     arguments = [expanded(argument) for argument in sys.argv[1:]]
     try:
-        check_names(arguments, COMMANDS)
+        check_arguments(arguments, COMMANDS)
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="tinybert",

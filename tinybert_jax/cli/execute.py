@@ -28,7 +28,7 @@ def execute(
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     from tinybert_jax.devices.processes import is_primary, join
-    from tinybert_jax.training.logs import Diverged
+    from tinybert_jax.training.diverged import Diverged
     from tinybert_jax.training.loop import Stopped
     from tinybert_jax.training.run import run_population
 
@@ -48,13 +48,13 @@ def execute(
         return
     except Diverged as diverged:
         raise InputError(str(diverged)) from None
-    if results[0].scores:
+    if any(result.scores for result in results):
         print_table(*scores_table(results))
     else:
         experiment = experiments[0]
         print(experiment.stages[-1].objective.next_step if experiment.task == "corpus" else NO_HEAD)
     for result in results:
-        print(f"written to {result.directory}")
+        print(result.diverged or f"written to {result.directory}")
 
 
 def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,17 +1,18 @@
-"""The names of commands and options. One that does not exist is refused with the nearest one that does."""
+"""The names of commands and options, and the values that they take. What does not exist is refused in one line."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
+import math
 import os
 import re
+import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, nearest
 
 Commands = Mapping[str, Callable[..., Any]]
 HELP = ("--help", "-h")
@@ -27,59 +28,158 @@ def expanded(argument: str) -> str:
     return option + equals + os.path.expanduser(value)
 
 
-def check_names(arguments: Sequence[str], commands: Commands) -> None:
-    """Refuse a command or an option that does not exist. Values are left to the parser.
+def check_arguments(arguments: Sequence[str], commands: Commands) -> None:
+    """Refuse what the parser would answer with a page: a command or option that does not exist, an option that is
+    missing or has no value, and a value that is no number or no word of its option.
 
     Raises:
-        InputError: names the nearest command or option.
+        InputError: names it, and the nearest where there is one.
     """
-    if not arguments or arguments[0] in HELP or arguments[0].startswith("--tyro-"):
+    if not arguments:
+        raise InputError(f"give a command: {', '.join(commands)}; what they do: tinybert --help")
+    if arguments[0] in HELP or arguments[0].startswith("--tyro-"):
         return
     command, *rest = arguments
     if command.startswith("-"):
         raise InputError(f"{command}: the command comes first, and is one of {', '.join(commands)}")
     if command not in commands:
-        raise InputError(f"no command {command!r}{_nearest(command, commands)}; there are {', '.join(commands)}")
-    options = set(option_names(commands[command]))
-    for argument in rest:
-        name = argument.partition("=")[0].replace("_", "-")
-        if not re.match("--?[a-z]", name) or name in options or name in HELP:
+        raise InputError(f"no command {command!r}{nearest(command, commands)}; there are {', '.join(commands)}")
+    options = _options(commands[command])
+    more = f"all are in: tinybert {command} --help"
+    for argument in filter(_is_option, rest):
+        name = _name(argument)
+        if name in options or name in HELP:
             continue
-        others = [other for other in commands if name in option_names(commands[other])]
+        others = [other for other in commands if name in _options(commands[other])]
         answer = f", but {', '.join(others)} {'has' if len(others) == 1 else 'have'}" if others else ""
-        raise InputError(
-            f"tinybert {command} has no option {name}{answer or _nearest(name, options)}; all are in: tinybert"
-            f" {command} --help"
-        )
+        raise InputError(f"tinybert {command} has no option {name}{answer or nearest(name, options)}; {more}")
+    if not set(HELP) & set(rest):
+        _check_values(command, rest, options, _positionals(commands[command]), more)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, sorted(names), 1)
-    return f"; did you mean {matches[0]}?" if matches else ""
+def _check_values(
+    command: str, rest: Sequence[str], options: Mapping[str, Option], positionals: Sequence[str], more: str
+) -> None:
+    """Refuse values that an option does not take, and options and arguments that are missing."""
+    values: dict[str, list[str]] = {}
+    free: list[str] = []  # of no option
+    room = 0.0  # values that the option before may still have
+    for argument in rest:
+        if _is_option(argument):
+            name, (_, equals, value) = _name(argument), argument.partition("=")
+            values[name] = [value] if equals else []
+            room = options[name].most - len(values[name])
+        elif room > 0:
+            values[name].append(argument)
+            room -= 1
+        else:
+            free.append(argument)
+    for name, texts in values.items():
+        option = options[name]
+        if len(texts) > option.most or (not texts and option.most == 1):
+            raise InputError(f"{name} {'takes' if texts else 'has'} no value; {more}")
+        for text in texts:
+            if not option.takes(text):
+                raise InputError(f"{name} {text}: give {option.remedy}{nearest(text, option.words)}")
+    if len(free) > len(positionals):
+        raise InputError(f"tinybert {command}: {free[len(positionals)]!r} is the value of no option; {more}")
+    missing = [*positionals[len(free) :], *(n for n, option in options.items() if option.required and n not in values)]
+    if missing:
+        named = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+        raise InputError(f"tinybert {command} needs {named}; {more}")
+
+
+def _is_option(argument: str) -> bool:
+    return re.match("--?[a-z]", argument) is not None
+
+
+def _name(argument: str) -> str:
+    """The option of an argument, as the help spells it."""
+    return argument.partition("=")[0].replace("_", "-")
+
+
+class Option(NamedTuple):
+    """An option of a command, and the values that it takes."""
+
+    required: bool
+    most: float  # values: 0 of a flag, 1, or any number
+    words: tuple[str, ...]
+    number: type | None  # int or float, which a value may be
+    is_free: bool  # any text is a value
+
+    def takes(self, value: str) -> bool:
+        """Whether the value is one."""
+        if self.is_free or value in self.words:
+            return True
+        try:
+            return self.number is not None and self.number(value) is not None
+        except ValueError:
+            return False
+
+    @property
+    def remedy(self) -> str:
+        """What to give."""
+        number = {int: "a whole number", float: "a number"}.get(self.number or str)
+        words = [word for word in self.words if word != "None"]
+        return " or ".join(filter(None, (f"one of {', '.join(words)}" if words else "", number)))
 
 
 def option_names(command: Callable[..., Any]) -> Iterator[str]:
     """The options of a command, `--no-...` of a flag among them: its parameters, and the fields of dataclasses."""
+    yield from _options(command)
+
+
+def _options(command: Callable[..., Any]) -> dict[str, Option]:
     hints = typing.get_type_hints(command, include_extras=True)
+    options: dict[str, Option] = {}
     for parameter in inspect.signature(command).parameters.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             continue
         kind, *marks = typing.get_args(hints[parameter.name]) if _is_annotated(hints[parameter.name]) else [None]
         if dataclasses.is_dataclass(kind):
-            types = typing.get_type_hints(kind)
+            fields = typing.get_type_hints(kind)
             for field in dataclasses.fields(kind):
-                yield from _spelled(field.name, types[field.name])
+                required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+                options |= _spelled(field.name, fields[field.name], required)
         else:
             names = [name for mark in marks if (name := getattr(mark, "name", None))]
-            yield from _spelled(names[0] if names else parameter.name, hints[parameter.name])
+            required = parameter.default is inspect.Parameter.empty
+            options |= _spelled(names[0] if names else parameter.name, hints[parameter.name], required)
+    return options
+
+
+def _positionals(command: Callable[..., Any]) -> list[str]:
+    """The arguments that have no names, as a message calls them."""
+    parameters = inspect.signature(command).parameters.values()
+    return [f"a file ({p.name.upper()})" for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
 
 
 def _is_annotated(hint: Any) -> bool:
     return typing.get_origin(hint) is typing.Annotated
 
 
-def _spelled(name: str, kind: Any) -> Iterator[str]:
-    option = name.replace("_", "-")
-    yield f"--{option}"
+def _spelled(name: str, kind: Any, required: bool) -> dict[str, Option]:
+    option = f"--{name.replace('_', '-')}"
     if kind is bool:
-        yield f"--no-{option}"
+        flag = Option(False, 0, (), None, False)
+        return {option: flag, option.replace("--", "--no-", 1): flag}
+    kinds = [*_types(kind)]
+    words = tuple(each for each in kinds if isinstance(each, str))
+    number = float if float in kinds else int if int in kinds else None
+    is_free = any(each not in (int, float, Ellipsis) and not isinstance(each, str) for each in kinds)
+    return {option: Option(required, math.inf if Ellipsis in kinds else 1, words, number, is_free)}
+
+
+def _types(kind: Any) -> Iterator[Any]:
+    """The types of an option's values: words, numbers and others; and `...` where it takes any number of them."""
+    if _is_annotated(kind):
+        yield from _types(typing.get_args(kind)[0])
+    elif typing.get_origin(kind) is typing.Literal:
+        yield from typing.get_args(kind)
+    elif typing.get_origin(kind) in (typing.Union, types.UnionType, tuple):
+        for each in typing.get_args(kind):
+            yield from _types(each)
+    elif kind is bool:
+        yield from ("True", "False")
+    else:
+        yield "None" if kind is type(None) else kind

@@ -21,6 +21,7 @@ def predict(
     input: Path | None = None,
     from_: Annotated[Literal["txt", "tsv", "csv", "jsonl"] | None, tyro.conf.arg(name="from")] = None,
     text_columns: tuple[str, ...] = (),
+    text_template: tuple[str, ...] = (),
     out: Path | None = None,
     to: Literal["tsv", "csv", "jsonl"] | None = None,
     unanswerable: bool = False,
@@ -44,8 +45,9 @@ def predict(
         model: a Hugging Face directory or hub id, fine-tuned; or what `tinybert export` wrote.
         input: .tsv, .csv, .jsonl, or .txt with a text a line; default: standard input.
         from_: the format of the input; default: by its suffix; of standard input txt.
-        text_columns: one column or JSON key, or two for pairs of texts; default: text, and for a question answering
-            model question and context.
+        text_columns: one column or JSON key, or two for pairs of texts; default: those of the template that the model
+            was trained with, else text, and for a question answering model question and context.
+        text_template: columns joined to a text, as '{title}: {body}'; or two, for pairs.
         out: the file that is written; default: standard output.
         to: the format that is written; default: by the suffix of --out, else that of the input, for txt tsv.
         unanswerable: a question may have no answer, as in SQuAD 2.0.
@@ -77,6 +79,8 @@ def predict(
         prediction_of,
     )
     from tinybert_jax.inference.predictor import THRESHOLD, load_predictor
+    from tinybert_jax.models.files.tokenizer import trained_template
+    from tinybert_jax.settings.sources import TextForm
 
     form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix))
     if form is None:
@@ -86,13 +90,15 @@ def predict(
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):
         raise InputError(f"--threshold is {threshold}; it is from 0 to 1, for models that give a text several classes")
     head = prediction_of(predictor.head)
-    columns = text_columns or head.columns
-    if len(columns) not in head.widths:
+    if form != "txt" and not (text_columns or text_template):
+        text_template = trained_template(predictor.tokenizer)
+    texts = TextForm.of(text_columns, text_template, head.columns)
+    if len(texts.names) not in head.widths:
         counts = " or ".join(map(str, head.widths))
-        raise InputError(f"--text-columns {' '.join(columns)}: {model} reads {counts} of them")
+        raise InputError(f"{texts.option} {' '.join(texts.names)}: {model} reads {counts} of them")
 
     def rows() -> Iterator[Row]:
-        return stream_rows(path, _read(input), form, columns, head.takes_words, is_guess=from_ is None)
+        return stream_rows(path, _read(input), form, texts, head.takes_words, is_guess=from_ is None)
 
     is_file = input is not None and input.is_file()
     total = sum(1 for _ in rows()) if is_file else None  # a mistake in the last row is told before the work

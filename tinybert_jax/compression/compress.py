@@ -27,7 +27,7 @@ from tinybert_jax.models.parameters import count_parameters
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
-from tinybert_jax.tasks.kinds import load_split
+from tinybert_jax.tasks.kinds import load_split, with_template_of
 from tinybert_jax.tasks.split import Split
 
 EVAL_BATCH_SIZE = 64
@@ -70,6 +70,7 @@ def compress(
     check_head(model, config, params, row.head, length)
     check_outputs(model, config, row)
     labels = config.id2label if row.kind.names_classes else None
+    source = with_template_of(tokenizer, row, source)
 
     def load(split: Literal["train", "dev"]) -> Split:
         return load_split(row, source, split, tokenizer, length, labels)

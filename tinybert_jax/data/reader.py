@@ -8,16 +8,16 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, has_csv_quotes, other_separator, refuse_json
 from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import TextForm
 
 JSON_SUFFIXES = (".jsonl", ".json")
 SUFFIXES = (".tsv", ".csv", *JSON_SUFFIXES)
-NAME_YOURS = "name yours with --text-columns and --label-column"
 
 
 class RawRows(NamedTuple):
@@ -38,7 +38,7 @@ class LabelSets(NamedTuple):
 def read_checked(
     path: Path,
     data: bytes,
-    text_columns: tuple[str, ...],
+    form: TextForm,
     label_column: str,
     needs_label: bool,
     headerless: tuple[str, ...] = (),
@@ -55,7 +55,7 @@ def read_checked(
     Args:
         path: its suffix gives the format, and errors name it.
         data: the content.
-        text_columns: the columns, or JSON keys, of the texts.
+        form: the columns, or JSON keys, of the texts, and how these are made of them.
         label_column: the column, or JSON key, of the label.
         needs_label: every row must have a label. Otherwise the label column may be absent or its cells empty.
         headerless: the columns of a file without a header.
@@ -73,9 +73,8 @@ def read_checked(
     if not text.strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
-    columns = (*text_columns, *(() if id_column is None else (id_column,)))
     if path.suffix in JSON_SUFFIXES:
-        records = _json_records(path, text, columns, label_column, needs_label, id_column, label_sets is not None)
+        records = _json_records(path, text, form, label_column, needs_label, id_column, label_sets is not None)
     else:
         refuse_json(path, text, "a table")
         if is_quoted_tsv(path, text):
@@ -83,18 +82,18 @@ def read_checked(
                 f"note: {path}: its cells are quoted, as pandas does it; the quotes are no part of them",
                 file=sys.stderr,
             )
-        records = _table_records(path, text, columns, label_column, needs_label, headerless, short_lines)
+        records = _table_records(path, text, form, label_column, needs_label, headerless, short_lines, id_column)
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
     lines: list[int] = []
     ids: dict[str, int] = {}
     for line, cells, label in records:
-        row = cells[: len(text_columns)]
+        row = form.texts(dict(zip(form.columns, cells, strict=False)))
         if id_column is not None:
             if cells[-1] in ids:
                 raise InputError(f"{path}:{line}: the id {cells[-1]!r} is that of line {ids[cells[-1]]} too")
             ids[cells[-1]] = line
-        for column, value in zip(text_columns, row, strict=True):
+        for column, value in zip(form.names, row, strict=True):
             if not value.strip() and not (has_damaged_rows and "".join(row).strip()):
                 raise InputError(f"{path}:{line}: the text in {column!r} is empty: fill it or remove the row")
         if label_sets is not None and label is not None:
@@ -110,9 +109,9 @@ def read_checked(
         print(f"note: {path}: {rows} cut short and left out, first at line {short_lines[0]}", file=sys.stderr)
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
-    for number, column in enumerate(text_columns):
+    for number, column in enumerate(form.names):
         if counts_rows([row[number] for row in texts]):
-            raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other --text-columns")
+            raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other {form.option}")
     if label_sets is None and counts_rows(labels, least=5):
         print(
             f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
@@ -178,26 +177,31 @@ def decode(path: Path, data: bytes, first_line: int = 1) -> str:
 def _table_records(
     path: Path,
     text: str,
-    text_columns: tuple[str, ...],
+    form: TextForm,
     label_column: str,
     needs_label: bool,
     headerless: tuple[str, ...],
     short_lines: list[int] | None,
+    id_column: str | None,
 ) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
-    """Line, texts and label of each row. The lines of rows that are cut short go to `short_lines`, if it is a list."""
+    """Line, cells and label of each row: the cells of the form's columns, then the id.
+
+    The lines of rows that are cut short go to `short_lines`, if it is a list.
+    """
+    columns = (*form.columns, *([] if id_column is None else [id_column]))
     lines = table_lines(path, text)
     header = list(headerless) or next(lines)[1]
-    for column in (*text_columns, label_column):
+    for column in (*columns, label_column):
         if header.count(column) > 1:
             raise InputError(f"{path}:1: the column {column!r} occurs {header.count(column)} times: rename one")
         if column not in header and (column != label_column or needs_label):
-            columns = ", ".join(map(repr, header))
+            named = ", ".join(map(repr, header))
             if separated := other_separator(header, "\t" if path.suffix == ".tsv" else ","):
                 raise InputError(
-                    f"{path}:1: {separated} separate the columns ({columns}): a .tsv has tabs, and a .csv commas"
+                    f"{path}:1: {separated} separate the columns ({named}): a .tsv has tabs, and a .csv commas"
                 )
-            raise InputError(f"{path}:1: no column {column!r}; the columns are {columns}: {NAME_YOURS}")
-    text_indices = [header.index(column) for column in text_columns]
+            raise InputError(f"{path}:1: no column {column!r}; the columns are {named}: {name_yours(form)}")
+    text_indices = [header.index(column) for column in columns]
     label_index = header.index(label_column) if label_column in header else None
     for line, values in lines:
         if short_lines is not None and len(values) < len(header):
@@ -272,32 +276,52 @@ def csv_records(path: Path, lines: Iterable[str], delimiter: str = ",") -> Itera
 def _json_records(
     path: Path,
     text: str,
-    text_columns: tuple[str, ...],
+    form: TextForm,
     label_column: str,
     needs_label: bool,
     id_column: str | None,
     lists: bool,
 ) -> Iterator[tuple[int, tuple[str, ...], Any]]:
+    """Line, cells and label of each row, as `_table_records`."""
     labelled = needs_label
     for line, content in enumerate(text.split("\n"), 1):
         value = json_object(path, line, content)
         if line == 1:
             labelled = needs_label or label_column in value
-        for column in (*text_columns, *([label_column] if labelled else [])):
+        identity = [] if id_column is None else [id_column]
+        for column in (*form.columns, *identity, *([label_column] if labelled else [])):
             if column not in value:
                 keys = ", ".join(map(repr, value)) or "none"
-                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {NAME_YOURS}")
-        row = tuple(
-            _json_label(path, line, column, value[column])
-            if column == id_column
-            else json_text(path, line, column, value[column])
-            for column in text_columns
-        )
+                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {name_yours(form)}")
+        parts = json_parts(f"{path}:{line}", value, form)
+        texts = (json_text(path, line, column, part) for column, part in parts.items())
+        row = (*texts, *(_json_label(path, line, column, value[column]) for column in identity))
         label = value[label_column] if labelled else None
         if lists and isinstance(label, list):
             yield line, row, tuple(_json_label(path, line, label_column, each) for each in label)
         else:
             yield line, row, _json_label(path, line, label_column, label) if labelled else None
+
+
+def name_yours(form: TextForm) -> str:
+    """What to do where a column is missing."""
+    return f"name yours with {form.option} and --label-column"
+
+
+def json_parts(where: str, value: Mapping[str, Any], form: TextForm) -> dict[str, Any]:
+    """The values of a form's columns; those that a template joins become strings, null an empty one.
+
+    Raises:
+        InputError: a template has a list, an object or a number that is not finite.
+    """
+    parts = {column: value[column] for column in form.columns}
+    for column, part in parts.items() if form.templates else ():
+        if part is not None and not isinstance(part, str | bool | int | float):
+            raise InputError(f"{where}: {column!r} is {json_type(part)}, and a template joins strings and numbers")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise InputError(f"{where}: {column!r} is {part}, not a finite number: correct or remove the row")
+        parts[column] = part if isinstance(part, str) else "" if part is None else json.dumps(part)
+    return parts
 
 
 def json_object(path: Path, line: int, content: str) -> dict[str, Any]:

@@ -158,12 +158,12 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
 
 def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRows, str]:
     """The rows of a file without labels, and the fingerprint of its content and columns."""
-    text_columns = source.text_columns or task.text_columns
+    texts = source.text_form(task.text_columns, source.label_column or task.label_column)
     data = read_bytes(path)
-    form = [FORMAT_VERSION, path.suffix, text_columns, *_quoted(path, data)]
+    form = [FORMAT_VERSION, path.suffix, texts.columns, *texts.templates, *_quoted(path, data)]
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data)
     if path.suffix == ".txt":
-        if len(text_columns) > 1 or source.id_column is not None:
+        if len(texts.columns) > 1 or texts.templates or source.id_column is not None:
             raise InputError(f"{path}: a .txt has one text a line, and no other column: give a .tsv, .csv or .jsonl")
         refuse_json(path, decode(path, data), "a text a line")
         numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(decode(path, data).split("\n"), 1)]
@@ -174,7 +174,7 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
             raise InputError(f"{path}:1: each line begins with its number, as an index: remove the numbers")
         raw = RawRows([(line,) for _, line in rows], None, [number for number, _ in rows])
     else:
-        raw = read_checked(path, data, text_columns, "", False, id_column=source.id_column)
+        raw = read_checked(path, data, texts, "", False, id_column=source.id_column)
     return raw, fingerprint.hexdigest()
 
 
@@ -281,9 +281,10 @@ def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     path = split_path(task, source, split)
     headerless = path.suffix == ".tsv" and split != "test" and not source.names_columns
     header = task.headerless_columns if headerless else ()
-    text_columns = source.text_columns or task.text_columns
     label_column = source.label_column or task.label_column
-    form = [FORMAT_VERSION, path.suffix, text_columns, label_column, header, split == "test"]
+    texts = source.text_form(task.text_columns, label_column)
+    form = [FORMAT_VERSION, path.suffix, texts.columns, label_column, header, split == "test"]
+    form += [texts.templates] if texts.templates else []
     form += ["has damaged rows"] if task.has_damaged_rows else []
     form += [] if source.id_column is None else [source.id_column]
     label_sets = LabelSets(source.label_delimiter) if task.is_multi_label else None
@@ -293,7 +294,5 @@ def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRow
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data).hexdigest()
     needs_label = split != "test"
     damaged = task.has_damaged_rows
-    raw = read_checked(
-        path, data, text_columns, label_column, needs_label, header, damaged, source.id_column, label_sets
-    )
+    raw = read_checked(path, data, texts, label_column, needs_label, header, damaged, source.id_column, label_sets)
     return raw, str(path), fingerprint

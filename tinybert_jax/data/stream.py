@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_text
+from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_parts, json_text
 from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import TextForm
 
 SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 LONGEST_CELL = 2**31 - 1  # characters; by default the csv module refuses more than 131,072
-NAME_YOURS = "name yours with --text-columns"
 
 
 class Row(NamedTuple):
@@ -30,7 +30,7 @@ def stream_rows(
     path: Path,
     lines: Iterable[bytes],
     form: str,
-    text_columns: tuple[str, ...],
+    text_form: TextForm,
     takes_words: bool = False,
     is_guess: bool = False,
 ) -> Iterator[Row]:
@@ -42,7 +42,8 @@ def stream_rows(
         path: what errors call the file.
         lines: with their line ends.
         form: one of the values of SUFFIXES.
-        text_columns: the columns, or JSON keys, of the texts; of a .txt, the name of its only one.
+        text_form: the columns, or JSON keys, of the texts, and how these are made of them; of a .txt, the name of its
+            only one.
         takes_words: a text of JSON lines may also be a list of words.
         is_guess: nobody said that the lines are texts, so a first line that looks like another format is refused.
 
@@ -52,9 +53,9 @@ def stream_rows(
     row = None
     numbered = _decoded(path, lines)
     if is_guess and form == "txt":
-        numbered = _with_plain_first(path, numbered, text_columns[0])
-    for row in _READERS[form](path, numbered, text_columns):
-        for column, text in zip(text_columns, row.texts, strict=True):
+        numbered = _with_plain_first(path, numbered, text_form.columns[0])
+    for row in _READERS[form](path, numbered, text_form):
+        for column, text in zip(text_form.names, row.texts, strict=True):
             if isinstance(text, list) and takes_words:
                 if not text or not all(isinstance(word, str) and word and not _has_space(word) for word in text):
                     raise InputError(f"{path}:{row.line}: {column!r} is no list of words: give strings without spaces")
@@ -104,7 +105,10 @@ def _likely_form(line: str, column: str) -> str | None:
     return None
 
 
-def _text_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+def _text_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
+    columns = form.columns
+    if form.templates:
+        raise InputError(f"{path}: a .txt has one text a line, and no columns for a --text-template: give a .csv")
     if len(columns) > 1:
         raise InputError(f"{path}: a .txt has one text a line, and {', '.join(columns)} are several: give a .csv")
     for number, line in lines:
@@ -113,38 +117,42 @@ def _text_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str,
             yield Row(number, {columns[0]: text}, (text,))
 
 
-def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]], columns: tuple[str, ...]) -> Iterator[Row]:
+def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]], form: TextForm) -> Iterator[Row]:
     first, header = next(records, (1, []))
     if not header:
         return
     if repeated := [column for column in header if header.count(column) > 1]:
         raise InputError(f"{path}:{first}: the column {repeated[0]!r} occurs more than once: rename one")
-    if missing := [column for column in columns if column not in header]:
+    if missing := [column for column in form.columns if column not in header]:
         named = ", ".join(map(repr, header))
-        raise InputError(f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: {NAME_YOURS}")
+        raise InputError(
+            f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: name yours with {form.option}"
+        )
     for line, values in records:
         check_width(path, line, values, header)
         cells = dict(zip(header, values, strict=True))
-        yield Row(line, cells, tuple(cells[column] for column in columns))
+        yield Row(line, cells, form.texts(cells))
 
 
-def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
-    return _table_rows(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), columns)
+def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
+    return _table_rows(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), form)
 
 
-def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    return _table_rows(path, csv_records(path, (line for _, line in lines)), columns)
+    return _table_rows(path, csv_records(path, (line for _, line in lines)), form)
 
 
-def _json_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+def _json_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
     for number, line in lines:
         cells = json_object(path, number, line)
-        for column in columns:
+        for column in form.columns:
             if column not in cells:
                 keys = ", ".join(map(repr, cells)) or "none"
-                raise InputError(f"{path}:{number}: no key {column!r}; the keys are {keys}: {NAME_YOURS}")
-        yield Row(number, cells, tuple(cells[column] for column in columns))
+                raise InputError(
+                    f"{path}:{number}: no key {column!r}; the keys are {keys}: name yours with {form.option}"
+                )
+        yield Row(number, cells, form.texts(json_parts(f"{path}:{number}", cells, form)))
 
 
 _READERS = {"txt": _text_rows, "tsv": _tsv_rows, "csv": _csv_rows, "jsonl": _json_rows}

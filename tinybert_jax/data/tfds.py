@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_jax.data.reader import NAME_YOURS, RawRows
+from tinybert_jax.data.reader import RawRows, name_yours
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
@@ -30,16 +30,18 @@ def read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows
     # TFDS shuffles GLUE's rows and keeps their numbers. GLUE's server takes predictions in the order of the numbers.
     if isinstance(records[0].get("idx"), int | np.integer):
         records = sorted(records, key=lambda record: int(record["idx"]))
-    text_columns = source.text_columns or task.tfds_text_columns or task.text_columns
     label_column = source.label_column or task.tfds_label_column
-    for column in (*text_columns, *([label_column] if split != "test" else [])):
+    form = source.text_form(task.tfds_text_columns or task.text_columns, label_column)
+    for column in (*form.columns, *([label_column] if split != "test" else [])):
         if column not in records[0]:
             names = ", ".join(map(repr, records[0]))
-            raise InputError(f"{where}: no feature {column!r}; there are {names}: {NAME_YOURS}")
-    for column in text_columns:
-        if not isinstance(records[0][column], bytes):
-            raise InputError(f"{where}: feature {column!r} is not text: name another with --text-columns")
-    texts = [tuple(record[c].decode() for c in text_columns) for record in records]
+            raise InputError(f"{where}: no feature {column!r}; there are {names}: {name_yours(form)}")
+    for column in form.columns:
+        is_joined = form.templates and np.ndim(records[0][column]) == 0
+        if not (isinstance(records[0][column], bytes) or is_joined):
+            raise InputError(f"{where}: feature {column!r} is not text: name another with {form.option}")
+    classes = {column: getattr(features[column], "names", None) for column in form.columns}
+    texts = [form.texts({c: _label_text(record[c], classes[c]) for c in form.columns}) for record in records]
     labels, lines = None, list(range(len(texts)))
     if label_column in records[0]:
         class_names = getattr(features[label_column], "names", None)
@@ -49,14 +51,16 @@ def read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows
             print(f"note: {where}: {unlabelled} of {len(labels)} rows have no label and are left out", file=sys.stderr)
             lines = [i for i in lines if labels[i]]
             texts, labels = [texts[i] for i in lines], [labels[i] for i in lines]
-    content = hashlib.sha256(json.dumps([FORMAT_VERSION, name, part, text_columns, label_column]).encode())
+    content = hashlib.sha256(
+        json.dumps([FORMAT_VERSION, name, part, form.columns, label_column, *form.templates]).encode()
+    )
     for i, row in enumerate(texts):
         content.update(json.dumps([row, labels[i] if labels else None]).encode())
     return RawRows(texts, labels, lines), where, content.hexdigest()
 
 
 def _label_text(label: Any, class_names: list[str] | None) -> str:
-    """The label as a file would write it; TFDS stores a missing class as -1, which becomes ""."""
+    """A label, or a part of a text, as a file would write it; TFDS stores a missing class as -1, which becomes ""."""
     if class_names is not None:
         return class_names[label] if label >= 0 else ""
     return label.decode() if isinstance(label, bytes) else str(label)

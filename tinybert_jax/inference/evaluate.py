@@ -13,7 +13,7 @@ from tinybert_jax.inference.predictor import load_predictor
 from tinybert_jax.models.fit import check_outputs
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
-from tinybert_jax.tasks.kinds import load_split, second_task
+from tinybert_jax.tasks.kinds import load_split, second_task, with_template_of
 
 
 def evaluate(
@@ -56,6 +56,7 @@ def evaluate(
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
     predictor = load_predictor(model, max_length, batch_size, row.head, int8)
     check_outputs(model, predictor.config, row)
+    source = with_template_of(predictor.tokenizer, row, source)
     labels = predictor.config.id2label if row.kind.names_classes else None
     second = second_task(row, source, split) if split != "train" else None
     scores: dict[str, float] = {}

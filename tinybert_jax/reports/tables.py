@@ -31,9 +31,11 @@ def _members(results: Sequence[Result]) -> Table:
     teacher = results[0].teacher_scores
     header = ["dev set", "mean", "sd", *(f"member {i}" for i in range(len(results)))] + ["teacher"] * bool(teacher)
     table = []
-    for name in results[0].scores:
-        values = [result.scores[name] for result in results]
-        row = [name, *(f"{value:.4f}" for value in (statistics.mean(values), statistics.stdev(values), *values))]
+    for name in next(result.scores for result in results if not result.diverged):
+        values = [result.scores[name] for result in results if not result.diverged]
+        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
+        each = ("diverged" if result.diverged else f"{result.scores[name]:.4f}" for result in results)
+        row = [name, f"{statistics.mean(values):.4f}", spread, *each]
         table.append(row + ([f"{teacher[name]:.4f}" if name in teacher else "-"] if teacher else []))
     return header, table
 

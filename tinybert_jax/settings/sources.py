@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import string
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tinybert_jax.errors import InputError, check_seed
 
@@ -19,12 +23,84 @@ def _expand_home(source: object, *names: str) -> None:
 
 
 @dataclass(frozen=True)
+class TextForm:
+    """How columns make the one or two texts of a row: they are the texts, or stand in braces in templates of them.
+
+    >>> form = TextForm.of((), ("{title}: {body}",), ("text",))
+    >>> form.columns, form.texts({"title": "Cold", "body": "It broke.", "id": "7"})
+    (('title', 'body'), ('Cold: It broke.',))
+    """
+
+    columns: tuple[str, ...]  # that are read
+    templates: tuple[str, ...] = ()  # one for each text; (): the columns are the texts
+
+    @classmethod
+    def of(cls, columns: tuple[str, ...], templates: tuple[str, ...], default: tuple[str, ...]) -> TextForm:
+        """The form of the columns or templates that a user named; of columns by default.
+
+        Raises:
+            InputError: both are named, there are more than two of them, or a template is malformed.
+        """
+        if columns and templates:
+            raise InputError("text_columns and text_template both say what the texts are: leave one out")
+        for name, parts in (("text_columns", columns), ("text_template", templates)):
+            if len(parts) > 2:
+                advice = "; a --text-template joins columns" if columns else ""
+                raise InputError(f"{name} are {', '.join(parts)}; BERT reads one text, or a pair{advice}")
+        if not templates:
+            return cls(columns or default)
+        read = (column for template in templates for _, column in _parts(template) if column is not None)
+        return cls(tuple(dict.fromkeys(read)), templates)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What messages call the texts."""
+        return self.templates or self.columns
+
+    @property
+    def option(self) -> str:
+        """The option that says it."""
+        return "--text-template" if self.templates else "--text-columns"
+
+    def texts(self, cells: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The texts of a row; one whose template has empty cells only is empty."""
+        if not self.templates:
+            return tuple(cells[column] for column in self.columns)
+        return tuple(_filled(_parts(template), cells) for template in self.templates)
+
+
+@functools.cache
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """The literal texts of a template, each with the column after it; None after the last.
+
+    Raises:
+        InputError: braces are wrong, hold more than a column's name, or there are none.
+    """
+    try:
+        parts = [*string.Formatter().parse(template)]
+    except ValueError as error:
+        raise InputError(f"text_template {template!r}: {error}: write {{column}}, and {{{{ for a brace") from None
+    for _, column, form, conversion in parts:
+        if column is not None and (not column or form or conversion):
+            raise InputError(f"text_template {template!r}: the name of a column, and no more, stands between braces")
+    if all(column is None for _, column, _, _ in parts):
+        raise InputError(f"text_template {template!r} names no column: write for example '{{title}}: {{body}}'")
+    return tuple((literal, column) for literal, column, _, _ in parts)
+
+
+def _filled(parts: tuple[tuple[str, str | None], ...], cells: Mapping[str, str]) -> str:
+    if not any(cells[column].strip() for _, column in parts if column is not None):
+        return ""
+    return "".join(literal + ("" if column is None else cells[column]) for literal, column in parts)
+
+
+@dataclass(frozen=True)
 class DataSource:
     """Where rows come from: one of a directory in the GLUE layout, files of the user's own, or a prepared TFDS set.
 
     Raises:
-        InputError: none, or more than one, of the three is given; there are more than two text columns; or the dev
-            set is given and split off.
+        InputError: none, or more than one, of the three is given; the columns or templates of texts are as
+            `TextForm.of` refuses them; or the dev set is given and split off.
     """
 
     data: str | None = None  # directory with the task's files: train.tsv, dev.tsv (and test.tsv)
@@ -33,6 +109,7 @@ class DataSource:
     test: str | None = None  # likewise: what `evaluate --split test` predicts
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
     text_columns: tuple[str, ...] = ()  # one or two; default: the task's
+    text_template: tuple[str, ...] = ()  # columns joined to a text, as '{title}: {body}'; or two, for pairs
     label_column: str | None = None  # default: the task's
     unlabelled: tuple[str, ...] = ()  # .tsv, .csv, .jsonl, or .txt with a text a line: rows that a teacher labels
     dev_share: float | None = None  # of the training rows, which become the dev set; where no dev file is given
@@ -43,7 +120,22 @@ class DataSource:
     @property
     def names_columns(self) -> bool:
         """Whether a column is named, so that files have a header."""
-        return bool(self.text_columns) or self.label_column is not None or self.id_column is not None
+        named = (self.label_column, self.id_column)
+        return bool(self.text_columns or self.text_template) or any(column is not None for column in named)
+
+    def text_form(self, columns: tuple[str, ...], label_column: str) -> TextForm:
+        """How columns make texts, where a task has these.
+
+        Raises:
+            InputError: a template holds the label.
+        """
+        form = TextForm.of(self.text_columns, self.text_template, columns)
+        if form.templates and label_column in form.columns:
+            raise InputError(
+                f"text_template has the column {label_column!r}, and that is the label: take it out, or name another"
+                " --label-column"
+            )
+        return form
 
     @property
     def has_labelled(self) -> bool:
@@ -65,8 +157,7 @@ class DataSource:
             raise InputError(f"label_delimiter is {self.label_delimiter!r}; give what stands between labels, say ';'")
         if self.tfds is not None and self.id_column is not None:
             raise InputError("id_column is for files, and a TFDS set has none: leave it out")
-        if len(self.text_columns) > 2:
-            raise InputError(f"text_columns are {', '.join(self.text_columns)}; BERT reads one text, or a pair")
+        TextForm.of(self.text_columns, self.text_template, ())
 
 
 @dataclass(frozen=True)

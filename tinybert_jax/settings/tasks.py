@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, nearest
 
 SplitName = Literal["train", "dev", "test"]
 
@@ -251,5 +251,5 @@ def get_task(name: str) -> Task:
         InputError: the task is unknown; lists the known ones.
     """
     if name not in TASKS:
-        raise InputError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
+        raise InputError(f"unknown task {name!r}{nearest(name, TASKS)}; known are {', '.join(TASKS)}")
     return TASKS[name]

@@ -32,7 +32,7 @@ from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink.aim import Candidate, Outcome, front, pick, survivors
 from tinybert_jax.shrink.plan import TEACHER, Plan
 from tinybert_jax.students.presets import student_config
-from tinybert_jax.training.logs import Diverged
+from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.record import is_begun
 from tinybert_jax.training.run import run
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import trained_template
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import (
     ANSWERS,
@@ -57,7 +59,8 @@ def load_split(
     """
     if not task.kind.has_columns and source.names_columns:
         raise InputError(
-            f"task {task.name!r} has files of one layout: leave out --text-columns, --label-column and --id-column"
+            f"task {task.name!r} has files of one layout: leave out --text-columns, --text-template, --label-column"
+            " and --id-column"
         )
     if not task.kind.has_columns and (source.unlabelled or source.dev_share is not None):
         raise InputError(f"task {task.name!r} has no texts in columns: leave out --unlabelled and --dev-share")
@@ -68,6 +71,13 @@ def load_split(
     if source.tfds is not None and task.is_multi_label:
         raise InputError(f"task {task.name!r} reads files: give --train and --dev instead of --tfds")
     return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
+
+
+def with_template_of(tokenizer: Any, task: Task, source: DataSource) -> DataSource:
+    """A source that names no texts, with the template of a model's tokenizer if it has one."""
+    if source.text_columns or source.text_template or not task.kind.has_columns:
+        return source
+    return dataclasses.replace(source, text_template=trained_template(tokenizer))
 
 
 def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinybert_jax.data.labels import label_ids
-from tinybert_jax.data.reader import decode, read_bytes, table_lines
+from tinybert_jax.data.reader import decode, json_parts, read_bytes, table_lines
 from tinybert_jax.data.rows import Rows, known_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.sources import DataSource, TextForm
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.teachers.teacher import Teacher, UnknownRow
 
@@ -48,7 +48,7 @@ def is_predictions(name: Any) -> bool:
 def load_predictions(experiment: Experiment) -> Teacher:
     """The teacher in a file of JSON lines, a .tsv or .csv with a header, or a Parquet file.
 
-    A record names its row by `text` (of a pair, a list of two strings; in a table, the columns of the texts) or by
+    A record names its row by `text` (of a pair, a list of two strings), by the columns of the texts, or by
     `id`, which is compared with the source's id column. It holds one of
 
     - `probabilities`: by class name. They add up to 1; or only the likeliest are named, and the rest is spread evenly
@@ -75,7 +75,7 @@ def load_predictions(experiment: Experiment) -> Teacher:
     if not task.kind.has_columns or not isinstance(source, DataSource):
         raise InputError(f"{path}: a file of predictions teaches texts and pairs of texts, not task {task.name!r}")
     data = read_bytes(path)
-    records = list(_records(path, data, source.text_columns or task.text_columns))
+    records = list(_records(path, data, TextForm.of(source.text_columns, source.text_template, task.text_columns)))
     if not records:
         raise InputError(f"{path}:1: the file holds no prediction: give one record for each row")
     label_names = () if task.is_regression else _label_names(records, task, source)
@@ -119,8 +119,9 @@ def load_predictions(experiment: Experiment) -> Teacher:
     return Teacher(str(path), hashlib.sha256(data).hexdigest(), label_names, outputs_of=outputs_of)
 
 
-def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator[Record]:
+def _records(path: Path, data: bytes, form: TextForm) -> Iterator[Record]:
     """The records of a file, with the fields of a table's columns named as in JSON lines."""
+    text_columns = form.columns
     for fields, where in _READERS[path.suffix](path, data, text_columns):
         if "prediction" in fields and "probabilities" in fields:  # all else is the row's own
             fields = {name: x for name, x in fields.items() if name == "probabilities" or name not in KINDS}
@@ -133,8 +134,8 @@ def _records(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator
             yield Record((str(identity),), True, fields, where)
             continue
         texts = fields.get("text")
-        if set(text_columns) <= set(fields) and (texts is None or text_columns != ("text",)):
-            texts = [fields[column] for column in text_columns]
+        if set(text_columns) <= set(fields) and (texts is None or form != TextForm(("text",))):
+            texts = [*form.texts(json_parts(where, fields, form))]
         key = tuple(texts) if isinstance(texts, list) else (texts,)
         if len(key) > 2 or not all(isinstance(part, str) for part in key):
             shown = json.dumps(texts, default=str)[:60]

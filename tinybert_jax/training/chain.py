@@ -22,8 +22,8 @@ from tinybert_jax.models.parameters import resize_vocabulary
 from tinybert_jax.objectives.projections import without_projections
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.tasks.split import Split
+from tinybert_jax.training.diverged import Diverged, DivergedMembers
 from tinybert_jax.training.inputs import Inputs
-from tinybert_jax.training.logs import Diverged
 from tinybert_jax.training.loop import Run, check_params, make_objective, methods_in, stage_steps, train_stage
 from tinybert_jax.training.teaching import Taught, eval_batch_size
 
@@ -117,19 +117,19 @@ def _changed(inputs: Inputs, changed: Sequence[tuple], name: str) -> tuple[Input
 class Watch:
     """Keeps what each method and stage leaves of the members' models, in runs that compress; it prints a line each."""
 
-    def __init__(self, experiment: Experiment, inputs: Inputs, members: int, mesh: Mesh) -> None:
+    def __init__(self, experiment: Experiment, inputs: Inputs, diverged: DivergedMembers, mesh: Mesh) -> None:
         self.active = bool(experiment.compression)
         self.has_head = inputs.keep_head and "dev" in inputs.dev
-        self.chains: list[list[Link]] = [[] for _ in range(members)]
-        self._mesh = mesh
+        self.chains: list[list[Link]] = [[] for _ in diverged.flags]
+        self._mesh, self._diverged = mesh, diverged
 
     def __call__(self, name: str, inputs: Inputs, models: list[Params], outputs: Outputs | None = None) -> None:
         """Add the models, with their scores once a head is trained."""
         if not self.active:
             return
         tokens = float(np.mean(inputs.train.lengths))
-        for chain, model in zip(self.chains, models, strict=True):
-            scores = {}
+        for number in self._diverged.living:
+            chain, model, scores = self.chains[number], models[number], {}
             if self.has_head:
                 outputs = outputs or make_outputs(inputs, self._mesh, model)
                 params = without_projections(model)
@@ -138,9 +138,9 @@ class Watch:
             bare = resize_vocabulary(without_projections(model), inputs.config.vocab_size)
             chain.append(link(name, inputs.config, bare, tokens, scores))
         if processes.is_primary():
-            for number, chain in enumerate(self.chains):
+            for number in self._diverged.living:
                 member = f"member{number}: " if len(self.chains) > 1 else ""
-                print(member + line(chain), flush=True)
+                print(member + line(self.chains[number]), flush=True)
 
 
 def run_stages(
@@ -151,6 +151,7 @@ def run_stages(
     taught: Taught,
     mesh: Mesh,
     out: Path,
+    diverged: DivergedMembers,
 ) -> Trained:
     """Train the members through all stages; the methods of the first one have acted.
 
@@ -168,7 +169,8 @@ def run_stages(
         def score(params: Params, split: Split, outputs: Outputs = outputs) -> dict[str, float]:
             return split.score(outputs(params, split))
 
-        models = train_stage(Run(experiments, inputs, taught.params, taught.examples, score, mesh, out), index, models)
+        run = Run(experiments, inputs, taught.params, taught.examples, score, mesh, out, diverged)
+        models = train_stage(run, index, models)
         watch.has_head |= stage.objective.trains_head and "dev" in inputs.dev
         watch(f"{index + 1}-{stage.objective.name}", inputs, models, outputs)
     return Trained(inputs, models, outputs, watch.chains)

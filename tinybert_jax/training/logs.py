@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from tinybert_jax.devices import processes
 from tinybert_jax.training import record
+from tinybert_jax.training.diverged import DivergedMembers
 
 
 class MetricsLog:
@@ -100,15 +101,12 @@ class SpeedLog:
 LOG_EVERY = 10  # steps
 
 
-class Diverged(Exception):
-    """The loss, the gradient or the parameters are not finite; the checkpoints are sound."""
-
-
 class StageLog:
     """What a stage shows and writes: a progress bar, every member's numbers, and the speed."""
 
-    def __init__(self, out: Path, members: int, name: str, done: int, total: int) -> None:
-        directories = record.member_dirs(out, members) if processes.is_primary() else []
+    def __init__(self, out: Path, diverged: DivergedMembers, name: str, done: int, total: int) -> None:
+        directories = record.member_dirs(out, len(diverged.flags)) if processes.is_primary() else []
+        self._name, self._diverged = name, diverged
         self._members = [MetricsLog(directory, name, done) for directory in directories]
         self._speed = SpeedLog(out, name, done) if processes.is_primary() else None
         self._bar = progress(name, done, total)
@@ -119,39 +117,39 @@ class StageLog:
     def step(self, step: int, positions: int, numbers: dict[str, jax.Array]) -> None:
         """Fetch the numbers of a step whose batch has that many positions, show and log them.
 
+        A member whose loss, gradient or updated parameters are not finite diverges.
+
         Raises:
-            Diverged: the loss, the gradient or the updated parameters of a member are not finite.
+            Diverged: no other is left.
         """
         fetched = {name: np.atleast_1d(value).tolist() for name, value in jax.device_get(numbers).items()}
         members = [dict(zip(fetched, values, strict=True)) for values in zip(*fetched.values(), strict=True)]
-        for i, values in enumerate(members):
-            watched = {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm")}
+        lost = {}
+        for i in self._diverged.living:
+            watched = {name: members[i][name] for name in ("loss", "gradient_norm", "parameter_norm")}
             if not all(math.isfinite(value) for value in watched.values()):
-                state = ", ".join(f"{name} is {value}" for name, value in watched.items())
-                whose = "" if len(members) == 1 else f" of member {i}"
-                raise Diverged(
-                    f"step {step}{whose}: {state}; the checkpoints before it are sound. Start a new --out with a lower"
-                    " learning rate"
-                )
+                lost[i] = ", ".join(f"{name} is {value}" for name, value in watched.items())
+        if lost:
+            self._diverged.add(lost, self._name, step)
+        living = self._diverged.living
         self._bar.update()
         if self._speed is not None:
             self._speed.add(positions, members[0]["real_tokens"])
         log_now = step % LOG_EVERY == 0 or step == self._bar.total
         if log_now or step == self._first:
-            self._bar.set_postfix(loss=_range(fetched["loss"]), refresh=False)
+            self._bar.set_postfix(loss=_range([members[i]["loss"] for i in living]), refresh=False)
         if log_now:
-            for log, values in zip(self._members, members, strict=False):  # no logs but the primary's
-                log.write(step, values)
+            for i in living if self._members else ():  # no logs but the primary's
+                self._members[i].write(step, members[i])
             if self._speed is not None:
                 self._speed.write(step)
 
-    def scores(self, step: int, scores: list[dict[str, float]], selection: str) -> list[float]:
-        """Show and log the members' scores, and return those that select."""
-        for log, member_scores in zip(self._members, scores, strict=False):  # no logs but the primary's
-            log.write(step, {f"dev/{name}": value for name, value in member_scores.items()})
-        reached = [member_scores[selection] for member_scores in scores]
-        self._bar.set_postfix({selection: _range(reached)})
-        return reached
+    def scores(self, step: int, scores: Mapping[int, dict[str, float]], selection: str) -> list[float]:
+        """Show and log the scores by member, and return those that select; NaN of members that have none."""
+        for i, member_scores in scores.items() if self._members else ():  # no logs but the primary's
+            self._members[i].write(step, {f"dev/{name}": value for name, value in member_scores.items()})
+        self._bar.set_postfix({selection: _range([member_scores[selection] for member_scores in scores.values()])})
+        return [scores[i][selection] if i in scores else math.nan for i in range(len(self._diverged.flags))]
 
     def restart_clock(self) -> None:
         """What was done since the last step was no training."""

@@ -28,9 +28,18 @@ from tinybert_jax.teachers.cache import OverLimit
 from tinybert_jax.training import optim, population
 from tinybert_jax.training.checkpoint import Checkpoints
 from tinybert_jax.training.cost import Cost, seconds_per_step, step_flops
+from tinybert_jax.training.diverged import DivergedMembers
 from tinybert_jax.training.inputs import Inputs
 from tinybert_jax.training.logs import StageLog
-from tinybert_jax.training.step import TrainState, create_state, make_keep_best, make_member_params, make_train_step
+from tinybert_jax.training.step import (
+    TrainState,
+    create_state,
+    finite_members,
+    make_end_members,
+    make_keep_best,
+    make_member_params,
+    make_train_step,
+)
 from tinybert_jax.training.teaching import target_cache
 
 MOST_SCORES = 20  # of a stage that names no number of steps between them
@@ -50,6 +59,7 @@ class Run(NamedTuple):
     score: Callable[[Params, Split], dict[str, float]]
     mesh: Mesh
     out: Path
+    diverged: DivergedMembers
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
@@ -112,10 +122,12 @@ def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> N
 def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
     """Run a stage, or what is left of it, and return the members' parameters after it.
 
+    In the place of a member that diverged stand those of another, so that what follows is computed on finite numbers.
+
     Raises:
         InputError: the teacher's outputs cannot be kept.
         Stopped: a signal came.
-        Diverged: a member's loss, gradient or parameters are not finite.
+        Diverged: the loss, gradient or parameters of all members are not finite.
     """
     experiment = run.experiments[0]
     stage = experiment.stages[index]
@@ -126,9 +138,13 @@ def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored
+            if len(params) > 1:
+                run.diverged.restore(finite_members(run.mesh, state), name)
         state = _train(run, index, name, objective, params, state, checkpoints, announce=restored is None)
     trained = fetch(state.best_params if stage.objective.trains_head else state.trainable)
-    return [objective.export(population.member(trained, i), before) for i, before in enumerate(params)]
+    living = run.diverged.living
+    exported = {i: objective.export(population.member(trained, i), params[i]) for i in living}
+    return [exported.get(i, exported[living[0]]) for i in range(len(params))]
 
 
 def _train(
@@ -142,7 +158,7 @@ def _train(
     announce: bool,
 ) -> TrainState:
     """Train from a state to the stage's last step. A run over raw text prints its cost first."""
-    experiment, inputs, mesh, members = run.experiments[0], run.inputs, run.mesh, len(run.experiments)
+    experiment, inputs, mesh = run.experiments[0], run.inputs, run.mesh
     stage = experiment.stages[index]
     examples, teacher_params = inputs.examples(stage), run.teacher_params
     if run.taught is not None and stage.objective.reads_outputs:
@@ -166,6 +182,7 @@ def _train(
         objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps, total
     )
     keep_best, member_params = make_keep_best(mesh, state, objective.settled), make_member_params(mesh, state)
+    end_members = make_end_members(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
         print(
             f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper_of(1))}",
@@ -173,7 +190,7 @@ def _train(
         )
     part = local_rows(mesh, stage.batch_size)
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
-    stage_log = StageLog(run.out, members, name, done, total)
+    stage_log = StageLog(run.out, run.diverged, name, done, total)
     with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
@@ -189,11 +206,15 @@ def _train(
                 log.step(*running)  # raises before a state that is not finite is saved
                 running = None
                 if score_now:
-                    trained = (member_params(state.trainable, i) for i in range(members))
-                    models = map(objective.export, trained, initial)
-                    scores = [run.score(model, inputs.dev["dev"]) for model in models]
+                    scores = {}
+                    for i in run.diverged.living:
+                        with run.diverged.ended_by(i, name, step):
+                            model = objective.export(member_params(state.trainable, i), initial[i])
+                            scores[i] = run.score(model, inputs.dev["dev"])
                     reached = log.scores(step, scores, inputs.dev["dev"].selection)
                     state = keep_best(state, np.asarray(reached, np.float32))
+                if any(run.diverged.flags):
+                    state = end_members(state, np.asarray(run.diverged.flags))
                 checkpoints.save(step, state)
                 log.restart_clock()
             if stopping:

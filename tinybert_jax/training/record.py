@@ -63,6 +63,18 @@ def member_dirs(out: Path, members: int) -> list[Path]:
     return [out] if members == 1 else [out / f"member{number}" for number in range(members)]
 
 
+def member_names(experiments: Sequence[Experiment]) -> list[str]:
+    """What messages call the members: their numbers, with the settings in which they differ, the seed first."""
+    described = [_flat(json.loads(json.dumps(experiment.as_dict()))) for experiment in experiments]
+    fields = {"seed": None} | {field: None for flat in described for field in flat if field != "data_seed"}
+    differing = [field for field in fields if len({json.dumps(flat.get(field)) for flat in described}) > 1]
+    names = []
+    for number, flat in enumerate(described):
+        numbers = ", ".join(f"{field} {flat.get(field)}" for field in differing)
+        names.append(f"member {number} ({numbers})" if numbers else f"member {number}")
+    return names
+
+
 def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
     """Make the directory and write `experiment.json`."""
     out.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,12 @@ from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.directory import save_hf
+from tinybert_jax.models.files.tokenizer import keep_text_template
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training import record
 from tinybert_jax.training.chain import Trained, Watch, check_compression, check_segment, compressed, run_stages
+from tinybert_jax.training.diverged import DivergedMembers
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
 from tinybert_jax.training.loop import make_objective, methods_in
 from tinybert_jax.training.teaching import named_scores, prepare
@@ -30,11 +33,13 @@ class Result:
     """What a run gave: the model's directory, and its and its teacher's scores on the dev set.
 
     `scores` is empty after a Transformer stage alone, which trains no head; `teacher_scores`, without a teacher, None.
+    Of a member of a population that diverged, `diverged` says where; it has no scores, and no directory was written.
     """
 
     directory: Path
     scores: dict[str, float]
     teacher_scores: dict[str, float] | None
+    diverged: str | None = None
 
 
 def run(
@@ -56,7 +61,7 @@ def run(
             the teacher is at chance; `out` exists, cannot be written, or, with `resume`, holds another run; JAX has
             64 bits.
         loop.Stopped: SIGINT, SIGTERM or SIGHUP came; the state is saved.
-        logs.Diverged: the loss, the gradient or the parameters became infinite or NaN.
+        diverged.Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
     return run_population((experiment,), out, resume, mesh)[0]
 
@@ -77,7 +82,8 @@ def run_population(
     Raises:
         InputError: as in `run`; or the experiments do not go together.
         loop.Stopped: as in `run`.
-        logs.Diverged: as in `run`, by any of the members.
+        diverged.Diverged: as in `run`, and no member is left. One that diverges before ends alone: the others go on,
+            and have the results that they have without it.
     """
     try:
         return _run(experiments, Path(os.path.expanduser(out)), resume, mesh)
@@ -111,7 +117,8 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         _print_notes(experiment, inputs, mesh, chosen=axes is None)
     taught = prepare(experiment, inputs, mesh)
     models = initial_params(experiments, members)
-    watch = Watch(experiment, inputs, len(members), mesh)
+    diverged = DivergedMembers(experiments, out)
+    watch = Watch(experiment, inputs, diverged, mesh)
     watch("whole", inputs, models)
     inputs, models = compressed(experiment, 0, inputs, models, watch)
     check_segment(experiment, 0, inputs, models)
@@ -121,12 +128,16 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
         for directory in record.member_dirs(out, len(experiments)):
             directory.mkdir(exist_ok=True)  # a run that was killed before may lack them
     processes.barrier("run directory")
-    trained = run_stages(experiments, inputs, models, watch, taught, mesh, out)
-    directories = record.member_dirs(out, len(experiments))
-    results = [
-        _finish(member, trained, number, mesh, directory / "student", taught.scores)
-        for number, (member, directory) in enumerate(zip(experiments, directories, strict=True))
-    ]
+    trained = run_stages(experiments, inputs, models, watch, taught, mesh, out, diverged)
+    results, last = [], f"{len(experiment.stages)}-{experiment.stages[-1].objective.name}"
+    for number, directory in enumerate(record.member_dirs(out, len(experiments))):
+        result = Result(directory / "student", {}, taught.scores)
+        if number not in diverged:
+            with diverged.ended_by(number, last):
+                result = _finish(experiments[number], trained, number, mesh, directory / "student", taught.scores)
+        results.append(dataclasses.replace(result, diverged=diverged.reason(number)))
+        if number not in diverged and processes.is_primary():
+            diverged.forget(number)
     processes.barrier("student")
     return results
 
@@ -198,8 +209,10 @@ def _finish(
             if method.finish is not None:
                 config, params = method.finish(inputs.config, params)
                 inputs = dataclasses.replace(inputs, config=config)
-        # `predict` and `transformers` cut texts where training cut them
+        # `predict` joins columns, and with `transformers` cuts texts, as training did
         inputs.tokenizer.model_max_length = experiment.max_length
+        if isinstance(experiment.source, DataSource):
+            keep_text_template(inputs.tokenizer, experiment.source.text_template)
         save_hf(student, inputs.config, params, inputs.tokenizer)
         record.write_model_card(student, experiment, inputs, params, scores, teacher_scores, trained.chains[number])
     return Result(student, scores, teacher_scores)

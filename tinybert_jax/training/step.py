@@ -213,6 +213,30 @@ def make_keep_best(
     return jax.jit(keep, out_shardings=tree_shardings(mesh, state, state.of_members), donate_argnums=0)
 
 
+def make_end_members(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.ndarray], TrainState]:
+    """The compiled `(state, ended) -> state`: the parameters of the members for which `ended` [members] holds are NaN;
+    the state passed in is donated.
+    """
+
+    def end(state: TrainState, ended: Array) -> TrainState:
+        def marked(leaf: Array) -> Array:
+            return jnp.where(ended.reshape(ended.shape + (1,) * (leaf.ndim - ended.ndim)), jnp.nan, leaf)
+
+        return state._replace(params=jax.tree.map(marked, state.params))
+
+    return jax.jit(end, out_shardings=tree_shardings(mesh, state, state.of_members), donate_argnums=0)
+
+
+def finite_members(mesh: Mesh, state: TrainState) -> list[bool]:
+    """Whether all parameters of each member of a population are finite."""
+
+    def finite(params: Params) -> Array:
+        leaves = [jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(params)]
+        return jnp.stack(leaves).all(axis=0)
+
+    return np.asarray(jax.jit(finite, out_shardings=replicated(mesh))(state.params)).tolist()
+
+
 def make_member_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
     """The compiled `(state.trainable, i) -> trainable` of member i of a population, placed as a model is."""
 

@@ -67,6 +67,10 @@ def build(
     if source.unlabelled:
         raise InputError("rows without labels have no variants: leave out --unlabelled")
     if tsv is not None:
+        if source.text_template:
+            raise InputError(
+                "--tsv writes the columns of the training file, which --text-template joins: leave one out"
+            )
         if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
             raise InputError(
                 "--tsv writes in the layout of the training file, which is no .tsv: leave --tsv out, or give a .tsv"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from tinybert_jax.settings.choices import MIN_LENGTH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+TEMPLATE = "text_template"  # in tokenizer_config.json
 
 
 def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedTokenizerBase:
@@ -148,6 +152,25 @@ def rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> An
 def trained_length(tokenizer: Any, config: BertConfig) -> int:
     """Tokens of the longest text that a model was trained on, as its tokenizer says; no more than its positions."""
     return max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
+
+
+def trained_template(tokenizer: Any) -> tuple[str, ...]:
+    """The templates of the texts that a model was trained on, as its tokenizer says, with a note; (): none."""
+    template = tuple(tokenizer.init_kwargs.get(TEMPLATE, ()))
+    if template:
+        print(
+            f"note: texts are made as in the model's training, by --text-template {shlex.join(template)};"
+            " --text-columns names other texts",
+            file=sys.stderr,
+        )
+    return template
+
+
+def keep_text_template(tokenizer: Any, template: tuple[str, ...]) -> None:
+    """Have the tokenizer say, where it is saved, which templates made the texts."""
+    tokenizer.init_kwargs.pop(TEMPLATE, None)
+    if template:
+        tokenizer.init_kwargs[TEMPLATE] = [*template]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
