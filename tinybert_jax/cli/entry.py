@@ -29,6 +29,7 @@ from tinybert_jax.cli.names import check_names, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.cli.report import report
 from tinybert_jax.cli.students import students
 from tinybert_jax.cli.train import distill, finetune, pretrain
 from tinybert_jax.errors import InputError
@@ -76,6 +77,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "distill": distill,
     "evaluate": evaluate,
     "predict": predict,
+    "report": report,
     "compress": compress,
     "export": export,
     "cache": cache,
