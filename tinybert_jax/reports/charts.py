@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
+
+from tinybert_jax.reports.document import printable
 
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40  # margins
@@ -13,6 +15,7 @@ COLOURS = 8  # classes s0 to s7; series beyond them begin anew
 MOST_POINTS = 240  # of a line
 LOG_FROM = 30  # the ratio of the largest number to the least from which an axis is logarithmic
 TICKS = 5
+NAME = 12  # the width and height of a letter beside a dot
 
 
 class Series(NamedTuple):
@@ -84,15 +87,18 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, alt: str, dots: 
     return _figure(x, y, x_label, y_label, alt, drawn)
 
 
-def marks(points: Sequence[Series], x_label: str, y_label: str, alt: str, logarithmic: bool) -> str:
-    """A dot for each series, at its one point, with its name beside it."""
-    x = axis([px for one in points for px, _ in one.points], logarithmic)
-    y = axis([py for one in points for _, py in one.points], False)
-    drawn = []
-    for number, one in enumerate(points):
+def marks(points: Mapping[int, Series], x_label: str, y_label: str, alt: str, logarithmic: bool) -> str:
+    """A dot for each series, by its number, at its one point, with its name above it or, where dots meet, in a row."""
+    x = axis([px for one in points.values() for px, _ in one.points], logarithmic)
+    y = axis([py for one in points.values() for _, py in one.points], False)
+    drawn, named = [], list[tuple[float, float]]()
+    for number, one in points.items():
         at = _placed(x, y, one.points[0])
         left, top = map(float, at.split(","))
-        drawn += [_dot(at, number), f'<text class="mark" x="{left:.1f}" y="{top - 8:.1f}">{escape(one.name)}</text>']
+        while any(abs(left - other) < NAME and abs(top - beside) < NAME for other, beside in named):
+            left += NAME
+        named.append((left, top))
+        drawn += [_dot(at, number), f'<text class="mark" x="{left:.1f}" y="{top - 8:.1f}">{_text(one.name)}</text>']
     return _figure(x, y, x_label, y_label, alt, drawn)
 
 
@@ -144,11 +150,15 @@ def _figure(x: Axis, y: Axis, x_label: str, y_label: str, alt: str, drawn: Seque
     middle = (LEFT + right) / 2
     across = f'x="{middle}" y="{HEIGHT - 6}" text-anchor="middle"'
     up = f'transform="translate(12 {(TOP + base) / 2}) rotate(-90)" text-anchor="middle"'
-    labels = f'<text class="axis" {across}>{escape(x_label)}</text><text class="axis" {up}>{escape(y_label)}</text>'
+    labels = f'<text class="axis" {across}>{_text(x_label)}</text><text class="axis" {up}>{_text(y_label)}</text>'
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(alt)}">'
         f"{''.join(parts)}{''.join(drawn)}{labels}</svg>"
     )
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
 
 
 def _number(value: float) -> str:

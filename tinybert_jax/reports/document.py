@@ -17,6 +17,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Items:
     """A list of short paragraphs."""
 
@@ -41,7 +48,8 @@ class Picture:
     caption: str
     svg: str
     alt: str
-    legend: tuple[str, ...] = ()  # of series 0, 1, ...
+    legend: tuple[tuple[int, str], ...] = ()  # numbers and names of series
+    dots: bool = False  # the legend is of dots, not of lines
     numbers: Grid | None = None
 
 
@@ -78,7 +86,7 @@ class Report:
     sections: tuple[Section, ...]
 
 
-Block = Text | Items | Grid | Pictures | Fold
+Block = Text | Heading | Items | Grid | Pictures | Fold
 
 
 def printable(text: str) -> str:

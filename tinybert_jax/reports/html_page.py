@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from html import escape
 
 from tinybert_jax.reports.charts import COLOURS
-from tinybert_jax.reports.document import Block, Fold, Grid, Items, Picture, Pictures, Report, Section, Text, printable
+from tinybert_jax.reports.document import (
+    Block,
+    Fold,
+    Grid,
+    Heading,
+    Items,
+    Picture,
+    Pictures,
+    Report,
+    Section,
+    Text,
+    printable,
+)
 
 # no font, picture or script comes from anywhere, whatever a row's text says
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -30,6 +42,7 @@ STYLE = (
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 header,main,footer,nav{max-width:75rem;margin:0 auto;padding:0 1rem}
 h1{font-size:1.7rem;line-height:1.2;margin:1.5rem 0 .5rem}
+h3{font-size:1.05rem;margin:1.5rem 0 .5rem}
 h2{font-size:1.3rem;margin:2.5rem 0 .5rem;padding-top:.5rem;border-top:1px solid var(--rule)}
 p,ul{max-width:46rem}
 a{color:var(--link)}
@@ -41,8 +54,8 @@ caption{text-align:left;font-weight:600;padding:.25rem 0;min-width:16rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;
 overflow-wrap:normal}
 th:first-child,.prose th,.prose td{text-align:left}
-.prose th,.prose td{overflow-wrap:anywhere;min-width:7rem}
-.prose th:first-child{min-width:14rem;font-weight:400}
+.prose th,.prose td{overflow-wrap:anywhere;min-width:9rem}
+.prose tbody th{min-width:14rem;font-weight:400}
 thead th{border-bottom:2px solid var(--soft)}
 tbody th{font-weight:600;min-width:6rem}
 .shaded td{background:color-mix(in srgb,var(--c0) calc(var(--v)*45%),transparent)}
@@ -110,6 +123,8 @@ def _block(block: Block) -> str:
     match block:
         case Text():
             return f"\n<p>{_text(block.text)}</p>"
+        case Heading():
+            return f"\n<h3>{_text(block.text)}</h3>"
         case Items():
             return f"\n<ul>{''.join(f'<li>{_text(item)}</li>' for item in block.items)}</ul>"
         case Grid():
@@ -141,7 +156,7 @@ def _grid(grid: Grid) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    legend = "".join(f"<li>{_swatch(i)}{_text(name)}</li>" for i, name in enumerate(picture.legend))
+    legend = "".join(f"<li>{_swatch(i, picture.dots)}{_text(name)}</li>" for i, name in picture.legend)
     legend = f'<ul class="legend">{legend}</ul>' if legend else ""
     numbers = ""
     if picture.numbers is not None:
@@ -149,10 +164,12 @@ def _picture(picture: Picture) -> str:
     return f"<figure><figcaption>{_text(picture.caption)}</figcaption>{picture.svg}{legend}{numbers}</figure>"
 
 
-def _swatch(number: int) -> str:
-    """A short line in a series' colour."""
-    line = f'<polyline class="line s{number % COLOURS}" points="0,5 26,5"/>'
-    return f'<svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
+def _swatch(number: int, is_dot: bool) -> str:
+    """A short line or a dot in a series' colour."""
+    kind = f"s{number % COLOURS}"
+    line = f'<polyline class="line {kind}" points="0,5 26,5"/>'
+    drawn = f'<circle class="dot {kind}" cx="13" cy="5" r="4"/>' if is_dot else line
+    return f'<svg viewBox="0 0 26 10" aria-hidden="true">{drawn}</svg>'
 
 
 def _text(text: str) -> str:

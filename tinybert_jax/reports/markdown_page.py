@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tinybert_jax.compression.links import markdown
-from tinybert_jax.reports.document import Block, Fold, Grid, Items, Pictures, Report, Text, printable
+from tinybert_jax.reports.document import Block, Fold, Grid, Heading, Items, Pictures, Report, Text, printable
 
 
 def write_markdown(report: Report) -> str:
@@ -31,6 +31,8 @@ def _blocks(blocks: Sequence[Block]) -> Iterable[str]:
         match block:
             case Text():
                 yield escaped(block.text)
+            case Heading():
+                yield f"#### {escaped(block.text)}"
             case Items():
                 yield "\n".join(f"- {escaped(item)}" for item in block.items)
             case Grid():

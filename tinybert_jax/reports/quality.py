@@ -59,7 +59,7 @@ def quality(models: Sequence[Model], metric: str) -> Section:
     """Scores against size and time."""
     names = list(dict.fromkeys(name for model in models for name in model.scores))
     timed = any(model.milliseconds for model in models)
-    header = ["model", "is", *names, "parameters", "MB on disk", "MB in int8", "multiply-adds"]
+    header = ["model", "role", *names, "parameters", "MB on disk", "MB in int8", "multiply-adds"]
     header += ["ms a text", f"ms, {TOGETHER} together"] if timed else []
     rows = []
     for number, model in enumerate(models):
@@ -104,13 +104,13 @@ def _drawings(models: Sequence[Model], metric: str) -> list[Block]:
         ]
         if len(points) < 2:
             continue
-        series = [charts.Series(letter(number), [(cost, score)]) for number, cost, score in points]
+        series = {number: charts.Series(letter(number), [(cost, score)]) for number, cost, score in points}
         alt = f"{metric} over {name}: " + "; ".join(
             f"{letter(number)} {models[number].name}: {score:.4f} at {cost:.4g}" for number, cost, score in points
         )
         svg = charts.marks(series, name, metric, alt, logarithmic=min(cost for _, cost, _ in points) > 0)
-        legend = tuple(f"{letter(number)} {models[number].name}" for number, _, _ in points)
-        pictures.append(Picture(f"{metric} over {name}", svg, alt, legend))
+        legend = tuple((number, f"{letter(number)} {models[number].name}") for number, _, _ in points)
+        pictures.append(Picture(f"{metric} over {name}", svg, alt, legend, dots=True))
     return [Pictures(tuple(pictures))] if pictures else []
 
 
@@ -164,7 +164,7 @@ def calibration(models: Sequence[Model]) -> Section | None:
         error = calibration_error(reading.confidence, reading.right)
         numbers = reading.confidence.mean(), reading.right.mean()
         rows.append([model.name, model.role, f"{error:.4f}", *(f"{x:.4f}" for x in numbers), str(len(reading.right))])
-    header = ["model", "is", "ECE", "mean confidence", "share right", unit]
+    header = ["model", "role", "ECE", "mean confidence", "share right", unit]
     pictures = []
     for start in range(0, len(sure), MOST_LINES):
         pictures.append(_reliability(sure[start : start + MOST_LINES], unit))
@@ -186,7 +186,8 @@ def _reliability(sure: Sequence[tuple[Model, Reading]], unit: str) -> Picture:
     alt = f"Share of {unit} that are right over the model's confidence. ECE: {'; '.join(told)}."
     svg = charts.reliability(series, "confidence", "share right", alt)
     numbers = Grid("Bins of confidence", ["model", "mean confidence", "share right", unit], rows)
-    return Picture("Reliability", svg, alt, tuple(model.name for model, _ in sure), numbers)
+    legend = tuple((number, model.name) for number, (model, _) in enumerate(sure))
+    return Picture("Reliability", svg, alt, legend, numbers=numbers)
 
 
 def lost_and_won(models: Sequence[Model], teachers: dict[str, Model]) -> Section | None:
@@ -218,8 +219,9 @@ def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -
         return (Text("None."),)
 
     def weight(pair: tuple[Judged, Judged]) -> tuple[float, float]:
-        sure = max(pair, key=lambda judged: judged.probability or 0.0).probability
-        return -abs(pair[0].score - pair[1].score), -(sure or 0.0)
+        """The widest difference first, and among equal ones the surest mistake."""
+        wrong = min(pair, key=lambda judged: judged.score)
+        return -abs(pair[0].score - pair[1].score), -(wrong.probability or 0.0)
 
     shown = sorted(rows, key=weight)[:SHOWN]
     cells = [
@@ -227,7 +229,7 @@ def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -
         for student, taught in shown
     ]
     header = ["text", "label", f"{model.name} says", f"{teacher.name} says"]
-    most = f"The {len(shown)} clearest of {len(rows)}" if len(shown) < len(rows) else "All of them"
+    most = f"The {len(shown)} clearest mistakes of {len(rows)}" if len(shown) < len(rows) else "All of them"
     return (Grid(f"{most}, {model.name} and {teacher.name}", header, cells, prose=True),)
 
 

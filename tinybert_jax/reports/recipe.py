@@ -8,7 +8,7 @@ from typing import Any
 
 from tinybert_jax.reports import charts
 from tinybert_jax.reports.agreement import Agreement
-from tinybert_jax.reports.document import Block, Fold, Grid, Picture, Pictures, Section, Text
+from tinybert_jax.reports.document import Block, Fold, Grid, Heading, Picture, Pictures, Section, Text
 from tinybert_jax.reports.runs import Run
 from tinybert_jax.reports.tables import Table
 
@@ -89,7 +89,7 @@ def _stage(run: Run, stage: str) -> list[Block]:
                 group = terms.setdefault(name.partition("/")[0], {})
                 group.setdefault(name, []).append((float(line["step"]), float(value)))
     pictures = tuple(_curve(run, stage, group, of_group) for group, of_group in terms.items())
-    return [Text(f"Stage {stage}"), Pictures(pictures)] if pictures else []
+    return [Heading(f"Stage {stage}"), Pictures(pictures)] if pictures else []
 
 
 def _curve(run: Run, stage: str, group: str, terms: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
@@ -102,8 +102,9 @@ def _curve(run: Run, stage: str, group: str, terms: Mapping[str, Sequence[tuple[
         values = [value for _, value in points]
         rows.append([name, *(f"{x:.5g}" for x in (values[0], values[-1], min(values), max(values)))])
     numbers = Grid(f"{title}, stage {stage}", ["term", "first", "last", "least", "largest"], rows)
+    legend = tuple(enumerate(terms)) if len(terms) > 1 else ()
     svg = charts.lines(series, "step", title, alt, dots=group == "dev")
-    return Picture(title, svg, alt, tuple(terms) if len(terms) > 1 else (), numbers)
+    return Picture(title, svg, alt, legend, numbers=numbers)
 
 
 def compression(chains: Mapping[str, Table]) -> Section | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.inference.exported import ONNX_INT8
 from tinybert_jax.models.files.directory import load_config
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.reports import quality, recipe
@@ -19,6 +20,7 @@ from tinybert_jax.reports.html_page import write_html
 from tinybert_jax.reports.markdown_page import write_markdown
 from tinybert_jax.reports.models import (
     BASELINE,
+    EXPORTED,
     OTHER,
     STUDENT,
     TEACHER,
@@ -29,7 +31,7 @@ from tinybert_jax.reports.models import (
     time_models,
     weigh_alone,
 )
-from tinybert_jax.reports.runs import CORPUS, RECORD, Named, Run, chain_of, read_all, source_of
+from tinybert_jax.reports.runs import CORPUS, RECORD, Named, Run, chain_of, kind_of, read_all, source_of
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
 from tinybert_jax.settings.sources import DataSource
@@ -175,14 +177,13 @@ def _models(runs: Sequence[Run], others: Sequence[Named]) -> list[Model]:
     for run in runs:
         for teacher in _teacher_names(run):
             add(_run_name(teacher, runs), teacher, TEACHER)
-            int8 = Path(teacher) / "onnx" / "model_quantized.onnx"
-            if int8.is_file():
-                add(str(int8), str(int8), TEACHER)
+            if (int8 := Path(teacher) / ONNX_INT8).is_file():
+                add(f"{_run_name(teacher, runs)}, {kind_of(ONNX_INT8)}", str(int8), EXPORTED)
     for run in runs:
         if run.is_finished:
             add(run.name, str(run.student), BASELINE if run.on_labels_alone else STUDENT)
     for other in others:
-        add(other.name, other.path, OTHER)
+        add(other.name, other.path, EXPORTED if other.is_exported else OTHER)
     return models
 
 

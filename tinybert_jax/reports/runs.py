@@ -50,6 +50,17 @@ class Named:
 
     name: str
     path: str
+    is_exported: bool = False
+
+
+def kind_of(file: str) -> str:
+    """What an exported file is.
+
+    >>> kind_of("onnx/model_quantized.onnx"), kind_of("stablehlo/model.bin")
+    ('ONNX int8', 'StableHLO')
+    """
+    kind = "ONNX" if file.endswith(".onnx") else "StableHLO"
+    return f"{kind} int8" if "quantized" in file or "int8" in file else kind
 
 
 def read_all(names: Sequence[str]) -> tuple[list[Run], list[Named]]:
@@ -67,9 +78,10 @@ def read_all(names: Sequence[str]) -> tuple[list[Run], list[Named]]:
         elif (path / "student" / "config.json").is_file() and is_begun(path.parent):
             runs += [run for run in read_run(str(path.parent)) if run.directory == path]
         elif exported_file(path) is not None and path.is_dir():
-            models += [Named(str(path / file), str(path / file)) for file in FILES if (path / file).is_file()]
+            files = [file for file in FILES if (path / file).is_file()]
+            models += [Named(f"{name}, {kind_of(file)}", str(path / file), is_exported=True) for file in files]
         elif path.is_file() or (path / "config.json").is_file():
-            models.append(Named(name, name))
+            models.append(Named(name, name, is_exported=exported_file(path) is not None))
         else:
             raise InputError(f"{name}: holds neither a run ({RECORD}) nor a model (config.json)")
     if not runs:
