@@ -195,6 +195,28 @@ def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_
 
 
 @pytest.mark.parametrize(
+    ("teacher", "line"),
+    [
+        ("moved/teacher", "moved/teacher (teacher) is left out: "),
+        ({"name": "function", "fingerprint": "v1", "labels": []}, "was a function, which no run keeps"),
+        ({"name": "ensemble", "members": ["{teacher}", "{teacher}"]}, "was the mean of several"),
+    ],
+)
+def test_a_teacher_that_cannot_be_shown_is_told_in_a_line(
+    teacher: Any, line: str, teacher_result: Result, alone: Result, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(alone.directory.parent, tmp_path / "run"))
+    record = json.loads((run / "experiment.json").read_text())
+    named = json.dumps(teacher).replace("{teacher}", str(teacher_result.directory))
+    record["experiment"]["teacher"] = json.loads(named)
+    (run / "experiment.json").write_text(json.dumps(record))
+    report.write_report([str(run)], measure=False)
+    page = check_page((run / "report.html").read_text("utf-8"))
+    assert any(line in item for item in page.texts["li"])
+    assert f"{run} (labels alone): accuracy {alone.scores['accuracy']:.4f}" in "".join(page.texts["li"])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "no run is named"),

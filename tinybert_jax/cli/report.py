@@ -9,10 +9,10 @@ import tyro
 
 from tinybert_jax.errors import InputError
 
+RunNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
 
-def report(
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional], /, out: Path | None = None, measure: bool = True
-) -> None:
+
+def report(runs: RunNames, /, out: Path | None = None, measure: bool = True) -> None:
     """Write what finished runs gave and lost as one page: report.html, which needs no network, and report.md.
 
     Teachers and students are run on the dev rows again: scores, size and speed, classes, calibration, the rows that

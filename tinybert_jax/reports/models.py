@@ -27,7 +27,10 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task
 from tinybert_jax.tasks.split import Reading, Split, Table
 
-TEACHER, STUDENT, BASELINE, EXPORTED, OTHER = "teacher", "student", "labels alone", "exported", "model"
+TEACHER, STUDENT, BASELINE, COMPRESSED, EXPORTED, OTHER = (
+    *("teacher", "student", "labels alone"),
+    *("compressed", "exported", "model"),
+)
 TOGETHER = 32  # texts of the second timing
 TIMED_ROWS = 128  # of the dev set, the first ones
 SECONDS = 0.5  # of each timing, at least
@@ -104,9 +107,10 @@ def _calls(predictor: Predictor, tokens: Tokens, texts: int) -> Callable[[], int
     """A function that runs the first dev rows, so many at once; the first call compiles."""
     buckets, lengths = bucket_lengths(predictor.max_length), np.asarray(tokens.lengths[:TIMED_ROWS])
     most = TIMED_ROWS if texts > 1 else TOGETHER
+    size = -(-texts // jax.device_count()) * jax.device_count()  # which the devices share evenly
     batches: list[Any] = []
     for start in range(0, min(most, len(lengths)), texts):
-        rows = np.full(texts, -1)
+        rows = np.full(size, -1)
         here = np.arange(start, min(start + texts, len(lengths)))
         rows[: len(here)] = here
         length = next(bucket for bucket in buckets if bucket >= lengths[here].max())

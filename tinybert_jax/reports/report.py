@@ -12,7 +12,7 @@ from typing import Any
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.exported import ONNX_INT8
 from tinybert_jax.models.files.directory import load_config
-from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.reports import quality, recipe
 from tinybert_jax.reports.agreement import Agreement, agreement
 from tinybert_jax.reports.document import Block, Items, Report, Section, Text
@@ -20,6 +20,7 @@ from tinybert_jax.reports.html_page import write_html
 from tinybert_jax.reports.markdown_page import write_markdown
 from tinybert_jax.reports.models import (
     BASELINE,
+    COMPRESSED,
     EXPORTED,
     OTHER,
     STUDENT,
@@ -31,7 +32,7 @@ from tinybert_jax.reports.models import (
     time_models,
     weigh_alone,
 )
-from tinybert_jax.reports.runs import CORPUS, RECORD, Named, Run, chain_of, kind_of, read_all, source_of
+from tinybert_jax.reports.runs import CORPUS, Named, Run, chain_of, compressed, kind_of, read_all, source_of
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
 from tinybert_jax.settings.sources import DataSource
@@ -40,6 +41,7 @@ from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.teachers.predictions import is_predictions, load_predictions
 from tinybert_jax.teachers.teacher import UnknownRow
+from tinybert_jax.training.record import is_begun
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -59,8 +61,24 @@ def write_report(names: Sequence[str], out: Path | None = None, measure: bool = 
         InputError: no run is named, one cannot be read, their tasks differ, or the rows cannot be read.
     """
     runs, others = read_all(names)
-    out = Path(names[0] if (Path(names[0]) / RECORD).is_file() else runs[0].directory) if out is None else out
-    report = make_report(runs, others, measure)
+    if out is None:  # of a population, not a member's
+        out = next((Path(name) for name in names if is_begun(name)), runs[0].directory)
+    return _write(make_report(runs, others, measure), out)
+
+
+def write_compressed(
+    out: Path, model: str, task: str, source: DataSource, max_length: int | None = None, measure: bool = True
+) -> list[Path]:
+    """Write the report of a model that `tinybert compress` made, beside it; arguments as in its command.
+
+    Raises:
+        InputError: as `write_report`.
+    """
+    length = max_length or trained_length(load_tokenizer(out, load_config(out)), load_config(out))
+    return _write(make_report([compressed(out, model, task, source, length)], [], measure), out)
+
+
+def _write(report: Report, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     files = []
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -85,7 +103,7 @@ def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> 
         return _report("raw text", runs, (), notes, weights, [])
     task = get_task(task_name)
     source, length = source_of(runs[0]), max(int(run.settings["max_length"]) for run in runs)
-    notes += _other_rows(runs)
+    notes += [*_other_rows(runs), *_teacher_notes(runs)]
     models = _models(runs, others)
     for model in models:
         show(f"report: {model.name}")
@@ -147,6 +165,20 @@ def _other_rows(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def _teacher_notes(runs: Sequence[Run]) -> list[str]:
+    """What is not shown of teachers that are no single model or file."""
+    notes = []
+    for run in runs:
+        teacher = run.settings.get("teacher")
+        if isinstance(teacher, dict):
+            if _teacher_names(run):
+                mean = "the mean of several, each of which is shown; it is held against the first of them"
+                notes.append(f"The teacher of {run.name} was {mean}.")
+            else:
+                notes.append(f"The teacher of {run.name} was a function, which no run keeps: it is not shown.")
+    return notes
+
+
 def _changed_rows(run: Run, models: Sequence[Model]) -> list[str]:
     """A note where the dev rows are no longer those that the run knew."""
     prints = run.facts.get("fingerprints")
@@ -181,7 +213,8 @@ def _models(runs: Sequence[Run], others: Sequence[Named]) -> list[Model]:
                 add(f"{_run_name(teacher, runs)}, {kind_of(ONNX_INT8)}", str(int8), EXPORTED)
     for run in runs:
         if run.is_finished:
-            add(run.name, str(run.student), BASELINE if run.on_labels_alone else STUDENT)
+            role = COMPRESSED if not run.settings["stages"] else BASELINE if run.on_labels_alone else STUDENT
+            add(run.name, str(run.student), role)
     for other in others:
         add(other.name, other.path, EXPORTED if other.is_exported else OTHER)
     return models

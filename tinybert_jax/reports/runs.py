@@ -30,9 +30,7 @@ class Run:
     metrics: list[dict[str, Any]]
     speed: list[dict[str, Any]]  # of the whole population
 
-    @property
-    def student(self) -> Path:
-        return self.directory / "student"
+    student: Path
 
     @property
     def is_finished(self) -> bool:
@@ -41,7 +39,8 @@ class Run:
     @property
     def on_labels_alone(self) -> bool:
         """Whether no stage learnt from a teacher."""
-        return all(stage["objective"]["name"] == "supervised" for stage in self.settings["stages"])
+        stages = self.settings["stages"]
+        return bool(stages) and all(stage["objective"]["name"] == "supervised" for stage in stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +118,14 @@ def read_run(name: str) -> list[Run]:
             facts["fingerprints"] = prints[number]
         of_member = name if len(members) == 1 else f"{name} member {number}"
         metrics = read_log(directory / "metrics.jsonl")
-        runs.append(Run(of_member, directory, members[number], facts, metrics, speed))
+        runs.append(Run(of_member, directory, members[number], facts, metrics, speed, directory / "student"))
     return runs
+
+
+def compressed(out: Path, model: str, task: str, source: DataSource, max_length: int) -> Run:
+    """What `tinybert compress` did to a model, as a run without stages behind it."""
+    described = {"task": task, "source": dataclasses.asdict(source), "stages": [], "teacher": model}
+    return Run(str(out), out, described | {"max_length": max_length}, {}, [], [], out)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
