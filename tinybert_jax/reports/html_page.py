@@ -56,7 +56,7 @@ overflow-wrap:normal}
 th:first-child,.prose th,.prose td{text-align:left}
 .prose th,.prose td{overflow-wrap:anywhere;min-width:9rem}
 .prose tbody th{min-width:14rem;font-weight:400}
-thead th{border-bottom:2px solid var(--soft)}
+thead th{white-space:nowrap;border-bottom:2px solid var(--soft)}
 tbody th{font-weight:600;min-width:6rem}
 .shaded td{background:color-mix(in srgb,var(--c0) calc(var(--v)*45%),transparent)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:1rem;margin:1rem 0}

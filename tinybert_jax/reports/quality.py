@@ -35,7 +35,7 @@ def summary(models: Sequence[Model], metric: str) -> tuple[Block, ...]:
     for model in scored:
         line = f"{model.name} ({model.role}): {metric} {model.scores[metric]:.4f} on the dev set"
         if teacher is not None and model is not teacher:
-            line += f"; {', '.join(_against(model, teacher, metric))}"
+            line = "; ".join(filter(None, [line, ", ".join(_against(model, teacher, metric))]))
         lines.append(line + ".")
     lines += [f"{model.name} ({model.role}) is left out: {model.note}." for model in models if model.note]
     return (Items(tuple(lines)),) if lines else ()
@@ -44,7 +44,7 @@ def summary(models: Sequence[Model], metric: str) -> tuple[Block, ...]:
 def _against(model: Model, teacher: Model, metric: str) -> list[str]:
     """A model's shares of its teacher."""
     parts = []
-    if teacher.scores[metric]:
+    if teacher.scores[metric] > 0 and model.scores[metric] > 0:
         parts.append(f"{model.scores[metric] / teacher.scores[metric]:.1%} of the teacher's {metric}")
     if model.bytes and teacher.bytes:
         parts.append(f"{model.bytes / teacher.bytes:.1%} of its bytes")
@@ -52,7 +52,7 @@ def _against(model: Model, teacher: Model, metric: str) -> list[str]:
         parts.append(f"{model.macs / teacher.macs:.1%} of its multiply-adds")
     if model.milliseconds and teacher.milliseconds:
         parts.append(f"{teacher.milliseconds[0] / model.milliseconds[0]:.1f} times as fast on a text alone")
-    return parts or ["nothing of it could be compared"]
+    return parts
 
 
 def quality(models: Sequence[Model], metric: str) -> Section:

@@ -38,14 +38,13 @@ def _agreement(student: str, teacher: str, result: Agreement) -> tuple[Block, ..
         " over heads."
     )
     stars = {(m + 1, g) for m, g in enumerate(result.layer_map)} | {(0, 0)}
-    hidden = _matrix("Hidden states (CKA)", ["embeddings"], result.hidden, stars, 0, student, teacher)
-    attention = _matrix("Attention (cosine)", [], result.attention, stars, 1, student, teacher)
+    sides = f"lines: {student}, columns: {teacher}"
+    hidden = _matrix(f"Hidden states (CKA); {sides}", ["embeddings"], result.hidden, stars, 0)
+    attention = _matrix(f"Attention (cosine); {sides}", [], result.attention, stars, 1)
     return Text(says), hidden, attention
 
 
-def _matrix(
-    caption: str, first: list[str], values: Any, stars: set[tuple[int, int]], offset: int, student: str, teacher: str
-) -> Grid:
+def _matrix(caption: str, first: list[str], values: Any, stars: set[tuple[int, int]], offset: int) -> Grid:
     """A table of the student's layers, one a line, and the teacher's, one a column."""
 
     def named(count: int) -> list[str]:
@@ -56,8 +55,7 @@ def _matrix(
         cells = [f"{value:.2f}{'*' if (m + offset, g + offset) in stars else ''}" for g, value in enumerate(line)]
         rows.append([name, *cells])
         shades.append([min(max(float(value), 0.0), 1.0) for value in line])
-    header = [f"{student} (lines), {teacher} (columns)", *named(values.shape[1])]
-    return Grid(caption, header, rows, shades)
+    return Grid(caption, ["after", *named(values.shape[1])], rows, shades)
 
 
 def training(runs: Sequence[Run]) -> Section | None:
@@ -115,9 +113,9 @@ def compression(chains: Mapping[str, Table]) -> Section | None:
     return Section("Compression", grids) if grids else None
 
 
-def settings(runs: Sequence[Run]) -> Section:
-    """Everything that the records of the runs say."""
-    folds = []
+def settings(runs: Sequence[Run], places: Sequence[tuple[str, str, str]]) -> Section:
+    """Where the models are, by name and role, and everything that the records of the runs say."""
+    folds: list[Block] = [Grid("Models", ["model", "role", "directory or file"], places, prose=True)]
     for run in runs:
         facts = {key: value for key, value in run.facts.items() if key != "fingerprints"}
         grids = [_flat_grid("Settings", run, run.settings), _flat_grid("Versions and devices", run, facts)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -32,7 +33,17 @@ from tinybert_jax.reports.models import (
     time_models,
     weigh_alone,
 )
-from tinybert_jax.reports.runs import CORPUS, Named, Run, chain_of, compressed, kind_of, read_all, source_of
+from tinybert_jax.reports.runs import (
+    CORPUS,
+    Named,
+    Run,
+    chain_of,
+    compressed,
+    kind_of,
+    read_all,
+    short_names,
+    source_of,
+)
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
 from tinybert_jax.settings.sources import DataSource
@@ -92,19 +103,21 @@ def _write(report: Report, out: Path) -> list[Path]:
 
 def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> Report:
     """The whole report, before it is written."""
-    task_name, notes = runs[0].settings["task"], _unfinished(runs)
+    task_name, models = runs[0].settings["task"], _models(runs, others)
+    short = short_names(list(dict.fromkeys([run.name for run in runs] + [model.name for model in models])))
+    runs = [dataclasses.replace(run, name=short[run.name]) for run in runs]
+    for model in models:
+        model.name = short[model.name]
+    notes = _unfinished(runs)
     finished = [run for run in runs if run.is_finished]
     if task_name == CORPUS:
-        models = [Model(run.name, str(run.student), STUDENT) for run in finished]
-        for model, run in zip(models, finished, strict=True):
-            weigh_alone(model, float(run.settings["max_length"]))
+        for model in models:
+            weigh_alone(model, float(runs[0].settings["max_length"]))
         notes.append("The runs are on raw text, whose models are scored on no task.")
-        weights = [quality.quality(models, "")] if models else []
-        return _report("raw text", runs, (), notes, weights, [])
+        return _report("raw text", runs, (), notes, [quality.quality(models, "")] if models else [], models)
     task = get_task(task_name)
     source, length = source_of(runs[0]), max(int(run.settings["max_length"]) for run in runs)
     notes += [*_other_rows(runs), *_teacher_notes(runs)]
-    models = _models(runs, others)
     for model in models:
         show(f"report: {model.name}")
         if is_predictions(model.path):
@@ -143,7 +156,11 @@ def _report(
     title = f"{', '.join(dict.fromkeys(run.name.partition(' member ')[0] for run in runs))} on {task}"
     places = {model.name: Path(model.path) for model in models} | {run.name: run.student for run in runs}
     chains = {name: chain for name, path in places.items() if (chain := chain_of(path)) is not None}
-    last = [recipe.training(runs), recipe.compression(chains), recipe.settings(runs)]
+    last = [
+        recipe.training(runs),
+        recipe.compression(chains),
+        recipe.settings(runs, [(model.name, model.role, model.path) for model in models]),
+    ]
     lead = (*lead, *([Items(tuple(f"Note: {note}" for note in notes))] if notes else []))
     return Report(title, lead or (Text(""),), tuple(part for part in (*sections, *last) if part is not None))
 

@@ -62,6 +62,25 @@ def kind_of(file: str) -> str:
     return f"{kind} int8" if "quantized" in file or "int8" in file else kind
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """For each name, as few of the last parts of its path as tell it from the others.
+
+    >>> short_names(["/data/runs/tiny", "teacher/student", "old/tiny"])
+    {'/data/runs/tiny': 'runs/tiny', 'teacher/student': 'teacher', 'old/tiny': 'old/tiny'}
+    """
+    parts = {}
+    for name in names:
+        of_name = [part for part in name.split("/") if part] or [name]
+        # the model of a run is named as the run
+        parts[name] = of_name[:-1] if len(of_name) > 1 and of_name[-1] == "student" else of_name
+    short = {}
+    for name, own in parts.items():
+        others = [other for key, other in parts.items() if key != name]
+        count = next((k for k in range(1, len(own)) if all(own[-k:] != other[-k:] for other in others)), len(own))
+        short[name] = "/".join(own[-count:])
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
 def read_all(names: Sequence[str]) -> tuple[list[Run], list[Named]]:
     """The runs that are named, each member of a population alone; and what else is named: models without a run.
 
