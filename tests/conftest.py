@@ -262,7 +262,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
 
 
 # of all commands that are disturbed: equal stages are compiled once
-SHORT = "--transformer-epochs 6 --prediction-epochs 6 --seed 5".split()
+SHORT = "--transformer-epochs 6 --prediction-epochs 6 --seed 5 --no-report".split()
 
 
 @pytest.fixture(scope="session")

@@ -36,5 +36,5 @@ def assert_refused(capsys: pytest.CaptureFixture, code: int, message: str) -> No
 def distill_arguments(teacher: Path, student: Path, data: Path, out: Path) -> list[object]:
     return [
         *("distill", "--teacher", teacher, "--student", student, "--task", "classification"),
-        *("--data", data, "--max-length", "16", "--out", out),
+        *("--data", data, "--max-length", "16", "--no-report", "--out", out),
     ]

@@ -17,7 +17,9 @@ from in_process import assert_refused, distill_arguments, tinybert, write
 
 import tinybert_jax as tb
 from tinybert_jax.cli import entry
+from tinybert_jax.cli.execute import write_page
 from tinybert_jax.devices import processes
+from tinybert_jax.errors import InputError
 from tinybert_jax.settings.tasks import TASKS
 from tinybert_jax.training import chain, loop, run
 from tinybert_jax.training.loop import Stopped
@@ -348,3 +350,13 @@ def test_the_program_starts_anew_once_with_huge_pages_and_its_own_arguments() ->
         [sys.executable, "-c", program, "a b", "--c"], env=environment, check=True, capture_output=True, text=True
     ).stdout
     assert printed.splitlines() == ["start", "start", "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1 a b --c"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_model_and_says_why(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def refused() -> list[Path]:
+        raise InputError("the rows are gone")
+
+    write_page(refused)
+    assert capsys.readouterr().err == "note: no page is written: the rows are gone\n"

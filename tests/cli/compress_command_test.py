@@ -38,6 +38,11 @@ def test_the_command_prints_the_chain_and_refuses_what_makes_no_sense(
     predictor = tb.load_predictor(tmp_path / "out")
     assert predictor(["we bought lovely chips"])[0].label == "good"
     assert predictor.max_length == 12, "the length that was measured"
+    assert f"written to {tmp_path / 'out/report.html'}" in printed
+    page = (tmp_path / "out/report.md").read_text()
+    assert "| compressed | " in page
+    assert "| teacher | " in page
+    assert "## Compression" in page
 
 
 def test_a_part_of_the_layers_is_shared(
@@ -45,7 +50,7 @@ def test_a_part_of_the_layers_is_shared(
 ) -> None:
     code = tinybert(
         monkeypatch, "compress", "--model", teacher, "--task", "classification", "--data", reviews, "--out",
-        tmp_path / "out", "--share", 2, "--share-part", "attention",
+        tmp_path / "out", "--share", 2, "--share-part", "attention", "--no-report",
     )  # fmt: skip
     assert code == 0
     assert "M of the parameters are another layer's; smaller in ONNX" in capsys.readouterr().out
@@ -59,7 +64,7 @@ def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
-    common += ["--out", tmp_path / "out"]
+    common += ["--no-report", "--out", tmp_path / "out"]
     for alone in (("--pattern", "2:4"), ("--criterion", "wanda")):
         code = tinybert(monkeypatch, *common, *alone)
         assert_refused(capsys, code, "is an option of --sparse: give both, or leave it out")
@@ -106,6 +111,9 @@ def test_distill_prunes_before_it_trains(
     assert tinybert(monkeypatch, *common, "--prune", 0.4, "--uniform", "--population", 2) == 0
     config, _ = tb.load_hf(tmp_path / "out/member1/student")
     assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size
+    page = (tmp_path / "out/report.md").read_text()  # of all members
+    assert page.count("| student | ") == 2
+    assert "2 members: accuracy" in page
 
 
 @pytest.mark.long
@@ -114,7 +122,7 @@ def test_a_pruned_model_is_exported(
 ) -> None:
     pytest.importorskip("onnxruntime")
     common = ["compress", "--model", teacher, "--task", "classification", "--data", reviews, "--max-length", 16]
-    tinybert(monkeypatch, *common, "--out", tmp_path / "out", "--prune", 0.3)
+    tinybert(monkeypatch, *common, "--no-report", "--out", tmp_path / "out", "--prune", 0.3)
     texts = tmp_path / "texts.txt"
     texts.write_text("we bought lovely chips\n\nwe bought awful chips\n")
     command = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinybert_jax.cli.execute import write_page
 from tinybert_jax.cli.options import MethodOptions, Source, TaskName
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
@@ -19,6 +20,7 @@ def compress(
     vocabulary: tuple[str, ...] = (),
     pack: bool = False,
     max_length: int | None = None,
+    report: bool = True,
 ) -> None:
     """Make a fine-tuned model smaller at once, without training, and print what was lost and won.
 
@@ -36,6 +38,8 @@ def compress(
         pack: write matrices with at least 30 % zeros without them. Only this package reads the file. It is also for a
             model that is sparse already, with no other method.
         max_length: tokens per row; default: the length that the model was trained with.
+        report: write report.html and report.md beside the model, as `tinybert report` does, which runs both models on
+            the dev rows again.
     """
     if vocabulary and vocabulary[0] != "data":
         raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")
@@ -50,3 +54,7 @@ def compress(
     for note in notes(chain):
         print(note)
     print(f"written to {out}")
+    if report:
+        from tinybert_jax.reports.report import write_compressed
+
+        write_page(lambda: write_compressed(out, model, task, source, max_length))

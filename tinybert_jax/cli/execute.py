@@ -21,9 +21,17 @@ NO_HEAD = "its head is not trained yet: give this directory as --student to tiny
 
 
 def execute(
-    experiments: Sequence[Experiment], out: Path, resume: bool, devices: Devices, note: str | None = None
+    experiments: Sequence[Experiment],
+    out: Path,
+    resume: bool,
+    devices: Devices,
+    note: str | None = None,
+    with_page: bool = False,
 ) -> None:
-    """Run an experiment, or a population of them, and print a note, the scores, or how it was stopped."""
+    """Run an experiment, or a population of them, and print the scores, or how it was stopped.
+
+    A note is printed first. With a page, it is written at the end.
+    """
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
@@ -55,6 +63,24 @@ def execute(
         print(experiment.stages[-1].objective.next_step if experiment.task == "corpus" else NO_HEAD)
     for result in results:
         print(result.diverged or f"written to {result.directory}")
+    if with_page:
+        import jax
+
+        if jax.process_count() > 1:  # one process alone cannot compute on the devices of all
+            print(f"tinybert report {out} writes a page of the run")
+        else:
+            from tinybert_jax.reports.report import write_report
+
+            write_page(lambda: write_report([str(out)]))
+
+
+def write_page(write: Callable[[], Sequence[Path]]) -> None:
+    """Write the page of what is done already, which no mistake in the page undoes."""
+    try:
+        for file in write():
+            print(f"written to {file}")
+    except InputError as error:
+        print(f"note: no page is written: {error}", file=sys.stderr)
 
 
 def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

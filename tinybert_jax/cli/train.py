@@ -109,6 +109,7 @@ def distill(
     temperature_squared: bool | None = None,
     evaluate_every: int | None = None,
     teacher_cache_gb: float = 20.0,
+    report: bool = True,
 ) -> None:
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
@@ -163,6 +164,8 @@ def distill(
         teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
             they fit, a stage of several epochs computes them once; 0: the teacher runs in every step. With preset
             default, all but the logits are kept in bfloat16.
+        report: write report.html and report.md at the end, as `tinybert report` does, which runs teacher and student
+            on the dev rows again.
     """
     recipe = choose_recipe(preset, student, get_task(task))
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
@@ -223,7 +226,8 @@ def distill(
         task,
         run,
         devices,
-        note,
+        note=note,
+        with_page=report,
         source=source,
         model=student,
         stages=stages,
@@ -355,7 +359,9 @@ def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
         raise InputError(f"--stage {stage} does not read {', '.join(options)}: leave it out")
 
 
-def _train(task: str, run: RunFlags, devices: Devices, note: str | None = None, **described: Any) -> None:
+def _train(
+    task: str, run: RunFlags, devices: Devices, note: str | None = None, with_page: bool = False, **described: Any
+) -> None:
     """Run the experiment that a command describes. The note is printed first."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
@@ -372,4 +378,4 @@ def _train(task: str, run: RunFlags, devices: Devices, note: str | None = None, 
     members = [experiment]
     for seed in range(run.seed + 1, run.seed + run.population):
         members.append(dataclasses.replace(experiment, seed=seed, data_seed=run.seed))
-    execute(members, run.out, run.resume, devices, note)
+    execute(members, run.out, run.resume, devices, note, with_page)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.predictor import load_predictor
+from tinybert_jax.inference.predictor import Predictor, load_predictor
 from tinybert_jax.models.fit import check_outputs
 from tinybert_jax.settings.sources import DataSource
-from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.tasks.kinds import load_split, second_task, with_template_of
+from tinybert_jax.tasks.split import Split
 
 
 def evaluate(
@@ -55,12 +56,36 @@ def evaluate(
     if is_directory and split != "test":
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
     predictor = load_predictor(model, max_length, batch_size, row.head, int8)
-    check_outputs(model, predictor.config, row)
-    source = with_template_of(predictor.tokenizer, row, source)
-    labels = predictor.config.id2label if row.kind.names_classes else None
-    second = second_task(row, source, split) if split != "train" else None
     scores: dict[str, float] = {}
-    for part in (row, second):
+    for part, loaded, logits in outputs_on(predictor, row, source, split, needs_scores):
+        if predictions is not None and (is_directory or part is row):
+            path = predictions / part.submission if is_directory else predictions
+            path.write_text(loaded.predictions(logits), "utf-8")
+            print(f"predictions written to {path}")
+        if loaded.labelled:
+            scores |= named_scores(row, part, loaded.score(logits))
+            if show is not None:
+                for table in loaded.tables(logits):
+                    show(*table)
+    return scores
+
+
+def outputs_on(
+    predictor: Predictor,
+    task: Task,
+    source: DataSource,
+    split: Literal["dev", "test", "train"] = "dev",
+    needs_scores: bool = True,
+) -> Iterator[tuple[Task, Split, np.ndarray]]:
+    """A split of the task, and a second one where the source has it, each with its task and the model's logits.
+
+    Arguments and errors are those of `evaluate`.
+    """
+    check_outputs(predictor.name, predictor.config, task)
+    source = with_template_of(predictor.tokenizer, task, source)
+    labels = predictor.config.id2label if task.kind.names_classes else None
+    second = second_task(task, source, split) if split != "train" else None
+    for part in (task, second):
         if part is None:
             continue
         loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
@@ -68,15 +93,11 @@ def evaluate(
             raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
         logits = predictor.logits(loaded.tokens)
         if not np.isfinite(logits).all():
-            raise InputError(f"{model}: its outputs on the {split} split are not finite")
-        if predictions is not None and (is_directory or part is row):
-            path = predictions / part.submission if is_directory else predictions
-            path.write_text(loaded.predictions(logits), "utf-8")
-            print(f"predictions written to {path}")
-        if loaded.labelled:
-            suffix = "" if part is row else "_" + part.name.rpartition("_")[2]
-            scores |= {f"{name}{suffix}": value for name, value in loaded.score(logits).items()}
-            if show is not None:
-                for table in loaded.tables(logits):
-                    show(*table)
-    return scores
+            raise InputError(f"{predictor.name}: its outputs on the {split} split are not finite")
+        yield part, loaded, logits
+
+
+def named_scores(task: Task, part: Task, scores: dict[str, float]) -> dict[str, float]:
+    """Scores on a part of `outputs_on`: those of the second split have its name behind them."""
+    suffix = "" if part is task else "_" + part.name.rpartition("_")[2]
+    return {f"{name}{suffix}": value for name, value in scores.items()}

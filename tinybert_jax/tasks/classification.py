@@ -12,7 +12,7 @@ from tinybert_jax.data.rows import read_rows
 from tinybert_jax.data.tokens import tokenize
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
-from tinybert_jax.tasks import metrics
+from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.classes import FEW, class_rows, confusion
 from tinybert_jax.tasks.metrics import METRICS
 from tinybert_jax.tasks.split import Split, Table
@@ -94,4 +94,5 @@ def load_sequences(
         None if task.is_regression else majority,
         rows,
         tables,
+        lambda logits: reading.of_texts(rows, logits),
     )

@@ -12,7 +12,7 @@ from tinybert_jax.data.rows import read_rows
 from tinybert_jax.data.tokens import tokenize
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
-from tinybert_jax.tasks import metrics
+from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.classes import class_rows
 from tinybert_jax.tasks.split import Split, Table
 
@@ -67,6 +67,7 @@ def load_label_sets(
         min(0.5, 2 / math.sqrt(len(tokens))),  # as in classification; a mean over classes varies less
         rows=rows,
         tables=tables,
+        reading=lambda logits: reading.of_label_sets(rows, logits),
     )
 
 

@@ -24,6 +24,7 @@ from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks import reading
 from tinybert_jax.tasks.split import Split
 
 FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
@@ -394,4 +395,6 @@ def load_tags(
         lambda logits: scores(logits)["f1"],
         lambda logits: write(sentences, predicted(logits)),
         task.selection,
+        tables=lambda logits: reading.tag_tables(sentences.tags or (), labels, word_logits(tokens, logits)),
+        reading=lambda x: reading.of_tags(sentences.words, sentences.tags or (), labels, word_logits(tokens, x)),
     )

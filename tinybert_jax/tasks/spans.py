@@ -20,8 +20,8 @@ from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
-from tinybert_jax.tasks import squad
-from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks import reading, squad
+from tinybert_jax.tasks.split import Reading, Split
 from tinybert_jax.tasks.squad import Questions
 
 STRIDE = 128  # tokens that two windows over a context share, at most
@@ -287,6 +287,11 @@ def load_answers(
     def score(logits: np.ndarray) -> dict[str, float]:
         return squad.score(questions, predicted(logits))
 
+    def judged(logits: np.ndarray) -> Reading:
+        said = [(best.text, best.probability) for best in best_answers(questions, placed, tokens, logits)]
+        scores = squad.score_each(questions, [text for text, _ in said])
+        return reading.of_answers(questions.questions, questions.answers, said, scores)
+
     return Split(
         tokens,
         (),
@@ -295,4 +300,5 @@ def load_answers(
         lambda logits: score(logits)["f1"],
         lambda logits: squad.write(questions, predicted(logits)),
         task.selection,
+        reading=judged,
     )

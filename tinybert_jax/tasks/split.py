@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,13 +17,32 @@ LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
 Table = tuple[list[str], list[list[str]]]  # header, and cells of each row
 
 
+class Judged(NamedTuple):
+    """A row, what is right for it, what the model said, and how good that is."""
+
+    text: str
+    label: str
+    said: str
+    score: float  # 1: right, 0: wrong, or between for a part of an answer; of a number, minus its distance
+    probability: float | None = None  # by the model, of what it said
+
+
+class Reading(NamedTuple):
+    """The rows of a split as judged, and the model's decisions: of rows, of words, or of each class of a row."""
+
+    rows: list[Judged]
+    unit: str = ""  # what is decided: "texts", "words"; "" where nothing is, as of numbers
+    confidence: np.ndarray = np.zeros(0)  # the model's probability of each decision [m]
+    right: np.ndarray = np.zeros(0, bool)  # [m]
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Tokens, and pure functions of a model's logits on them, in the order of the rows.
 
     `score` gives the task's metrics, `skill` how far the model is above chance (0) on the way to perfection (1), and
     `predictions` the content of a predictions file. `majority` gives the accuracy, and the share of the largest class.
-    `tables` tell what the model does with each class.
+    `tables` tell what the model does with each class, and `reading` what it says of each row.
     """
 
     tokens: Tokens
@@ -37,6 +57,7 @@ class Split:
     majority: Callable[[np.ndarray], tuple[float, float]] | None = None  # None: the outputs are no classes of rows
     rows: Rows | None = None  # what the tokens were made of, where it was rows
     tables: Callable[[np.ndarray], list[Table]] = lambda logits: []
+    reading: Callable[[np.ndarray], Reading] | None = None  # None: nobody can judge single rows
 
     @property
     def is_constant(self) -> bool:

@@ -7,7 +7,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,14 +200,21 @@ def score(questions: Questions, predictions: Sequence[str]) -> dict[str, float]:
     scripts differ only on answers that consist of articles and punctuation.
     """
     f1 = exact = 0.0
+    for of_words, equal in score_each(questions, predictions):
+        f1 += of_words
+        exact += equal
+    return {"f1": f1 / len(questions), "exact_match": exact / len(questions)}
+
+
+def score_each(questions: Questions, predictions: Sequence[str]) -> Iterator[tuple[float, float]]:
+    """F1 and exact match, 1 or 0, of each question; see `score`."""
     for gold, prediction in zip(questions.answers, predictions, strict=True):
         answers = [_normalised(text) for text in gold]
         if questions.unanswerable:
             answers = [words for words in answers if words] or [[]]
         predicted = _normalised(prediction)
-        exact += max(predicted == words for words in answers)
-        f1 += max(_f1(predicted, words, float(questions.unanswerable)) for words in answers)
-    return {"f1": f1 / len(questions), "exact_match": exact / len(questions)}
+        exact = float(max(predicted == words for words in answers))
+        yield max(_f1(predicted, words, float(questions.unanswerable)) for words in answers), exact
 
 
 def _normalised(text: str) -> list[str]:

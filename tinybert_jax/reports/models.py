@@ -1,0 +1,148 @@
+"""The models of a report, each run on the dev rows: scores, size, speed, and what it says of each row."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tinybert_jax.data.batches import bucket_lengths
+from tinybert_jax.data.tokens import Tokens
+from tinybert_jax.errors import InputError
+from tinybert_jax.inference.evaluate import named_scores, outputs_on
+from tinybert_jax.inference.exported import exported_file, program_files
+from tinybert_jax.inference.predictor import Predictor, load_predictor
+from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.files.hub import resolve
+from tinybert_jax.models.files.weights import weights_files
+from tinybert_jax.models.parameters import count_parameters, encoder_macs
+from tinybert_jax.models.quantized import int8_bytes
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import Task
+from tinybert_jax.tasks.split import Reading, Split, Table
+
+TEACHER, STUDENT, BASELINE, COMPRESSED, EXPORTED, OTHER = (
+    *("teacher", "student", "labels alone"),
+    *("compressed", "exported", "model"),
+)
+TOGETHER = 32  # texts of the second timing
+TIMED_ROWS = 128  # of the dev set, the first ones
+SECONDS = 0.5  # of each timing, at least
+ROUNDS = 3  # in which the models are timed in turn
+
+
+@dataclass(eq=False)
+class Model:
+    """A model of the report. What could not be had stays None or empty, and `note` says why."""
+
+    name: str
+    path: str
+    role: str
+    scores: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    bytes: int | None = None  # of its weights on disk
+    int8_bytes: int | None = None
+    macs: float | None = None  # multiply-adds of the encoder on a dev row of mean length
+    milliseconds: tuple[float, ...] = ()  # a text: alone, and of TOGETHER together
+    tables: list[Table] = field(default_factory=list)
+    reading: Reading | None = None
+    fingerprint: str = ""  # of its dev tokens
+    note: str = ""
+    timings: tuple[Callable[[], int], ...] = ()  # each runs texts, and says how many
+
+
+def run_model(model: Model, task: Task, source: DataSource, max_length: int) -> None:
+    """Fill in what a model scores and weighs. What it cannot do is its note."""
+    try:
+        predictor = load_predictor(model.path, max_length, head=task.head)
+        for part, split, logits in outputs_on(predictor, task, source):
+            fill_scores(model, task, part, split, logits)
+            if part is task:
+                tokens = split.tokens
+        _weigh(model, float(tokens.lengths.mean()))
+        model.timings = tuple(_calls(predictor, tokens, texts) for texts in (1, TOGETHER))
+    except InputError as error:
+        model.note = str(error)
+
+
+def fill_scores(model: Model, task: Task, part: Task, split: Split, logits: np.ndarray) -> None:
+    """Fill in what a model's outputs on a split of the task say."""
+    model.scores |= named_scores(task, part, split.score(logits))
+    if part is task:
+        model.tables = split.tables(logits)
+        model.fingerprint = split.tokens.fingerprint
+        if split.reading is not None:
+            model.reading = split.reading(logits)
+
+
+def _weigh(model: Model, tokens: float) -> None:
+    exported = exported_file(model.path)
+    if exported is not None:
+        model.bytes = sum(part.stat().st_size for part in program_files(exported[0]))
+        return
+    config, params = load_hf(model.path)
+    directory = resolve(model.path)
+    files = {*directory.glob("*.safetensors"), *weights_files(directory)}
+    model.bytes = sum(file.stat().st_size for file in files)
+    model.parameters = count_parameters(params)
+    model.int8_bytes = int8_bytes(params)
+    model.macs = encoder_macs(config, params, tokens)
+
+
+def weigh_alone(model: Model, tokens: float) -> None:
+    """Fill in what a model weighs that is not scored, such as one of raw text."""
+    try:
+        _weigh(model, tokens)
+    except InputError as error:
+        model.note = str(error)
+
+
+def _calls(predictor: Predictor, tokens: Tokens, texts: int) -> Callable[[], int]:
+    """A function that runs the first dev rows, so many at once; the first call compiles."""
+    buckets, lengths = bucket_lengths(predictor.max_length), np.asarray(tokens.lengths[:TIMED_ROWS])
+    most = TIMED_ROWS if texts > 1 else TOGETHER
+    size = -(-texts // jax.device_count()) * jax.device_count()  # which the devices share evenly
+    batches: list[Any] = []
+    for start in range(0, min(most, len(lengths)), texts):
+        rows = np.full(size, -1)
+        here = np.arange(start, min(start + texts, len(lengths)))
+        rows[: len(here)] = here
+        length = next(bucket for bucket in buckets if bucket >= lengths[here].max())
+        batches.append((len(here), tokens.batch(rows, length)))
+
+    def call() -> int:
+        for _, batch in batches:
+            jax.block_until_ready(predictor.step(predictor.params, batch))
+        return sum(count for count, _ in batches)
+
+    return call
+
+
+def time_models(models: Sequence[Model]) -> None:
+    """Fill in how long a text takes in each model: medians over rounds, in which they take turns."""
+    timed = [(model, call) for model in models for call in model.timings]
+    for _, call in timed:
+        call()
+    times: list[list[float]] = [[] for _ in timed]
+    for _ in range(ROUNDS):
+        for (_, call), of_call in zip(timed, times, strict=True):
+            spent = 0.0
+            while not spent or spent < SECONDS / ROUNDS:
+                start = time.perf_counter()
+                texts = call()
+                seconds = time.perf_counter() - start
+                spent += seconds
+                of_call.append(1000 * seconds / texts)
+    for (model, _), of_call in zip(timed, times, strict=True):
+        model.milliseconds += (statistics.median(of_call),)
+
+
+def same_place(path: str, other: str) -> bool:
+    """Whether two names are of one directory."""
+    return path == other or Path(path).resolve() == Path(other).resolve()
