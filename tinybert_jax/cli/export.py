@@ -41,17 +41,6 @@ def export(
         lines = [line for line in content.splitlines() if line.strip()]
         if not lines:
             raise InputError(f"{texts}: holds no text: give a file with a text a line")
-    from tinybert_jax.export.export import export_model
+    from tinybert_jax.export.export import export_model, table
 
-    results = export_model(model, out, to, weight_bits, lines)
-    rows = [
-        [
-            str(result.file),
-            f"{result.bytes / 1e6:.1f}",
-            f"{result.difference:.1e}",
-            f"{result.error:.1e}",
-            "-" if result.agreement is None else f"{result.agreement:.1%}",
-        ]
-        for result in results
-    ]
-    print_table(["file", "MB", "largest difference", "error / standard deviation", "same labels"], rows)
+    print_table(*table(export_model(model, out, to, weight_bits, lines)))

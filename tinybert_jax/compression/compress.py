@@ -19,6 +19,7 @@ from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE
+from tinybert_jax.models.files.card import front_matter, shown, task_results, without_places
 from tinybert_jax.models.files.directory import load_hf, save_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_head, check_outputs
@@ -26,7 +27,7 @@ from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.sources import DataSource
-from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.tasks.kinds import load_split, with_template_of
 from tinybert_jax.tasks.split import Split
 
@@ -101,7 +102,7 @@ def compress(
         sizes = ((out / PACKED_FILE).stat().st_size / 1e6, 4 * count_parameters(params) / 1e6)
         note = f"packed: {sizes[0]:.1f} MB for {sizes[1]:.1f}"
         chain[-1] = chain[-1]._replace(note="; ".join(filter(None, (chain[-1].note, note))))
-    (out / "README.md").write_text(_card(model, task, config, methods, chain, pack), "utf-8")
+    (out / "README.md").write_text(_card(model, row, source, config, methods, chain, pack), "utf-8")
     return chain
 
 
@@ -117,7 +118,8 @@ def _scores(name: str, config: BertConfig, params: Params, head: str, dev: Split
 
 def _card(
     model: str,
-    task: str,
+    task: Task,
+    source: DataSource,
     config: BertConfig,
     methods: Sequence[CompressionSettings],
     chain: Sequence[Link],
@@ -126,11 +128,17 @@ def _card(
     described = [{"name": settings.name} | vars(settings) for settings in methods]
     loads = "`transformers` loads it." if config.loads_in_transformers else "No class of `transformers` has its shape."
     loads = "`tinybert_jax` alone reads its packed file." if pack else loads
-    return f"""---
-library_name: transformers
-tags: [compression, {config.model_type}]
----
-# {model}, compressed, for {task}
+    title, pipeline = f"{shown(model)}, compressed, for {task.name}", HEADS[task.head].pipeline
+    metadata = front_matter(
+        title,
+        config,
+        [model],
+        library="tinybert_jax" if pack else None,
+        pipeline_tag=pipeline,
+        tags=["compression", config.model_type],
+        results=task_results(task, source, chain[-1].scores, pipeline),
+    )
+    return f"""{metadata}# {title}
 {chr(10).join([markdown(*table(chain)), "", *notes(chain)])}
 
 {loads} `tinybert export` writes it for ONNX Runtime, without what was pruned.
@@ -142,6 +150,6 @@ predict = tb.load_predictor("this directory")
 
 ## Methods
 ```json
-{json.dumps(described, indent=2)}
+{json.dumps(without_places(described), indent=2)}
 ```
 """

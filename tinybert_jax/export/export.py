@@ -14,6 +14,7 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from tinybert_jax.batch import Params
+from tinybert_jax.compression.links import markdown
 from tinybert_jax.data.batches import bucket_lengths, eval_batches
 from tinybert_jax.data.tokens import Tokens, encode
 from tinybert_jax.errors import InputError, check_choice, check_unused
@@ -27,8 +28,10 @@ from tinybert_jax.inference.exported import (
     program_files,
 )
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.card import front_matter, read_metadata, read_results, shown
 from tinybert_jax.models.files.directory import load_hf, save_description
 from tinybert_jax.models.files.frame import frame_of
+from tinybert_jax.models.files.hub import CARD, hub_id
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.files.tokenizer import all_tokens, load_tokenizer, trained_length, whole_words, write_words
 from tinybert_jax.models.files.weights import write_tensors
@@ -115,10 +118,57 @@ def export_model(
                     f" {row.largest_error:.2g} are allowed; nothing is written{row.advice}"
                 )
             results.append(result._replace(file=out / row.path))
+        relative = [result._replace(file=result.file.relative_to(out)) for result in results]
+        (written / CARD).write_text(_card(model, config, head_of(params), formats, relative), "utf-8")
         if out.exists():
             out.rmdir()
         written.rename(out)
     return results
+
+
+def table(results: Sequence[Exported]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what was written, and how it compares."""
+    header = ["file", "MB", "largest difference", "error / standard deviation", "same labels"]
+    rows = [
+        [
+            str(result.file),
+            f"{result.bytes / 1e6:.1f}",
+            f"{result.difference:.1e}",
+            f"{result.error:.1e}",
+            "-" if result.agreement is None else f"{result.agreement:.1%}",
+        ]
+        for result in results
+    ]
+    return header, rows
+
+
+def _card(model: str, config: BertConfig, head: str, formats: Sequence[str], results: Sequence[Exported]) -> str:
+    """`README.md` of the directory. The model's own scores are those of files in floats; int8 would have others."""
+    title = f"{shown(model)}, exported"
+    of_model: dict[str, Any] = {} if hub_id(model) else read_metadata(model)
+    in_int8 = [FORMATS[name].in_int8 for name in formats]
+    onnx = any(FORMATS[name].path.endswith(".onnx") for name in formats)
+    metadata = front_matter(
+        title,
+        config,
+        [model],
+        library="transformers.js" if onnx and config.loads_in_transformers else "tinybert_jax",
+        in_int8=all(in_int8),
+        results=[] if any(in_int8) else read_results(of_model),
+        datasets=of_model.get("datasets", ()),
+        pipeline_tag=HEADS[head].pipeline,
+        tags=[*dict.fromkeys(name.partition("-")[0] for name in formats), config.model_type],
+    )
+    return f"""{metadata}# {title}
+Written by tinybert_jax. Each file was run, and its outputs compared with the model's.
+
+{markdown(*table(results))}
+
+```python
+import tinybert_jax as tb
+predict = tb.load_predictor("this directory")
+```
+"""
 
 
 def _random_texts(tokenizer: Any) -> list[str]:

@@ -69,6 +69,8 @@ class Task:
     intermediate_learning_rate: float = 5e-5
     prediction_epochs: int = 3
     prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5
+    hub_dataset: str = ""  # id of its data on the Hugging Face hub, whose splits have the names of TFDS
+    hub_config: str = ""  # the name of its part there
     submission: str = ""  # the file that the benchmark's server takes test predictions in
     second: str = ""  # the task whose dev and test sets are scored too, and never select
     may_lack_answers: bool = False  # a question whose list of answers is empty has none
@@ -101,6 +103,7 @@ class Task:
         return {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}[split]
 
 
+_GLUE = "nyu-mll/glue"
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = Task(
@@ -113,6 +116,8 @@ _MNLI = Task(
     dev_file="dev_matched.tsv",
     test_file="test_matched.tsv",
     variants=10,
+    hub_dataset=_GLUE,
+    hub_config="mnli",
     submission="MNLI-m.tsv",
     second="mnli_mismatched",
     tfds_text_columns=("premise", "hypothesis"),
@@ -131,6 +136,8 @@ _SQUAD = Task(
     train_file="train-v1.1.json",
     dev_file="dev-v1.1.json",
     test_file="test.json",
+    hub_dataset="rajpurkar/squad",
+    hub_config="plain_text",
 )
 TASKS = {
     task.name: task
@@ -144,6 +151,8 @@ TASKS = {
             50,
             max_length=64,
             variants=30,
+            hub_dataset=_GLUE,
+            hub_config="cola",
             submission="CoLA.tsv",
             written=("0", "1"),
             headerless_columns=("source", "label", "mark", "sentence"),
@@ -156,6 +165,8 @@ TASKS = {
             ("accuracy",),
             20,
             max_length=64,
+            hub_dataset=_GLUE,
+            hub_config="sst2",
             submission="SST-2.tsv",
             written=("0", "1"),
         ),
@@ -167,6 +178,8 @@ TASKS = {
             ("f1", "accuracy"),
             20,
             variants=30,
+            hub_dataset=_GLUE,
+            hub_config="mrpc",
             submission="MRPC.tsv",
             written=("0", "1"),
             tfds_text_columns=_PAIR,
@@ -179,6 +192,8 @@ TASKS = {
             ("pearson", "spearman"),
             20,
             variants=30,
+            hub_dataset=_GLUE,
+            hub_config="stsb",
             submission="STS-B.tsv",
             kind=REGRESSION,
         ),
@@ -190,6 +205,8 @@ TASKS = {
             ("f1", "accuracy"),
             10,
             variants=10,
+            hub_dataset=_GLUE,
+            hub_config="qqp",
             submission="QQP.tsv",
             written=("0", "1"),
             has_damaged_rows=True,
@@ -206,8 +223,29 @@ TASKS = {
             tfds_dev="validation_mismatched",
             tfds_test="test_mismatched",
         ),
-        Task("qnli", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), 10, submission="QNLI.tsv"),
-        Task("rte", _PAIR, "label", _ENTAILMENT, ("accuracy",), 20, variants=30, submission="RTE.tsv"),
+        Task(
+            "qnli",
+            ("question", "sentence"),
+            "label",
+            _ENTAILMENT,
+            ("accuracy",),
+            10,
+            hub_dataset=_GLUE,
+            hub_config="qnli",
+            submission="QNLI.tsv",
+        ),
+        Task(
+            "rte",
+            _PAIR,
+            "label",
+            _ENTAILMENT,
+            ("accuracy",),
+            20,
+            variants=30,
+            hub_dataset=_GLUE,
+            hub_config="rte",
+            submission="RTE.tsv",
+        ),
         # The paper leaves WNLI out; the recipe is RTE's.
         Task(
             "wnli",
@@ -217,6 +255,8 @@ TASKS = {
             ("accuracy",),
             20,
             variants=30,
+            hub_dataset=_GLUE,
+            hub_config="wnli",
             submission="WNLI.tsv",
             written=("0", "1"),
         ),
@@ -226,7 +266,13 @@ TASKS = {
         # The paper gives no epochs for the intermediate stage of these, nor lengths.
         _SQUAD,
         dataclasses.replace(
-            _SQUAD, name="squad2", train_file="train-v2.0.json", dev_file="dev-v2.0.json", may_lack_answers=True
+            _SQUAD,
+            name="squad2",
+            train_file="train-v2.0.json",
+            dev_file="dev-v2.0.json",
+            may_lack_answers=True,
+            hub_dataset="rajpurkar/squad_v2",
+            hub_config="squad_v2",
         ),
         Task(
             "ner",

@@ -105,3 +105,10 @@ class Ensemble:
 
 
 AnyTeacher = Named | Ensemble
+
+
+def all_teachers(teacher: AnyTeacher | None) -> tuple[Named, ...]:
+    """The members of an ensemble, the single teacher, or none."""
+    if isinstance(teacher, Ensemble):
+        return teacher.members
+    return () if teacher is None else (teacher,)

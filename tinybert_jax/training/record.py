@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -19,13 +19,19 @@ from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, markdown, table
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.card import front_matter, shown, task_results, without_places
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
+from tinybert_jax.settings.choices import FROM_LAYERS, student_shape
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.teachers import all_teachers
 from tinybert_jax.training.inputs import Inputs
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
 FORMAT_VERSION = 4  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
@@ -225,15 +231,20 @@ def write_model_card(
     teacher_scores: dict[str, float] | None,
     chain: list[Link],
 ) -> None:
-    """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it."""
+    """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it.
+
+    It is made to be published: models and files have their names, and `experiment.json` says where they are.
+    """
     config, head = inputs.config, HEADS[inputs.head]
+    title = f"{shown(experiment.model)} on {experiment.task}"
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
     use = PREDICT if head.on_tasks and not head.per_token else LOAD
     if experiment.distils:
         method = next(stage.objective.method for stage in experiment.stages if stage.objective.distils)
-        how = f"distilled from `{experiment.teacher}` by the method of {method}"
+        named = ", ".join(shown(x) if isinstance(x, str) else str(x) for x in all_teachers(experiment.teacher))
+        how = f"distilled from `{named}` by the method of {method}"
     else:
         how = "trained on masked words" if experiment.masks_tokens else "trained on labels"
     if config.loads_in_transformers:
@@ -243,12 +254,15 @@ def write_model_card(
             loads += " It computes in floats there; `tinybert export --to onnx-int8` keeps its int8 products."
     else:
         loads = "No class of `transformers` has its shape. `tinybert export` writes it for ONNX Runtime."
-    text = f"""---
-library_name: transformers
-pipeline_tag: {head.pipeline}
-tags: [{"tinybert, distillation" if experiment.distils else config.model_type}]
----
-# {experiment.model} on {experiment.task}
+    metadata = front_matter(
+        title,
+        config,
+        _made_from(experiment),
+        pipeline_tag=head.pipeline,
+        tags=["tinybert", "distillation"] if experiment.distils else [config.model_type],
+        results=_results(experiment, inputs, scores, head.pipeline),
+    )
+    text = f"""{metadata}# {title}
 {config.family.title} of {config.num_hidden_layers} layers, {config.hidden_size} wide,
 {count_parameters(resize_vocabulary(params, config.vocab_size)):,} parameters, {how}, with tinybert_jax.
 
@@ -264,10 +278,30 @@ import tinybert_jax as tb
 
 {_chain(chain)}## Recipe
 ```json
-{json.dumps(experiment.as_dict(), indent=2)}
+{json.dumps(without_places(experiment.as_dict()), indent=2)}
 ```
 """
     (student / "README.md").write_text(text, "utf-8", "backslashreplace")
+
+
+def _made_from(experiment: Experiment) -> list[str]:
+    """The models that taught the student, or whose parameters it started with."""
+    names = []
+    if experiment.distils or experiment.start in FROM_LAYERS:
+        names += [teacher for teacher in all_teachers(experiment.teacher) if isinstance(teacher, str)]
+    if student_shape(experiment.model) is None:
+        names.append(experiment.model)
+    return [name for name in dict.fromkeys(names) if not os.path.isfile(os.path.expanduser(name))]
+
+
+def _results(experiment: Experiment, inputs: Inputs, scores: dict[str, float], pipeline: str) -> list[EvalResult]:
+    """The scores of all dev sets."""
+    results = []
+    for name in inputs.dev if scores else ():
+        task = get_task(experiment.task)
+        task, suffix = (task, "") if name == "dev" else (get_task(task.second), f"_{name}")
+        results += task_results(task, experiment.source, scores, pipeline, suffix)
+    return results
 
 
 def _chain(chain: list[Link]) -> str:

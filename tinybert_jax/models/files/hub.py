@@ -14,6 +14,7 @@ from tinybert_jax.models.files.weights import TORCH_FILE, no_weights, weights_fi
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
 DESCRIPTIONS = ["config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt"]
 DESCRIPTIONS += ["special_tokens*", "added_tokens.json"]
+CARD = "README.md"  # is fetched with the rest, and a model that was fetched without it is whole
 # of the files of weights in a repository, one kind is fetched
 WEIGHTS_ON_HUB = (["*.safetensors", "*.safetensors.index.json"], ["pytorch_model*"], ["flax_model*"])
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
@@ -57,7 +58,9 @@ def resolve(name: str) -> Path:
             raise no_weights(name, names)
         patterns = next(form for form in WEIGHTS_ON_HUB if any(Path(weights).match(pattern) for pattern in form))
         return Path(
-            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=DESCRIPTIONS + patterns)
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=[*DESCRIPTIONS, CARD, *patterns]
+            )
         )
     except InputError:
         raise
@@ -65,6 +68,12 @@ def resolve(name: str) -> Path:
         raise InputError(
             f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
         ) from None
+
+
+def hub_id(name: str) -> str | None:
+    """The hub id that a name is, without its revision; None: it is no id, or a file or directory has that name."""
+    matched = None if os.path.exists(os.path.expanduser(name)) else HUB_ID.fullmatch(name)
+    return matched and matched["id"]
 
 
 def _is_whole(cached: Path) -> bool:

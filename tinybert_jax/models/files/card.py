@@ -1,0 +1,182 @@
+"""The metadata of a model card, for the Hugging Face hub, and the names that a card gives models and files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinybert_jax.errors import InputError, first_line
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.hub import CARD, hub_id, resolve
+from tinybert_jax.settings.sources import CorpusSource, DataSource
+from tinybert_jax.settings.tasks import Task
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+# what a model has from those it is made from, if all of them say the same
+INHERITED = ("language", "license", "license_name", "license_link")
+ORDER = [
+    *INHERITED,
+    "library_name",
+    "pipeline_tag",
+    "tags",
+    "base_model",
+    "base_model_relation",
+    "datasets",
+    "metrics",
+]
+UNKNOWN = "unknown"  # the dataset of rows that are not on the hub
+# ids of metrics on the hub, where they are not our names
+METRIC_IDS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+METRIC_IDS |= {"micro_f1": "f1", "macro_f1": "f1"}
+MODEL_FIELDS = ("model", "teacher", "members", "layer_teacher")
+FILE_FIELDS = ("data", "train", "dev", "test", "unlabelled", "files", "augmented", "texts")
+
+
+def front_matter(
+    title: str,
+    config: BertConfig,
+    made_from: Sequence[str],
+    library: str | None = None,
+    in_int8: bool = False,
+    results: Sequence[EvalResult] = (),
+    datasets: Sequence[str] = (),
+    **fields: Any,
+) -> str:
+    """The YAML block that a model card begins with.
+
+    Args:
+        title: the model's name.
+        config: of the model.
+        made_from: the models that it learnt from, or whose parameters it started with: directories and hub ids. Those
+            on the hub, or that directories' own cards name, are its `base_model`; paths are not written.
+        library: that loads it; default: `transformers`, where it has a class of its shape.
+        in_int8: its products are in 8 bits.
+        results: scores.
+        datasets: ids on the hub; default: those of the results.
+        fields: others, by the names of `huggingface_hub.ModelCardData`.
+    """
+    from huggingface_hub import ModelCardData
+
+    sources = [read_metadata(model) for model in made_from]
+    bases = dict.fromkeys(
+        base for model, metadata in zip(made_from, sources, strict=True) for base in _bases(model, metadata)
+    )
+    inherited: dict[str, Any] = {}
+    for field in INHERITED:
+        values = [metadata.get(field) for metadata in sources]
+        if values and all(value == values[0] for value in values):
+            inherited[field] = values[0]
+    quantized = in_int8 or config.weight_bits is not None
+    named = dict.fromkeys(result.dataset_type for result in results if result.dataset_type != UNKNOWN)
+    data = ModelCardData(
+        **inherited,
+        library_name=library or ("transformers" if config.loads_in_transformers else "tinybert_jax"),
+        base_model=[*bases] if len(bases) > 1 else next(iter(bases), None),
+        base_model_relation=("quantized" if quantized else "finetune") if bases else None,  # the hub's words
+        datasets=[*(datasets or named)] or None,
+        metrics=[*dict.fromkeys(result.metric_type for result in results)] or None,
+        model_name=title if results else None,
+        eval_results=[*results] or None,
+        **fields,
+    )
+    return f"---\n{data.to_yaml(original_order=ORDER)}\n---\n"
+
+
+def read_metadata(model: str) -> dict[str, Any]:
+    """What the README.md of a directory or hub model says of it; {} where there is none, or none that can be read."""
+    from huggingface_hub import metadata_load
+
+    try:
+        metadata = metadata_load(resolve(model) / CARD) or {}
+    except (InputError, FileNotFoundError):
+        return {}
+    except Exception as error:  # of yaml, or of the encoding
+        print(f"note: {model}: the metadata of its README.md cannot be read ({first_line(error)})", file=sys.stderr)
+        return {}
+    if "language" in metadata:  # in YAML 1.1, the code of Norwegian is a truth value
+        metadata["language"] = ["no" if code is False else code for code in _listed(metadata["language"])]
+    return metadata
+
+
+def read_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
+    """The scores in the metadata of a card; none where there are none, or they are not as the hub defines them."""
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    try:
+        return model_index_to_eval_results(metadata["model-index"])[1]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _bases(model: str, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """The model's hub id, or what its own card names as its base."""
+    if name := hub_id(model):
+        yield name
+    else:
+        yield from (name for base in _listed(metadata.get("base_model")) if (name := hub_id(str(base))))
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def task_results(
+    task: Task, source: DataSource | CorpusSource, scores: Mapping[str, float], pipeline: str, suffix: str = ""
+) -> list[EvalResult]:
+    """A task's metrics on a dev set, for `front_matter`; their names in `scores` end with `suffix`.
+
+    The dataset is named where the source has the task's official files.
+    """
+    from huggingface_hub import EvalResult
+
+    dataset: dict[str, Any] = {"dataset_type": UNKNOWN, "dataset_name": "own rows"}
+    if isinstance(source, DataSource):
+        if source.tfds is not None:
+            dataset["dataset_name"] = source.tfds
+        builder = (source.tfds or "").partition("/")[0].partition(":")[0]
+        official = source.data is not None if source.tfds is None else task.hub_dataset.endswith(f"/{builder}")
+        if task.hub_dataset and official and not source.names_columns:
+            dataset = {"dataset_type": task.hub_dataset, "dataset_config": task.hub_config}
+            dataset["dataset_name"] = f"{task.hub_dataset.rpartition('/')[2]} {task.hub_config}"
+            dataset["dataset_split"] = task.tfds_dev if source.dev_share is None else "train"
+    return [
+        EvalResult(
+            task_type=pipeline,
+            metric_type=METRIC_IDS.get(name, name),
+            metric_name=name,
+            metric_value=round(scores[name + suffix], 4),
+            **dataset,
+        )
+        for name in task.metrics
+        if name + suffix in scores
+    ]
+
+
+def shown(name: str) -> str:
+    """A model's name in a card: hub ids, presets and sizes as they are, and of a path the last part alone.
+
+    A run's `student` has the run's name.
+    """
+    if hub_id(name) is not None:
+        return name
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+    of_run = path.name == "student" and (path.parent / "experiment.json").is_file()
+    return path.parent.name if of_run else path.name
+
+
+def without_places(settings: Any, field: str = "") -> Any:
+    """Settings as plain values, as a card may publish them: models and files by name, without where they are."""
+    if isinstance(settings, dict):
+        return {name: without_places(value, name) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [without_places(value, field) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    if field in MODEL_FIELDS:
+        return shown(settings)
+    return Path(settings).name if field in FILE_FIELDS else settings
