@@ -91,7 +91,7 @@ def test_threads_limit_the_process_before_anything_is_loaded(monkeypatch: pytest
         ([TINY, "--batch-size", 0], "batch sizes are 0 and lengths 32, 128"),
         ([TINY, "--input", "no.csv"], "no.csv: no such file"),
         ([TINY, "--input", __file__], "unknown kind of file '.py': add --from"),
-        ([TINY, "--input", TINY / "vocab.txt", "--text-columns", "a", "b", "c"], "a model reads one text, or a pair"),
+        ([TINY, "--input", TINY / "vocab.txt", "--text-columns", "a", "b", "c"], "BERT reads one text, or a pair"),
         ([TINY, "--json", "no/such/dir.json"], "no/such/dir.json: not in an existing directory"),
         ([TINY, "--json", TINY], "a directory; --json takes a file"),
         ([TINY, "--thread", 1], "tinybert benchmark has no option --thread; did you mean --threads?"),

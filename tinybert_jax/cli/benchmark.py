@@ -21,6 +21,7 @@ def benchmark(
     input: Path | None = None,
     from_: Annotated[Literal["txt", "tsv", "csv", "jsonl"] | None, tyro.conf.arg(name="from")] = None,
     text_columns: tuple[str, ...] = (),
+    text_template: tuple[str, ...] = (),
     threads: int | None = None,
     memory: bool = True,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
@@ -40,6 +41,7 @@ def benchmark(
         input: a file with texts, .tsv, .csv, .jsonl or .txt: up to 128 of them are timed in their own lengths.
         from_: the format of the input; default: by its suffix.
         text_columns: of the input: one column or JSON key, or two for pairs of texts; default: text.
+        text_template: columns of the input joined to a text, as '{title}: {body}'; or two, for pairs.
         threads: the number of processors to use; default: all.
         memory: also measure by how much a process grows that loads one model alone and computes the largest shape. It
             takes some seconds for each.
@@ -54,7 +56,7 @@ def benchmark(
     from tinybert_jax.inference.benchmark import benchmark
     from tinybert_jax.reports.benchmark import as_json, latency_tables, machine_lines, size_table
 
-    texts = [] if input is None else _texts(input, from_, text_columns or ("text",))
+    texts = [] if input is None else _texts(input, from_, text_columns, text_template)
     result = benchmark(models, batch_size, max_length, texts, memory)
     print("\n".join(machine_lines(result.machine)))
     print_table(*size_table(result))
@@ -77,17 +79,19 @@ def _limit(threads: int) -> None:
     os.sched_setaffinity(0, allowed[:threads])
 
 
-def _texts(path: Path, form: str | None, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _texts(
+    path: Path, form: str | None, columns: tuple[str, ...], templates: tuple[str, ...]
+) -> list[tuple[str, ...]]:
     """The texts of a file; words of a list are joined."""
     from tinybert_jax.data.stream import SUFFIXES, stream_rows
+    from tinybert_jax.settings.sources import TextForm
 
     form = form or SUFFIXES.get(path.suffix)
     if not path.is_file():
         raise InputError(f"{path}: no such file: give --input FILE")
     if form is None:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
-    if len(columns) > 2:
-        raise InputError(f"--text-columns {' '.join(columns)}: a model reads one text, or a pair")
+    texts = TextForm.of(columns, templates, ("text",))
     with path.open("rb") as lines:
-        rows = [row.texts for row in stream_rows(path, lines, form, columns, takes_words=True)]
+        rows = [row.texts for row in stream_rows(path, lines, form, texts, takes_words=True)]
     return [tuple(text if isinstance(text, str) else " ".join(text) for text in row) for row in rows]

@@ -29,9 +29,10 @@ from tinybert_jax.models.parameters import forward_flops, init_params
 from tinybert_jax.reports.students import TOGETHER, milliseconds, size
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.shrink import plan as plans
-from tinybert_jax.shrink.aim import Candidate, Outcome, front, pick, survivors
+from tinybert_jax.shrink.aim import Aim, Candidate, Outcome, front, pick, survivors
 from tinybert_jax.shrink.plan import TEACHER, Plan
 from tinybert_jax.students.presets import student_config
+from tinybert_jax.tasks.kinds import with_template_of
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.record import is_begun
 from tinybert_jax.training.run import run
@@ -118,7 +119,7 @@ def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
     """The plan with its candidates, each measured as it would be deployed, but not trained yet."""
     config, _ = load_hf(described.teacher)
     tokenizer: Any = load_tokenizer(described.teacher, config)
-    texts = _texts(described)
+    texts = _texts(described, tokenizer)
     tokens = described.max_length
     if texts:
         tokens = max(1, round(float(np.mean(encode(texts, tokenizer, tokens).lengths))))
@@ -226,10 +227,12 @@ def _score(plan: Plan, model: str) -> float:
     return scores[get_task(plan.task).selection]
 
 
-def _texts(plan: Plan) -> list[tuple[str, ...]]:
+def _texts(plan: Plan, tokenizer: Any) -> list[tuple[str, ...]]:
     """The texts of the dev rows, whose lengths are timed; none, where rows are no texts in columns."""
     task = get_task(plan.task)
-    return [*rows.read_rows(task, plan.source, "dev").texts] if task.kind.has_columns else []
+    if not task.kind.has_columns:
+        return []
+    return [*rows.read_rows(task, with_template_of(tokenizer, task, plan.source), "dev").texts]
 
 
 def _by_model(result: Benchmark) -> dict[str, tuple[float, float]]:
