@@ -54,8 +54,8 @@ def test_value_and_gradient_are_those_of_all_positions_by_hand() -> None:
     def loss(trainable: tb.Params) -> jax.Array:
         return objective.loss(trainable, objective.targets(TEACHER_PARAMS, batch), batch, HYPER, None)[0]
 
-    value, gradient = jax.value_and_grad(loss)(trainable)
-    expected, expected_gradient = jax.value_and_grad(by_hand)(trainable, batch)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(trainable)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(lambda trainable: by_hand(trainable, batch)))(trainable)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=0), gradient, expected_gradient)

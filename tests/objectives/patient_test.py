@@ -42,13 +42,13 @@ def test_the_term_is_the_mean_error_of_normalised_states_below_the_last_layer() 
         )
 
     objective = patient_objective(SMALL, TEACHER, settings=SETTINGS)
-    targets = objective.targets(TEACHER_PARAMS, batch)
+    targets = jax.jit(objective.targets)(TEACHER_PARAMS, batch)
 
     def loss(trainable: tb.Params) -> jax.Array:
         return objective.loss(trainable, targets, batch, tb.Hyper(), None)[0]
 
-    value, gradient = jax.value_and_grad(loss)(SMALL_PARAMS)
-    expected, expected_gradient = jax.value_and_grad(by_hand)(SMALL_PARAMS)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(SMALL_PARAMS)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(by_hand))(SMALL_PARAMS)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient)
 

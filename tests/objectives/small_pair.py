@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +56,10 @@ def attention_gradients(
     """Gradients by the student's BERT: of the attention term, and of `plain(student's output, teacher's output)`."""
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
     inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    targets = objective.targets(TEACHER_PARAMS, batch)
+    targets = jax.jit(objective.targets)(TEACHER_PARAMS, batch)
     model = tb.BertModel(TEACHER, compute)
-    teacher = model.apply({"params": TEACHER_PARAMS["encoder"]}, *inputs, qkv_layers=(0, 1, 2, 3))
+    apply = jax.jit(partial(model.apply, qkv_layers=(0, 1, 2, 3)))
+    teacher = apply({"params": TEACHER_PARAMS["encoder"]}, *inputs)
 
     def ours(bert: tb.Params) -> jax.Array:
         hyper = tb.Hyper(embedding_weight=0.0, hidden_weight=0.0)
@@ -67,7 +69,7 @@ def attention_gradients(
         model = tb.BertModel(student, compute, add_pooler=False)
         return plain(model.apply({"params": bert}, *inputs, qkv_layers=(0, 1)), teacher)
 
-    return jax.grad(ours)(trainable["encoder"]), jax.grad(expected)(trainable["encoder"])
+    return jax.jit(jax.grad(ours))(trainable["encoder"]), jax.jit(jax.grad(expected))(trainable["encoder"])
 
 
 def assert_close(computed: tb.Params, expected: tb.Params, tolerance: float) -> None:
