@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import write_model
 from in_process import distill_arguments, tinybert
 
+from tinybert_jax.cli.train import _width
+from tinybert_jax.settings.choices import Start
 from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
 from tinybert_jax.settings.tasks import get_task
 
@@ -33,13 +36,19 @@ NARROW = (
         (
             "tinybert-6l-768d",
             [],
-            "recipe: wide student (it is wider than 384, which high rates were not measured for): transformer 20"
+            "recipe: wide student (it is wider than 384, and no other rates were measured): transformer 20"
             " epochs, at least 300 steps, at 5e-05; prediction 3 epochs, at least 300 steps, at 3e-05",
+        ),
+        (
+            "2x16",
+            ["--start", "copy", "--stage", "prediction"],
+            "recipe: copied student (it starts as layers of the teacher, which high rates would spoil): prediction 3"
+            " epochs, at least 300 steps, at 3e-05",
         ),
         (
             "some/directory",
             ["--stage", "prediction"],
-            "recipe: trained student (it brings its own parameters, which high rates would destroy): prediction 3"
+            "recipe: trained student (it brings its own parameters, which high rates would spoil): prediction 3"
             " epochs, at least 300 steps, at 3e-05",
         ),
         (
@@ -60,6 +69,25 @@ def test_the_recipe_is_printed_where_a_stage_takes_a_number_from_it(
     arguments = distill_arguments(tmp_path / "teacher", Path(student), tmp_path / "data", tmp_path / "run")
     assert tinybert(monkeypatch, *arguments, *more) == 2  # there is no teacher
     assert capsys.readouterr().out.strip() == line
+
+
+@pytest.mark.parametrize(
+    ("student", "start", "name"),
+    [
+        ("2x32", "auto", "copied student"),
+        ("2x16", "auto", "narrow student"),
+        ("2x32", "random", "narrow student"),
+        ("2x16", "copy", "copied student"),
+    ],
+)
+def test_a_student_of_the_teachers_width_starts_as_its_layers(student: str, start: Start, name: str) -> None:
+    assert choose_recipe("default", student, get_task("sst2"), start, teacher_width=32).name == name
+
+
+def test_the_teachers_width_is_read_from_the_first_that_is_a_model(tmp_path: Path) -> None:
+    write_model(tmp_path / "teacher", hidden_size=32)
+    assert _width(("labels.jsonl", str(tmp_path / "teacher"))) == 32
+    assert _width(("labels.jsonl",)) is None
 
 
 def test_a_length_that_a_user_names_has_no_floor() -> None:

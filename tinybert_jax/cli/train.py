@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, Literal
 
@@ -167,7 +168,7 @@ def distill(
         report: write report.html and report.md at the end, as `tinybert report` does, which runs teacher and student
             on the dev rows again.
     """
-    recipe = choose_recipe(preset, student, get_task(task))
+    recipe = choose_recipe(preset, student, get_task(task), start, _width(teacher))
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     kinds = DISTILL_STAGES[stage]
@@ -331,6 +332,17 @@ def _named_teacher(
             "--teacher-weights, --teacher-average and --layer-teacher are for several teachers: leave them out"
         )
     return names[0]
+
+
+def _width(teachers: tuple[str, ...]) -> int | None:
+    """The hidden size of the first teacher that is a model; what cannot be read is refused later."""
+    from tinybert_jax.models.files.directory import load_config
+    from tinybert_jax.models.files.hub import resolve
+
+    for teacher in teachers:
+        with contextlib.suppress(InputError):
+            return load_config(resolve(teacher)).hidden_size
+    return None
 
 
 def _takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | None) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinybert_jax.settings.arithmetic import PRESETS
-from tinybert_jax.settings.choices import Preset, student_shape
+from tinybert_jax.settings.choices import Preset, Start, student_shape
 from tinybert_jax.settings.tasks import Task
 
 NARROW = 384  # the widest student that the rates of NARROW_STUDENT were measured with
@@ -50,7 +50,9 @@ class Recipe:
         return f"{self.name} ({self.reason})"
 
 
-def choose_recipe(preset: Preset, student: str, task: Task) -> Recipe:
+def choose_recipe(
+    preset: Preset, student: str, task: Task, start: Start = "auto", teacher_width: int | None = None
+) -> Recipe:
     """The recipe of a student.
 
     The figures behind the rates and lengths are in docs/recipes.md.
@@ -59,6 +61,8 @@ def choose_recipe(preset: Preset, student: str, task: Task) -> Recipe:
         preset: `paper` and `official` take the paper's epochs and rates (arXiv 1909.10351, section 4.2).
         student: a preset or a size, or the directory of a model.
         task: its epochs are the paper's.
+        start: where a preset or size starts.
+        teacher_width: the hidden size of the teacher; None: it has no layers.
 
     Raises:
         InputError: the size has a wrong form.
@@ -70,9 +74,11 @@ def choose_recipe(preset: Preset, student: str, task: Task) -> Recipe:
     if not PRESETS[preset].start_from_teacher:
         name, reason, steps = "paper", f"as preset {preset} says", (None, None)
     elif shape is None:
-        name, reason = "trained student", "it brings its own parameters, which high rates would destroy"
+        name, reason = "trained student", "it brings its own parameters, which high rates would spoil"
+    elif start == "copy" or (start == "auto" and shape["hidden_size"] == teacher_width):
+        name, reason = "copied student", "it starts as layers of the teacher, which high rates would spoil"
     elif shape["hidden_size"] > NARROW:
-        name, reason = "wide student", f"it is wider than {NARROW}, which high rates were not measured for"
+        name, reason = "wide student", f"it is wider than {NARROW}, and no other rates were measured"
     else:
         name, reason, rates = "narrow student", f"it is new, and at most {NARROW} wide", (5e-4, 3e-4)
     return Recipe(name, reason, *(StageRecipe(*fields) for fields in zip(epochs, rates, steps, strict=True)))

@@ -42,10 +42,11 @@ class Plan:
     batch_size: int
     max_length: int
     seed: int
+    teacher_width: int
 
     def experiment(self, candidate: Candidate, rung: int) -> Experiment:
         """The training of a candidate in a rung, from its start. `tinybert distill` can repeat it."""
-        recipe = choose_recipe("default", candidate.model, get_task(self.task))
+        recipe = choose_recipe("default", candidate.model, get_task(self.task), teacher_width=self.teacher_width)
         layers = Stage(
             Transformer(),
             max_steps=self.steps[rung],
@@ -101,10 +102,10 @@ def described(
     Raises:
         InputError: the teacher cannot be read.
     """
+    config = load_config(resolve(teacher))
     if max_length is None:
-        config = load_config(resolve(teacher))
         max_length = trained_length(load_tokenizer(teacher, config), config)
-    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed)
+    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, config.hidden_size)
 
 
 def sizes(teacher: BertConfig) -> list[str]:
