@@ -195,7 +195,7 @@ def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_
 
 
 @pytest.mark.parametrize(
-    ("teacher", "line"),
+    ("described", "line"),
     [
         ("moved/teacher", "teacher (teacher) is left out: "),
         ({"name": "function", "fingerprint": "v1", "labels": []}, "was a function, which no run keeps"),
@@ -203,11 +203,11 @@ def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_
     ],
 )
 def test_a_teacher_that_cannot_be_shown_is_told_in_a_line(
-    teacher: Any, line: str, teacher_result: Result, alone: Result, tmp_path: Path
+    described: Any, line: str, teacher_result: Result, alone: Result, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(alone.directory.parent, tmp_path / "run"))
     record = json.loads((run / "experiment.json").read_text())
-    named = json.dumps(teacher).replace("{teacher}", str(teacher_result.directory))
+    named = json.dumps(described).replace("{teacher}", str(teacher_result.directory))
     record["experiment"]["teacher"] = json.loads(named)
     (run / "experiment.json").write_text(json.dumps(record))
     report.write_report([str(run)], measure=False)

@@ -37,7 +37,7 @@ def summary(models: Sequence[Model], metric: str) -> tuple[Block, ...]:
         if teacher is not None and model is not teacher:
             line = "; ".join(filter(None, [line, ", ".join(_against(model, teacher, metric))]))
         lines.append(line + ".")
-    lines += [f"{model.name} ({model.role}) is left out: {model.note}." for model in models if model.note]
+    lines += [f"{model.name} ({model.role}) is left out: {model.note.rstrip('.')}." for model in models if model.note]
     return (Items(tuple(lines)),) if lines else ()
 
 
