@@ -44,6 +44,7 @@ _NAMES = {
     "inference.predictor": ("load_predictor",),
     "compression.compress": ("compress",),
     "export.export": ("export_model",),
+    "export.push": ("push",),
 }
 _MODULES = {
     "distill": "objectives",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
     from tinybert_jax.export.export import export_model
+    from tinybert_jax.export.push import push
     from tinybert_jax.inference.predictor import load_predictor
     from tinybert_jax.models.config import BertConfig, Compute
     from tinybert_jax.models.encoder import BertModel, BertOutput

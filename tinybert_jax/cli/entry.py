@@ -29,6 +29,7 @@ from tinybert_jax.cli.names import check_names, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.cli.push import push
 from tinybert_jax.cli.shrink import shrink
 from tinybert_jax.cli.students import students
 from tinybert_jax.cli.train import distill, finetune, pretrain
@@ -80,6 +81,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compress": compress,
     "shrink": shrink,
     "export": export,
+    "push": push,
     "cache": cache,
 }
 
