@@ -64,7 +64,8 @@ class Answer(BaseHTTPRequestHandler):
         if asked["organization"] != "owner":
             return self._answer(403, {"error": f"You don't have the rights to create a model under {name}"})
         if name in self.server.private:
-            return self._answer(409, {"error": "You already created this model repo"})
+            url = f"{self.server.endpoint}/{name}"
+            return self._answer(409, {"error": "You already created this model repo", "url": url})
         self.server.private[name] = asked.get("visibility") == "private" or asked.get("private") is True
         return self._answer(200, {"url": f"{self.server.endpoint}/{name}"})
 
