@@ -209,6 +209,11 @@ def test_a_card_that_cannot_be_read_stops_nothing(
     assert f"note: {directory}: the metadata of its README.md cannot be read" in capsys.readouterr().err
 
 
+def test_one_word_of_a_card_is_a_list_of_one(directory: Path) -> None:
+    (directory / "README.md").write_text("---\ndatasets: glue\nlanguage: [de, no]\n---\n")
+    assert read_metadata(str(directory)) == {"datasets": ["glue"], "language": ["de", "no"]}
+
+
 def test_a_path_is_shown_by_its_last_part_and_a_runs_student_by_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
