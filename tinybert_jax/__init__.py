@@ -45,6 +45,7 @@ _NAMES = {
     "inference.benchmark": ("benchmark",),
     "compression.compress": ("compress",),
     "export.export": ("export_model",),
+    "export.push": ("push",),
 }
 _MODULES = {
     "distill": "objectives",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from tinybert_jax.devices import sharding
     from tinybert_jax.errors import InputError
     from tinybert_jax.export.export import export_model
+    from tinybert_jax.export.push import push
     from tinybert_jax.inference.benchmark import benchmark
     from tinybert_jax.inference.predictor import load_predictor
     from tinybert_jax.models.config import BertConfig, Compute

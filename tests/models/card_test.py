@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from conftest import distillation
 from huggingface_hub import metadata_load
 
 import tinybert_jax as tb
-from tinybert_jax.models.files.card import front_matter, read_metadata, shown, task_results
+from tinybert_jax.models.files.card import front_matter, read_metadata, shown, task_results, without_places
 from tinybert_jax.settings.tasks import TASKS, get_task
 from tinybert_jax.training.run import Result
 
@@ -81,7 +82,10 @@ def test_what_is_compressed_and_exported_says_so_too_and_int8_claims_no_scores_o
     pytest.importorskip("onnxruntime")
     _, result, _ = student
     source = tb.DataSource(data=str(reviews))
-    chain = tb.compress(str(result.directory), "classification", source, [tb.Quantize()], tmp_path / "int8")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("we bought lovely chips\n")
+    methods = [tb.Vocabulary((str(texts),)), tb.Quantize()]
+    chain = tb.compress(str(result.directory), "classification", source, methods, tmp_path / "int8")
     metadata = read_metadata(str(tmp_path / "int8"))
     assert (metadata["base_model"], metadata["base_model_relation"]) == (BASE, "quantized")
     [scored] = metadata["model-index"][0]["results"]
@@ -98,34 +102,38 @@ def test_what_is_compressed_and_exported_says_so_too_and_int8_claims_no_scores_o
     assert onnx["library_name"] == "transformers.js"
     assert onnx["license"] == "apache-2.0"
     assert "| onnx/model_quantized.onnx |" in (tmp_path / "onnx/README.md").read_text()
+    assert '"texts.txt"' in (tmp_path / "int8/README.md").read_text()
     for name in ("int8", "floats", "both", "onnx"):
         assert not files_with(str(tmp_path.parent), tmp_path / name)
 
 
-def test_no_file_of_a_student_says_where_its_models_and_rows_are(
-    student: tuple[tb.Experiment, Result, Path], teacher: Path, reviews: Path, tmp_path: Path
-) -> None:
-    experiment, result, folder = student
+def test_no_file_of_a_student_says_where_its_models_and_rows_are(student: tuple[tb.Experiment, Result, Path]) -> None:
+    _, result, folder = student
     private = str(folder.parent)
     assert not files_with(private, result.directory)
-    assert files_with(private, result.directory.parent) == ["experiment.json"], "which repeats the run"
-    texts = tmp_path / "texts.txt"
-    texts.write_text("we bought lovely chips\n")
-    answers = tmp_path / "answers.tsv"
-    answers.write_text("text\tprediction\nwe bought lovely chips\tgood\n")
-    source = tb.DataSource(train=f"{reviews}/train.tsv", dev=f"{reviews}/dev.tsv", unlabelled=(str(texts),))
-    both = tb.Ensemble((str(folder / "fine-tuned"), str(teacher)), layer_teacher=str(teacher))
-    more = dataclasses.replace(experiment, teacher=both, source=source)
-    mixed = tb.run(more, tmp_path / "mixed")
-    assert not files_with(private, mixed.directory)
-    card = (mixed.directory / "README.md").read_text()
-    assert "distilled from `fine-tuned, run` by" in card
-    assert '"unlabelled": [\n      "texts.txt"\n    ]' in card
-    assert "license" not in read_metadata(str(mixed.directory)), "one of its teachers says nothing of it"
-    vocabulary = [tb.Vocabulary((str(texts),))]
-    tb.compress(str(teacher), "classification", tb.DataSource(data=str(reviews)), vocabulary, tmp_path / "small")
-    assert not files_with(private, tmp_path / "small")
-    assert '"texts.txt"' in (tmp_path / "small/README.md").read_text()
+    assert private in (result.directory.parent / "experiment.json").read_text(), "which repeats the run"
+    assert "distilled from `fine-tuned` by" in (result.directory / "README.md").read_text()
+
+
+def test_no_field_of_the_settings_keeps_a_path() -> None:
+    stages = (tb.Stage("prediction", compression=(tb.Quantize(),)), tb.Stage("prediction"))
+    source = tb.DataSource(
+        train="/my/train.tsv", dev="~/my/dev.tsv", test="my/test.tsv", unlabelled=("/my/a.txt",), id_column="my/id"
+    )
+    teachers = tb.Ensemble(("/my/first", "owner/name@main", "/my/answers.jsonl"), layer_teacher="/my/first")
+    experiment = tb.Experiment("classification", source, "/my/student", stages, teachers)
+    tfds = tb.DataSource(tfds="glue/sst2")
+    corpus = tb.CorpusSource(("/my/a.txt", "/my/b.txt"))
+    more = dataclasses.replace(experiment, source=tfds, augmented="/my/variants", teacher="/my/first", model="4x312")
+    files = tb.Experiment("corpus", corpus, "/my/student", (tb.Stage("transformer"),), "/my/first")
+    published = [without_places(settings.as_dict()) for settings in (experiment, more, files)]
+    assert "/my" not in str(published)
+    assert "my/test" not in str(published)
+    assert published[0]["teacher"]["members"] == ["first", "owner/name@main", "answers.jsonl"]
+    assert published[0]["source"]["unlabelled"] == ["a.txt"]
+    assert published[0]["source"]["id_column"] == "my/id", "it is a name"
+    assert (published[1]["model"], published[1]["source"]["tfds"]) == ("4x312", "glue/sst2")
+    assert published[0]["stages"] == json.loads(json.dumps(experiment.as_dict()["stages"]))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +186,20 @@ def test_hub_ids_are_bases_and_paths_are_not(directory: Path, tmp_path: Path, mo
     assert bases(directory) is None, "a relative path is no hub id"
 
 
+def test_a_licence_is_taken_over_where_all_models_say_the_same(directory: Path, tmp_path: Path) -> None:
+    config, _ = tb.load_hf(directory)
+
+    def license_of(*models: Path) -> Any:
+        block = front_matter("a", config, [str(model) for model in models]).split("---")[1]
+        return next((line for line in block.splitlines() if line.startswith("license")), None)
+
+    apache, mit, silent = (tmp_path / name for name in ("apache", "mit", "silent"))
+    for model, card in ((apache, BASE_CARD), (mit, BASE_CARD.replace("apache-2.0", "mit")), (silent, "# A model")):
+        with_card(directory, model, card)
+    assert license_of(apache) == license_of(apache, apache) == "license: apache-2.0"
+    assert license_of(apache, mit) is license_of(apache, silent) is license_of() is None
+
+
 @pytest.mark.parametrize("card", ["---\n- a list\n---\n", "---\n{: broken\n---\n", b"---\nlicense: \xff\n---\n"])
 def test_a_card_that_cannot_be_read_stops_nothing(
     card: str | bytes, directory: Path, capsys: pytest.CaptureFixture
@@ -185,6 +207,11 @@ def test_a_card_that_cannot_be_read_stops_nothing(
     (directory / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
     assert read_metadata(str(directory)) == {}
     assert f"note: {directory}: the metadata of its README.md cannot be read" in capsys.readouterr().err
+
+
+def test_one_word_of_a_card_is_a_list_of_one(directory: Path) -> None:
+    (directory / "README.md").write_text("---\ndatasets: glue\nlanguage: [de, no]\n---\n")
+    assert read_metadata(str(directory)) == {"datasets": ["glue"], "language": ["de", "no"]}
 
 
 def test_a_path_is_shown_by_its_last_part_and_a_runs_student_by_its_run(

@@ -30,6 +30,7 @@ from tinybert_jax.cli.names import check_arguments, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.cli.push import push
 from tinybert_jax.cli.report import report
 from tinybert_jax.cli.shrink import shrink
 from tinybert_jax.cli.students import students
@@ -84,6 +85,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "shrink": shrink,
     "export": export,
     "benchmark": benchmark,
+    "push": push,
     "cache": cache,
 }
 

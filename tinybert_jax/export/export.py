@@ -42,6 +42,12 @@ from tinybert_jax.settings.choices import ExportFormat
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO program runs on
 ROWS, WORDS, LONGEST = 64, 64, 128  # random rows that are compared; words and tokens of the longest
 MOST_ROWS, BATCH_SIZE = 1000, 4  # texts that are compared; rows at once: outputs may be as wide as a vocabulary
+LOADS = """
+```python
+import tinybert_jax as tb
+predict = tb.load_predictor("this directory")
+```
+"""
 
 
 class Exported(NamedTuple):
@@ -159,16 +165,12 @@ def _card(model: str, config: BertConfig, head: str, formats: Sequence[str], res
         pipeline_tag=HEADS[head].pipeline,
         tags=[*dict.fromkeys(name.partition("-")[0] for name in formats), config.model_type],
     )
-    return f"""{metadata}# {title}
+    text = f"""{metadata}# {title}
 Written by tinybert_jax. Each file was run, and its outputs compared with the model's.
 
 {markdown(*table(results))}
-
-```python
-import tinybert_jax as tb
-predict = tb.load_predictor("this directory")
-```
 """
+    return text + LOADS if HEADS[head].on_tasks else text
 
 
 def _random_texts(tokenizer: Any) -> list[str]:

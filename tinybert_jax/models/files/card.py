@@ -88,7 +88,10 @@ def front_matter(
 
 
 def read_metadata(model: str) -> dict[str, Any]:
-    """What the README.md of a directory or hub model says of it; {} where there is none, or none that can be read."""
+    """What the README.md of a directory or hub model says of it; {} where there is none, or none that can be read.
+
+    `language` and `datasets` are lists, also where the card gives one word.
+    """
     from huggingface_hub import metadata_load
 
     try:
@@ -98,8 +101,9 @@ def read_metadata(model: str) -> dict[str, Any]:
     except Exception as error:  # of yaml, or of the encoding
         print(f"note: {model}: the metadata of its README.md cannot be read ({first_line(error)})", file=sys.stderr)
         return {}
-    if "language" in metadata:  # in YAML 1.1, the code of Norwegian is a truth value
-        metadata["language"] = ["no" if code is False else code for code in _listed(metadata["language"])]
+    for field in ("language", "datasets"):
+        if field in metadata:  # in YAML 1.1, the code of Norwegian is a truth value
+            metadata[field] = ["no" if value is False else value for value in _listed(metadata[field])]
     return metadata
 
 
