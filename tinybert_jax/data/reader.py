@@ -12,8 +12,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, has_csv_quotes, other_separator, refuse_json
+from tinybert_jax.data.suspects import (
+    ONE_LABEL,
+    are_bits,
+    bit_columns,
+    counts_rows,
+    has_csv_quotes,
+    other_separator,
+    refuse_json,
+)
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 
 JSON_SUFFIXES = (".jsonl", ".json")
 SUFFIXES = (".tsv", ".csv", *JSON_SUFFIXES)
@@ -113,6 +122,11 @@ def read_checked(
     for number, column in enumerate(text_columns):
         if counts_rows([row[number] for row in texts]):
             raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other --text-columns")
+    if label_sets is not None and labels and are_bits(labels):
+        raise InputError(
+            f"{path}: the labels in {label_column!r} are zeros and ones, one for each class: write the names of a"
+            " row's classes in their place"
+        )
     if label_sets is None and counts_rows(labels, least=5):
         print(
             f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
@@ -158,6 +172,8 @@ def read_text(path: Path) -> str:
 def decode(path: Path, data: bytes, first_line: int = 1) -> str:
     """The text of a file's content, or of its lines from `first_line` on; see `read_text`."""
     if first_line == 1:
+        if kind := foreign_kind(data[:HEAD]):
+            raise InputError(f"{path}: {kind}")
         data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         text = data.decode()
@@ -195,6 +211,12 @@ def _table_records(
             if separated := other_separator(header, "\t" if path.suffix == ".tsv" else ","):
                 raise InputError(
                     f"{path}:1: {separated} separate the columns ({columns}): a .tsv has tabs, and a .csv commas"
+                )
+            if column == label_column and (bits := bit_columns(header, (values for _, values in lines))):
+                raise InputError(
+                    f"{path}:1: no column {column!r}, but {', '.join(map(repr, bits))} hold 0 and 1, as one column for"
+                    " each class: write the names of a row's classes into one column, with --label-delimiter ';' and"
+                    " --task multi_label"
                 )
             raise InputError(f"{path}:1: no column {column!r}; the columns are {columns}: {NAME_YOURS}")
     text_indices = [header.index(column) for column in text_columns]

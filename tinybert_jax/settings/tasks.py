@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -251,5 +252,7 @@ def get_task(name: str) -> Task:
         InputError: the task is unknown; lists the known ones.
     """
     if name not in TASKS:
-        raise InputError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
+        nearest = difflib.get_close_matches(name, TASKS, 1)
+        guess = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise InputError(f"unknown task {name!r}; known are {', '.join(TASKS)}{guess}")
     return TASKS[name]
