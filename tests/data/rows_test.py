@@ -183,7 +183,7 @@ def test_given_labels_are_authoritative(tmp_path):
         read_rows(CLASSES, source, "dev", ("a", "c"))
     assert str(error.value) == (
         f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model or training file has 'a', 'c': correct it in"
-        " the file, or take a model that was fine-tuned on it"
+        " the file, or in id2label of the model's config.json, or take a model fine-tuned on it"
     )
 
 
@@ -202,6 +202,13 @@ def test_of_a_model_whose_classes_were_never_named_the_remedy_is_to_name_them(tm
         f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model's {len(labels)} classes were never named: name them in"
         f' its config.json, in the order in which it was trained: perhaps "id2label": {example}'
     )
+
+
+def test_a_label_in_another_case_is_the_models_if_it_is_no_other(tmp_path):
+    source = DataSource(dev=write(tmp_path, "dev.tsv", "text\tlabel\na\tpositive\nb\tNegative\n"))
+    assert read_rows(CLASSES, source, "dev", ("NEGATIVE", "POSITIVE")).labels.tolist() == [1, 0]
+    with pytest.raises(InputError, match="unknown label 'positive'"):
+        read_rows(CLASSES, source, "dev", ("negative", "Positive", "POSITIVE"))
 
 
 def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):

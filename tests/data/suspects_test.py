@@ -172,5 +172,41 @@ def test_a_label_that_may_be_several_is_noted_and_one_of_known_labels_is_refused
         read_rows(get_task("classification"), source, "train", ("a", "b", "c"))
 
 
+@pytest.mark.parametrize("row", [[1, 0, 1], [1.0, 0.0, 0.0], [True, False, False]])
+def test_a_zero_or_one_for_each_class_is_no_set_of_names(row: list[float], tmp_path: Path) -> None:
+    content = "".join(json.dumps({"text": "a", "labels": labels}) + "\n" for labels in (row, row[::-1]))
+    with pytest.raises(InputError, match=r"the labels in 'labels' are zeros and ones, one for each class: write the"):
+        read(tmp_path, content, "train.jsonl", "multi_label")
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+def test_a_column_for_each_class_is_told_with_what_to_do(task: str, tmp_path: Path) -> None:
+    content = "id,text,toxic,insult\nx1,a,1,0\nx2,b,0,1\nx3,c,1,1\n"
+    message = r"train\.csv:1: no column 'labels?', but 'toxic', 'insult' hold 0 and 1, as one column for each class"
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, content, "train.csv", task)
+
+
+def test_labels_that_were_not_parted_are_told_with_the_option_that_parts_them(tmp_path: Path) -> None:
+    for label in ("\"['x', 'y']\"", "x;y"):
+        content = f"text,labels\na,{label}\nb,x\nc,y\n"
+        with pytest.raises(InputError, match=r" is read as one label: name what stands between .* --label-delimiter"):
+            read(tmp_path, content, "train.csv", "multi_label", label_delimiter="|")
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (["pos", "nan", "neg"], "'nan' is read as a class: if it stands for no label, remove its rows"),
+        (["1", "\\N", "0"], "'\\\\N' is read as a class: if it stands for no label, remove its rows"),
+        (["Pos", "neg", "pos"], "'Pos' and 'pos' are read as two classes: if they are one, write them alike"),
+        (["1", "1.0", "0"], "'1' and '1.0' are read as two classes: if they are one, write them alike"),
+    ],
+)
+def test_an_odd_class_is_noted(labels: list[str], note: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert len(read(tmp_path, "text\tlabel\n" + "".join(f"a\t{label}\n" for label in labels)).label_names) == 3
+    assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: {note}\n"
+
+
 def test_no_file_of_one_kind_of_cell_is_quoted() -> None:
     assert not has_csv_quotes("text\tlabel\na\tb\n")

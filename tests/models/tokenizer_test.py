@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, write_model
 
 import tinybert_jax as tb
 
@@ -147,3 +147,16 @@ def test_a_roberta_of_2019_has_its_own_tokenizer(tmp_path: Path) -> None:
     (directory / "config.json").write_text(json.dumps(hf))
     loaded = tb.load_tokenizer(directory, config)
     assert loaded(" a film", " film")["input_ids"] == tokenizer(" a film", " film")["input_ids"]
+
+
+def test_a_vocabulary_that_the_tokenizers_class_does_not_read_is_refused(tmp_path: Path) -> None:
+    """Every word would be unknown."""
+    directory = write_model(tmp_path / "bert", family="xlm-roberta", hidden_size=16, num_hidden_layers=1)
+    (directory / "tokenizer.json").unlink()
+    shutil.copy(TINY / "vocab.txt", directory)
+    with pytest.raises(tb.InputError, match="XLMRobertaTokenizer, finds no words in the files there: copy"):
+        tb.load_tokenizer(directory, tb.load_hf(directory)[0])
+    (directory / "vocab.txt").unlink()
+    (directory / "sentencepiece.bpe.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    with pytest.raises(tb.InputError, match=r"directory \(sentencepiece.bpe.model alone is not read: AutoTokenizer"):
+        tb.load_tokenizer(directory, tb.load_hf(directory)[0])

@@ -161,7 +161,7 @@ def test_a_damaged_legacy_file_is_read_or_refused(tmp_path_factory: Any, content
         (
             "model.safetensors",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-            r"model\.safetensors: a pointer of Git LFS, not the weights: fetch them with `git lfs pull`",
+            r"model\.safetensors: a pointer of Git LFS, not the file: fetch it with `git lfs pull`",
         ),
         ("pytorch_model.bin", b"\x80\x02}q\0.", r"pytorch_model\.bin: no file of torch\.save in a form that is read"),
         ("pytorch_model.bin", b"", r"pytorch_model\.bin: damaged or truncated"),

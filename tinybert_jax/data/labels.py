@@ -40,13 +40,22 @@ def written_labels(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_id.get(i, label) for i, label in enumerate(labels))
 
 
-def discover_labels(written: list[str]) -> tuple[str, ...]:
+def discover_labels(written: list[str], may_be_several: bool = False) -> tuple[str, ...]:
     """The distinct labels, sorted; by value if all are integers of up to 99 digits.
+
+    Args:
+        written: the labels of all rows.
+        may_be_several: a row may have several, so that a label which is several ones was not parted.
 
     Raises:
         InputError: one is several labels, or there are too many to be classes.
     """
     if several := several_labels(written):
+        if may_be_several:
+            raise InputError(
+                f"{several!r} is read as one label: name what stands between a row's labels with --label-delimiter, or"
+                " give JSON lines with lists of them"
+            )
         raise InputError(
             f"the label {several!r} is several labels: {ONE_LABEL}; where that is one, write it without separators"
         )

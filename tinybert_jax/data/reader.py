@@ -12,8 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, has_csv_quotes, other_separator, refuse_json
+from tinybert_jax.data.suspects import (
+    ONE_LABEL,
+    are_bits,
+    bit_columns,
+    counts_rows,
+    has_csv_quotes,
+    other_separator,
+    refuse_json,
+)
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.settings.sources import TextForm
 
 JSON_SUFFIXES = (".jsonl", ".json")
@@ -112,6 +121,11 @@ def read_checked(
     for number, column in enumerate(form.names):
         if counts_rows([row[number] for row in texts]):
             raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other {form.option}")
+    if label_sets is not None and labels and are_bits(labels):
+        raise InputError(
+            f"{path}: the labels in {label_column!r} are zeros and ones, one for each class: write the names of a"
+            " row's classes in their place"
+        )
     if label_sets is None and counts_rows(labels, least=5):
         print(
             f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
@@ -157,6 +171,8 @@ def read_text(path: Path) -> str:
 def decode(path: Path, data: bytes, first_line: int = 1) -> str:
     """The text of a file's content, or of its lines from `first_line` on; see `read_text`."""
     if first_line == 1:
+        if kind := foreign_kind(data[:HEAD]):
+            raise InputError(f"{path}: {kind}")
         data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         text = data.decode()
@@ -200,7 +216,13 @@ def _table_records(
                 raise InputError(
                     f"{path}:1: {separated} separate the columns ({named}): a .tsv has tabs, and a .csv commas"
                 )
-            raise InputError(f"{path}:1: no column {column!r}; the columns are {named}: {name_yours(form)}")
+            if column == label_column and (bits := bit_columns(header, (values for _, values in lines))):
+                raise InputError(
+                    f"{path}:1: no column {column!r}, but {', '.join(map(repr, bits))} hold 0 and 1, as one column for"
+                    " each class: write the names of a row's classes into one column, with --label-delimiter ';' and"
+                    " --task multi_label"
+                )
+            raise InputError(f"{path}:1: no column {column!r}; the columns are {named}: {form.advice}")
     text_indices = [header.index(column) for column in columns]
     label_index = header.index(label_column) if label_column in header else None
     for line, values in lines:
@@ -292,7 +314,7 @@ def _json_records(
         for column in (*form.columns, *identity, *([label_column] if labelled else [])):
             if column not in value:
                 keys = ", ".join(map(repr, value)) or "none"
-                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {name_yours(form)}")
+                raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {form.advice}")
         parts = json_parts(f"{path}:{line}", value, form)
         texts = (json_text(path, line, column, part) for column, part in parts.items())
         row = (*texts, *(_json_label(path, line, column, value[column]) for column in identity))
@@ -301,11 +323,6 @@ def _json_records(
             yield line, row, tuple(_json_label(path, line, label_column, each) for each in label)
         else:
             yield line, row, _json_label(path, line, label_column, label) if labelled else None
-
-
-def name_yours(form: TextForm) -> str:
-    """What to do where a column is missing."""
-    return f"name yours with {form.option} and --label-column"
 
 
 def json_parts(where: str, value: Mapping[str, Any], form: TextForm) -> dict[str, Any]:

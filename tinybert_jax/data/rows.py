@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from tinybert_jax.data.labels import discover_labels, label_ids
 from tinybert_jax.data.reader import LabelSets, RawRows, decode, is_quoted_tsv, read_bytes, read_checked
-from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, refuse_json
+from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, odd_class, refuse_json
 from tinybert_jax.data.tfds import read_tfds
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
@@ -74,18 +75,21 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
         try:
-            names = discover_labels(_each_label(task, raw))
+            names = discover_labels(_each_label(task, raw), task.is_multi_label)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         odd = [] if task.is_multi_label else [name for name in names if re.search("[;|]", name)]
         if odd:
             print(f"note: {where}: {odd[0]!r} is read as one label, because {ONE_LABEL}", file=sys.stderr)
+        if problem := odd_class(names):
+            print(f"note: {where}: {problem}", file=sys.stderr)
         if len(names) < 2:
             named = f"all rows have the label {names[0]!r}" if names else "no row has a label"
             raise InputError(f"{where}: {named}: classification needs at least two")
     elif names is None:
         names = read_rows(task, source, "train").label_names
     ids = label_ids(task, names)
+    ids |= _in_another_case(ids, names, set(_each_label(task, raw)))
     numbers = (
         _class_sets(raw, where, split, ids, len(names)) if task.is_multi_label else _class_ids(raw, where, split, ids)
     )
@@ -102,7 +106,7 @@ def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
         return task.labels
     splits: tuple[SplitName, ...] = ("train", "dev") if source.has_labelled else ("dev",)
     written = [label for split in splits for label in _each_label(task, _read(task, source, split)[0])]
-    return discover_labels(written) if written else ()
+    return discover_labels(written, task.is_multi_label) if written else ()
 
 
 def _read(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
@@ -193,6 +197,13 @@ def _each_label(task: Task, raw: RawRows) -> list[str]:
     return [label for each in labels for label in each] if task.is_multi_label else labels
 
 
+def _in_another_case(ids: dict[str, int], names: tuple[str, ...], written: set[str]) -> dict[str, int]:
+    """The ids of labels that are no name, and that one name alone is in another case: `positive` for `POSITIVE`."""
+    folded = Counter(name.casefold() for name in names)
+    by_case = {name.casefold(): i for i, name in enumerate(names) if folded[name.casefold()] == 1}
+    return {label: by_case[label.casefold()] for label in written - ids.keys() if label.casefold() in by_case}
+
+
 def _class_ids(raw: RawRows, where: str, split: SplitName, ids: dict[str, int]) -> np.ndarray | None:
     if not _has_labels(raw, split):
         return None
@@ -227,7 +238,7 @@ def _answer(ids: dict[str, int], written: Sequence[str]) -> str:
     numbers = sorted(set(ids.values()))
     if any(f"LABEL_{number}" not in ids for number in numbers):
         known = ", ".join(map(repr, ids))
-        remedy = "correct it in the file, or take a model that was fine-tuned on it"
+        remedy = "correct it in the file, or in id2label of the model's config.json, or take a model fine-tuned on it"
         return f"the model or training file has {known}: {remedy}"
     labels = sorted(set(written))
     names = labels if len(labels) == len(numbers) else ["..."] * len(numbers)

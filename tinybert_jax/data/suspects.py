@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tinybert_jax.errors import InputError
@@ -108,4 +109,40 @@ def several_labels(labels: Sequence[str]) -> str:
         for label in distinct:
             if len(parts[label]) > 1 and all(part and occurrences[part] > 1 for part in parts[label]):
                 return label
+    return ""
+
+
+def are_bits(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the rows' labels are a zero or one for each class, and no names.
+
+    >>> are_bits([("1", "0", "1"), ("0", "0", "1")]), are_bits([("1", "0"), ("1",)])
+    (True, False)
+    """
+    bits = {"0", "1", "0.0", "1.0", "true", "false", "True", "False"}
+    return len(set(map(len, rows))) == 1 and len(rows[0]) > 1 and all(bits.issuperset(row) for row in rows)
+
+
+def bit_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The columns of a table that hold zeros and ones alone, if there are several: one for each class."""
+    columns = zip(header, zip(*rows, strict=False), strict=False)
+    bits = [name for name, cells in columns if {"0", "1"}.issuperset(cells)]
+    return bits if len(bits) > 1 else []
+
+
+def odd_class(names: Sequence[str]) -> str:
+    """What is odd about the names of classes: one stands for no label, or two are one that is written in two ways.
+
+    >>> odd_class(["neg", "pos"]), odd_class(["Pos", "neg", "pos"])
+    ('', "'Pos' and 'pos' are read as two classes: if they are one, write them alike")
+    """
+    for name in names:
+        if name in ("None", "\\N") or name.casefold() in ("nan", "null", "n/a", "<na>"):
+            return f"{name!r} is read as a class: if it stands for no label, remove its rows"
+    first: dict[str | float, str] = {}
+    for name in names:
+        key: str | float = name.casefold()
+        with contextlib.suppress(ValueError):
+            key = float(name)
+        if first.setdefault(key, name) != name:
+            return f"{first[key]!r} and {name!r} are read as two classes: if they are one, write them alike"
     return ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_jax.data.reader import RawRows, name_yours
+from tinybert_jax.data.reader import RawRows
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
@@ -35,7 +35,7 @@ def read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows
     for column in (*form.columns, *([label_column] if split != "test" else [])):
         if column not in records[0]:
             names = ", ".join(map(repr, records[0]))
-            raise InputError(f"{where}: no feature {column!r}; there are {names}: {name_yours(form)}")
+            raise InputError(f"{where}: no feature {column!r}; there are {names}: {form.advice}")
     for column in form.columns:
         is_joined = form.templates and np.ndim(records[0][column]) == 0
         if not (isinstance(records[0][column], bytes) or is_joined):

@@ -62,6 +62,11 @@ class TextForm:
         """The option that says it."""
         return "--text-template" if self.templates else "--text-columns"
 
+    @property
+    def advice(self) -> str:
+        """What to do where a column is missing."""
+        return f"name yours with {self.option} and --label-column"
+
     def texts(self, cells: Mapping[str, Any]) -> tuple[Any, ...]:
         """The texts of a row; one whose template has empty cells only is empty."""
         if not self.templates:

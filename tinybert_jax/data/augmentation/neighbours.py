@@ -22,6 +22,7 @@ import numpy as np
 from tinybert_jax.cache import cache_folder, cached
 from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words, write_words
 from tinybert_jax.settings.choices import Preset
@@ -153,7 +154,7 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     them.
 
     Raises:
-        InputError: no line holds a word and a vector.
+        InputError: no line holds a word and a vector, or the file is binary.
     """
     index: dict[str, int] = {}
     numbers, lines = array("f"), array("q")
@@ -162,6 +163,11 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
         head = list(itertools.islice(file, 100))
         if head:
             head[0] = head[0].removeprefix(b"\xef\xbb\xbf")
+        if re.search(rb"[\0-\x08\x0e-\x1f]", b"".join(head)[:HEAD]):
+            raise InputError(
+                f"{path}: binary, as word2vec's .bin: give fastText's .vec, or write it as text, as gensim does:"
+                f" KeyedVectors.load_word2vec_format({path.name!r}, binary=True).save_word2vec_format('vectors.txt')"
+            )
         match = re.fullmatch(rb"\s*[0-9]+\s+([0-9]+)\s*", head[0]) if head else None
         body = head[1:] if match else head
         # A header must agree with the numbers at the ends of lines. Words with spaces make lines wider.
@@ -198,14 +204,17 @@ def _open(path: Path) -> Iterator[Any]:
     """The lines of a file, or of one that is compressed by gzip, whatever its name.
 
     Raises:
-        InputError: it is an archive, or its compression is damaged.
+        InputError: it is an archive or no text, or its compression is damaged.
     """
     with path.open("rb") as file:
-        begin = file.read(4)
-    if begin == b"PK\3\4":
+        begin = file.read(HEAD)
+    if begin.startswith(b"PK\3\4"):
         raise InputError(f"{path}: a zip archive: unpack it, and give the text file of one width in it")
+    is_gzip = begin.startswith(b"\x1f\x8b")
+    if not is_gzip and (kind := foreign_kind(begin)):
+        raise InputError(f"{path}: {kind}")
     try:
-        with gzip.open(path) if begin[:2] == b"\x1f\x8b" else path.open("rb") as opened:
+        with gzip.open(path) if is_gzip else path.open("rb") as opened:
             yield opened
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged ({error}): fetch or compress it anew") from None

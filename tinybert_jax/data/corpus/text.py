@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tinybert_jax.data.suspects import holds_json
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.settings.sources import CorpusSource
 
 UNIT_BYTES = 32 << 20  # at most; 20 GB of text are 600 shards, which are all open at a time
@@ -78,6 +79,8 @@ def _blocks(path: str, opener: Callable[[str], Any]) -> Iterator[bytes]:
     try:
         with opener(path) as file:
             while data := file.read(READ_BYTES):
+                if at_start and (kind := foreign_kind(data[:HEAD])):
+                    raise InputError(f"{path}: {kind}")
                 if at_start and holds_json(data.lstrip().partition(b"\n")[0].decode("utf-8-sig", "replace")):
                     raise InputError(
                         f"{path}:1: holds JSON, and not text: give the text alone, for example with: jq -r .text"

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.hub import TOKENIZER_FILES, resolve
 from tinybert_jax.models.files.weights import read_json
@@ -37,7 +38,13 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     """
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"{path}: no {' or '.join(TOKENIZER_FILES)}; copy the tokenizer's files into the directory")
+        advice = "copy the tokenizer's files into the directory"
+        if pieces := next(path.glob("*.model"), None):
+            advice += f" ({pieces.name} alone is not read: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
+        raise InputError(f"{path}: no {' or '.join(TOKENIZER_FILES)}; {advice}")
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file() and (kind := foreign_kind((path / name).read_bytes()[:HEAD])):
+            raise InputError(f"{path / name}: {kind}")
     try:
         tokenizer = from_files(path, **_hints(path, config))
     except InputError:
@@ -59,6 +66,11 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
             raise InputError(
                 f"{path}: the tokenizer's vocabulary has no {token} token{named}: copy the tokenizer's files anew"
             )
+    if vocabulary.keys() <= set(tokenizer.all_special_tokens):
+        raise InputError(
+            f"{path}: the tokenizer, a {type(tokenizer).__name__}, finds no words in the files there: copy the model's"
+            " tokenizer.json into the directory"
+        )
     if blank := {token for token, i in vocabulary.items() if i >= config.vocab_size and not token.strip()}:
         # of blank lines at the end of a vocab.txt; no text has such a token
         described = json.loads(tokenizer.backend_tokenizer.to_str())

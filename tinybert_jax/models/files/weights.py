@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save_file
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.bitmask import PACKED_FILE, unpack
 from tinybert_jax.models.files.flax_file import read_flax
+from tinybert_jax.models.files.foreign import HEAD, LFS_POINTER, foreign_kind
 from tinybert_jax.models.files.torch_file import read_torch
 
 TORCH_FILE, FLAX_FILE = "pytorch_model.bin", "flax_model.msgpack"
 INDEX = ".index.json"  # behind the name of weights that are cut into files
-LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json(path: Path) -> Any:
@@ -31,7 +31,10 @@ def read_json(path: Path) -> Any:
         InputError: it cannot be read, or is not JSON (`path:line`).
     """
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = path.read_bytes()
+        if kind := foreign_kind(content[:HEAD]):
+            raise InputError(f"{path}: {kind}")
+        return json.loads(content.decode())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError, too
@@ -130,7 +133,7 @@ def _shards(index: Path) -> list[Path]:
 def _read_file(path: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise InputError(f"{path}: a pointer of Git LFS, not the weights: fetch them with `git lfs pull`")
+            raise InputError(f"{path}: {foreign_kind(LFS_POINTER)}")
     return read(path)
 
 
