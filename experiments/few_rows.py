@@ -137,7 +137,7 @@ def run_messages(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         data = ["--task", "classification", "--train", train, "--dev-share", "0.1", "--seed", str(seed)]
         teacher = tinybert(args.out / f"teacher-{seed}", "finetune", "--model", args.model, *data)
-        options = ["--teacher", str(teacher), "--student", STUDENT, *data]
+        options = ["--teacher", str(teacher), "--student", STUDENT, "--no-report", *data]
         student = tinybert(args.out / f"student-{seed}", "distill", *options)
         scores = [score(model, "classification", source, "test", 128) for model in (teacher, student)]
         shares.append(100 * scores[1] / scores[0])
@@ -162,8 +162,8 @@ def run_task(args: argparse.Namespace) -> None:
             scores = []
             for seed in args.seeds:
                 out = directory / f"{name.replace(' ', '-')}-{seed}"
-                chosen = ["--teacher", args.teacher, "--student", STUDENT, *data, "--seed", str(seed), *options]
-                student = tinybert(out, "distill", *chosen)
+                chosen = ["--teacher", args.teacher, "--student", STUDENT, "--no-report", *data]
+                student = tinybert(out, "distill", *chosen, "--seed", str(seed), *options)
                 scores.append({"score": score(student, args.task, whole, "dev", args.max_length)})
             kept = 100 * statistics.mean(result["score"] for result in scores) / full
             lines.append([str(rows), name, mean_sd(scores, "score"), f"{kept:.1f}"])
