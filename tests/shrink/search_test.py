@@ -101,6 +101,8 @@ def test_the_command_prints_plan_pick_and_reason(
     assert isinstance(pick, tb.Experiment)
     assert pick.stages[-1].max_steps == 4  # of the second rung: half of 8
     assert tb.load_predictor(out / "export")(["good"])
+    page = (out / "report.md").read_text()
+    assert "2x32" in page
     code = tinybert(monkeypatch, "shrink", *data, "--keep", "20%", "--out", out, "--resume")
     assert_refused(capsys, code, "was begun with aim")
     code = tinybert(monkeypatch, "shrink", *data, "--keep", "20%", "--out", out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinybert_jax.cli.execute import write_page
 from tinybert_jax.cli.options import Source, TaskName
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
@@ -22,6 +23,7 @@ def shrink(
     max_length: int | None = None,
     seed: int = 0,
     resume: bool = False,
+    report: bool = True,
 ) -> None:
     """Find the smallest or fastest student that reaches an aim, and write it as ONNX in int8.
 
@@ -47,6 +49,8 @@ def shrink(
         max_length: tokens per row; longer rows are cut; default: the length that the teacher was trained with.
         seed: decides initial values, dropout and the order of the rows.
         resume: continue the search in --out.
+        report: write report.html and report.md at the end, as `tinybert report` does, of all that was trained and of the
+            pick in int8.
     """
     from tinybert_jax.shrink.aim import Aim, parse_share
     from tinybert_jax.shrink.plan import described, parse_time
@@ -72,3 +76,8 @@ def shrink(
     print_table(*results_table(result))
     for line in reasons(result, out):
         print(line)
+    if report and result.runs:
+        from tinybert_jax.reports.report import write_report
+
+        models = [*map(str, result.runs), *([] if result.directory is None else [str(result.directory)])]
+        write_page(lambda: write_report(models, out))

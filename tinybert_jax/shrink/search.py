@@ -56,6 +56,7 @@ class Search(NamedTuple):
     front: list[Outcome]
     pick: Outcome | None  # None: no candidate meets the aim
     directory: Path | None  # of the exported pick; beside it, `student` is what it was exported from
+    runs: list[Path]  # the longest of every candidate that was trained
 
 
 def prepare(described: Plan, out: Path, budget: float | None = None, resume: bool = False) -> Plan:
@@ -112,7 +113,8 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
     final = list(outcomes.values())
     chosen = pick(final, plan.aim, teacher_score)
     directory = None if chosen is None else _deployed(plan, out, chosen)
-    return Search(plan, teacher_score, final, front(final), chosen, directory)
+    runs = [_run(out, outcome.candidate, outcome.rung) for outcome in final if outcome.steps]
+    return Search(plan, teacher_score, final, front(final), chosen, directory, runs)
 
 
 def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
@@ -166,7 +168,7 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
         if candidate.name != TEACHER:
             experiment = plan.experiment(candidate, rung)
             steps = sum(stage.max_steps or 0 for stage in experiment.stages)
-            directory = folder / f"rung-{rung + 1}"
+            directory = _run(out, candidate, rung)
             model = str(run(experiment, directory, resume=is_begun(directory)).directory)
             shutil.rmtree(directory / "checkpoints")  # the run is done
         with _folder(folder) as temporary:
@@ -199,6 +201,11 @@ def _deployed(plan: Plan, out: Path, chosen: Outcome) -> Path:
         pick_file = PICK.format(name=chosen.candidate.name, names=names, experiment=described)
         (out / "pick.py").write_text(pick_file, "utf-8")
     return out / "export"
+
+
+def _run(out: Path, candidate: Candidate, rung: int) -> Path:
+    """The directory of a candidate's training."""
+    return out / "candidates" / candidate.name / f"rung-{rung + 1}"
 
 
 def _file(candidate: Candidate, rung: int) -> str:
