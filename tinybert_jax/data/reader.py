@@ -20,6 +20,7 @@ from tinybert_jax.data.suspects import (
     has_csv_quotes,
     other_separator,
     refuse_json,
+    refuse_one_value,
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
@@ -84,6 +85,7 @@ def read_checked(
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
     columns = (*text_columns, *(() if id_column is None else (id_column,)))
     if path.suffix in JSON_SUFFIXES:
+        refuse_one_value(path, text)
         records = _json_records(path, text, columns, label_column, needs_label, id_column, label_sets is not None)
     else:
         refuse_json(path, text, "a table")
@@ -239,10 +241,12 @@ def check_width(path: Path, line: int, values: list[str], header: list[str]) -> 
     if values in ([], [""]) and len(header) > 1:
         raise InputError(f"{path}:{line}: the line is blank: remove it")
     if len(values) != len(header):
-        problem, remedy = ("short row", "complete") if len(values) < len(header) else ("extra columns", "repair")
+        is_short = len(values) < len(header)
+        problem, remedy = ("short row", "complete") if is_short else ("extra columns", "repair")
+        advice = "" if is_short else " (a comma of a text needs quotes; if all rows are so, the header lacks a name)"
         raise InputError(
             f"{path}:{line}: {problem}: {len(values)} instead of {len(header)} ({', '.join(header)}): {remedy} or"
-            " remove the row"
+            f" remove the row{advice if path.suffix == '.csv' else ''}"
         )
 
 
