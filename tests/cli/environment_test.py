@@ -25,6 +25,17 @@ def test_a_character_that_the_terminal_has_not_is_printed_by_its_number(
     assert terminal.getvalue() == os.fsencode(tmp_path) + b"/" + printed + b" holds nothing\n"
 
 
+def test_a_reader_that_is_gone_ends_the_program_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert tinybert(monkeypatch, "cache") == 141  # as a shell counts programs that SIGPIPE ends
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="others' file names are in UTF-8")
 def test_the_program_starts_anew_where_file_names_are_not_in_utf_8() -> None:
     program = "import sys; from tinybert_jax.cli.process import prepare_process; prepare_process();"

@@ -208,5 +208,25 @@ def test_an_odd_class_is_noted(labels: list[str], note: str, tmp_path: Path, cap
     assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: {note}\n"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([{"text": "a", "label": "x"}]),
+        json.dumps([{"text": "a", "label": "x"}], indent=2),
+        json.dumps({"text": "a", "label": "x"}, indent=2),
+        json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}),
+    ],
+    ids=["list", "list of many lines", "object of many lines", "columns"],
+)
+def test_json_that_is_no_json_lines_is_refused_with_what_writes_them(content: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rows\.json:1: is one value of JSON: write one object a line, as pandas"):
+        read(tmp_path, content, "rows.json")
+
+
+def test_a_header_without_a_name_for_the_index_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"2: extra columns: 3 instead of 2 .*if all rows are so, the header lacks a"):
+        read(tmp_path, "text,label\n1,a,x\n2,b,y\n", "train.csv")
+
+
 def test_no_file_of_one_kind_of_cell_is_quoted() -> None:
     assert not has_csv_quotes("text\tlabel\na\tb\n")

@@ -163,16 +163,16 @@ def test_a_tinybert_as_pretrained_is_read_with_all_its_heads(tmp_path: Path) -> 
     ("change", "message"),
     [
         (lambda t: t.pop("fit_denses.2.bias"), "hold 3 of 4 projections' bias; missing: projection 2"),
-        (lambda t: t.update({"fit_denses.4.bias": np.zeros(40, np.float32)}), "hold 5 of 4 projections' bias"),
+        (lambda t: t.update({"fit_denses.4.bias": np.zeros(40, np.float32)}), "hold 5 projections' bias$"),
         (lambda t: t.update({"fit_denses.1.bias": np.zeros(41, np.float32)}), "fit_denses/bias are not all of one"),
         (lambda t: add_projections(t, 1), "2 tensors that no BERT has: 'fit_dense.bias', 'fit_dense.weight'"),
         (
             lambda t: [t.pop(f"fit_denses.{i}.bias") for i in range(4)],
-            "1 of 27 tensors are missing: fit_denses/bias",
+            "1 of 27 tensors are missing: fit_denses.0.bias",
         ),
         (
             lambda t: t.update({f"fit_denses.{i}.weight": np.zeros((40, 23), np.float32) for i in range(4)}),
-            r"fit_denses/kernel has the shape \(4, 23, 40\)",
+            r"'fit_denses\.[0-3]\.weight' has the shape \(40, 23\); config.json makes it \(40, 24\): take the config",
         ),
     ],
     ids=["missing", "too many", "uneven", "both versions", "no bias", "width"],
@@ -192,16 +192,27 @@ def drop_layer(tensors) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("classifier.bias"), "1 of 25 tensors are missing: classifier/bias"),
+        (lambda t: t.pop("classifier.bias"), "1 of 25 tensors are missing: classifier.bias"),
         (lambda t: t.update({"bert.extra": np.zeros(3, np.float32)}), "1 tensors that no BERT has: 'bert.extra'"),
-        (lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}), r"classifier/bias has the shape \(5,\)"),
+        (
+            lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}),
+            r"'classifier\.bias' has the shape \(5,\); config.json makes it \(3,\): it names 3 labels, and the model"
+            " has 5: write all into its id2label",
+        ),
+        (
+            lambda t: t.update(
+                {"bert.encoder.layer.2.intermediate.dense.weight": np.zeros((40, 24), np.float32)}
+                | {f"bert.encoder.layer.{i}.intermediate.dense.weight": np.zeros((40, 24), np.float32) for i in (0, 1)}
+            ),
+            r"\.[0-2]\.intermediate\.dense\.weight' has the shape \(40, 24\); config.json makes it \(48, 24\): take",
+        ),
         (
             lambda t: t.update({"bert.encoder.layer.1.output.dense.bias": np.zeros(5, np.float32)}),
             "the layers' tensors of encoder/encoder/layer/output/dense/bias are not all of one shape",
         ),
         (drop_layer, "config.json says 3 layers, but the weights hold 2 of .*; missing: layer 1"),
     ],
-    ids=["missing", "surplus", "shape", "uneven layers", "layer"],
+    ids=["missing", "surplus", "labels", "shape", "uneven layers", "layer"],
 )
 def test_weights_that_do_not_match_the_config_are_refused(directory: Path, change, message: str) -> None:
     edit_tensors(directory, change)
@@ -213,7 +224,10 @@ def test_weights_that_do_not_match_the_config_are_refused(directory: Path, chang
     ("change", "message"),
     [
         ({"num_attention_heads": 5}, r"config\.json: num_attention_heads 5 does not divide hidden_size 24"),
-        ({"vocab_size": 90}, r"word_embeddings/embedding has the shape"),
+        (
+            {"vocab_size": 90},
+            r"\.word_embeddings\.weight' has the shape \(99, 24\); config.json makes it \(90, 24\)",
+        ),
         ({"model_type": "mpnet"}, r"config\.json: model_type 'mpnet' is not supported; known are 'bert', 'albert'"),
         ({"hidden_size": "wide"}, r"config\.json: hidden_size is 'wide'; it must be a whole number"),
         (
@@ -255,7 +269,7 @@ def test_a_tensor_under_an_odd_name_replaces_no_other(directory: Path, name: str
         (np.zeros(3, np.complex64), "'classifier.bias' is of the type complex64"),
         (np.array([0, np.nan, 0], np.float32), "'classifier.bias' holds an infinity or a NaN"),
         (np.array([0, 1e300, 0]), "'classifier.bias' holds an infinity or a NaN"),  # in float32
-        (np.array(0, np.float32), r"classifier/bias has the shape \(\)"),
+        (np.array(0, np.float32), r"'classifier\.bias' has the shape \(\)"),
     ],
 )
 def test_what_is_no_vector_of_numbers_is_refused(directory: Path, value: np.ndarray, message: str) -> None:
@@ -267,7 +281,7 @@ def test_what_is_no_vector_of_numbers_is_refused(directory: Path, value: np.ndar
 def test_projections_without_axes_are_refused(directory: Path) -> None:
     zero = np.array(0, np.float32)
     edit_tensors(directory, lambda tensors: tensors.update({"fit_dense.weight": zero, "fit_dense.bias": zero}))
-    with pytest.raises(tb.InputError, match=r"fit_dense/kernel has the shape \(\)"):
+    with pytest.raises(tb.InputError, match=r"'fit_dense\.weight' has the shape \(\)"):
         tb.load_hf(directory)
 
 
@@ -318,6 +332,36 @@ def test_a_run_is_told_from_its_model(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory, tmp_path / "run" / "student")
     with pytest.raises(tb.InputError, match=r"model directory\? no, a run's: its model is in its student/$"):
         tb.load_hf(tmp_path / "run")
+
+
+@pytest.mark.parametrize("below", ["checkpoint-500", "snapshots/0f1e"])
+def test_a_directory_above_a_model_names_the_model(below: str, directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "above" / below)
+    (tmp_path / "above" / "1_Pooling").mkdir()
+    (tmp_path / "above" / "1_Pooling" / "config.json").write_text("{}")
+    with pytest.raises(tb.InputError, match=rf"\? no, but there are models in it: {below}: name one of them$"):
+        tb.load_hf(tmp_path / "above")
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_an_adapter_alone_is_no_model(has_config: bool, directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
+    (directory / "config.json").rename(directory / ("config.json" if has_config else "other.json"))
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(tb.InputError, match=r"an adapter of PEFT alone: merge it into its model by merge_and_unload"):
+        tb.load_hf(directory)
+
+
+def test_a_checkpoint_of_tensorflow_is_named(directory: Path) -> None:
+    (directory / "config.json").rename(directory / "bert_config.json")
+    (directory / "model.safetensors").rename(directory / "bert_model.ckpt.data-00000-of-00001")
+    with pytest.raises(tb.InputError, match=r"no, a checkpoint of TensorFlow: convert it"):
+        tb.load_hf(directory)
+
+
+def test_labels_that_are_named_by_label2id_alone_are_read(directory: Path) -> None:
+    edit_config(directory, id2label=None, label2id={"positive": 2, "negative": 0, "neutral": 1})
+    assert tb.load_hf(directory)[0].id2label == ("negative", "neutral", "positive")
 
 
 def test_truncated_safetensors_are_refused(directory: Path) -> None:

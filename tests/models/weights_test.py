@@ -159,6 +159,12 @@ def test_a_damaged_legacy_file_is_read_or_refused(tmp_path_factory: Any, content
         ("tf_model.h5", b"", r"and no pytorch_model\.bin or flax_model\.msgpack; tf_model\.h5 is not read: .*from_tf"),
         ("model.fp16.safetensors", b"", r"no model\.safetensors in it, .*; model\.fp16\.safetensors is not read"),
         (
+            "model-00001-of-00002.safetensors",
+            b"",
+            r"model-00001-of-00002\.safetensors is a part: fetch model\.safetensors\.index\.json, which names all",
+        ),
+        ("model.gguf", b"GGUF", r"; model\.gguf is not read: load it with what wrote it"),
+        (
             "model.safetensors",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
             r"model\.safetensors: a pointer of Git LFS, not the file: fetch it with `git lfs pull`",

@@ -99,8 +99,11 @@ CONLL_U = "# text = Anna lives\n1\tAnna\t_\tPROPN\n2\tlives\t_\tVERB\n\n1-2\tal\
             "d 0 Anna PER\nd 1 lives O\n\nd 0 Ben PER\nd 1 too O\n",
             "train.txt:1: the first column must be the word, and is 'd'",
         ),
+        ("B-PER Anna\nO lives\n\nO too\n", "train.txt:1: the first column has the tags: write the word first and its"),
+        ("\nword\tner_tag\nAnna\tB-PER\n", "train.txt:2: the line is a header: remove it"),
+        ("Anna,B-PER\nlives,O\n", "train.txt:1: commas separate the columns: write spaces or tabs between them"),
     ],
-    ids=["JSON lines", "JSON", "CoNLL-U", "CoNLL-2012"],
+    ids=["JSON lines", "JSON", "CoNLL-U", "CoNLL-2012", "tags first", "header", "commas"],
 )
 def test_a_file_of_another_layout_is_refused_by_its_name(tmp_path, content, message):
     with pytest.raises(InputError) as error:

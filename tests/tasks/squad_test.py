@@ -84,6 +84,28 @@ def test_an_empty_list_of_answers_to_a_question_that_is_said_to_have_one_is_refu
         read_squad(path, may_lack_answers=True)
 
 
+def test_the_layout_of_the_hub_is_read(tmp_path):
+    expected = read_squad(write(tmp_path / "squad.json", WHERE, NOT_ASKED))
+    flat = [
+        {"id": "1", "context": CONTEXT, "question": "Where?", "answers": {"text": ["Rome"], "answer_start": [15]}},
+        {"id": "2", "context": CONTEXT, "question": "Who?", "answers": {"text": [], "answer_start": []}},
+    ]
+    lines = "\n".join(map(json.dumps, flat)) + "\n"
+    articles = json.loads((tmp_path / "squad.json").read_text())["data"]
+    for content in (lines, json.dumps(flat), json.dumps({"data": flat}), json.dumps(articles)):
+        (tmp_path / "hub.json").write_text(content)
+        questions = read_squad(tmp_path / "hub.json", may_lack_answers=True)
+        assert vars(questions) == vars(expected)
+    (tmp_path / "hub.json").write_text(lines.splitlines()[0])
+    assert list(read_squad(tmp_path / "hub.json").answers) == [("Rome",)]
+    (tmp_path / "hub.json").write_text(lines.replace("[15]", "[]"))
+    with pytest.raises(InputError, match=r"hub\.json: data\[0\]: 'answers' has not as many texts as places"):
+        read_squad(tmp_path / "hub.json", may_lack_answers=True)
+    (tmp_path / "hub.json").write_text(lines + "{\n")
+    with pytest.raises(InputError, match=r"hub\.json:3: not JSON"):
+        read_squad(tmp_path / "hub.json", may_lack_answers=True)
+
+
 AT = "data[0].paragraphs[0].qas[0]"
 
 

@@ -112,6 +112,7 @@ def main() -> None:
             args=arguments,
             description="Make a BERT small and fast: TinyBERT distillation (arXiv 1909.10351) in JAX.",
         )
+        sys.stdout.flush()  # here, where an error of it is told
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         _end(2, str(error))
@@ -119,6 +120,9 @@ def main() -> None:
         line = f"{error.object!r} is not UTF-8: rename the file or directory"
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
+    except BrokenPipeError:  # of `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes at the end
+        _end(128 + signal.SIGPIPE, "the reader of the output is gone")
     except OSError as error:  # a full disk, a file that may not be written
         line = f"{error.filename or 'writing failed'}: {error.strerror or error}"
         print(f"tinybert: error: {line}", file=sys.stderr)

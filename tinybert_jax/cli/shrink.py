@@ -49,8 +49,8 @@ def shrink(
         max_length: tokens per row; longer rows are cut; default: the length that the teacher was trained with.
         seed: decides initial values, dropout and the order of the rows.
         resume: continue the search in --out.
-        report: write report.html and report.md at the end, as `tinybert report` does, of all that was trained and of the
-            pick in int8.
+        report: write report.html and report.md at the end, as `tinybert report` does, of all that was trained, and of
+            the pick in int8.
     """
     from tinybert_jax.shrink.aim import Aim, parse_share
     from tinybert_jax.shrink.plan import described, parse_time

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_jax.data.suspects import (
+    BITS,
     ONE_LABEL,
     are_bits,
     bit_columns,
@@ -20,6 +21,7 @@ from tinybert_jax.data.suspects import (
     has_csv_quotes,
     other_separator,
     refuse_json,
+    refuse_one_value,
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
@@ -83,6 +85,7 @@ def read_checked(
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
     if path.suffix in JSON_SUFFIXES:
+        refuse_one_value(path, text)
         records = _json_records(path, text, form, label_column, needs_label, id_column, label_sets is not None)
     else:
         refuse_json(path, text, "a table")
@@ -122,10 +125,7 @@ def read_checked(
         if counts_rows([row[number] for row in texts]):
             raise InputError(f"{path}: the texts in {column!r} count the rows, as an index: name other {form.option}")
     if label_sets is not None and labels and are_bits(labels):
-        raise InputError(
-            f"{path}: the labels in {label_column!r} are zeros and ones, one for each class: write the names of a"
-            " row's classes in their place"
-        )
+        raise InputError(f"{path}: the labels in {label_column!r} are {BITS}")
     if label_sets is None and counts_rows(labels, least=5):
         print(
             f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
@@ -243,10 +243,12 @@ def check_width(path: Path, line: int, values: list[str], header: list[str]) -> 
     if values in ([], [""]) and len(header) > 1:
         raise InputError(f"{path}:{line}: the line is blank: remove it")
     if len(values) != len(header):
-        problem, remedy = ("short row", "complete") if len(values) < len(header) else ("extra columns", "repair")
+        is_short = len(values) < len(header)
+        problem, remedy = ("short row", "complete") if is_short else ("extra columns", "repair")
+        advice = "" if is_short else " (a comma of a text needs quotes; if all rows are so, the header lacks a name)"
         raise InputError(
             f"{path}:{line}: {problem}: {len(values)} instead of {len(header)} ({', '.join(header)}): {remedy} or"
-            " remove the row"
+            f" remove the row{advice if path.suffix == '.csv' else ''}"
         )
 
 

@@ -16,6 +16,7 @@ from tinybert_jax.errors import InputError
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # as Python, JSON and numpy write them
+BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
 ONE_LABEL = "each row needs one label (for several: --task multi_label)"
 
 
@@ -45,6 +46,27 @@ def refuse_json(path: Path, text: str, expected: str) -> None:
     """
     if holds_json(text):
         raise InputError(f"{path}:1: holds JSON, and not {expected}: write one JSON object a line, and name it .jsonl")
+
+
+def refuse_one_value(path: Path, text: str) -> None:
+    """Refuse a file of JSON that is one value over all its lines, or one object of columns, and no JSON lines.
+
+    Raises:
+        InputError: it is such a file.
+    """
+    first_line = text.partition("\n")[0].strip()
+    if first_line != text.strip() and first_line[:1] == "{" and first_line[-1:] == "}":
+        return  # JSON lines; the rest of a large file needs no second reading
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    is_columns = isinstance(value, dict) and value and all(isinstance(part, dict | list) for part in value.values())
+    if isinstance(value, list) or is_columns or "\n" in text.strip():
+        raise InputError(
+            f"{path}:1: is one value of JSON: write one object a line, as pandas does by to_json(FILE,"
+            " orient='records', lines=True)"
+        )
 
 
 def has_csv_quotes(text: str) -> bool:

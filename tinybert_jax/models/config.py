@@ -268,6 +268,8 @@ class BertConfig:
             values["ranks"] = values.get("ranks", FULL_RANK)._replace(word_embeddings=rank)
         if hf.get("id2label"):
             values["id2label"] = _hf_labels(hf["id2label"])
+        elif isinstance(hf.get("label2id"), Mapping) and hf["label2id"]:
+            values["id2label"] = _hf_labels({i: label for label, i in hf["label2id"].items()})
         elif hf.get("num_labels"):
             count = _hf_value("num_labels", hf["num_labels"], "int")
             if not 0 < count <= MAX_LABELS:

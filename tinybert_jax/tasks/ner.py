@@ -25,10 +25,10 @@ from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import reading
+from tinybert_jax.tasks.columns import OUTSIDE, check_columns
 from tinybert_jax.tasks.split import Split
 
 FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
-OUTSIDE = "O"
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # which are written without spaces
 UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type, which is not written
 
@@ -99,27 +99,9 @@ def read_conll(path: Path) -> Sentences:
         sentence.append(row)
     if not words:
         raise InputError(f"{path}:1: the file holds no word: give one with a word and its tag in each line")
-    if columns > 1:
-        _check_first_column(path, words, lines)
+    check_columns(path, words, tags, lines)
     content = json.dumps([words, tags if columns > 1 else None])
     return Sentences(words, tags if columns > 1 else None, lines, path, hashlib.sha256(content.encode()).hexdigest())
-
-
-def _check_first_column(path: Path, words: Sequence[tuple[str, ...]], lines: Sequence[int]) -> None:
-    """Refuse a first column that numbers the words, as in CoNLL-U, or is the document's name, as in CoNLL-2012."""
-    several = [sentence for sentence in words if len(sentence) > 1]
-    if several and all(re.fullmatch("1|1-[0-9]+", sentence[0]) for sentence in words):
-        problem = "numbers the words, as in CoNLL-U"
-        if not all(re.fullmatch("[12]", sentence[1]) for sentence in several):
-            return
-    elif len(several) > 1 and len({word for sentence in words for word in sentence}) == 1:
-        problem = f"is {words[0][0]!r} everywhere"
-    else:
-        return
-    raise InputError(
-        f"{path}:{lines[0]}: the first column must be the word, and {problem}: keep the columns of the word and of the"
-        " tag, for example with: cut -f2,4"
-    )
 
 
 def _columns(content: str) -> list[str]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinybert_jax.data.reader import json_type, read_text
+from tinybert_jax.data.reader import json_object, json_type, read_text
+from tinybert_jax.data.suspects import holds_json
 from tinybert_jax.data.tfds import tfds_records
 from tinybert_jax.errors import InputError
 
@@ -44,19 +45,21 @@ class Questions:
 def read_squad(path: Path, may_lack_answers: bool = False) -> Questions:
     """The questions of a file in the layout of SQuAD 1.1 or 2.0. `answers` may be missing in all of them.
 
+    The layout of the Hugging Face hub is read, too: JSON lines, or a list, of questions that have their context beside
+    them, and `{"text": [...], "answer_start": [...]}` as answers.
+
     An answer may differ from the context in the white space around it, as a few official ones do. An empty list of
     answers means that there is none, as for evaluate-v2.0.py, if the file's version is 2 or with `may_lack_answers`.
 
     Raises:
         InputError: `path: data[3].paragraphs[0].qas[2]: what is wrong and what to do`.
     """
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}:{line}: not JSON ({error}): give a file in SQuAD's layout") from None
+    content = _content(path)
     entries = []
     for i, article in enumerate(_field(content, "data", list, str(path))):
+        if _is_question(article):
+            entries.append((f"{path}: data[{i}]", _text(article, "context", f"{path}: data[{i}]"), article))
+            continue
         for j, paragraph in enumerate(_field(article, "paragraphs", list, f"{path}: data[{i}]")):
             where = f"{path}: data[{i}].paragraphs[{j}]"
             context = _text(paragraph, "context", where)
@@ -64,6 +67,26 @@ def read_squad(path: Path, may_lack_answers: bool = False) -> Questions:
                 entries.append((f"{where}.qas[{k}]", context, qa))
     unanswerable = str(content.get("version", "")).lstrip("vV").startswith("2")
     return _questions(str(path), entries, unanswerable, may_lack_answers or unanswerable)
+
+
+def _content(path: Path) -> Any:
+    """The JSON of a file; of lines or a list, as an object whose `data` they are."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        lines = text.rstrip("\r\n").split("\n")
+        if len(lines) > 1 and holds_json(lines[0]):
+            return {"data": [json_object(path, number, line) for number, line in enumerate(lines, 1)]}
+        line = getattr(error, "lineno", 1)
+        raise InputError(f"{path}:{line}: not JSON ({error}): give a file in SQuAD's layout") from None
+    if _is_question(content):
+        return {"data": [content]}
+    return {"data": content} if isinstance(content, list) and all(isinstance(i, dict) for i in content) else content
+
+
+def _is_question(value: Any) -> bool:
+    return isinstance(value, dict) and "question" in value and "paragraphs" not in value
 
 
 def from_tfds(name: str, split: str) -> Questions:
@@ -136,6 +159,12 @@ def _answers(qa: dict[str, Any], context: str, where: str, may_lack_answers: boo
     impossible = _field(qa, "is_impossible", bool, where) if "is_impossible" in qa else False
     if "answers" not in qa and not impossible:
         return None
+    columns = qa.get("answers")
+    if isinstance(columns, dict) and all(isinstance(columns.get(key), list) for key in ("text", "answer_start")):
+        if len(columns["text"]) != len(columns["answer_start"]):
+            raise InputError(f"{where}: 'answers' has not as many texts as places: give each text its answer_start")
+        pairs = zip(columns["text"], columns["answer_start"], strict=True)
+        qa = qa | {"answers": [{"text": text, "answer_start": start} for text, start in pairs]}
     answers = _field(qa, "answers", list, where) if "answers" in qa else []
     if impossible and answers:
         raise InputError(f"{where}: is_impossible is true, but there are answers: correct one of the two")

@@ -16,7 +16,7 @@ from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
-from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
+from tinybert_jax.models.files.weights import ADAPTER, read_json, read_tensors, weights_files, write_tensors
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
@@ -32,9 +32,9 @@ def load_config(directory: str | Path) -> BertConfig:
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        of_run = (path.parent / "student" / path.name).is_file()
-        answer = " no, a run's: its model is in its student/" if of_run else ""
-        raise InputError(f"{path}: no such file; is {directory} a Hugging Face model directory?{answer}")
+        raise InputError(
+            f"{path}: no such file; is {directory} a Hugging Face model directory?{_what_is_there(path.parent)}"
+        )
     hf = read_json(path)
     if not isinstance(hf, dict):
         raise InputError(f"{path}:1: no JSON object: copy the model's own file anew")
@@ -42,6 +42,22 @@ def load_config(directory: str | Path) -> BertConfig:
         return BertConfig.from_hf(hf)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _what_is_there(directory: Path) -> str:
+    """What a directory without a `config.json` is, with what to do; "" if that is not known."""
+    if (directory / "student" / "config.json").is_file():
+        return " no, a run's: its model is in its student/"
+    if (directory / "adapter_config.json").is_file():
+        return f" no, {ADAPTER}"
+    if next(directory.glob("*.ckpt*"), None):
+        return (
+            " no, a checkpoint of TensorFlow: convert it with transformers 4 (transformers-cli convert --model_type"
+            " bert), and save it by save_pretrained()"
+        )
+    below = [path.parent for depth in ("*", "*/*") for path in sorted(directory.glob(f"{depth}/config.json"))]
+    models = [str(path.relative_to(directory)) for path in below if weights_files(path)]
+    return f" no, but there are models in it: {', '.join(models[:3])}: name one of them" if models else ""
 
 
 def load_architectures(directory: str | Path) -> list[str]:

@@ -94,7 +94,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
     _untie(flat, where)
     for path, values in numbered.items():
         flat[path] = _stack(config, path, values, where)
-    _check_shapes(config, flat, names, where)
+    _check_shapes(config, flat, names, head, where)
     return traverse_util.unflatten_dict(flat)
 
 
@@ -215,9 +215,10 @@ def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarr
     missing = list(itertools.islice((str(i) for i in range(count) if i not in values), 4))
     if missing or len(values) != count:
         name = "/".join(path[len(_numbered(path)) :])
+        held = f"{len(values)} of {count}" if missing else len(values)
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise InputError(
-            f"{where}: config.json says {layers} layers, but the weights hold {len(values)} of {count} {kind}s' {name}"
+            f"{where}: config.json says {layers} layers, but the weights hold {held} {kind}s' {name}"
             + (f"; missing: {kind} {some}" if missing else "")
         )
     if len({value.shape for value in values.values()}) > 1:
@@ -238,7 +239,11 @@ def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
 
 
 def _check_shapes(
-    config: BertConfig, flat: dict[tuple[str, ...], Any], names: Mapping[tuple[str, ...], str], where: str
+    config: BertConfig,
+    flat: dict[tuple[str, ...], Any],
+    names: Mapping[tuple[str, ...], str],
+    head: str | None,
+    where: str,
 ) -> None:
     expected = traverse_util.flatten_dict(
         _shapes(BertModel(config, add_pooler=("encoder", "pooler", "dense", "kernel") in flat))
@@ -261,16 +266,42 @@ def _check_shapes(
         expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, *width), jnp.float32)
 
     if missing := expected.keys() - flat.keys():
-        some = _some(map("/".join, missing))
+        some = _some(_hf_name(config, path, head) for path in missing)
         raise InputError(f"{where}: {len(missing)} of {len(expected)} tensors are missing: {some}")
     if surplus := flat.keys() - expected.keys():
         inside = [repr(name) for path, name in names.items() if path in surplus or _numbers_out(path) in surplus]
         raise InputError(f"{where}: the weights hold {len(inside)} tensors that no BERT has: {_some(inside)}")
     for path, leaf in expected.items():
         if leaf.shape != flat[path].shape:
+            name = next((name for of, name in names.items() if _numbers_out(of) == path), _hf_name(config, path, head))
+            written, expected_shape = (_written_shape(path, shape) for shape in (flat[path].shape, leaf.shape))
             raise InputError(
-                f"{where}: {'/'.join(path)} has the shape {flat[path].shape}; config.json makes it {leaf.shape}"
+                f"{where}: {name!r} has the shape {written}; config.json makes it {expected_shape}:"
+                f" {_remedy(config, path, written)}"
             )
+
+
+def _hf_name(config: BertConfig, path: tuple[str, ...], head: str | None) -> str:
+    """The name of a tensor in a file; of a stacked leaf, of its first tensor."""
+    group = _numbered(path)
+    numbered = (*group, "0", *path[len(group) :]) if group else path
+    return ".".join(_to_hf(config.family.to_hf(numbered, head)))
+
+
+def _written_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf as its file has it; of a stacked leaf, of its first tensor."""
+    shape = shape[1:] if _numbered(path) else shape
+    return shape[::-1] if path[-1] == "kernel" else shape
+
+
+def _remedy(config: BertConfig, path: tuple[str, ...], written: tuple[int, ...]) -> str:
+    """What to do about a tensor whose shape is not the config's."""
+    if path in (("classifier", "kernel"), ("classifier", "bias")) and written and written[0] != config.num_labels:
+        return (
+            f"it names {config.num_labels} labels, and the model has {written[0]}: write all into its id2label, in the"
+            " order in which the model was trained"
+        )
+    return "take the config.json that was saved with these weights"
 
 
 def _some(names: Iterable[str]) -> str:

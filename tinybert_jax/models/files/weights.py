@@ -42,6 +42,10 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}:{line}: not JSON ({error}): copy the model's own file anew") from None
 
 
+ADAPTER = "an adapter of PEFT alone: merge it into its model by merge_and_unload(), and save that by save_pretrained()"
+SHARD = re.compile(r"(.+)-\d+-of-\d+(\.safetensors|\.bin)")
+
+
 def weights_file(names: Collection[str]) -> str | None:
     """Which of a directory's files holds its weights, or the index of their shards; None: none that is read."""
     return next((name for name in WEIGHTS if name in names), None)
@@ -88,9 +92,14 @@ def _file_names(directory: Path) -> list[str]:
 
 def no_weights(where: str, names: Collection[str]) -> InputError:
     """The error for a directory whose files, of these names, hold no weights that are read."""
-    others = sorted(name for name in names if re.search(r"\.(h5|ot|ckpt.*|bin|pth?|safetensors|msgpack|onnx)$", name))
+    kinds = r"\.(h5|ot|ckpt.*|bin|pth?|safetensors|msgpack|onnx|gguf|ggml)$"
+    others = sorted(name for name in names if re.search(kinds, name))
     hint = ""
-    if others:
+    if shard := next(filter(None, map(SHARD.fullmatch, others)), None):
+        hint = f"; {shard[0]} is a part: fetch {shard[1]}{shard[2]}{INDEX}, which names all parts, too"
+    elif "adapter_config.json" in names:
+        hint = f"; it holds {ADAPTER}"
+    elif others:
         hint = f"; {others[0]} is not read: load it with what wrote it, and save it by save_pretrained()"
         hint += " (with transformers 4: from_pretrained(DIR, from_tf=True))" if others[0].endswith(".h5") else ""
     return InputError(f"{where}: no model.safetensors in it, and no {TORCH_FILE} or {FLAX_FILE}{hint}")
