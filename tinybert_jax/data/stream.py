@@ -6,14 +6,18 @@ import contextlib
 import csv
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_text
+from tinybert_jax.data.suspects import QUOTES_ARE_NO_PART, has_csv_quotes, other_separator
 from tinybert_jax.errors import InputError
 
 SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
+QUOTED_TSV = "quoted tsv"
+QUOTES_IN = 1 << 24  # bytes of a file in which quotes are looked for
 LONGEST_CELL = 2**31 - 1  # characters; by default the csv module refuses more than 131,072
 NAME_YOURS = "name yours with --text-columns"
 
@@ -41,7 +45,7 @@ def stream_rows(
     Args:
         path: what errors call the file.
         lines: with their line ends.
-        form: one of the values of SUFFIXES.
+        form: one of the values of SUFFIXES, or what `table_form` gives.
         text_columns: the columns, or JSON keys, of the texts; of a .txt, the name of its only one.
         takes_words: a text of JSON lines may also be a list of words.
         is_guess: nobody said that the lines are texts, so a first line that looks like another format is refused.
@@ -63,6 +67,19 @@ def stream_rows(
         yield row
     if row is None:
         raise InputError(f"{path}:1: holds no row: give some")
+
+
+def table_form(path: Path, form: str) -> str:
+    """The form of a file: of a .tsv whose cells are quoted, as pandas does it, QUOTED_TSV, with a note."""
+    if form != "tsv":
+        return form
+    with path.open("rb") as file:
+        head = file.read(QUOTES_IN)
+    head = head if len(head) < QUOTES_IN else head[: head.rfind(b"\n")]
+    if not has_csv_quotes(head.decode("utf-8-sig", "replace")):
+        return form
+    print(f"note: {path}: {QUOTES_ARE_NO_PART}", file=sys.stderr)
+    return QUOTED_TSV
 
 
 def _has_space(word: str) -> bool:
@@ -121,6 +138,10 @@ def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]], columns: t
         raise InputError(f"{path}:{first}: the column {repeated[0]!r} occurs more than once: rename one")
     if missing := [column for column in columns if column not in header]:
         named = ", ".join(map(repr, header))
+        if separated := other_separator(header, ""):
+            raise InputError(
+                f"{path}:{first}: {separated} separate the columns ({named}): a .tsv has tabs, a .csv commas"
+            )
         raise InputError(f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: {NAME_YOURS}")
     for line, values in records:
         check_width(path, line, values, header)
@@ -132,9 +153,15 @@ def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, 
     return _table_rows(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), columns)
 
 
-def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+def _csv_rows(
+    path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...], delimiter: str = ","
+) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    return _table_rows(path, csv_records(path, (line for _, line in lines)), columns)
+    return _table_rows(path, csv_records(path, (line for _, line in lines), delimiter), columns)
+
+
+def _quoted_tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
+    return _csv_rows(path, lines, columns, "\t")
 
 
 def _json_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
@@ -147,4 +174,4 @@ def _json_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str,
         yield Row(number, cells, tuple(cells[column] for column in columns))
 
 
-_READERS = {"txt": _text_rows, "tsv": _tsv_rows, "csv": _csv_rows, "jsonl": _json_rows}
+_READERS = {"txt": _text_rows, "tsv": _tsv_rows, QUOTED_TSV: _quoted_tsv_rows, "csv": _csv_rows, "jsonl": _json_rows}
