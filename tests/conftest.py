@@ -27,8 +27,8 @@ collect_ignore = ["torch_reference.py", "fixtures/make_fixtures.py"]  # not test
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # (b, q) + (q,) is a bug more often than a wish
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers on every machine
-# tests are compiled for longer than they compute: the older emitters take a third of the time
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# tests are compiled for longer than they compute
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # or the command would start pytest anew
 # what one test compiles, the others and their subprocesses read; removed when the session ends. Workers that share the
 # tests out (pytest -n) have one each, in it: a file of the cache can be read while it is being written

@@ -142,6 +142,21 @@ def test_values_that_are_no_strings_are_json_in_a_table_and_half_a_surrogate_pai
     assert json.loads(capsys.readouterr().out).items() > json.loads(row).items()
 
 
+def test_the_quotes_of_a_tsv_of_pandas_are_no_part_of_its_texts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    note = f"note: {tmp_path}/quoted.tsv: its cells are quoted, as pandas does it; the quotes are no part of them\n"
+    quoted = 'text\na bag\n"a ""tasty"" bag"\n"was\nstale"\n'
+    for name, content, texts, printed in (
+        ("quoted.tsv", quoted, ["a bag", 'a "tasty" bag', "was\nstale"], note),
+        ("plain.tsv", 'text\n"a bag"\nwas\n', ['"a bag"', "was"], ""),
+    ):
+        (tmp_path / name).write_text(content)
+        assert tinybert(monkeypatch, "predict", "--model", model, "--input", tmp_path / name, "--to", "jsonl") == 0
+        out, err = capsys.readouterr()
+        assert ([row["text"] for row in predicted_json(out)], err) == (texts, printed)
+
+
 BAD: dict[str, tuple[str, str | bytes, str]] = {
     "empty": ("csv", 'text\ngood\n""\n', ":3: the text in 'text' is empty: fill it or remove the row"),
     "spaces": ("tsv", "text\tn\n \u3000\t1\n", ":2: the text in 'text' is empty: fill it or remove the row"),
@@ -152,6 +167,8 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "column": ("csv", "review\na\n", ":1: no column 'text'; the columns are 'review': name yours with --text-columns"),
     "twice": ("csv", "text,text\na,b\n", ":1: the column 'text' occurs more than once: rename one"),
     "written": ("csv", "text,prediction\na,b\n", ":2: has 'prediction' already, which is written: rename it"),
+    "semicolons": ("csv", "text;n\na;1\n", ":1: semicolons separate the columns ('text;n'): a .tsv has tabs"),
+    "value": ("jsonl", '[\n {"text": "a"}\n]\n', ":1: is one value of JSON: write one object a line"),
     "key": ("jsonl", '{"text": "a"}\n{"n": 1}\n', ":2: no key 'text'; the keys are 'n': name yours with --text"),
     "json": ("jsonl", '{"text": "a"}\n{"text": \n', ":2: not JSON"),
     "list": ("jsonl", '{"text": ["a", "b"]}\n', ":1: 'text' is a list instead of a string: write a string"),
@@ -194,7 +211,7 @@ def test_of_a_pipe_the_rows_before_a_wrong_one_are_written(
             "rows.txt:1: 'a\\tb' holds a tab or a line break, which no .tsv can hold: add --to csv or --to",
         ),
         ("a\n", ["--text-columns", "a", "b"], "rows.txt: a .txt has one text a line, and a, b are several"),
-        ("a\n", ["--text-columns", "a", "b", "c"], "reads 1 or 2 of them"),
+        ("a\n", ["--text-columns", "a", "b", "c"], "BERT reads one text, or a pair"),
         ("a\n", ["--batch-size", "0"], "batch_size is 0"),
         ("a\n", ["--out", "no/such/place.tsv"], "not in an existing directory"),
         ("a\n", ["--out", "."], "exists already; choose another --out"),

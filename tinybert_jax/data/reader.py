@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from tinybert_jax.data.suspects import (
     BITS,
     ONE_LABEL,
+    ONE_VALUE,
+    QUOTES_ARE_NO_PART,
     are_bits,
     bit_columns,
     counts_rows,
@@ -90,11 +92,16 @@ def read_checked(
     else:
         refuse_json(path, text, "a table")
         if is_quoted_tsv(path, text):
+<<<<<<< HEAD
             print(
                 f"note: {path}: its cells are quoted, as pandas does it; the quotes are no part of them",
                 file=sys.stderr,
             )
         records = _table_records(path, text, form, label_column, needs_label, headerless, short_lines, id_column)
+=======
+            print(f"note: {path}: {QUOTES_ARE_NO_PART}", file=sys.stderr)
+        records = _table_records(path, text, columns, label_column, needs_label, headerless, short_lines)
+>>>>>>> h-f
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
     lines: list[int] = []
@@ -354,6 +361,8 @@ def json_object(path: Path, line: int, content: str) -> dict[str, Any]:
     try:
         value = json.loads(content, object_pairs_hook=_with_unique_keys)
     except (ValueError, RecursionError) as error:
+        if line == 1 and content.strip() in ("[", "{", "[{"):
+            raise InputError(f"{path}:1: {ONE_VALUE}") from None
         raise InputError(f"{path}:{line}: not JSON ({error}): each line must be one JSON object") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}:{line}: {json_type(value)} instead of an object: write one JSON object a line")

@@ -16,7 +16,14 @@ from tinybert_jax.errors import InputError
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # as Python, JSON and numpy write them
+<<<<<<< HEAD
 BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
+=======
+QUOTES_ARE_NO_PART = "its cells are quoted, as pandas does it; the quotes are no part of them"
+ONE_VALUE = (
+    "is one value of JSON: write one object a line, as pandas does by to_json(FILE, orient='records', lines=True)"
+)
+>>>>>>> h-f
 ONE_LABEL = "each row needs one label (for several: --task multi_label)"
 
 
@@ -63,10 +70,7 @@ def refuse_one_value(path: Path, text: str) -> None:
         return
     is_columns = isinstance(value, dict) and value and all(isinstance(part, dict | list) for part in value.values())
     if isinstance(value, list) or is_columns or "\n" in text.strip():
-        raise InputError(
-            f"{path}:1: is one value of JSON: write one object a line, as pandas does by to_json(FILE,"
-            " orient='records', lines=True)"
-        )
+        raise InputError(f"{path}:1: {ONE_VALUE}")
 
 
 def has_csv_quotes(text: str) -> bool:

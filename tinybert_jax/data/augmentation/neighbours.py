@@ -163,15 +163,13 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
         head = list(itertools.islice(file, 100))
         if head:
             head[0] = head[0].removeprefix(b"\xef\xbb\xbf")
-        if re.search(rb"[\0-\x08\x0e-\x1f]", b"".join(head)[:HEAD]):
-            raise InputError(
-                f"{path}: binary, as word2vec's .bin: give fastText's .vec, or write it as text, as gensim does:"
-                f" KeyedVectors.load_word2vec_format({path.name!r}, binary=True).save_word2vec_format('vectors.txt')"
-            )
         match = re.fullmatch(rb"\s*[0-9]+\s+([0-9]+)\s*", head[0]) if head else None
         body = head[1:] if match else head
         # A header must agree with the numbers at the ends of lines. Words with spaces make lines wider.
         header = match is not None and match[1] == b"%d" % _most_common(map(_numbers_at_the_end, body))
+        is_binary = re.search(rb"[\0-\x08\x0e-\x1f]", b"".join(head)[:HEAD]) is not None
+        if is_binary and match and not header:  # numbers of four bytes, some of which look like text
+            raise _binary(path)
         width = int(match[1]) if match and header else _most_common(len(line.split()) - 1 for line in body)
         for line, content in enumerate(itertools.islice(itertools.chain(head, file), header, None), 1 + header):
             if limit is not None and line - header > limit:
@@ -192,11 +190,20 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     # a zero vector has no direction: its cosine would be 0/0
     usable = np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
     bad += np.asarray(lines)[~usable].tolist()
+    if not usable.any() and is_binary:
+        raise _binary(path)
     if not usable.any():
         raise InputError(f"{path}:1: no line holds a word and its vector: give a GloVe or word2vec text file")
     if bad:
         print(f"note: {path}:{min(bad)}: no word with a vector; lines left out: {len(bad)}", file=sys.stderr)
     return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
+
+
+def _binary(path: Path) -> InputError:
+    return InputError(
+        f"{path}: binary, as word2vec's .bin: give fastText's .vec, or write it as text, as gensim does:"
+        f" KeyedVectors.load_word2vec_format({path.name!r}, binary=True).save_word2vec_format('vectors.txt')"
+    )
 
 
 @contextlib.contextmanager
