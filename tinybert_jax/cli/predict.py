@@ -97,17 +97,11 @@ def predict(
         counts = " or ".join(map(str, head.widths))
         raise InputError(f"{texts.option} {' '.join(texts.names)}: {model} reads {counts} of them")
 
-<<<<<<< HEAD
-    def rows() -> Iterator[Row]:
-        return stream_rows(path, _read(input), form, texts, head.takes_words, is_guess=from_ is None)
-
-=======
->>>>>>> h-f
     is_file = input is not None and input.is_file()
     read_as = table_form(path, form) if is_file else form
 
     def rows() -> Iterator[Row]:
-        return stream_rows(path, _read(input), read_as, columns, head.takes_words, is_guess=from_ is None)
+        return stream_rows(path, _read(input), read_as, texts, head.takes_words, is_guess=from_ is None)
 
     total = sum(1 for _ in rows()) if is_file else None  # a mistake in the last row is told before the work
     chunks = (in_chunks if is_file else as_they_come)(rows(), max(ROWS_AT_ONCE, batch_size))

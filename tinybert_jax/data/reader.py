@@ -92,16 +92,8 @@ def read_checked(
     else:
         refuse_json(path, text, "a table")
         if is_quoted_tsv(path, text):
-<<<<<<< HEAD
-            print(
-                f"note: {path}: its cells are quoted, as pandas does it; the quotes are no part of them",
-                file=sys.stderr,
-            )
-        records = _table_records(path, text, form, label_column, needs_label, headerless, short_lines, id_column)
-=======
             print(f"note: {path}: {QUOTES_ARE_NO_PART}", file=sys.stderr)
-        records = _table_records(path, text, columns, label_column, needs_label, headerless, short_lines)
->>>>>>> h-f
+        records = _table_records(path, text, form, label_column, needs_label, headerless, short_lines, id_column)
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
     lines: list[int] = []

@@ -11,12 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-<<<<<<< HEAD
 from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_parts, json_text
-=======
-from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_text
 from tinybert_jax.data.suspects import QUOTES_ARE_NO_PART, has_csv_quotes, other_separator
->>>>>>> h-f
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import TextForm
 
@@ -49,14 +45,9 @@ def stream_rows(
     Args:
         path: what errors call the file.
         lines: with their line ends.
-<<<<<<< HEAD
-        form: one of the values of SUFFIXES.
+        form: one of the values of SUFFIXES, or what `table_form` gives.
         text_form: the columns, or JSON keys, of the texts, and how these are made of them; of a .txt, the name of its
             only one.
-=======
-        form: one of the values of SUFFIXES, or what `table_form` gives.
-        text_columns: the columns, or JSON keys, of the texts; of a .txt, the name of its only one.
->>>>>>> h-f
         takes_words: a text of JSON lines may also be a list of words.
         is_guess: nobody said that the lines are texts, so a first line that looks like another format is refused.
 
@@ -151,17 +142,13 @@ def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]], form: Text
         raise InputError(f"{path}:{first}: the column {repeated[0]!r} occurs more than once: rename one")
     if missing := [column for column in form.columns if column not in header]:
         named = ", ".join(map(repr, header))
-<<<<<<< HEAD
-        raise InputError(
-            f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: name yours with {form.option}"
-        )
-=======
         if separated := other_separator(header, ""):
             raise InputError(
                 f"{path}:{first}: {separated} separate the columns ({named}): a .tsv has tabs, a .csv commas"
             )
-        raise InputError(f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: {NAME_YOURS}")
->>>>>>> h-f
+        raise InputError(
+            f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: name yours with {form.option}"
+        )
     for line, values in records:
         check_width(path, line, values, header)
         cells = dict(zip(header, values, strict=True))
@@ -172,21 +159,13 @@ def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> I
     return _table_rows(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), form)
 
 
-<<<<<<< HEAD
-def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
+def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    return _table_rows(path, csv_records(path, (line for _, line in lines)), form)
-=======
-def _csv_rows(
-    path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...], delimiter: str = ","
-) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST_CELL)
-    return _table_rows(path, csv_records(path, (line for _, line in lines), delimiter), columns)
+    return _table_rows(path, csv_records(path, (line for _, line in lines), delimiter), form)
 
 
-def _quoted_tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: tuple[str, ...]) -> Iterator[Row]:
-    return _csv_rows(path, lines, columns, "\t")
->>>>>>> h-f
+def _quoted_tsv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
+    return _csv_rows(path, lines, form, "\t")
 
 
 def _json_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:

@@ -16,14 +16,11 @@ from tinybert_jax.errors import InputError
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # as Python, JSON and numpy write them
-<<<<<<< HEAD
 BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
-=======
 QUOTES_ARE_NO_PART = "its cells are quoted, as pandas does it; the quotes are no part of them"
 ONE_VALUE = (
     "is one value of JSON: write one object a line, as pandas does by to_json(FILE, orient='records', lines=True)"
 )
->>>>>>> h-f
 ONE_LABEL = "each row needs one label (for several: --task multi_label)"
 
 
