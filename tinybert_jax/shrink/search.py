@@ -136,7 +136,9 @@ def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
             model = HEADS[get_task(described.task).head].model(configs[name])
             save_hf(folder / name, configs[name], init_params(model, jax.random.key(described.seed)), tokenizer)
             export_model(str(folder / name), folder / f"{name}-export", (FORM,))
-        for name, methods in plans.methods().items():
+        source = described.source
+        has_labels = any(part is not None for part in (source.data, source.train, source.tfds))
+        for name, methods in (plans.methods() if has_labels else {}).items():  # labels say what may be cut
             start = out / "starts" / name
             shutil.rmtree(start, ignore_errors=True)
             compress(described.teacher, described.task, described.source, methods, start, described.max_length)
