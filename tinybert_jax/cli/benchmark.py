@@ -83,7 +83,7 @@ def _texts(
     path: Path, form: str | None, columns: tuple[str, ...], templates: tuple[str, ...]
 ) -> list[tuple[str, ...]]:
     """The texts of a file; words of a list are joined."""
-    from tinybert_jax.data.stream import SUFFIXES, stream_rows
+    from tinybert_jax.data.stream import SUFFIXES, stream_rows, table_form
     from tinybert_jax.settings.sources import TextForm
 
     form = form or SUFFIXES.get(path.suffix)
@@ -93,5 +93,5 @@ def _texts(
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
     texts = TextForm.of(columns, templates, ("text",))
     with path.open("rb") as lines:
-        rows = [row.texts for row in stream_rows(path, lines, form, texts, takes_words=True)]
+        rows = [row.texts for row in stream_rows(path, lines, table_form(path, form), texts, takes_words=True)]
     return [tuple(text if isinstance(text, str) else " ".join(text) for text in row) for row in rows]

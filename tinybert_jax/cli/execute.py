@@ -79,7 +79,7 @@ def write_page(write: Callable[[], Sequence[Path]]) -> None:
     try:
         for file in write():
             print(f"written to {file}")
-    except InputError as error:
+    except (InputError, OSError, ValueError) as error:
         print(f"note: no page is written: {error}", file=sys.stderr)
 
 

@@ -168,7 +168,9 @@ def distill(
         report: write report.html and report.md at the end, as `tinybert report` does, which runs teacher and student
             on the dev rows again.
     """
-    recipe = choose_recipe(preset, student, get_task(task), start, _width(teacher))
+    distils = any(kind.distils for kind in DISTILL_STAGES[stage])
+    width = _width((layer_teacher,) if layer_teacher else teacher) if distils else None
+    recipe = choose_recipe(preset, student, get_task(task), start, width)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     kinds = DISTILL_STAGES[stage]

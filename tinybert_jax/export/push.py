@@ -52,7 +52,13 @@ def push(directory: str | Path, to: str, private: bool = False) -> str:
         address = api.create_repo(to, private=private or None, exist_ok=True)
         if private and not api.model_info(to).private:
             raise InputError(f"{to}: exists already, and is public: make it private there, or choose another name")
-        api.upload_folder(repo_id=to, folder_path=path, commit_message="Upload a model of tinybert_jax")
+        # the page of `tinybert compress` shows rows
+        api.upload_folder(
+            repo_id=to,
+            folder_path=path,
+            commit_message="Upload a model of tinybert_jax",
+            ignore_patterns=["report.html", "report.md"],
+        )
     except InputError:
         raise
     except HfHubHTTPError as error:

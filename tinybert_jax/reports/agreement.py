@@ -21,7 +21,7 @@ from tinybert_jax.reports.similarity import attention_cosine, centred_gram, cka
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task
-from tinybert_jax.tasks.kinds import load_split
+from tinybert_jax.tasks.kinds import load_split, with_template_of
 from tinybert_jax.teachers.teacher import Teacher, TeacherModel, with_pieces_of
 
 TOKENS = 1024  # of the sample: hidden states are compared through all pairs of them
@@ -55,6 +55,7 @@ def agreement(
         raise InputError(f"{student} and {teacher} read other pieces, so their tokens do not correspond")
     mapped = teacher_layers(layer_map, config.num_hidden_layers, model.config.num_hidden_layers)
     labels = config.id2label if task.kind.names_classes else None
+    source = with_template_of(tokenizer, task, source)
     tokens = load_split(task, source, "dev", tokenizer, max_length, labels).tokens
     # padded to one length: in buckets, the first batches are no fair sample
     order = ROWS_AT_ONCE, (max_length,), 0, 0, steps_per_epoch(len(tokens), ROWS_AT_ONCE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tinybert_jax.reports import charts
 from tinybert_jax.reports.calibration import BINS, calibration_error, confidence_bins
@@ -27,14 +27,21 @@ def letter(number: int) -> str:
     return LETTERS[place] + (str(round_) if round_ else "")
 
 
-def summary(models: Sequence[Model], metric: str) -> tuple[Block, ...]:
-    """What each model kept of its teacher, in a sentence each."""
+def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model]) -> tuple[Block, ...]:
+    """What each model kept of its teacher, in a sentence each; a model that names none is held against the first.
+
+    Args:
+        models: those of the page.
+        metric: the score that is compared.
+        teachers: the teacher of a student, by the student's path.
+    """
     scored = [model for model in models if metric in model.scores]
-    teacher = next((model for model in scored if model.role == TEACHER), None)
+    first = next((model for model in scored if model.role == TEACHER), None)
     lines = []
     for model in scored:
         line = f"{model.name} ({model.role}): {metric} {model.scores[metric]:.4f} on the dev set"
-        if teacher is not None and model is not teacher:
+        teacher = teachers.get(model.path, first)
+        if teacher is not None and metric in teacher.scores and model.role != TEACHER:
             line = "; ".join(filter(None, [line, ", ".join(_against(model, teacher, metric))]))
         lines.append(line + ".")
     lines += [f"{model.name} ({model.role}) is left out: {model.note.rstrip('.')}." for model in models if model.note]

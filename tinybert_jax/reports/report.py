@@ -52,6 +52,7 @@ from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.teachers.predictions import is_predictions, load_predictions
 from tinybert_jax.teachers.teacher import UnknownRow
+from tinybert_jax.training import diverged
 from tinybert_jax.training.record import is_begun
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -125,7 +126,8 @@ def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> 
         else:
             run_model(model, task, source, length)
     for run in finished:
-        notes += _changed_rows(run, models)
+        if int(run.settings["max_length"]) == length:  # or the rows are cut elsewhere
+            notes += _changed_rows(run, models)
     if measure:
         time_models([model for model in models if model.timings])
     metric = _metric(task, models)
@@ -137,7 +139,7 @@ def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> 
         quality.lost_and_won(models, teachers),
         recipe.layers(_compared(finished, teachers, task, source)),
     ]
-    return _report(task.name, runs, quality.summary(models, metric), notes, sections, models)
+    return _report(task.name, runs, quality.summary(models, metric, teachers), notes, sections, models)
 
 
 def show(line: str) -> None:
@@ -166,11 +168,14 @@ def _report(
 
 
 def _unfinished(runs: Sequence[Run]) -> list[str]:
-    return [
-        f"{run.name} is not finished: it has no model yet, so its training alone is shown."
-        for run in runs
-        if not run.is_finished
-    ]
+    lines = []
+    for run in runs:
+        if (run.directory / diverged.FILE).is_file():
+            reason = (run.directory / diverged.FILE).read_text("utf-8").splitlines()[0]
+            lines.append(f"{run.name} has no model: {reason}")
+        elif not run.is_finished:
+            lines.append(f"{run.name} is not finished: it has no model yet, so its training alone is shown.")
+    return lines
 
 
 def _other_rows(runs: Sequence[Run]) -> list[str]:

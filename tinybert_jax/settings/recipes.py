@@ -62,7 +62,7 @@ def choose_recipe(
         student: a preset or a size, or the directory of a model.
         task: its epochs are the paper's.
         start: where a preset or size starts.
-        teacher_width: the hidden size of the teacher; None: it has no layers.
+        teacher_width: the hidden size of the teacher; None: it has no layers, or no stage learns from it.
 
     Raises:
         InputError: the size has a wrong form.

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinybert_jax.data.rows import read_rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
-from tinybert_jax.models.files.hub import resolve
+from tinybert_jax.models.files.hub import fingerprint, resolve
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.settings.compression import CompressionSettings, Prune
 from tinybert_jax.settings.experiment import Experiment
@@ -20,13 +21,15 @@ from tinybert_jax.settings.objectives import Prediction, Transformer
 from tinybert_jax.settings.recipes import choose_recipe
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
-from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.settings.tasks import SplitName, get_task
 from tinybert_jax.shrink.aim import Aim, Candidate
+from tinybert_jax.tasks.kinds import with_template_of
 
 TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in int8
 PRUNED = (0.5, 0.25)  # shares of the teacher's multiply-adds
 STEPS = (100, 200, 400)  # of the layers' stage, by rung; half as many of predictions follow
 FEWEST = 20
+SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Plan:
     max_length: int
     seed: int
     teacher_width: int
+    fingerprints: dict[str, str]  # of the teacher, and of rows with columns
 
     def experiment(self, candidate: Candidate, rung: int) -> Experiment:
         """The training of a candidate in a rung, from its start. `tinybert distill` can repeat it."""
@@ -74,8 +78,9 @@ class Plan:
     @property
     def seconds(self) -> float:
         """About how long all training takes."""
-        counts = [max(1, sum(c.step_seconds > 0 for c in self.candidates) >> rung) for rung in range(len(self.steps))]
-        mean = sum(c.step_seconds for c in self.candidates) / max(1, counts[0])
+        trained = [c.step_seconds for c in self.candidates if c.step_seconds and self.aim.allows(c)]
+        counts = [max(1, len(trained) >> rung) for rung in range(len(self.steps))]
+        mean = sum(trained) / counts[0]
         return sum(1.5 * steps * count * mean for steps, count in zip(self.steps, counts, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,12 +105,16 @@ def described(
         seed: of every training.
 
     Raises:
-        InputError: the teacher cannot be read.
+        InputError: the teacher or the rows cannot be read.
     """
     config = load_config(resolve(teacher))
-    if max_length is None:
-        max_length = trained_length(load_tokenizer(teacher, config), config)
-    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, config.hidden_size)
+    tokenizer: Any = load_tokenizer(teacher, config)
+    row = get_task(task)
+    source = with_template_of(tokenizer, row, source)
+    max_length = trained_length(tokenizer, config) if max_length is None else max_length
+    splits = {split: read_rows(row, source, split).fingerprint for split in SPLITS} if row.kind.has_columns else {}
+    fingerprints = {"teacher": fingerprint(resolve(teacher))} | splits
+    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, config.hidden_size, fingerprints)
 
 
 def sizes(teacher: BertConfig) -> list[str]:
@@ -160,7 +169,9 @@ def load(path: Path, described: Plan) -> Plan:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as a plan ({error})") from None
     now = plan.as_dict()
-    for name in fields.keys() | now.keys():
+    if fields.get("fingerprints") != now["fingerprints"]:
+        raise InputError(f"{path}: the teacher or the rows changed since: give those it began with, or another --out")
+    for name in sorted(fields.keys() | now.keys()):
         if fields.get(name) != now.get(name):
             raise InputError(
                 f"{path}: was begun with {name} {fields.get(name)!r}, and now it is {now.get(name)!r}: give the same"

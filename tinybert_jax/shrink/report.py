@@ -58,11 +58,8 @@ def reasons(search: Search, out: Path) -> list[str]:
             why = f"it is the fastest that keeps {aim.keep:.1%} of the teacher's score on the dev rows"
         else:
             why = f"it scores best within the aim ({aim})"
-        return [
-            f"pick: {name}: {why}",
-            f"written to {search.directory}",
-            f"again, with another seed: tinybert run {out / 'pick.py'} --seed 1",
-        ]
+        again = f"again, with another seed: tinybert run {out / 'pick.py'} --seed 1"
+        return [f"pick: {name}: {why}", f"written to {search.directory}", *([again] if search.pick.steps else [])]
     best = max(search.outcomes, key=lambda o: o.score, default=None)
     if best is None:
         return [f"nothing was trained to its end, so nothing meets the aim ({aim}): read the notes above"]

@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import tinybert_jax
+from tinybert_jax.batch import Params
 from tinybert_jax.compression.compress import compress
 from tinybert_jax.data import rows
 from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError, check_unused
-from tinybert_jax.export.export import export_model
+from tinybert_jax.export.export import FORMATS, export_model
 from tinybert_jax.inference.benchmark import Benchmark, benchmark
 from tinybert_jax.inference.evaluate import evaluate
-from tinybert_jax.models.files.directory import load_config, load_hf, save_hf
+from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.files.directory import load_hf, save_description
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import forward_flops, init_params
@@ -32,12 +35,12 @@ from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink.aim import Aim, Candidate, Outcome, front, pick, survivors
 from tinybert_jax.shrink.plan import TEACHER, Plan
 from tinybert_jax.students.presets import student_config
-from tinybert_jax.tasks.kinds import with_template_of
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.record import is_begun
 from tinybert_jax.training.run import run
 
-FORM, FILE = "onnx-int8", "onnx/model_quantized.onnx"
+FORM = "onnx-int8"
+WEIGHT_BITS = 7  # for every processor; as many operations as 8
 PICK = '''"""The pick of a search, {name}. `tinybert run pick.py --seed 1` trains it again."""
 
 from tinybert_jax import {names}
@@ -95,6 +98,11 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
         training.loop.Stopped: as in `run`; the same call continues.
     """
     teacher_score = _kept(out / "teacher.json", lambda: {"score": _score(plan, plan.teacher)})["score"]
+    if not teacher_score > 0:
+        raise InputError(
+            f"{plan.teacher}: scores {teacher_score:.4f} on the dev rows, of which no share can be kept: fine-tune it"
+            " first"
+        )
     say(f"teacher: {get_task(plan.task).selection} {teacher_score:.4f}; aim: {plan.aim}")
     outcomes: dict[str, Outcome] = {}
     alive: Sequence[Candidate] = [candidate for candidate in plan.candidates if plan.aim.allows(candidate)]
@@ -119,9 +127,9 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
 
 def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
     """The plan with its candidates, each measured as it would be deployed, but not trained yet."""
-    config, _ = load_hf(described.teacher)
+    config, teacher_params = load_hf(described.teacher)
     tokenizer: Any = load_tokenizer(described.teacher, config)
-    texts = _texts(described, tokenizer)
+    texts = _texts(described)
     tokens = described.max_length
     if texts:
         tokens = max(1, round(float(np.mean(encode(texts, tokenizer, tokens).lengths))))
@@ -134,18 +142,18 @@ def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
             configs[name] = student_config(name, config)
             starts[name] = name
             model = HEADS[get_task(described.task).head].model(configs[name])
-            save_hf(folder / name, configs[name], init_params(model, jax.random.key(described.seed)), tokenizer)
-            export_model(str(folder / name), folder / f"{name}-export", (FORM,))
-        source = described.source
-        has_labels = any(part is not None for part in (source.data, source.train, source.tfds))
-        for name, methods in (plans.methods() if has_labels else {}).items():  # labels say what may be cut
+            params = init_params(model, jax.random.key(described.seed))
+            _write(folder / name, configs[name], params, tokenizer)
+        cut = plans.methods() if described.source.has_labelled else {}  # labels say what may be cut
+        for name, methods in cut.items():
             start = out / "starts" / name
             shutil.rmtree(start, ignore_errors=True)
             compress(described.teacher, described.task, described.source, methods, start, described.max_length)
-            starts[name], configs[name] = str(start), load_config(start)
-            export_model(str(start), folder / f"{name}-export", (FORM,))
-        export_model(described.teacher, folder / f"{TEACHER}-export", (FORM,))
-        files = {name: str(folder / f"{name}-export" / FILE) for name in starts}
+            starts[name] = str(start)
+            configs[name], params = load_hf(start)
+            _write(folder / name, configs[name], params, tokenizer)
+        _write(folder / TEACHER, config, teacher_params, tokenizer)
+        files = {name: str(folder / name / FORMATS[FORM].path) for name in starts}
         lengths = () if texts else (tokens,)
         measured = _by_model(benchmark([*files.values()], (1,), lengths, texts, measure_memory=False))
     candidates = []
@@ -166,25 +174,31 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
     folder = out / "candidates" / candidate.name
 
     def trained() -> dict[str, Any]:
+        """The numbers that are kept; or why the candidate ends, so that a search that goes on knows it."""
         model, steps = plan.teacher, 0
         if candidate.name != TEACHER:
             experiment = plan.experiment(candidate, rung)
             steps = sum(stage.max_steps or 0 for stage in experiment.stages)
             directory = _run(out, candidate, rung)
-            model = str(run(experiment, directory, resume=is_begun(directory)).directory)
+            try:
+                model = str(run(experiment, directory, resume=is_begun(directory)).directory)
+            except Diverged as error:
+                return {"ended": str(error)}
             shutil.rmtree(directory / "checkpoints")  # the run is done
         with _folder(folder) as temporary:
-            export_model(model, temporary / "export", (FORM,))
+            try:
+                export_model(model, temporary / "export", (FORM,))
+            except InputError as error:  # int8 is too coarse for it
+                return {"ended": str(error)}
             score = _score(plan, str(temporary / "export"))
             shutil.rmtree(folder / "export", ignore_errors=True)
             (temporary / "export").rename(folder / "export")
         return {"score": score, "steps": steps, "model": model}
 
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        numbers = _kept(folder / _file(candidate, rung), trained)
-    except (Diverged, InputError) as error:
-        say(f"note: {candidate.name} ends here: {error}")
+    numbers = _kept(folder / _file(candidate, rung), trained)
+    if "ended" in numbers:
+        say(f"note: {candidate.name} ends here: {numbers['ended']}")
         return None
     return Outcome(candidate, numbers["score"], numbers["steps"], rung)
 
@@ -199,10 +213,19 @@ def _deployed(plan: Plan, out: Path, chosen: Outcome) -> Path:
             shutil.copytree(source, out / target)
     if chosen.steps:
         described = repr(plan.experiment(chosen.candidate, chosen.rung))
-        names = ", ".join(sorted(set(re.findall(r"\b([A-Z]\w+)\(", described))))
+        words = set(re.findall(r"\b([A-Z]\w+)\(", described))
+        names = ", ".join(sorted(words.intersection(tinybert_jax.__all__)))
         pick_file = PICK.format(name=chosen.candidate.name, names=names, experiment=described)
         (out / "pick.py").write_text(pick_file, "utf-8")
     return out / "export"
+
+
+def _write(directory: Path, config: BertConfig, params: Params, tokenizer: Any) -> None:
+    """A model as it would be deployed, to be timed: what it computes is not compared."""
+    save_description(directory, config, params, tokenizer)
+    file = directory / FORMATS[FORM].path
+    file.parent.mkdir()
+    FORMATS[FORM].write(config, params, WEIGHT_BITS, file)
 
 
 def _run(out: Path, candidate: Candidate, rung: int) -> Path:
@@ -232,16 +255,17 @@ def _folder(out: Path) -> Iterator[Path]:
 
 
 def _score(plan: Plan, model: str) -> float:
-    scores = evaluate(model, plan.task, plan.source, "dev", max_length=plan.max_length)
+    source = dataclasses.replace(plan.source, unlabelled=())  # they are no part of the dev set
+    scores = evaluate(model, plan.task, source, "dev", max_length=plan.max_length)
     return scores[get_task(plan.task).selection]
 
 
-def _texts(plan: Plan, tokenizer: Any) -> list[tuple[str, ...]]:
+def _texts(plan: Plan) -> list[tuple[str, ...]]:
     """The texts of the dev rows, whose lengths are timed; none, where rows are no texts in columns."""
     task = get_task(plan.task)
     if not task.kind.has_columns:
         return []
-    return [*rows.read_rows(task, with_template_of(tokenizer, task, plan.source), "dev").texts]
+    return [*rows.read_rows(task, plan.source, "dev").texts]
 
 
 def _by_model(result: Benchmark) -> dict[str, tuple[float, float]]:
