@@ -136,6 +136,14 @@ def test_the_command_makes_the_repository_and_sends_every_file(hub: Hub, model: 
     assert hub.commits == ["Upload a model of tinybert_jax"]
 
 
+def test_the_page_of_a_model_stays_at_home(hub: Hub, model: Path) -> None:
+    sent = contents(model)
+    for name in ("report.html", "report.md"):
+        (model / name).write_text("the texts of rows")
+    tb.push(model, "owner/tiny")
+    assert hub.files == {"owner/tiny": sent}
+
+
 def test_a_second_upload_replaces_files_of_the_same_names(hub: Hub, model: Path) -> None:
     hub.private["owner/tiny"] = False
     hub.files["owner/tiny"] = {"README.md": b"older", "LICENSE": b"stays"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -17,6 +18,8 @@ from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink import search as searches
 from tinybert_jax.shrink.aim import Aim, Candidate
 from tinybert_jax.shrink.plan import Plan, described, parse_time, sizes, steps_within
+from tinybert_jax.shrink.report import reasons
+from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.loop import Stopped
 
 pytest.importorskip("onnxruntime")
@@ -121,6 +124,69 @@ def test_an_aim_that_nothing_reaches_says_how_near(
     printed = capsys.readouterr().out
     assert "no candidate meets the aim (keep 140.0% of the teacher's score): " in printed
     assert not (tmp_path / "high" / "export").exists()
+
+
+def test_a_candidate_that_diverges_ends_and_is_not_tried_again(
+    teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = searches.prepare(asked(teacher, reviews, keep=0.1), tmp_path / "out")
+
+    def diverging(*_: Any, **__: Any) -> None:
+        raise Diverged("the loss is nan")
+
+    monkeypatch.setattr(searches, "run", diverging)
+    lines: list[str] = []
+    ended = searches.search(plan, tmp_path / "out", lines.append)
+    assert [outcome.candidate.name for outcome in ended.outcomes] == ["teacher"]
+    assert [line for line in lines if "ends here: the loss is nan" in line]
+    assert ended.pick is not None
+    assert not [line for line in reasons(ended, tmp_path / "out") if "pick.py" in line]  # nothing was trained
+    monkeypatch.setattr(searches, "run", None)
+    assert searches.search(plan, tmp_path / "out", lines.append).outcomes == ended.outcomes
+
+
+def test_a_failure_ends_the_search_and_not_a_candidate(
+    teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = searches.prepare(asked(teacher, reviews, keep=0.1), tmp_path / "out")
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise tb.InputError("no space left on device")
+
+    monkeypatch.setattr(searches, "run", failing)
+    with pytest.raises(tb.InputError, match="no space left"):
+        searches.search(plan, tmp_path / "out", print)
+
+
+def test_a_search_goes_on_with_the_rows_it_began_with(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    plan = asked(teacher, reviews, keep=0.9)
+    plans.save(plan, tmp_path / "plan.json")
+    assert plans.load(tmp_path / "plan.json", plan) == plan
+    changed = dataclasses.replace(plan, fingerprints=plan.fingerprints | {"train": "other"})
+    with pytest.raises(tb.InputError, match="the teacher or the rows changed since"):
+        plans.load(tmp_path / "plan.json", changed)
+
+
+def test_a_search_reads_the_texts_as_its_teacher_does(directory: Path, tmp_path: Path) -> None:
+    tokenizer_config = directory / "tokenizer_config.json"
+    described_tokenizer = json.loads(tokenizer_config.read_text())
+    tokenizer_config.write_text(json.dumps(described_tokenizer | {"text_template": ["{title}: {body}"]}))
+    rows = "title\tbody\tlabel\n" + "".join(f"cold {word}\tit broke {word}\t{word}\n" for word in ("a", "b") * 5)
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(rows)
+    source = tb.DataSource(data=str(tmp_path))
+    plan = described(str(directory), "classification", source, Aim(keep=0.9), 32, None, 0)
+    assert plan.source.text_template == ("{title}: {body}",)
+    assert searches._texts(plan)[0] == ("cold a: it broke a",)
+
+
+def test_rows_without_labels_are_no_part_of_the_dev_set(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.txt").write_text("good\nbad\n")
+    source = tb.DataSource(data=str(reviews), unlabelled=(str(tmp_path / "texts.txt"),))
+    plan = described(str(teacher), "classification", source, Aim(keep=0.9), 32, None, 0)
+    assert searches._score(plan, str(teacher)) > 0.9
 
 
 def test_the_candidates_are_parts_of_the_teacher() -> None:

@@ -28,20 +28,19 @@ def letter(number: int) -> str:
 
 
 def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model]) -> tuple[Block, ...]:
-    """What each model kept of its teacher, in a sentence each; a model that names none is held against the first.
+    """What each model kept of its teacher, in a sentence each.
 
     Args:
         models: those of the page.
         metric: the score that is compared.
-        teachers: the teacher of a student, by the student's path.
+        teachers: what each model is held against, by the model's path.
     """
     scored = [model for model in models if metric in model.scores]
-    first = next((model for model in scored if model.role == TEACHER), None)
     lines = []
     for model in scored:
         line = f"{model.name} ({model.role}): {metric} {model.scores[metric]:.4f} on the dev set"
-        teacher = teachers.get(model.path, first)
-        if teacher is not None and metric in teacher.scores and model.role != TEACHER:
+        teacher = teachers.get(model.path)
+        if teacher is not None and metric in teacher.scores:
             line = "; ".join(filter(None, [line, ", ".join(_against(model, teacher, metric))]))
         lines.append(line + ".")
     lines += [f"{model.name} ({model.role}) is left out: {model.note.rstrip('.')}." for model in models if model.note]

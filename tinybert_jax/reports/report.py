@@ -281,9 +281,9 @@ def _teachers(runs: Sequence[Run], models: Sequence[Model]) -> dict[str, Model]:
     for model in models:
         run = next((run for run in runs if str(run.student) == model.path), None)
         names = [] if run is None else _teacher_names(run)
-        own = next((m for name in names for m in models if same_place(m.path, name) and m.scores), first)
-        if own is not None and model.role != TEACHER:
-            result[model.path] = own
+        teacher = next((m for name in names for m in models if same_place(m.path, name) and m.scores), first)
+        if teacher is not None and model.role != TEACHER:
+            result[model.path] = teacher
     return result
 
 
