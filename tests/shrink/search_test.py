@@ -145,6 +145,11 @@ def test_a_candidate_that_diverges_ends_and_is_not_tried_again(
     assert searches.search(plan, tmp_path / "out", lines.append).outcomes == ended.outcomes
 
 
+def test_the_names_in_a_file_name_are_no_classes() -> None:
+    experiment = tb.Experiment("sst2", tb.DataSource(data="Reviews(1)"), "bert", (tb.Stage("supervised"),))
+    assert searches._classes(experiment) == {"Experiment", "DataSource", "Stage", "Supervised"}
+
+
 def test_a_failure_ends_the_search_and_not_a_candidate(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

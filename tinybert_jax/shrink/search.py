@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import tinybert_jax
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.compress import compress
 from tinybert_jax.data import rows
@@ -212,10 +210,9 @@ def _deployed(plan: Plan, out: Path, chosen: Outcome) -> Path:
         if source.is_dir():  # a teacher may be a hub id
             shutil.copytree(source, out / target)
     if chosen.steps:
-        described = repr(plan.experiment(chosen.candidate, chosen.rung))
-        words = set(re.findall(r"\b([A-Z]\w+)\(", described))
-        names = ", ".join(sorted(words.intersection(tinybert_jax.__all__)))
-        pick_file = PICK.format(name=chosen.candidate.name, names=names, experiment=described)
+        experiment = plan.experiment(chosen.candidate, chosen.rung)
+        names = ", ".join(sorted(_classes(experiment)))
+        pick_file = PICK.format(name=chosen.candidate.name, names=names, experiment=repr(experiment))
         (out / "pick.py").write_text(pick_file, "utf-8")
     return out / "export"
 
@@ -231,6 +228,14 @@ def _write(directory: Path, config: BertConfig, params: Params, tokenizer: Any) 
 def _run(out: Path, candidate: Candidate, rung: int) -> Path:
     """The directory of a candidate's training."""
     return out / "candidates" / candidate.name / f"rung-{rung + 1}"
+
+
+def _classes(settings: Any) -> set[str]:
+    """The names of the classes that a Python file needs to describe some settings."""
+    if dataclasses.is_dataclass(settings):
+        parts = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+        return {type(settings).__name__}.union(*map(_classes, parts))
+    return set[str]().union(*map(_classes, settings)) if isinstance(settings, tuple) else set()
 
 
 def _file(candidate: Candidate, rung: int) -> str:
