@@ -124,3 +124,11 @@ def test_options_read_a_tilde_as_the_home_directory(
     arguments = ["--model=~/model", "--task=classification", data, "--predictions=~/p.tsv", "--json=~/s.json"]
     assert tinybert(monkeypatch, "evaluate", *arguments) == 0, capsys.readouterr().err
     assert {"p.tsv", "s.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("command", ["report", "benchmark"])
+def test_a_command_may_take_any_number_of_arguments_without_names(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert tinybert(monkeypatch, command, "no/first", "no/second") == 2
+    assert "no/first" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from tinybert_jax.data.rows import read_rows
 from tinybert_jax.data.stream import stream_rows
 from tinybert_jax.models.files.directory import load_config
 from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.settings.sources import TextForm
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.ner import read_conll
 from tinybert_jax.tasks.squad import read_squad
@@ -43,7 +44,7 @@ def read_table(path: Path) -> Any:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "table": read_table,
-    "stream": lambda path: list(stream_rows(path, path.read_bytes().splitlines(True), "txt", ("text",))),
+    "stream": lambda path: list(stream_rows(path, path.read_bytes().splitlines(True), "txt", TextForm(("text",)))),
     "corpus": lambda path: list(units([str(path)], one_document_per_line=True)),
     "conll": read_conll,
     "squad": read_squad,

@@ -69,7 +69,7 @@ def test_a_tasks_recipe_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "execute", lambda experiments, *more: run.extend(experiments))
     for task in ("cola", "mnli"):
         arguments = ["--teacher", "t", "--student", "tinybert-4l-312d", "--task", task, "--data", "d", "--out", "o"]
-        monkeypatch.setattr("sys.argv", ["tinybert", "distill", *arguments])
+        monkeypatch.setattr("sys.argv", ["tinybert", "distill", *arguments, "--preset", "paper"])
         entry.main()
     recipes = [(e.max_length, [stage.epochs for stage in e.stages]) for e in run]
     assert recipes == [(64, [50, 3]), (128, [10, 3])]

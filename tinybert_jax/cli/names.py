@@ -58,7 +58,7 @@ def check_arguments(arguments: Sequence[str], commands: Commands) -> None:
 
 
 def _check_values(
-    command: str, rest: Sequence[str], options: Mapping[str, Option], positionals: Sequence[str], more: str
+    command: str, rest: Sequence[str], options: Mapping[str, Option], positionals: Mapping[str, float], more: str
 ) -> None:
     """Refuse values that an option does not take, and options and arguments that are missing."""
     values: dict[str, list[str]] = {}
@@ -81,9 +81,10 @@ def _check_values(
         for text in texts:
             if not option.takes(text):
                 raise InputError(f"{name} {text}: give {option.remedy}{nearest(text, option.words)}")
-    if len(free) > len(positionals):
+    if len(free) > sum(positionals.values()):
         raise InputError(f"tinybert {command}: {free[len(positionals)]!r} is the value of no option; {more}")
-    missing = [*positionals[len(free) :], *(n for n, option in options.items() if option.required and n not in values)]
+    lacking = [name for name, most in positionals.items() if most == 1][len(free) :]
+    missing = lacking + [name for name, option in options.items() if option.required and name not in values]
     if missing:
         named = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
         raise InputError(f"tinybert {command} needs {named}; {more}")
@@ -148,10 +149,17 @@ def _options(command: Callable[..., Any]) -> dict[str, Option]:
     return options
 
 
-def _positionals(command: Callable[..., Any]) -> list[str]:
-    """The arguments that have no names, as a message calls them."""
-    parameters = inspect.signature(command).parameters.values()
-    return [f"a file ({p.name.upper()})" for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+def _positionals(command: Callable[..., Any]) -> dict[str, float]:
+    """The arguments that have no names, as a message calls them, and how many values each may have.
+
+    A command that takes any number of them says itself what it needs.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    return {
+        f"a file ({name.upper()})": math.inf if Ellipsis in _types(hints[name]) else 1
+        for name, parameter in inspect.signature(command).parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+    }
 
 
 def _is_annotated(hint: Any) -> bool:
