@@ -156,7 +156,7 @@ def _positionals(command: Callable[..., Any]) -> dict[str, float]:
     """
     hints = typing.get_type_hints(command, include_extras=True)
     return {
-        f"a file ({name.upper()})": math.inf if Ellipsis in _types(hints[name]) else 1
+        f"a file ({name.upper()})": math.inf if Ellipsis in _types(hints[name]) else 1.0
         for name, parameter in inspect.signature(command).parameters.items()
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY
     }
