@@ -3,7 +3,7 @@
     python experiments/bubbles.py experiments/quickstart.json           # writes experiments/quickstart.svg
     python experiments/bubbles.py runs/quickstart-seed*/table.json --out experiments/quickstart.svg
 
-`make demo` writes table.json and table.svg. Of several seeds, means and standard deviations are drawn. The figures in
+`make demo` writes table.json and table.svg. Several seeds are drawn as means and standard deviations. The figures in
 experiments/quickstart.json are those of the README's table, as they are printed there.
 """
 

@@ -168,7 +168,8 @@ def _load(models: Sequence[str], notes: dict[str, None]) -> dict[Side, Loaded]:
         if not is_installed(package):
             notes[f"{side.by}: not timed, as {package} is not installed"] = None
             continue
-        if side.by == "JAX, int8" and side._replace(by="JAX") in sides and not int8_is_faster():
+        in_floats = RUNNERS[side.by].int8_of
+        if in_floats is not None and side._replace(by=in_floats) in sides and not int8_is_faster():
             notes[f"{side.by}: not timed, as it is no faster than float32 on this processor"] = None
             continue
         try:

@@ -45,6 +45,7 @@ class Runner(NamedTuple):
     load: Callable[[str], Loaded]
     package: str  # that must be installed
     any_length: bool = False  # others are compiled for some lengths, to which shorter texts are padded
+    int8_of: str | None = None  # the program whose int8 form it is, which may be no faster here
     imports: tuple[str, ...] = TOKENIZERS  # what it imports besides, MODULE:NAME
 
 
@@ -129,8 +130,10 @@ def _load_torch(name: str) -> Loaded:
 
 RUNNERS: dict[str, Runner] = {
     "JAX": Runner(_load_ours, "jax"),
-    "JAX, int8": Runner(partial(_load_ours, int8=True), "jax"),
-    "torch": Runner(_load_torch, "torch", True, (*TOKENIZERS, "transformers:BertForSequenceClassification")),
+    "JAX, int8": Runner(partial(_load_ours, int8=True), "jax", int8_of="JAX"),
+    "torch": Runner(
+        _load_torch, "torch", any_length=True, imports=(*TOKENIZERS, "transformers:BertForSequenceClassification")
+    ),
     "ONNX Runtime": Runner(_load_ours, "onnxruntime", any_length=True),
     "StableHLO": Runner(_load_ours, "jax"),
 }

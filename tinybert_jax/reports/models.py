@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,13 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.inference.evaluate import named_scores, outputs_on
 from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import Predictor, load_predictor
+from tinybert_jax.inference.timing import call_seconds
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.weights import weights_files
 from tinybert_jax.models.parameters import count_parameters, encoder_macs
 from tinybert_jax.models.quantized import int8_bytes
+from tinybert_jax.reports.students import TOGETHER
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task
 from tinybert_jax.tasks.split import Reading, Split, Table
@@ -31,7 +32,6 @@ TEACHER, STUDENT, BASELINE, COMPRESSED, EXPORTED, OTHER = (
     *("teacher", "student", "labels alone"),
     *("compressed", "exported", "model"),
 )
-TOGETHER = 32  # texts of the second timing
 TIMED_ROWS = 128  # of the dev set, the first ones
 SECONDS = 0.5  # of each timing, at least
 ROUNDS = 3  # in which the models are timed in turn
@@ -127,20 +127,13 @@ def _calls(predictor: Predictor, tokens: Tokens, texts: int) -> Callable[[], int
 def time_models(models: Sequence[Model]) -> None:
     """Fill in how long a text takes in each model: medians over rounds, in which they take turns."""
     timed = [(model, call) for model in models for call in model.timings]
-    for _, call in timed:
-        call()
+    texts = [call() for _, call in timed]
     times: list[list[float]] = [[] for _ in timed]
     for _ in range(ROUNDS):
         for (_, call), of_call in zip(timed, times, strict=True):
-            spent = 0.0
-            while not spent or spent < SECONDS / ROUNDS:
-                start = time.perf_counter()
-                texts = call()
-                seconds = time.perf_counter() - start
-                spent += seconds
-                of_call.append(1000 * seconds / texts)
-    for (model, _), of_call in zip(timed, times, strict=True):
-        model.milliseconds += (statistics.median(of_call),)
+            of_call += call_seconds(call, turn=SECONDS / ROUNDS)
+    for (model, _), of_call, count in zip(timed, times, texts, strict=True):
+        model.milliseconds += (1000 * statistics.median(of_call) / count,)
 
 
 def same_place(path: str, other: str) -> bool:

@@ -9,6 +9,7 @@ from tinybert_jax.reports import charts
 from tinybert_jax.reports.calibration import BINS, calibration_error, confidence_bins
 from tinybert_jax.reports.document import Block, Fold, Grid, Items, Picture, Pictures, Section, Text, shortened
 from tinybert_jax.reports.models import TEACHER, TIMED_ROWS, TOGETHER, Model
+from tinybert_jax.tasks.classes import CONFUSION
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
 SHOWN = 12  # rows that one model has right and another wrong
@@ -124,8 +125,8 @@ def _members(models: Sequence[Model], metric: str) -> Items | None:
     """Mean and spread of each population."""
     populations: dict[str, list[float]] = {}
     for model in models:
-        name, found, _ = model.name.rpartition(" member ")
-        if found and metric in model.scores:
+        name, is_member, _ = model.name.rpartition(" member ")
+        if is_member and metric in model.scores:
             populations.setdefault(name, []).append(model.scores[metric])
     lines = [
         f"{name}, {len(values)} members: {metric} {statistics.mean(values):.4f}, standard deviation"
@@ -138,21 +139,24 @@ def _members(models: Sequence[Model], metric: str) -> Items | None:
 
 def classes(models: Sequence[Model]) -> Section | None:
     """What each model does with each class; None where no model has classes."""
-    folds = [
-        Fold(f"{model.name} ({model.role})", tuple(_class_grid(model, table) for table in model.tables))
-        for model in models
-        if model.tables
-    ]
-    if not folds:
+    shown = [model for model in models if model.tables]
+    if not shown:
         return None
-    first = next((i for i, fold in enumerate(folds) if f"({TEACHER})" not in fold.summary), 0)
-    folds[first] = Fold(folds[first].summary, folds[first].blocks, is_open=True)
+    open_one = next((model for model in shown if model.role != TEACHER), shown[0])
+    folds = [
+        Fold(
+            f"{model.name} ({model.role})",
+            tuple(_class_grid(model, table) for table in model.tables),
+            is_open=model is open_one,
+        )
+        for model in shown
+    ]
     return Section("Classes", tuple(folds))
 
 
 def _class_grid(model: Model, table: Table) -> Grid:
     header, rows = table
-    if not header[0].startswith("is /"):
+    if header[0] != CONFUSION:
         return Grid(f"Scores of each class, {model.name}", header, rows)
     counts = [[int(cell) for cell in row[1:]] for row in rows]
     shades = [[count / max(1, sum(row)) for count in row] for row in counts]

@@ -74,10 +74,10 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
         # the model of a run is named as the run
         parts[name] = of_name[:-1] if len(of_name) > 1 and of_name[-1] == "student" else of_name
     short = {}
-    for name, own in parts.items():
+    for name, path in parts.items():
         others = [other for key, other in parts.items() if key != name]
-        count = next((k for k in range(1, len(own)) if all(own[-k:] != other[-k:] for other in others)), len(own))
-        short[name] = "/".join(own[-count:])
+        count = next((k for k in range(1, len(path)) if all(path[-k:] != other[-k:] for other in others)), len(path))
+        short[name] = "/".join(path[-count:])
     return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 

@@ -19,6 +19,11 @@ class Candidate(NamedTuple):
     megabytes: float
     step_seconds: float  # of a training step, estimated; 0: it is not trained
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a student; the other one is the teacher itself."""
+        return self.step_seconds > 0
+
 
 class Outcome(NamedTuple):
     """A candidate and its score on the dev set, after the training that it had."""
@@ -103,8 +108,8 @@ def pick(outcomes: Sequence[Outcome], aim: Aim, teacher_score: float) -> Outcome
 def survivors(outcomes: Sequence[Outcome], aim: Aim, teacher_score: float) -> list[Candidate]:
     """The candidates that are trained longer: at most half of them, and one at least.
 
-    Where the aim is a share to keep, the fastest that has reached it stays, and slower ones end. Of the others, those
-    that score best stay.
+    Where the aim is a share to keep, the fastest that has reached it stays, and slower ones end. The others are chosen
+    by their scores.
 
     Args:
         outcomes: those of one rung, in the order of the plan, which is kept.

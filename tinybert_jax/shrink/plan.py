@@ -15,6 +15,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
 from tinybert_jax.models.files.hub import fingerprint, resolve
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
+from tinybert_jax.settings.choices import student_shape
 from tinybert_jax.settings.compression import CompressionSettings, Prune
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction, Transformer
@@ -68,8 +69,8 @@ class Plan:
             task=self.task,
             source=self.source,
             model=candidate.model,
-            # what was cut from the teacher is near it, and learns its predictions alone
-            stages=(outputs,) if candidate.name.startswith("pruned") else (layers, outputs),
+            # the directory of what was cut from the teacher: it is near it, and learns its predictions alone
+            stages=(outputs,) if student_shape(candidate.model) is None else (layers, outputs),
             teacher=self.teacher,
             max_length=self.max_length,
             seed=self.seed,
@@ -78,7 +79,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """About how long all training takes."""
-        trained = [c.step_seconds for c in self.candidates if c.step_seconds and self.aim.allows(c)]
+        trained = [c.step_seconds for c in self.candidates if c.is_trained and self.aim.allows(c)]
         counts = [max(1, len(trained) >> rung) for rung in range(len(self.steps))]
         mean = sum(trained) / counts[0]
         return sum(1.5 * steps * count * mean for steps, count in zip(self.steps, counts, strict=True))
@@ -136,7 +137,7 @@ def steps_within(seconds: float, candidates: Sequence[Candidate]) -> tuple[int, 
     Raises:
         InputError: the time is too short for FEWEST steps in the first rung.
     """
-    trained = [candidate.step_seconds for candidate in candidates if candidate.step_seconds > 0]
+    trained = [candidate.step_seconds for candidate in candidates if candidate.is_trained]
     rounds = len(STEPS) * 1.5 * sum(trained)  # each rung trains half of the candidates for twice the steps
     first = int(seconds / rounds) // 10 * 10 if rounds else STEPS[0]
     if first < FEWEST:

@@ -15,7 +15,7 @@ def plan_table(plan: Plan) -> Table:
     header = ["candidate", "ms a text", "MB", "training"]
     rows = []
     for candidate in plan.candidates:
-        training = "none" if candidate.step_seconds == 0 else f"{candidate.step_seconds:.2g} s a step"
+        training = f"{candidate.step_seconds:.2g} s a step" if candidate.is_trained else "none"
         if not plan.aim.allows(candidate):
             training = "beyond the aim"
         rows.append([candidate.name, f"{candidate.milliseconds:.3g}", f"{candidate.megabytes:.1f}", training])

@@ -174,7 +174,7 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
     def trained() -> dict[str, Any]:
         """The numbers that are kept; or why the candidate ends, so that a search that goes on knows it."""
         model, steps = plan.teacher, 0
-        if candidate.name != TEACHER:
+        if candidate.is_trained:
             experiment = plan.experiment(candidate, rung)
             steps = sum(stage.max_steps or 0 for stage in experiment.stages)
             directory = _run(out, candidate, rung)
@@ -182,7 +182,6 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
                 model = str(run(experiment, directory, resume=is_begun(directory)).directory)
             except Diverged as error:
                 return {"ended": str(error)}
-            shutil.rmtree(directory / "checkpoints")  # the run is done
         with _folder(folder) as temporary:
             try:
                 export_model(model, temporary / "export", (FORM,))
@@ -195,6 +194,8 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
 
     folder.mkdir(parents=True, exist_ok=True)
     numbers = _kept(folder / _file(candidate, rung), trained)
+    # not before its score is kept: what stops between would train it again
+    shutil.rmtree(_run(out, candidate, rung) / "checkpoints", ignore_errors=True)
     if "ended" in numbers:
         say(f"note: {candidate.name} ends here: {numbers['ended']}")
         return None
@@ -240,7 +241,7 @@ def _classes(settings: Any) -> set[str]:
 
 def _file(candidate: Candidate, rung: int) -> str:
     """Where an outcome is kept. The teacher is not trained, so it has one for all rungs."""
-    return "outcome.json" if candidate.name == TEACHER else f"rung-{rung + 1}.json"
+    return f"rung-{rung + 1}.json" if candidate.is_trained else "outcome.json"
 
 
 def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinybert_jax.tasks.split import Table
 
+CONFUSION = "is / predicted as"  # the first column of a confusion matrix
 FEW = 20  # classes; of more, a confusion matrix is no longer read
 
 
@@ -39,4 +40,4 @@ def confusion(names: Sequence[str], predicted: np.ndarray, labels: np.ndarray) -
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (labels, predicted), 1)
     rows = [[name, *map(str, row)] for name, row in zip(names, counts, strict=True)]
-    return ["is / predicted as", *names], rows
+    return [CONFUSION, *names], rows

@@ -35,7 +35,7 @@ class DivergedMembers:
 
     @property
     def flags(self) -> list[bool]:
-        """Of each member, whether it diverged."""
+        """Whether each member diverged."""
         return [number in self for number in range(len(self._names))]
 
     @property
