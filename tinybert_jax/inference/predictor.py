@@ -18,7 +18,7 @@ from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens, encode
 from tinybert_jax.devices.sharding import make_mesh, tree_shardings
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.exported import exported_file, load_step
+from tinybert_jax.inference.exported import exported_file, exported_files, load_step
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_architectures, load_config, load_hf
@@ -221,7 +221,8 @@ def load_predictor(
 
     Args:
         directory: holds a classifier, a regressor, a token classifier or a question answering head, as `tinybert
-            distill` and `finetune` write it; or an ONNX or StableHLO file of one, which may also be named itself.
+            distill` and `finetune` write it; or an ONNX or StableHLO file of one, which may also be named itself. Of
+            several files, ONNX in int8 is taken, and a note says so.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
         head: "sequence", "tokens" or "span"; default: the one that the model has. The predictor of the first is
@@ -244,7 +245,10 @@ def load_predictor(
     if exported is not None:
         if int8:
             raise InputError(f"{directory}: is exported, in the numbers that its format has: leave int8 out")
-        file, directory = exported
+        name, (file, directory) = str(directory), exported
+        several = exported_files(directory)
+        if len(several) > 1 and Path(name).name != file.name:
+            print(f"note: {name}: of {len(several)} exported files, {file.relative_to(directory)}", file=sys.stderr)
         config = load_config(directory)
         params: Params = {}
         step = load_step(file)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from tinybert_jax.batch import Batch
 from tinybert_jax.errors import first_line
-from tinybert_jax.inference.exported import FILES, STABLEHLO_PARAMS, exported_file, program_files
+from tinybert_jax.inference.exported import STABLEHLO_PARAMS, exported_file, exported_files, program_files
 from tinybert_jax.inference.predictor import load_predictor
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_architectures, load_config
@@ -150,10 +150,7 @@ def parts_of(model: str) -> list[tuple[str, str]]:
         InputError: it is neither, or its `config.json` is damaged.
     """
     exported, path = exported_file(model), Path(os.path.expanduser(model))
-    if exported is not None and exported[0] == path:
-        files = [path]
-    else:
-        files = [path / file for file in FILES if (path / file).is_file()]
+    files = [path] if exported is not None and exported[0] == path else exported_files(path)
     parts = [(str(file), "ONNX Runtime" if file.suffix == ".onnx" else "StableHLO") for file in files]
     if exported is not None:
         return parts

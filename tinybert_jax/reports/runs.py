@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.exported import FILES, exported_file
+from tinybert_jax.inference.exported import exported_file, exported_files
 from tinybert_jax.reports.tables import Table
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training.record import is_begun, member_dirs
@@ -72,7 +72,8 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         of_name = [part for part in name.split("/") if part] or [name]
         # the model of a run is named as the run
-        parts[name] = of_name[:-1] if len(of_name) > 1 and of_name[-1] == "student" else of_name
+        is_model = len(of_name) > 1 and of_name[-1] == "student" and not is_begun(Path(name))
+        parts[name] = of_name[:-1] if is_model else of_name
     short = {}
     for name, path in parts.items():
         others = [other for key, other in parts.items() if key != name]
@@ -96,8 +97,9 @@ def read_all(names: Sequence[str]) -> tuple[list[Run], list[Named]]:
         elif (path / "student" / "config.json").is_file() and is_begun(path.parent):
             runs += [run for run in read_run(str(path.parent)) if run.directory == path]
         elif exported_file(path) is not None and path.is_dir():
-            files = [file for file in FILES if (path / file).is_file()]
-            models += [Named(f"{name}, {kind_of(file)}", str(path / file), is_exported=True) for file in files]
+            for file in exported_files(path):
+                kind = kind_of(str(file.relative_to(path)))
+                models.append(Named(f"{name}, {kind}", str(file), is_exported=True))
         elif path.is_file() or (path / "config.json").is_file():
             models.append(Named(name, name, is_exported=exported_file(path) is not None))
         else:
