@@ -184,13 +184,13 @@ def test_a_file_of_predictions_is_a_teacher_without_layers(blank_student: Path, 
 def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_over(
     alone: Result, tmp_path: Path
 ) -> None:
-    run = Path(shutil.copytree(alone.directory.parent, tmp_path / "run"))
+    run = Path(shutil.copytree(alone.directory.parent, tmp_path / "student"))
     shutil.rmtree(run / "student")
     with (run / "metrics.jsonl").open("a") as log:
         log.write('{"stage": "1-sup')
     report.write_report([str(run)], measure=False)
     text = (run / "report.md").read_text()
-    assert "is not finished: it has no model yet" in text
+    assert "student is not finished: it has no model yet" in text
     assert "#### Stage 1-supervised" in text
 
 
