@@ -64,7 +64,6 @@ def shrink(
     from tinybert_jax.training.loop import Stopped
 
     asked = described(teacher, task, source, aim, batch_size, max_length, seed)
-    print("measuring the candidates, untrained: int8, in ONNX Runtime, one text at a time", flush=True)
     plan = prepare(asked, out, seconds, resume)
     print_table(*plan_table(plan))
     print(plan_line(plan), flush=True)

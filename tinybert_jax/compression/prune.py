@@ -226,23 +226,28 @@ def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> 
     parts = np.arange(len(x)) * 100 // len(x) % HELD_OUT == 0  # whole stretches of text
     rest = y - x @ kernel  # that the kernel does not predict
 
-    def solve(x: np.ndarray, rest: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    def solver(x: np.ndarray, rest: np.ndarray) -> Callable[[float], tuple[np.ndarray, np.ndarray]]:
         mean, rest_mean = x.mean(axis=0), rest.mean(axis=0)
         centred = x - mean
         moment = (centred.T @ centred).astype(np.float64) / len(x)
-        moment[np.diag_indices_from(moment)] += ridge * np.trace(moment) / len(moment) + 1e-12
         product = (centred.T @ (rest - rest_mean)).astype(np.float64) / len(x)
-        change = scipy.linalg.solve(moment, product, assume_a="pos")
-        return change, rest_mean - mean @ change
+
+        def solve(ridge: float) -> tuple[np.ndarray, np.ndarray]:
+            strength = ridge * np.trace(moment) / len(moment) + 1e-12
+            change = scipy.linalg.solve(moment + strength * np.eye(len(moment)), product, assume_a="pos")
+            return change, rest_mean - mean @ change
+
+        return solve
 
     errors = {np.inf: float(np.square(rest[parts] - bias).mean())}
+    fit = solver(x[~parts], rest[~parts])
     for ridge in RIDGES:
-        change, shift = solve(x[~parts], rest[~parts], ridge)
+        change, shift = fit(ridge)
         errors[ridge] = float(np.square(rest[parts] - x[parts] @ change - shift).mean())
     best = min(errors, key=lambda ridge: errors[ridge])
     if best == np.inf:
         return kernel, bias
-    change, shift = solve(x, rest, best)
+    change, shift = solver(x, rest)(best)
     return kernel + change, shift
 
 

@@ -60,7 +60,13 @@ class Search(NamedTuple):
     runs: list[Path]  # the longest of every candidate that was trained
 
 
-def prepare(described: Plan, out: Path, budget: float | None = None, resume: bool = False) -> Plan:
+def prepare(
+    described: Plan,
+    out: Path,
+    budget: float | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> Plan:
     """Choose and measure the candidates of a search, or read them from `out/plan.json`.
 
     Args:
@@ -68,6 +74,7 @@ def prepare(described: Plan, out: Path, budget: float | None = None, resume: boo
         out: the directory of the search, new or empty.
         budget: about how many seconds the training may take; None: the steps of `plan.STEPS`.
         resume: continue the search in `out`: times that were measured then decide, so the result is the same.
+        say: prints a line.
 
     Raises:
         InputError: a model or rows cannot be read or do not fit; `out` holds something else; or no candidate is within
@@ -79,7 +86,7 @@ def prepare(described: Plan, out: Path, budget: float | None = None, resume: boo
     path = out / "plan.json"
     if path.is_file():
         return plans.load(path, described)
-    plan = _planned(described, out, budget)
+    plan = _planned(described, out, budget, say)
     plans.save(plan, path)
     return plan
 
@@ -123,7 +130,7 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
     return Search(plan, teacher_score, final, front(final), chosen, directory, runs)
 
 
-def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
+def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[str], None]) -> Plan:
     """The plan with its candidates, each measured as it would be deployed, but not trained yet."""
     config, teacher_params = load_hf(described.teacher)
     tokenizer: Any = load_tokenizer(described.teacher, config)
@@ -142,8 +149,10 @@ def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
             model = HEADS[get_task(described.task).head].model(configs[name])
             params = init_params(model, jax.random.key(described.seed))
             _write(folder / name, configs[name], params, tokenizer)
-        cut = plans.methods() if described.source.has_labelled else {}  # labels say what may be cut
+        fits = described.aim.max_mb is None or _word_megabytes(teacher_params) <= described.aim.max_mb
+        cut = plans.methods() if fits and described.source.has_labelled else {}  # labels say what may be cut
         for name, methods in cut.items():
+            say(f"{name}: cutting the teacher")
             start = out / "starts" / name
             shutil.rmtree(start, ignore_errors=True)
             compress(described.teacher, described.task, described.source, methods, start, described.max_length)
@@ -152,6 +161,7 @@ def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
             _write(folder / name, configs[name], params, tokenizer)
         _write(folder / TEACHER, config, teacher_params, tokenizer)
         files = {name: str(folder / name / FORMATS[FORM].path) for name in starts}
+        say("measuring the candidates, untrained: int8, in ONNX Runtime, one text at a time")
         lengths = () if texts else (tokens,)
         measured = _by_model(benchmark([*files.values()], (1,), lengths, texts, measure_memory=False))
     candidates = []
@@ -165,6 +175,12 @@ def _planned(described: Plan, out: Path, budget: float | None) -> Plan:
         raise InputError(_out_of_reach(described.aim, candidates))
     steps = plans.STEPS if budget is None else plans.steps_within(budget, allowed)
     return dataclasses.replace(described, candidates=tuple(candidates), steps=steps)
+
+
+def _word_megabytes(params: Params) -> float:
+    """MB of the word table in int8, which a pruned model keeps."""
+    table = params["encoder"]["embeddings"]["word_embeddings"]
+    return sum(leaf.size for leaf in jax.tree.leaves(table)) / 1e6
 
 
 def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callable[[str], None]) -> Outcome | None:
