@@ -25,7 +25,8 @@ def plan_table(plan: Plan) -> Table:
 def plan_line(plan: Plan) -> str:
     """What the training will cost."""
     steps = ", ".join(map(str, plan.steps))
-    return f"rungs of {steps} steps of layers and half as many of predictions: about {plan.seconds / 60:.0f} minutes"
+    minutes = f"about {plan.seconds / 60:.0f} minutes, besides compilation and scoring"
+    return f"rungs of {steps} steps of layers and half as many of predictions: {minutes}"
 
 
 def results_table(search: Search) -> Table:
