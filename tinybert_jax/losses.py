@@ -140,6 +140,16 @@ def cosine_distance(
     return _masked_mean(1.0 - product * jax.lax.rsqrt(squares[0] * squares[1] + 1e-12), mask)
 
 
+def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Vectors divided by their norms; one of zeros stays so, and has a gradient of 0.
+
+    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
 def sigmoid_cross_entropy(logits: Float[Array, "c"], labels: Num[Array, "c"]) -> Float[Array, ""]:
     """Cross-entropy of classes that do not exclude each other: the mean over classes, as BCEWithLogitsLoss.
 

@@ -65,7 +65,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     Raises:
         InputError: the model has no head, no row has a label, or the model is factorised, quantised or shared.
     """
-    head = head_of(params)
+    head = head_of(params, config)
     check_whole("pruning", config)
     if not HEADS[head].on_tasks:
         raise InputError(f"pruning needs a model with the head of a task, and this one has a {HEADS[head].title}")

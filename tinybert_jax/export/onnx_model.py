@@ -41,7 +41,7 @@ def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = Non
     """
     params = jax.tree.map(np.asarray, jax.device_get(params))
     fewer = weight_bits if weight_bits is None or config.weight_bits is None else min(weight_bits, config.weight_bits)
-    graph, head = Graph(fewer, weight_bits), head_of(params)
+    graph, head = Graph(fewer, weight_bits), head_of(params, config)
     if head not in WRITERS:
         raise InputError(f"head {head!r} has no row in the table of ONNX writers; known are {', '.join(WRITERS)}")
     outputs = WRITERS[head](_Model(graph, config, params))

@@ -261,7 +261,7 @@ def load_predictor(
         head = head or next((name for name in predicting if names_head(config, architectures, name)), "sequence")
         check_architecture(str(file), config, architectures, head, length)
     else:
-        head = head or next((name for name in predicting if HEADS[name].is_in(params)), "sequence")
+        head = head or next((name for name in predicting if HEADS[name].is_in(params, config)), "sequence")
         check_head(str(directory), config, params, head, length)
         if config.weight_bits is not None or (int8 and int8_is_faster()):
             config, params = quantized(config, params)

@@ -158,7 +158,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        keep_head = loaded is not None and HEADS[head].is_in(loaded)
+        keep_head = loaded is not None and HEADS[head].is_in(loaded, config)
     else:
         task = get_task(experiment.task)
         head = task.head

@@ -78,7 +78,7 @@ def build(
         if not tsv.parent.is_dir() or tsv.exists():
             raise InputError(f"{tsv}: {'exists already' if tsv.exists() else 'not in an existing directory'}")
     config, params = load_hf(model)
-    check_has_head(model, params, "masked_lm")
+    check_has_head(model, config, params, "masked_lm")
     asked = row.variants if variants is None else variants
     settings = Settings(
         preset,
