@@ -62,7 +62,7 @@ def build(
     """
     check_seed("seed", seed)
     row = get_task(task)
-    if not row.kind.has_columns:
+    if not row.kind.has_variants:
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
     if source.unlabelled:
         raise InputError("rows without labels have no variants: leave out --unlabelled")
