@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import IDENTITY, TINY, TYPES, write_json, write_sentence_model
 from safetensors.numpy import load_file, save_file
 
 import tinybert_jax as tb
@@ -20,41 +19,6 @@ from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.fit import check_has_head
 from tinybert_jax.models.heads import HEADS
-
-IDENTITY = "torch.nn.modules.linear.Identity"
-TYPES = "sentence_transformers.models."
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def write_sentence_model(
-    directory: Path, source: Path = TINY, mode: str = "mean_tokens", width: int | None = None, normalize: bool = True
-) -> Path:
-    """A model's directory with the files beside it that sentence-transformers writes."""
-    shutil.copytree(source, directory)
-    kinds = ["Pooling", *(["Dense"] if width else []), *(["Normalize"] if normalize else [])]
-    paths = [f"{number}_{kind}" for number, kind in enumerate(kinds, 1)]
-    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPES}Transformer"}]
-    for number, (kind, path) in enumerate(zip(kinds, paths, strict=True), 1):
-        modules.append({"idx": number, "name": str(number), "path": path, "type": TYPES + kind})
-    write_json(directory / "modules.json", modules)
-    hidden = json.loads((directory / "config.json").read_text())["hidden_size"]
-    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
-    flags = {f"pooling_mode_{name}": name == mode for name in modes}
-    write_json(directory / "1_Pooling/config.json", {"word_embedding_dimension": hidden} | flags)
-    write_json(directory / "sentence_bert_config.json", {"max_seq_length": 12, "do_lower_case": False})
-    if width:
-        sizes = {"in_features": hidden, "out_features": width, "bias": True, "activation_function": IDENTITY}
-        write_json(directory / "2_Dense/config.json", sizes)
-        random = np.random.default_rng(0)
-        weights = {"linear.weight": random.normal(size=(width, hidden)), "linear.bias": random.normal(size=width)}
-        named = {name: array.astype(np.float32) for name, array in weights.items()}
-        save_file(named, directory / "2_Dense/model.safetensors")
-    return directory
-
 
 def inputs_of(config: tb.BertConfig) -> tuple[np.ndarray, np.ndarray]:
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.int32)

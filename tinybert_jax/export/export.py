@@ -186,10 +186,10 @@ def _random_texts(tokenizer: Any) -> list[str]:
 def program(config: BertConfig, params: Params) -> Callable[..., Array]:
     """The pure `(params, input_ids, attention_mask, token_type_ids) -> outputs` of a model.
 
-    Outputs are the logits; without a head, the last hidden states.
+    Outputs are the logits, or the vectors of texts; without a head, the last hidden states.
     """
     head = head_of(params, config)
-    if HEADS[head].losses is None:
+    if HEADS[head].key is None:
         model: Any = HEADS[head].model(config, add_pooler=False)
 
         def states(params: Params, *inputs: Array) -> Array:

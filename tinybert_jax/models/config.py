@@ -67,7 +67,7 @@ class Ranks(NamedTuple):
 FULL_RANK = Ranks()
 
 
-class Embedding(NamedTuple):
+class TextVector(NamedTuple):
     """How a text's vector is made of the states of its tokens, as the modules of sentence-transformers say it."""
 
     pooling: PoolingName = "mean"  # the state of the first token, or the mean or maximum over real tokens
@@ -106,7 +106,7 @@ class BertConfig:
     ranks: Ranks = FULL_RANK  # of what is factorised
     weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
-    embedding: Embedding | None = None  # of a model whose output is a text's vector; a `modules.json` says it
+    embedding: TextVector | None = None  # of a model whose output is a text's vector; a `modules.json` says it
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig, Embedding
+from tinybert_jax.models.config import BertConfig, TextVector
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.sentence import read_embedding
 from tinybert_jax.models.heads import HEADS
@@ -51,7 +51,8 @@ def check_head(name: str, config: BertConfig, params: Params, head: str, max_len
 
 def names_head(config: BertConfig, architectures: Sequence[str], head: str) -> bool:
     """Whether the `architectures` of a config name the class of `transformers` that has the head; and, where the head
-    gives vectors, the config says how."""
+    gives vectors, the config says how.
+    """
     row = HEADS[head]
     named = config.family.architecture + row.architecture in architectures
     return named and (config.embedding is not None or not row.gives_vectors)
@@ -151,6 +152,10 @@ def fit_head(
 
 
 def _with_vectors_of(config: BertConfig, teacher: BertConfig) -> BertConfig:
-    """The config with the teacher's pooling and normalisation, and a dense layer where the widths differ."""
-    width = None if config.hidden_size == teacher.vector_width else teacher.vector_width
-    return dataclasses.replace(config, embedding=(teacher.embedding or Embedding())._replace(width=width))
+    """The config with the teacher's pooling and normalisation, and a dense layer where the widths differ, or where
+    states are as wide as the teacher's and go through one there.
+    """
+    how, width = teacher.embedding or TextVector(), teacher.vector_width
+    is_like = config.hidden_size == teacher.hidden_size
+    needs_dense = how.width is not None if is_like else config.hidden_size != width
+    return dataclasses.replace(config, embedding=how._replace(width=width if needs_dense else None))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig, Embedding
+from tinybert_jax.models.config import BertConfig, TextVector
 from tinybert_jax.models.encoder import BertModel, BertOutput
 from tinybert_jax.models.layers import BertModule, Dropout
 from tinybert_jax.models.masked_lm import BertForMaskedLM
@@ -54,18 +54,21 @@ class BertForQuestionAnswering(BertModule):
         return out._replace(logits=self.dense(2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
 
 
+EMBEDDING_DENSE = "embedding_dense"  # the layer behind the pooling, among parameters
+
+
 class BertForEmbedding(BertModule):
     """`logits` [b, n]: the vector of each text, made as the config's `embedding` says. Arguments as `BertModel`."""
 
     @nn.compact
     def __call__(self, input_ids: Array, attention_mask: Array | None = None, *args: Any, **kwargs: Any) -> BertOutput:
-        how = self.config.embedding or Embedding()
+        how = self.config.embedding or TextVector()
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         encoder = BertModel(self.config, self.compute, add_pooler=False, name="encoder")
         out = encoder(input_ids, mask, *args, **kwargs)
         x = POOLED[how.pooling](out.last_hidden_state.astype(jnp.float32), mask[:, :, None])
         if how.width is not None:
-            x = self.dense(how.width, "embedding_dense")(x).astype(jnp.float32)
+            x = self.dense(how.width, EMBEDDING_DENSE)(x).astype(jnp.float32)
         return out._replace(logits=losses.unit(x) if how.normalize else x)
 
 
@@ -219,7 +222,7 @@ HEADS: dict[str, Head] = {
     ),
     "embedding": Head(
         BertForEmbedding,
-        "embedding_dense",
+        EMBEDDING_DENSE,
         None,
         "modules.json of sentence-transformers",
         "sentence-similarity",

@@ -144,6 +144,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     lessons: tuple[Lesson, ...] = ()
     if isinstance(source, CorpusSource):
         head = "masked_lm" if experiment.masks_tokens else "encoder"
+        config = dataclasses.replace(config, embedding=None)  # raw text trains no vectors
         check_family(experiment.model, config, head)
         has_types = source.pairs and frame_of(tokenizer).has_types
         check_token_types(experiment.model, config, has_types)
@@ -167,7 +168,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
-        from_labels = task.is_regression and task.kind.learns_labels and arithmetic(experiment.preset).regression_from_labels
+        from_labels = (
+            task.is_regression and task.kind.learns_labels and arithmetic(experiment.preset).regression_from_labels
+        )
         knows = experiment.distils and teacher is not None and not teacher.runs_alone
         if from_labels and (source.unlabelled or knows):
             raise InputError(
@@ -265,7 +268,7 @@ def _initial_params(experiment: Experiment, inputs: Inputs, from_teacher: Params
     params = {"encoder": params} if HEADS[inputs.head].key is None else params
     if inputs.loaded is not None:
         head_key = HEADS[inputs.head].key
-        for name in ("encoder", *([head_key] if inputs.keep_head and head_key else [])):
+        for name in ("encoder", *([head_key] if inputs.keep_head and head_key in params else [])):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:

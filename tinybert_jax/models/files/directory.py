@@ -17,11 +17,11 @@ from tinybert_jax.models.config import SLIM, BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
-from tinybert_jax.models.files.sentence import DENSE, read_dense, read_embedding, write_modules
+from tinybert_jax.models.files.sentence import read_dense, read_embedding, write_modules
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, head_of, to_hf_tensors
 from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.files.weights import ADAPTER, read_json, read_tensors, weights_files, write_tensors
-from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.heads import EMBEDDING_DENSE, HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
     params = from_hf_tensors(config, tensors, str(path))
     if config.embedding is not None and config.embedding.width is not None:
-        params[DENSE] = read_dense(path, config)
+        params[EMBEDDING_DENSE] = read_dense(path, config)
     named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
     if any(row.pooled is False for row in named):
         params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads

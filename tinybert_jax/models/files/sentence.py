@@ -11,21 +11,21 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig, Embedding, PoolingName
+from tinybert_jax.models.config import BertConfig, PoolingName, TextVector
 from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
+from tinybert_jax.models.heads import EMBEDDING_DENSE
 
 MODULES, SENTENCE, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # in the order in which they stand
 TYPES = "sentence_transformers.models."  # before a kind, in modules.json
 IDENTITY = "torch.nn.modules.linear.Identity"
-DENSE = "embedding_dense"  # the entry of parameters
 MODES = {
     f"{name}_token{'' if name == 'cls' else 's'}": name for name in get_args(PoolingName)
 }  # in a pooling's config
 OTHER_MODES = ("mean_sqrt_len_tokens",)  # that every version knows, and no model here has
 
 
-def read_embedding(directory: Path) -> Embedding | None:
+def read_embedding(directory: Path) -> TextVector | None:
     """What a directory's `modules.json` says of a text's vector; None: there is none.
 
     Raises:
@@ -53,7 +53,7 @@ def read_embedding(directory: Path) -> Embedding | None:
         width = dense.get("out_features")
         if not isinstance(width, int) or width < 1:
             raise InputError(f"{path}: out_features is {width!r}; it must be a whole number, at least 1")
-    return Embedding(pooling, width, "Normalize" in folders)
+    return TextVector(pooling, width, "Normalize" in folders)
 
 
 def sentence_length(directory: Path) -> Any:
@@ -108,7 +108,7 @@ def write_modules(directory: Path, config: BertConfig, params: Params, max_lengt
     if how.width is not None:
         sizes = {"in_features": config.hidden_size, "out_features": how.width, "bias": True}
         _write(directory / paths[2] / "config.json", sizes | {"activation_function": IDENTITY})
-        kernel, bias = (np.asarray(params[DENSE][name]) for name in ("kernel", "bias"))
+        kernel, bias = (np.asarray(params[EMBEDDING_DENSE][name]) for name in ("kernel", "bias"))
         write_tensors(directory / paths[2] / "model.safetensors", {"linear.weight": kernel.T, "linear.bias": bias})
     if how.normalize:
         (directory / paths[-1]).mkdir(exist_ok=True)
