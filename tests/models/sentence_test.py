@@ -20,6 +20,7 @@ from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.fit import check_has_head
 from tinybert_jax.models.heads import HEADS
 
+
 def inputs_of(config: tb.BertConfig) -> tuple[np.ndarray, np.ndarray]:
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.int32)
     return np.random.default_rng(0).integers(5, config.vocab_size, (2, 6)).astype(np.int32) * mask, mask

@@ -108,7 +108,7 @@ def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, thre
 def _vectors(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, threshold: float) -> list[Predicted]:
     result = []
     for vector in predictor.embed([row.texts[0] for row in rows]):
-        numbers = [_short(x) for x in vector]
+        numbers = [_short(x) for x in vector.tolist()]
         result.append(Predicted({"embedding": numbers}, {"embedding": numbers}, numbers))
     return result
 

@@ -177,7 +177,7 @@ class Predictor:
         tokens, windows = spans.encode_windows(questions, self.tokenizer, self.max_length)
         return spans.best_answers(questions, windows, tokens, self.logits(tokens))
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[Any]) -> np.ndarray:
         """The vector of each text, float32 [n, d], by an embedding model. Space around a text is left out.
 
         Raises:
