@@ -95,7 +95,7 @@ def test_newer_files_name_the_pooling_by_a_word(tmp_path: Path) -> None:
     write_json(directory / "1_Pooling/config.json", {"word_embedding_dimension": 24, "pooling_mode": "cls"})
     modules = (directory / "modules.json").read_text().replace(TYPES, "sentence_transformers.base.modules.")
     (directory / "modules.json").write_text(modules)
-    assert tb.load_hf(directory)[0].embedding == ("cls", None, True)
+    assert tb.load_hf(directory)[0].embedding == ("cls", None, True, ())
 
 
 def test_a_dense_module_without_a_bias_and_in_torch_s_form_is_read(tmp_path: Path) -> None:
@@ -105,6 +105,25 @@ def test_a_dense_module_without_a_bias_and_in_torch_s_form_is_read(tmp_path: Pat
     dense = tb.load_hf(directory)[1]["embedding_dense"]
     assert dense["bias"].tolist() == [0.0] * 10
     np.testing.assert_array_equal(dense["kernel"], weights["linear.weight"].T)
+
+
+def test_prompts_are_kept_and_put_before_texts(tmp_path: Path) -> None:
+    directory = write_sentence_model(tmp_path / "model")
+    config, params = tb.load_hf(directory)
+    tokenizer = tb.load_tokenizer(directory, config)
+    encoder = {"encoder": params["encoder"]}
+    written = tmp_path / "written"
+    tb.save_hf(written, config, encoder, tokenizer)
+    assert not (written / "config_sentence_transformers.json").exists()
+    settings = {"prompts": {"query": "good ", "passage": "bad "}, "default_prompt_name": None}
+    write_json(directory / "config_sentence_transformers.json", settings)
+    tb.save_hf(written, tb.load_hf(directory)[0], encoder, tokenizer)
+    assert json.loads((written / "config_sentence_transformers.json").read_text()) == settings
+    predictor = tb.load_predictor(written)
+    expected = predictor.embed(["good film", "good plot"])
+    np.testing.assert_array_equal(predictor.embed(["film", "plot "], prompt_name="query"), expected)
+    with pytest.raises(ValueError, match="has no prompt 'title'; its prompts are 'query', 'passage'"):
+        predictor.embed(["film"], prompt_name="title")
 
 
 REFUSED = {
@@ -147,6 +166,11 @@ REFUSED = {
     ),
     "no list": ("modules.json", {"0": "Transformer"}, r"modules\.json: not a list of modules"),
     "case": ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is not supported: write false"),
+    "prompts": (
+        "config_sentence_transformers.json",
+        {"prompts": ["query: "]},
+        r"config_sentence_transformers\.json: prompts must be an object of names and texts",
+    ),
     "default prompt": (
         "config_sentence_transformers.json",
         {"default_prompt_name": "query"},

@@ -177,11 +177,16 @@ class Predictor:
         tokens, windows = spans.encode_windows(questions, self.tokenizer, self.max_length)
         return spans.best_answers(questions, windows, tokens, self.logits(tokens))
 
-    def embed(self, texts: Sequence[Any]) -> np.ndarray:
+    def embed(self, texts: Sequence[Any], prompt_name: str | None = None) -> np.ndarray:
         """The vector of each text, float32 [n, d], by an embedding model. Space around a text is left out.
 
+        Args:
+            texts: single texts.
+            prompt_name: which of the model's prompts stands before each of them, such as "query"; default: none.
+
         Raises:
-            ValueError: `texts` is one string or holds what is no text, or the model has another head.
+            ValueError: `texts` is one string or holds what is no text, the model has another head, or it has no such
+                prompt.
             InputError: the file of an exported model has no output with a vector of each text.
         """
         self._check(HEADS[self.head].gives_vectors, texts)
@@ -189,7 +194,12 @@ class Predictor:
             raise ValueError(f"give texts; {no_texts[0]!r} is none")
         if not len(texts):
             return np.zeros((0, self.config.vector_width), np.float32)
-        return self.logits(encode([(text.strip(),) for text in texts], self.tokenizer, self.max_length))
+        prompts = {None: ""} | dict(self.config.embedding.prompts if self.config.embedding else ())
+        if prompt_name not in prompts:
+            known = ", ".join(map(repr, list(prompts)[1:])) or "none"
+            raise ValueError(f"{self.name}: has no prompt {prompt_name!r}; its prompts are {known}")
+        rows = [((prompts[prompt_name] + text).strip(),) for text in texts]
+        return self.logits(encode(rows, self.tokenizer, self.max_length))
 
     def _check(self, fits: bool, texts: Any) -> None:
         """Refuse what another head does, and one text for several."""

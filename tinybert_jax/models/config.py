@@ -73,6 +73,7 @@ class TextVector(NamedTuple):
     pooling: PoolingName = "mean"  # the state of the first token, or the mean or maximum over real tokens
     width: int | None = None  # of the vector behind a dense layer; None: it is as wide as the states
     normalize: bool = False  # the vector is divided by its norm
+    prompts: tuple[tuple[str, str], ...] = ()  # names and texts that may be put before a text, as "query"
 
 
 @dataclass(frozen=True)

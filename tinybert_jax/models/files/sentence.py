@@ -38,11 +38,15 @@ def read_embedding(directory: Path) -> TextVector | None:
         raise InputError(
             f"{directory / SENTENCE}: do_lower_case is not supported: write false, if its tokenizer lowers the case"
         )
-    if prompt := _object(directory / SETTINGS).get("default_prompt_name"):
+    settings = _object(directory / SETTINGS)
+    if prompt := settings.get("default_prompt_name"):
         raise InputError(
             f"{directory / SETTINGS}: default_prompt_name is {prompt!r}, and a prompt before every text is not"
             " supported: write null, and put it before the texts"
         )
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
+        raise InputError(f"{directory / SETTINGS}: prompts must be an object of names and texts")
     pooling = _pooling(directory / folders["Pooling"] / "config.json")
     width = None
     if "Dense" in folders:
@@ -53,7 +57,7 @@ def read_embedding(directory: Path) -> TextVector | None:
         width = dense.get("out_features")
         if not isinstance(width, int) or width < 1:
             raise InputError(f"{path}: out_features is {width!r}; it must be a whole number, at least 1")
-    return TextVector(pooling, width, "Normalize" in folders)
+    return TextVector(pooling, width, "Normalize" in folders, tuple(prompts.items()))
 
 
 def sentence_length(directory: Path) -> Any:
@@ -110,6 +114,8 @@ def write_modules(directory: Path, config: BertConfig, params: Params, max_lengt
         _write(directory / paths[2] / "config.json", sizes | {"activation_function": IDENTITY})
         kernel, bias = (np.asarray(params[EMBEDDING_DENSE][name]) for name in ("kernel", "bias"))
         write_tensors(directory / paths[2] / "model.safetensors", {"linear.weight": kernel.T, "linear.bias": bias})
+    if how.prompts:
+        _write(directory / SETTINGS, {"prompts": dict(how.prompts), "default_prompt_name": None})
     if how.normalize:
         (directory / paths[-1]).mkdir(exist_ok=True)
 
