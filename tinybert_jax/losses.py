@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from tinybert_jax.precision import product
+from tinybert_jax.precision import product, unit
 
 
 def _masked_mean(values: Float[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
@@ -138,16 +138,6 @@ def cosine_distance(
     student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
     product, squares = (jnp.sum(student * teacher, -1), [jnp.sum(jnp.square(x), -1) for x in (student, teacher)])
     return _masked_mean(1.0 - product * jax.lax.rsqrt(squares[0] * squares[1] + 1e-12), mask)
-
-
-def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """Vectors divided by their norms; one of zeros stays so, and has a gradient of 0.
-
-    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
-    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    """
-    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
 def vector_mse(student: Float[Array, "d"], teacher: Float[Array, "d"]) -> Float[Array, ""]:

@@ -19,6 +19,7 @@ from tinybert_jax.models.config import BertConfig, TextVector
 from tinybert_jax.models.encoder import BertModel, BertOutput
 from tinybert_jax.models.layers import BertModule, Dropout
 from tinybert_jax.models.masked_lm import BertForMaskedLM
+from tinybert_jax.precision import unit
 
 
 class BertForSequenceClassification(BertModule):
@@ -69,7 +70,7 @@ class BertForEmbedding(BertModule):
         x = POOLED[how.pooling](out.last_hidden_state.astype(jnp.float32), mask[:, :, None])
         if how.width is not None:
             x = self.dense(how.width, EMBEDDING_DENSE)(x).astype(jnp.float32)
-        return out._replace(logits=losses.unit(x) if how.normalize else x)
+        return out._replace(logits=unit(x) if how.normalize else x)
 
 
 # by name, of states [b, q, d] and a mask [b, q, 1]: vectors [b, d]; a row that is all padding gets a finite one
