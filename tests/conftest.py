@@ -140,6 +140,43 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "
     return directory
 
 
+IDENTITY = "torch.nn.modules.linear.Identity"
+TYPES = "sentence_transformers.models."  # of the modules in a modules.json
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_sentence_model(
+    directory: Path, source: Path = TINY, mode: str = "mean_tokens", width: int | None = None, normalize: bool = True
+) -> Path:
+    """A model's directory with the files beside it that sentence-transformers writes."""
+    shutil.copytree(source, directory)
+    kinds = ["Pooling", *(["Dense"] if width else []), *(["Normalize"] if normalize else [])]
+    paths = [f"{number}_{kind}" for number, kind in enumerate(kinds, 1)]
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPES}Transformer"}]
+    for number, (kind, path) in enumerate(zip(kinds, paths, strict=True), 1):
+        modules.append({"idx": number, "name": str(number), "path": path, "type": TYPES + kind})
+    write_json(directory / "modules.json", modules)
+    hidden = json.loads((directory / "config.json").read_text())["hidden_size"]
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    flags = {f"pooling_mode_{name}": name == mode for name in modes}
+    write_json(directory / "1_Pooling/config.json", {"word_embedding_dimension": hidden} | flags)
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": 12, "do_lower_case": False})
+    if width:
+        sizes = {"in_features": hidden, "out_features": width, "bias": True, "activation_function": IDENTITY}
+        write_json(directory / "2_Dense/config.json", sizes)
+        random = np.random.default_rng(0)
+        weights = {"linear.weight": random.normal(size=(width, hidden)), "linear.bias": random.normal(size=width)}
+        named = {name: array.astype(np.float32) for name, array in weights.items()}
+        from safetensors.numpy import save_file
+
+        save_file(named, directory / "2_Dense/model.safetensors")
+    return directory
+
+
 def write_reviews(directory: Path, train: int = 192, dev: int = 64) -> Path:
     """train.tsv and dev.tsv of synthetic reviews, each with one telling word among neutral ones."""
     random = np.random.default_rng(0)

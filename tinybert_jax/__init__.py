@@ -11,7 +11,15 @@ _NAMES = {
     "errors": ("InputError",),
     "batch": ("Batch",),
     "settings.numbers": ("Ramp",),
-    "settings.objectives": ("DistilBert", "MaskedLM", "Patient", "Prediction", "Supervised", "Transformer"),
+    "settings.objectives": (
+        "DistilBert",
+        "Embedding",
+        "MaskedLM",
+        "Patient",
+        "Prediction",
+        "Supervised",
+        "Transformer",
+    ),
     "settings.stages": ("Hyper", "Stage"),
     "settings.teachers": ("Ensemble", "FunctionTeacher"),
     "settings.sources": ("CorpusSource", "DataSource"),
@@ -32,6 +40,7 @@ _NAMES = {
     "models.padding": ("pad_heads",),
     "models.parameters": ("init_params",),
     "models.heads": (
+        "BertForEmbedding",
         "BertForMaskedLM",
         "BertForQuestionAnswering",
         "BertForSequenceClassification",
@@ -76,6 +85,7 @@ if TYPE_CHECKING:
     from tinybert_jax.models.files.directory import load_hf, save_hf
     from tinybert_jax.models.files.tokenizer import load_tokenizer
     from tinybert_jax.models.heads import (
+        BertForEmbedding,
         BertForMaskedLM,
         BertForQuestionAnswering,
         BertForSequenceClassification,
@@ -98,6 +108,7 @@ if TYPE_CHECKING:
     from tinybert_jax.settings.numbers import Ramp
     from tinybert_jax.settings.objectives import (
         DistilBert,
+        Embedding,
         MaskedLM,
         Patient,
         Prediction,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from tinybert_jax.precision import product
+from tinybert_jax.precision import product, unit
 
 
 def _masked_mean(values: Float[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
@@ -138,6 +138,47 @@ def cosine_distance(
     student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
     product, squares = (jnp.sum(student * teacher, -1), [jnp.sum(jnp.square(x), -1) for x in (student, teacher)])
     return _masked_mean(1.0 - product * jax.lax.rsqrt(squares[0] * squares[1] + 1e-12), mask)
+
+
+def vector_mse(student: Float[Array, "d"], teacher: Float[Array, "d"]) -> Float[Array, ""]:
+    """Mean squared error of a text's vector. Between vectors of length 1 it is 2 / d times `vector_cosine`.
+
+    >>> float(vector_mse(jnp.array([1.0, 0.0]), jnp.array([0.0, 3.0])))
+    5.0
+    """
+    return jnp.mean(jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)))
+
+
+def vector_cosine(student: Float[Array, "d"], teacher: Float[Array, "d"]) -> Float[Array, ""]:
+    """1 - cos(student, teacher) of a text's vector, from 0 to 2.
+
+    >>> float(vector_cosine(jnp.array([1.0, 0.0]), jnp.array([0.0, 3.0])))
+    1.0
+    """
+    return 1.0 - jnp.sum(unit(student.astype(jnp.float32)) * unit(teacher.astype(jnp.float32)))
+
+
+def similarity_mse(
+    student: Float[Array, "b d"], teacher: Float[Array, "b e"], mask: Num[Array, "b"]
+) -> Float[Array, ""]:
+    """Mean squared error of the cosines between the texts of a batch (Park et al., arXiv 1904.05068, compare distances
+    so). It is a loss of a batch and not of an example, and the widths may differ.
+
+    Args:
+        student: vectors.
+        teacher: vectors of the same texts, of any width.
+        mask: 0 in filler rows.
+
+    Returns:
+        A scalar: the mean over pairs of two texts; 0 where there are fewer than two.
+
+    >>> student, teacher = jnp.eye(3), jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    >>> round(float(similarity_mse(student, teacher, jnp.array([1, 1, 1]))), 4)  # one pair of three, of cosine 1
+    0.3333
+    """
+    cosines = [product("id,jd->ij", x, x) for x in (unit(x.astype(jnp.float32)) for x in (student, teacher))]
+    pairs = mask[:, None] * mask[None, :] * (1 - jnp.eye(len(mask), dtype=mask.dtype))
+    return _masked_mean(jnp.square(cosines[0] - cosines[1]), pairs)
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "c"], labels: Num[Array, "c"]) -> Float[Array, ""]:

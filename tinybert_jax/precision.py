@@ -1,4 +1,4 @@
-"""Products in the compute dtype, in the backward pass too; what is summed over tokens in float32."""
+"""Products in the compute dtype, in the backward pass too; what is summed over tokens in float32; unit vectors."""
 
 from __future__ import annotations
 
@@ -80,6 +80,16 @@ def int8_product(x: Float[Array, "... i"], kernel: Any, scale: Float[Array, "o"]
     contracted = (((x.ndim - 1,), (0,)), ((), ()))
     sums = jax.lax.dot_general(integers.astype(jnp.int8), kernel, contracted, preferred_element_type=jnp.int32)
     return sums.astype(jnp.float32) * x_scale * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Vectors divided by their norms; one of zeros stays so, and has a gradient of 0.
+
+    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
 class Dense(nn.Module):

@@ -139,7 +139,7 @@ def test_it_is_trained_exported_and_asked(teacher: Path, reviews: Path, tmp_path
     result = tb.run(distillation(teacher, teacher, reviews, compression=(WORDS,)), tmp_path / "run")
     assert result.scores["accuracy"] > 0.9
     config, params = tb.load_hf(result.directory)
-    assert (config.model_type, head_of(params)) == ("mobilebert", "sequence")
+    assert (config.model_type, head_of(params, config)) == ("mobilebert", "sequence")
     bias = params["encoder"]["embeddings"]["word_embeddings_projection"]["bias"]
     assert (bias != 0).any()
     card = (result.directory / "README.md").read_text()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, write_sentence_model
 
 import tinybert_jax as tb
 from tinybert_jax.models.files.hub import resolve
@@ -27,7 +27,9 @@ class Hub:
         if not local_files_only:
             for pattern in allow_patterns:
                 for file in self.repository.glob(pattern):
-                    shutil.copy(file, self.cached)
+                    target = self.cached / file.relative_to(self.repository)
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.copy(file, target)
         return str(self.cached)
 
     def model_info(self, _client: Any, _name: str, revision: str | None, timeout: float) -> SimpleNamespace:
@@ -79,6 +81,15 @@ def test_of_a_hub_model_of_which_only_the_config_is_there_the_rest_is_fetched(fi
 def test_a_hub_id_may_have_no_owner_and_a_revision(name: str, repository: str, revision: str | None, hub: Hub) -> None:
     assert resolve(name) == hub.cached
     assert {asked[:2] for asked in hub.asked} == {(repository, revision)}
+
+
+def test_the_modules_of_sentence_transformers_are_fetched(hub: Hub) -> None:
+    shutil.rmtree(hub.repository)
+    write_sentence_model(hub.repository, width=10)
+    config, params = tb.load_hf("owner/name")
+    assert config.embedding == ("mean", 10, True, ())
+    assert params["embedding_dense"]["kernel"].shape == (24, 10)
+    assert tb.load_tokenizer("owner/name", config).model_max_length == 12
 
 
 def test_a_directory_whose_name_has_an_at_sign_is_a_directory(directory: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ AugmentableTask = Annotated[
     str,
     tyro.conf.arg(
         metavar="TASK",
-        help=f"one of {', '.join(task.name for task in TASKS.values() if task.kind.has_columns)}",
+        help=f"one of {', '.join(task.name for task in TASKS.values() if task.kind.has_variants)}",
     ),
 ]
 

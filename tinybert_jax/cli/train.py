@@ -17,33 +17,17 @@ from tinybert_jax.cli.options import (
     Source,
     TaskName,
 )
+from tinybert_jax.cli.stages import described, read, reads, refuse_unread, stage_kinds, takes_recipe
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
-from tinybert_jax.settings.objectives import (
-    WORDS,
-    LayerMap,
-    MaskedLM,
-    ObjectiveSettings,
-    Patient,
-    Prediction,
-    Supervised,
-    Transformer,
-)
+from tinybert_jax.settings.objectives import WORDS, EmbeddingLoss, LayerMap, MaskedLM, ObjectiveSettings, Supervised
 from tinybert_jax.settings.recipes import FINETUNING, choose_recipe
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import Average, Ensemble
-
-DISTILL_STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
-    "both": (Transformer, Prediction),
-    "transformer": (Transformer,),
-    "prediction": (Prediction,),
-    "patient": (Patient,),
-    "supervised": (Supervised,),
-}
 
 
 def finetune(
@@ -108,6 +92,7 @@ def distill(
     soft_weight: Moving | None = None,
     patience_weight: Moving | None = None,
     temperature_squared: bool | None = None,
+    embedding_loss: EmbeddingLoss | None = None,
     evaluate_every: int | None = None,
     teacher_cache_gb: float = 20.0,
     report: bool = True,
@@ -160,6 +145,8 @@ def distill(
         patience_weight: weight of the states of [CLS] in patient; likewise. Default: 100.
         temperature_squared: multiply the term of the teacher's outputs by temperature**2, so that a temperature
             changes its form and not its weight; default: with preset default, and not with paper and official.
+        embedding_loss: of task embedding, in the second stage. mse, the default: the error of the vectors; cosine: of
+            their directions; similarity: of the cosines between the texts of a batch.
         evaluate_every: steps between evaluations in the second stage; default: an epoch, and at most 20 times. The
             best state is kept.
         teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
@@ -168,12 +155,12 @@ def distill(
         report: write report.html and report.md at the end, as `tinybert report` does, which runs teacher and student
             on the dev rows again.
     """
-    distils = any(kind.distils for kind in DISTILL_STAGES[stage])
+    kinds = stage_kinds(stage, get_task(task))
+    distils = any(kind.distils for kind in kinds)
     width = _width((layer_teacher,) if layer_teacher else teacher) if distils else None
     recipe = choose_recipe(preset, student, get_task(task), start, width)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
-    kinds = DISTILL_STAGES[stage]
     no_first = all(kind.trains_head for kind in kinds)
     no_second = not any(kind.trains_head for kind in kinds)
     moving = {
@@ -185,15 +172,15 @@ def distill(
     numbers: dict[str, Any] = {
         name: parse_number(f"--{name.replace('_', '-')}", text) for name, text in moving.items() if text is not None
     }
-    if temperature_squared is not None:
-        numbers["temperature_squared"] = temperature_squared
+    words = {"temperature_squared": temperature_squared, "embedding_loss": embedding_loss}
+    numbers |= {name: value for name, value in words.items() if value is not None}
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),
         "--prediction-...": no_second and any(value is not None for value in of_second),
-        **{f"--{name.replace('_', '-')}": not any(_reads(kind, name) for kind in kinds) for name in numbers},
+        **{f"--{name.replace('_', '-')}": not any(reads(kind, name) for kind in kinds) for name in numbers},
         "--evaluate-every": no_second and evaluate_every is not None,
     }
-    _refuse_unread(stage, unread)
+    refuse_unread(stage, unread)
 
     def of_layers(kind: type[ObjectiveSettings]) -> Stage:
         return Stage(
@@ -205,7 +192,7 @@ def distill(
 
     def of_outputs(kind: type[ObjectiveSettings]) -> Stage:
         return Stage(
-            kind(**_read(kind, **numbers)),
+            kind(**read(kind, **numbers)),
             **recipe.outputs.settings(prediction_epochs, prediction_steps, prediction_learning_rate),
             evaluate_every=evaluate_every,
             **run.stage,
@@ -214,8 +201,8 @@ def distill(
     stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
     numbers_read = [numbers for numbers, unread in ((of_first, no_first), (of_second, no_second)) if not unread]
     note = None
-    if any(_takes_recipe(*numbers) for numbers in numbers_read):
-        note = f"recipe: {recipe}: {'; '.join(map(_described, stages))}"
+    if any(takes_recipe(*numbers) for numbers in numbers_read):
+        note = f"recipe: {recipe}: {'; '.join(map(described, stages))}"
     chosen = methods.settings()
     if one_by_one and len(chosen) < 2:
         raise InputError("--one-by-one trains after each of several methods, and fewer are given: leave it out")
@@ -296,10 +283,10 @@ def pretrain(
         teacher_cache_gb: as in `tinybert distill`.
     """
     kind = WORDS[recipe]
-    if not _reads(kind, "masking_probability") and masking_probability != MaskedLM.masking_probability:
+    if not reads(kind, "masking_probability") and masking_probability != MaskedLM.masking_probability:
         raise InputError(f"--recipe {recipe} does not read --masking-probability: leave it out")
-    described = Stage(
-        kind(**_read(kind, masking_probability=masking_probability)),
+    trained = Stage(
+        kind(**read(kind, masking_probability=masking_probability)),
         epochs=epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
@@ -312,7 +299,7 @@ def pretrain(
         devices,
         source=text,
         model=student,
-        stages=(described,),
+        stages=(trained,),
         teacher=teacher,
         preset=preset,
         layer_map=layer_map,
@@ -345,32 +332,6 @@ def _width(teachers: tuple[str, ...]) -> int | None:
         with contextlib.suppress(InputError):
             return load_config(resolve(teacher)).hidden_size
     return None
-
-
-def _takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | None) -> bool:
-    """Whether a stage takes its length or its rate from the recipe."""
-    return learning_rate is None or (epochs is None and steps is None)
-
-
-def _described(stage: Stage) -> str:
-    """A stage's length and rate, in words."""
-    length = f"{stage.epochs} epochs" if stage.max_steps is None else f"{stage.max_steps} steps"
-    least = "" if stage.min_steps is None else f", at least {stage.min_steps} steps,"
-    return f"{stage.objective.name} {length}{least} at {stage.learning_rate:g}"
-
-
-def _reads(kind: type[ObjectiveSettings], number: str) -> bool:
-    return number in {field.name for field in dataclasses.fields(kind)}
-
-
-def _read(kind: type[ObjectiveSettings], **numbers: Any) -> dict[str, Any]:
-    """The numbers that the objective reads."""
-    return {name: value for name, value in numbers.items() if _reads(kind, name)}
-
-
-def _refuse_unread(stage: str, unread: dict[str, bool]) -> None:
-    if options := [option for option, is_set in unread.items() if is_set]:
-        raise InputError(f"--stage {stage} does not read {', '.join(options)}: leave it out")
 
 
 def _train(

@@ -65,9 +65,9 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     Raises:
         InputError: the model has no head, no row has a label, or the model is factorised, quantised or shared.
     """
-    head = head_of(params)
+    head = head_of(params, config)
     check_whole("pruning", config)
-    if not HEADS[head].on_tasks:
+    if not HEADS[head].on_tasks or HEADS[head].losses is None:
         raise InputError(f"pruning needs a model with the head of a task, and this one has a {HEADS[head].title}")
     config, params = unshared(config, params)
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))

@@ -146,18 +146,34 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
         names = () if task.is_regression else labels or known_labels(task, source)
         shape = (0, len(names)) if task.is_multi_label else (0,)
         rows = Rows([], np.zeros(shape, dtype), names, "", [], None if source.id_column is None else [])
+    assert rows.labels is not None, "training rows are labelled"
+    joined = _joined(task, source, rows, source.unlabelled)
+    without = np.full((len(joined.texts) - len(rows.labels), *rows.labels.shape[1:]), missing, dtype)
+    return dataclasses.replace(joined, labels=np.concatenate([rows.labels, without]))
+
+
+def read_texts(task: Task, source: DataSource) -> Rows:
+    """The rows of the training file, if there is one, and of the files of `unlabelled`, none of them with a label.
+
+    Raises:
+        InputError: as `read_rows`.
+    """
+    files = [str(split_path(task, source, "train"))] if source.has_labelled or not source.unlabelled else []
+    none = Rows([], None, (), "", [], None if source.id_column is None else [])
+    return _joined(task, source, none, (*files, *source.unlabelled))
+
+
+def _joined(task: Task, source: DataSource, rows: Rows, files: Sequence[str]) -> Rows:
+    """The rows, and behind them those of files without labels, which have none."""
     texts, lines, ids, prints = [*rows.texts], [*rows.lines], rows.ids, [rows.fingerprint]
-    for file in source.unlabelled:
+    for file in files:
         raw, fingerprint = _read_unlabelled(task, source, Path(file))
         texts += raw.texts
         lines += raw.lines
         ids = None if ids is None or raw.ids is None else [*ids, *raw.ids]
         prints.append(fingerprint)
-    assert rows.labels is not None, "training rows are labelled"
-    without = np.full((len(texts) - len(rows.labels), *rows.labels.shape[1:]), missing, dtype)
-    every = np.concatenate([rows.labels, without])
     digest = hashlib.sha256(json.dumps(prints).encode()).hexdigest()
-    return Rows(texts, every, rows.label_names, digest, lines, ids)
+    return dataclasses.replace(rows, texts=texts, fingerprint=digest, lines=lines, ids=ids)
 
 
 def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRows, str]:

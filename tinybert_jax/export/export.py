@@ -125,7 +125,7 @@ def export_model(
                 )
             results.append(result._replace(file=out / row.path))
         relative = [result._replace(file=result.file.relative_to(out)) for result in results]
-        (written / CARD).write_text(_card(model, config, head_of(params), formats, relative), "utf-8")
+        (written / CARD).write_text(_card(model, config, head_of(params, config), formats, relative), "utf-8")
         if out.exists():
             out.rmdir()
         written.rename(out)
@@ -186,10 +186,10 @@ def _random_texts(tokenizer: Any) -> list[str]:
 def program(config: BertConfig, params: Params) -> Callable[..., Array]:
     """The pure `(params, input_ids, attention_mask, token_type_ids) -> outputs` of a model.
 
-    Outputs are the logits; without a head, the last hidden states.
+    Outputs are the logits, or the vectors of texts; without a head, the last hidden states.
     """
-    head = head_of(params)
-    if HEADS[head].losses is None:
+    head = head_of(params, config)
+    if HEADS[head].key is None:
         model: Any = HEADS[head].model(config, add_pooler=False)
 
         def states(params: Params, *inputs: Array) -> Array:
@@ -203,7 +203,7 @@ def program(config: BertConfig, params: Params) -> Callable[..., Array]:
 
 def _compare(file: Path, config: BertConfig, params: Params, rows: Tokens, length: int) -> Exported:
     """How the outputs of a written file differ from the model's on real tokens."""
-    head = head_of(params)
+    head = head_of(params, config)
     run, placed, step = jax.jit(program(config, params)), jax.device_put(params), load_step(file)
     axis = head_losses(head, config).class_axis if HEADS[head].losses else None
     worst, squares, count, same, labels = 0.0, 0.0, 0, 0, 0

@@ -13,8 +13,10 @@ import onnx
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.export.graph import Graph
+from tinybert_jax.inference.exported import VECTORS
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.tensors import head_of
+from tinybert_jax.models.heads import EMBEDDING_DENSE
 from tinybert_jax.models.parameters import ranks_used, rows_read
 from tinybert_jax.models.quantized import to_int8
 
@@ -26,8 +28,9 @@ def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = Non
     """The ONNX model of an encoder with its head.
 
     Inputs are `input_ids` and `attention_mask`, and `token_type_ids` where the family has them, int64 [batch,
-    sequence]. Outputs are named as in optimum: `logits`; `start_logits` and `end_logits`; or, without a head,
-    `last_hidden_state` and, with a pooler, `pooler_output`.
+    sequence]. Outputs are named as in optimum: `logits`; `start_logits` and `end_logits`; `last_hidden_state` and
+    `sentence_embedding` of an embedding model; or, without a head, `last_hidden_state` and, with a pooler,
+    `pooler_output`.
 
     Args:
         config: of the model.
@@ -41,7 +44,7 @@ def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = Non
     """
     params = jax.tree.map(np.asarray, jax.device_get(params))
     fewer = weight_bits if weight_bits is None or config.weight_bits is None else min(weight_bits, config.weight_bits)
-    graph, head = Graph(fewer, weight_bits), head_of(params)
+    graph, head = Graph(fewer, weight_bits), head_of(params, config)
     if head not in WRITERS:
         raise InputError(f"head {head!r} has no row in the table of ONNX writers; known are {', '.join(WRITERS)}")
     outputs = WRITERS[head](_Model(graph, config, params))
@@ -233,6 +236,46 @@ def _span(model: _Model) -> Shapes:
     return {"start_logits": TOKENS, "end_logits": TOKENS}
 
 
+def _embedding(model: _Model) -> Shapes:
+    """The states, which sentence-transformers pools itself, and the vector of each text."""
+    graph, config = model.graph, model.config
+    how = config.embedding
+    assert how is not None, "the head is there if the config says how"
+    states = model.encoder()
+    graph.add("Identity", states, name="last_hidden_state")
+    mask = graph.add("Cast", "attention_mask", to=onnx.TensorProto.FLOAT)
+    mask = graph.add("Unsqueeze", mask, graph.constant("state_axis", [2], np.int64))
+    x = POOLINGS[how.pooling](graph, states, mask)
+    if how.width is not None:
+        dense = model.params[EMBEDDING_DENSE]
+        x = graph.float_dense(x, dense["kernel"], dense["bias"], EMBEDDING_DENSE)
+    if how.normalize:
+        norm = graph.add("ReduceL2", x, axes=[-1], keepdims=1)
+        x = graph.add("Div", x, graph.add("Max", norm, graph.constant("least_norm", 1e-12)))
+    graph.add("Identity", x, name=VECTORS)
+    return {"last_hidden_state": [*TOKENS, config.hidden_size], VECTORS: [*ROWS, config.vector_width]}
+
+
+def _mean(graph: Graph, states: str, mask: str) -> str:
+    axis = graph.constant("token_axis", [1], np.int64)
+    count = graph.add("Max", graph.add("ReduceSum", mask, axis, keepdims=0), graph.constant("one", 1.0))
+    return graph.add("Div", graph.add("ReduceSum", graph.add("Mul", states, mask), axis, keepdims=0), count)
+
+
+def _max(graph: Graph, states: str, mask: str) -> str:
+    real = graph.add("Cast", mask, to=onnx.TensorProto.BOOL)
+    masked = graph.add("Where", real, states, graph.constant("masked", MASKED))
+    return graph.add("ReduceMax", masked, axes=[1], keepdims=0)
+
+
+# by pooling, of states [b, q, d] and a mask [b, q, 1]: as `heads.POOLED`
+POOLINGS: dict[str, Callable[[Graph, str, str], str]] = {
+    "cls": lambda graph, states, mask: graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1),
+    "mean": _mean,
+    "max": _max,
+}
+
+
 def _masked_lm(model: _Model) -> Shapes:
     """The masked-LM head; its decoder is the word table, which is stored once."""
     graph, config, predictions = model.graph, model.config, model.params["cls"]["predictions"]
@@ -258,6 +301,7 @@ WRITERS: dict[str, Callable[[_Model], Shapes]] = {
     "tokens": _tokens,
     "span": _span,
     "masked_lm": _masked_lm,
+    "embedding": _embedding,
 }
 
 

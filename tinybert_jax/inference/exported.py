@@ -16,6 +16,7 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.weights import weights_files
 
+VECTORS = "sentence_embedding"  # the output of an ONNX file with a vector of each text, as optimum calls it
 ONNX = "onnx/model.onnx"
 ONNX_INT8 = "onnx/model_quantized.onnx"
 STABLEHLO = "stablehlo/model.bin"
@@ -61,7 +62,7 @@ def program_files(file: Path) -> list[Path]:
 
 
 def load_step(file: Path) -> ProgramStep:
-    """The `(params, batch) -> outputs` of an exported model: logits, or states where it has no head.
+    """The `(params, batch) -> outputs` of an exported model: logits or vectors, or states where it has no head.
 
     Raises:
         InputError: the file cannot be read, asks for other inputs than a BERT's, or the package that runs it is not
@@ -89,7 +90,7 @@ def _onnx_step(file: Path) -> ProgramStep:
         outputs = dict(zip(named, session.run(named, feed), strict=True))
         if "start_logits" in outputs:
             return np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1)
-        return outputs["logits" if "logits" in outputs else named[0]]
+        return outputs[next((name for name in ("logits", VECTORS) if name in outputs), named[0])]
 
     return step
 

@@ -105,6 +105,14 @@ def _answers(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, thre
     return result
 
 
+def _vectors(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, threshold: float) -> list[Predicted]:
+    result = []
+    for vector in predictor.embed([row.texts[0] for row in rows]):
+        numbers = [_short(x) for x in vector.tolist()]
+        result.append(Predicted({"embedding": numbers}, {"embedding": numbers}, numbers))
+    return result
+
+
 class HeadPredictions(NamedTuple):
     """What is predicted by models with a head, and what rows they read."""
 
@@ -114,16 +122,17 @@ class HeadPredictions(NamedTuple):
     takes_words: bool = False  # a text may be the list of its words
 
 
-# of heads that give an output for each token
-_PER_TOKEN = {
+# of heads whose predictor is not called
+_OTHERS = {
     "tokens": HeadPredictions(_tags, widths=(1,), takes_words=True),
     "span": HeadPredictions(_answers, ("question", "context"), (2,)),
+    "embedding": HeadPredictions(_vectors, widths=(1,)),
 }
 
 
 def prediction_of(head: str) -> HeadPredictions:
     """What `predict` does with models that have the head."""
-    return _PER_TOKEN.get(head, HeadPredictions(_sequences))
+    return _OTHERS.get(head, HeadPredictions(_sequences))
 
 
 def _short(number: float) -> float:

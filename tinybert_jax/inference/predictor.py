@@ -53,13 +53,13 @@ class Prediction(NamedTuple):
 
 THRESHOLD = 0.5  # the probability above which a text has a class, where it has any number of them
 
-# what the predictor of a head that gives an output for each token does
-PER_TOKEN = {"tokens": "gives `tags`", "span": "gives `answers`"}
+# what the predictor of a head does that is not called
+GIVES = {"tokens": "gives `tags`", "span": "gives `answers`", "embedding": "gives `embed`"}
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A model, ready to be called: `predictor(["a text"])`; see `tags` and `answers` for the other heads."""
+    """A model, ready to be called: `predictor(["a text"])`; see `tags`, `answers` and `embed` for the other heads."""
 
     name: str  # the directory or hub id
     config: BertConfig
@@ -120,7 +120,12 @@ class Predictor:
     @property
     def gives_numbers(self) -> bool:
         """Whether the output is a number and no class."""
-        return not HEADS[self.head].per_token and not head_losses(self.head, self.config).has_classes
+        return self.is_called and not head_losses(self.head, self.config).has_classes
+
+    @property
+    def is_called(self) -> bool:
+        """Whether the predictor is called for what a text, or a pair of texts, is."""
+        return not HEADS[self.head].per_token and not HEADS[self.head].gives_vectors
 
     def _likely(self, logits: np.ndarray) -> np.ndarray:
         return expit(logits) if self.config.is_multi_label else softmax(logits, axis=1)
@@ -172,17 +177,41 @@ class Predictor:
         tokens, windows = spans.encode_windows(questions, self.tokenizer, self.max_length)
         return spans.best_answers(questions, windows, tokens, self.logits(tokens))
 
+    def embed(self, texts: Sequence[Any], prompt_name: str | None = None) -> np.ndarray:
+        """The vector of each text, float32 [n, d], by an embedding model. Space around a text is left out.
+
+        Args:
+            texts: single texts.
+            prompt_name: which of the model's prompts stands before each of them, such as "query"; default: none.
+
+        Raises:
+            ValueError: `texts` is one string or holds what is no text, the model has another head, or it has no such
+                prompt.
+            InputError: the file of an exported model has no output with a vector of each text.
+        """
+        self._check(HEADS[self.head].gives_vectors, texts)
+        if no_texts := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"give texts; {no_texts[0]!r} is none")
+        if not len(texts):
+            return np.zeros((0, self.config.vector_width), np.float32)
+        prompts = {None: ""} | dict(self.config.embedding.prompts if self.config.embedding else ())
+        if prompt_name not in prompts:
+            known = ", ".join(map(repr, list(prompts)[1:])) or "none"
+            raise ValueError(f"{self.name}: has no prompt {prompt_name!r}; its prompts are {known}")
+        rows = [((prompts[prompt_name] + text).strip(),) for text in texts]
+        return self.logits(encode(rows, self.tokenizer, self.max_length))
+
     def _check(self, fits: bool, texts: Any) -> None:
         """Refuse what another head does, and one text for several."""
         if not fits:
-            does = PER_TOKEN.get(self.head, "is called")
+            does = GIVES.get(self.head, "is called")
             raise ValueError(f"{self.name}: holds a {HEADS[self.head].title}: its predictor {does}")
         if isinstance(texts, str):
             raise ValueError("give a list of texts, even of one")
 
     def _sequence_logits(self, texts: Any) -> np.ndarray:
         """Logits [n, c] of texts or pairs of texts; see `__call__`."""
-        self._check(not HEADS[self.head].per_token, texts)
+        self._check(self.is_called, texts)
         rows = [tuple(row) if isinstance(row, Iterable) and not isinstance(row, str) else (row,) for row in texts]
         if no_texts := [part for row in rows for part in row if not isinstance(part, str)]:
             raise ValueError(f"give texts, or pairs of texts; {no_texts[0]!r} is none")
@@ -194,14 +223,19 @@ class Predictor:
         return self.logits(encode(rows, self.tokenizer, self.max_length))
 
     def logits(self, tokens: Tokens) -> np.ndarray:
-        """Logits float32 [n, c] of tokenised rows.
+        """Logits float32 [n, c] of tokenised rows; of an embedding model, vectors [n, d].
 
         Raises:
-            InputError: the rows are pairs of texts, and the model has one token type.
+            InputError: the rows are pairs of texts, and the model has one token type; or as `embed`.
         """
         check_token_types(self.name, self.config, tokens.has_pairs)
         buckets = bucket_lengths(self.max_length)
-        return predict_logits(self.step, self.params, tokens, self.batch_size, buckets)
+        logits = predict_logits(self.step, self.params, tokens, self.batch_size, buckets)
+        if HEADS[self.head].gives_vectors and logits.ndim != 2:
+            raise InputError(
+                f"{self.name}: has no output sentence_embedding: export the model's directory with tinybert export"
+            )
+        return logits
 
 
 def _joined(words: Sequence[str]) -> list[tuple[str, int]]:
@@ -221,12 +255,12 @@ def load_predictor(
 
     Args:
         directory: holds a classifier, a regressor, a token classifier or a question answering head, as `tinybert
-            distill` and `finetune` write it; or an ONNX or StableHLO file of one, which may also be named itself. Of
-            several files, ONNX in int8 is taken, and a note says so.
+            distill` and `finetune` write it, or the modules of sentence-transformers; or an ONNX or StableHLO file of
+            one, which may also be named itself. Of several files, ONNX in int8 is taken, and a note says so.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
-        head: "sequence", "tokens" or "span"; default: the one that the model has. The predictor of the first is
-            called; see `Predictor.tags` and `Predictor.answers` for the others.
+        head: "sequence", "tokens", "span" or "embedding"; default: the one that the model has. The predictor of the
+            first is called; see `Predictor.tags`, `Predictor.answers` and `Predictor.embed` for the others.
         int8: dense layers multiply in int8 where this processor is faster with it. Models that are quantised already
             do so without this.
 
@@ -261,7 +295,7 @@ def load_predictor(
         head = head or next((name for name in predicting if names_head(config, architectures, name)), "sequence")
         check_architecture(str(file), config, architectures, head, length)
     else:
-        head = head or next((name for name in predicting if HEADS[name].is_in(params)), "sequence")
+        head = head or next((name for name in predicting if HEADS[name].is_in(params, config)), "sequence")
         check_head(str(directory), config, params, head, length)
         if config.weight_bits is not None or (int8 and int8_is_faster()):
             config, params = quantized(config, params)

@@ -93,6 +93,8 @@ def _load_torch(name: str) -> Loaded:
     path = resolve(name)
     config, architectures = load_config(path), load_architectures(path)
     heads = [head for head, row in HEADS.items() if row.on_tasks and names_head(config, architectures, head)]
+    if heads and HEADS[heads[0]].gives_vectors:
+        raise CannotRun("sentence-transformers runs its modules")
     if not heads:
         raise CannotRun(f"its config.json names the architectures {', '.join(architectures) or '(none)'}")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.models.families import FAMILIES, Family
@@ -19,6 +19,8 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
 SLIM = "slim-"  # before the `model_type` of a shape that no class of `transformers` has
 OBJECTS = ("id2label", "ranks")  # fields that are objects in a `config.json`
+ELSEWHERE = ("model_type", "embedding")  # fields that are not read as a `config.json` has them
+PoolingName = Literal["cls", "mean", "max"]
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
 
@@ -65,6 +67,15 @@ class Ranks(NamedTuple):
 FULL_RANK = Ranks()
 
 
+class TextVector(NamedTuple):
+    """How a text's vector is made of the states of its tokens, as the modules of sentence-transformers say it."""
+
+    pooling: PoolingName = "mean"  # the state of the first token, or the mean or maximum over real tokens
+    width: int | None = None  # of the vector behind a dense layer; None: it is as wide as the states
+    normalize: bool = False  # the vector is divided by its norm
+    prompts: tuple[tuple[str, str], ...] = ()  # names and texts that may be put before a text, as "query"
+
+
 @dataclass(frozen=True)
 class BertConfig:
     """A BERT encoder and its heads, in Hugging Face's field names.
@@ -96,6 +107,7 @@ class BertConfig:
     ranks: Ranks = FULL_RANK  # of what is factorised
     weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
+    embedding: TextVector | None = None  # of a model whose output is a text's vector; a `modules.json` says it
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
@@ -143,6 +155,8 @@ class BertConfig:
             raise InputError(f"layer_norm_eps is {self.layer_norm_eps}; it must be finite and greater than 0")
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise InputError(f"pad_token_id is {self.pad_token_id}; it must be in [0, vocab_size = {self.vocab_size})")
+        if self.embedding is not None:
+            check_choice("pooling", self.embedding.pooling, PoolingName)
         if not self.id2label:
             raise InputError("id2label is empty; a model has at least one output")
         if self.hidden_act not in ACTIVATIONS:
@@ -163,6 +177,11 @@ class BertConfig:
     def is_multi_label(self) -> bool:
         """Whether a text has any number of the labels, so that each output is a class of its own."""
         return self.problem_type == MULTI_LABEL.problem_type
+
+    @property
+    def vector_width(self) -> int:
+        """Width of a text's vector."""
+        return self.hidden_size if self.embedding is None else self.embedding.width or self.hidden_size
 
     @property
     def family(self) -> Family:
@@ -258,7 +277,7 @@ class BertConfig:
         values = dict(family.defaults)
         for field in dataclasses.fields(cls):
             name = family.config_names.get(field.name, field.name)
-            if field.name not in (*OBJECTS, "model_type", *family.fixed) and hf.get(name) is not None:
+            if field.name not in (*OBJECTS, *ELSEWHERE, *family.fixed) and hf.get(name) is not None:
                 values[field.name] = _hf_value(name, hf[name], str(field.type))
         if hf.get("ranks") is not None:
             values["ranks"] = _hf_ranks(hf["ranks"])
@@ -281,6 +300,7 @@ class BertConfig:
         """The content of a Hugging Face `config.json`, without `architectures`."""
         family = self.family
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in family.fixed}
+        del values["embedding"]
         for name in ("head_dim", "weight_bits"):
             if values[name] is None:
                 del values[name]

@@ -8,19 +8,23 @@ from collections.abc import Sequence
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import BertConfig, TextVector
+from tinybert_jax.models.files.hub import resolve
+from tinybert_jax.models.files.sentence import read_embedding
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.tasks import Task
 
 
-def check_has_head(name: str, params: Params, head: str) -> None:
+def check_has_head(name: str, config: BertConfig, params: Params, head: str) -> None:
     """Refuse a model that has not the head that is asked for.
 
     Raises:
-        InputError: says how to train one.
+        InputError: says how to train one, or what its `modules.json` has that is not supported.
     """
     row = HEADS[head]
-    if not row.is_in(params):
+    if not row.is_in(params, config):
+        if row.gives_vectors:
+            read_embedding(resolve(name))
         raise InputError(f"{name}: holds no {row.title}; train one first: {row.training.format(model=name)}")
 
 
@@ -41,13 +45,17 @@ def check_head(name: str, config: BertConfig, params: Params, head: str, max_len
     Raises:
         InputError: says what is missing.
     """
-    check_has_head(name, params, head)
+    check_has_head(name, config, params, head)
     check_positions(name, config, max_length)
 
 
 def names_head(config: BertConfig, architectures: Sequence[str], head: str) -> bool:
-    """Whether the `architectures` of a config name the class of `transformers` that has the head."""
-    return config.family.architecture + HEADS[head].architecture in architectures
+    """Whether the `architectures` of a config name the class of `transformers` that has the head; and, where the head
+    gives vectors, the config says how.
+    """
+    row = HEADS[head]
+    named = config.family.architecture + row.architecture in architectures
+    return named and (config.embedding is not None or not row.gives_vectors)
 
 
 def check_architecture(
@@ -115,11 +123,21 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
 
 
 def fit_head(
-    config: BertConfig, loaded: Params | None, task: Task, label_names: tuple[str, ...]
+    config: BertConfig,
+    loaded: Params | None,
+    task: Task,
+    label_names: tuple[str, ...],
+    teacher: BertConfig | None = None,
 ) -> tuple[BertConfig, bool]:
-    """The config with the task's labels, and whether the model's own head has them."""
+    """The config with the task's labels, and whether the model's own head has them.
+
+    A model whose head gives vectors, and that is not made for them, makes them as its teacher does.
+    """
     row = HEADS[task.head]
-    has_head = loaded is not None and row.is_in(loaded)
+    has_head = loaded is not None and row.is_in(loaded, config)
+    if row.gives_vectors:
+        return (config if has_head or teacher is None else _with_vectors_of(config, teacher)), has_head
+    config = dataclasses.replace(config, embedding=None)
     if not row.labelled:
         return config, has_head
     labels = label_names or (config.id2label if config.num_labels == 1 else ("LABEL_0",))
@@ -131,3 +149,13 @@ def fit_head(
         )
     problem = task.kind.problem_type or config.problem_type
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep
+
+
+def _with_vectors_of(config: BertConfig, teacher: BertConfig) -> BertConfig:
+    """The config with the teacher's pooling and normalisation, and a dense layer where the widths differ, or where
+    states are as wide as the teacher's and go through one there.
+    """
+    how, width = teacher.embedding or TextVector(), teacher.vector_width
+    is_like = config.hidden_size == teacher.hidden_size
+    needs_dense = how.width is not None if is_like else config.hidden_size != width
+    return dataclasses.replace(config, embedding=how._replace(width=width if needs_dense else None))

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import BertConfig, TextVector
 from tinybert_jax.models.encoder import BertModel, BertOutput
 from tinybert_jax.models.layers import BertModule, Dropout
 from tinybert_jax.models.masked_lm import BertForMaskedLM
+from tinybert_jax.precision import unit
 
 
 class BertForSequenceClassification(BertModule):
@@ -54,6 +55,30 @@ class BertForQuestionAnswering(BertModule):
         return out._replace(logits=self.dense(2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
 
 
+EMBEDDING_DENSE = "embedding_dense"  # the layer behind the pooling, among parameters
+
+
+class BertForEmbedding(BertModule):
+    """`logits` [b, n]: the vector of each text, made as the config's `embedding` says. Arguments as `BertModel`."""
+
+    @nn.compact
+    def __call__(self, input_ids: Array, attention_mask: Array | None = None, *args: Any, **kwargs: Any) -> BertOutput:
+        how = self.config.embedding or TextVector()
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        encoder = BertModel(self.config, self.compute, add_pooler=False, name="encoder")
+        out = encoder(input_ids, mask, *args, **kwargs)
+        x = POOLED[how.pooling](out.last_hidden_state.astype(jnp.float32), mask[:, :, None])
+        if how.width is not None:
+            x = self.dense(how.width, EMBEDDING_DENSE)(x).astype(jnp.float32)
+        return out._replace(logits=unit(x) if how.normalize else x)
+
+
+# by name, of states [b, q, d] and a mask [b, q, 1]: vectors [b, d]; a row that is all padding gets a finite one
+POOLED: dict[str, Callable[[Array, Array], Array]] = {
+    "cls": lambda states, mask: states[:, 0],
+    "mean": lambda states, mask: jnp.sum(states * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1),
+    "max": lambda states, mask: jnp.max(jnp.where(mask > 0, states, -1e9), axis=1),
+}
 EACH: Literal["each"] = "each"
 ClassAxis = int | Literal["each"] | None
 
@@ -133,10 +158,14 @@ class Head(NamedTuple):
     on_tasks: bool = True  # it is trained on a task's labels, and predicts
     per_token: bool = False  # logits are [b, q, c], not [b, c]
     labelled: bool = False  # its outputs are the config's labels
+    gives_vectors: bool = False  # logits are vectors, which no labels teach; the config's `embedding` describes them
     training: str = "tinybert finetune --model {model}"  # the command that trains one
 
-    def is_in(self, params: Params) -> bool:
-        """Whether a model with these parameters has the head."""
+    def is_in(self, params: Params, config: BertConfig) -> bool:
+        """Whether a model of that config with these parameters has the head."""
+        if self.gives_vectors:
+            how = config.embedding
+            return how is not None and (how.width is None or self.key in params)
         return self.key in params and self.pooled in (None, "pooler" in params["encoder"])
 
 
@@ -191,6 +220,16 @@ HEADS: dict[str, Head] = {
         on_tasks=False,
         per_token=True,
         training="tinybert pretrain --recipe masked_lm --student {model} --corpus FILE --out DIR",
+    ),
+    "embedding": Head(
+        BertForEmbedding,
+        EMBEDDING_DENSE,
+        None,
+        "modules.json of sentence-transformers",
+        "sentence-similarity",
+        "Model",
+        gives_vectors=True,
+        training="tinybert distill --task embedding --student {model}",
     ),
 }
 

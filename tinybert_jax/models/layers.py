@@ -25,7 +25,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 # dense layers that are never quantised: those of heads, and beside the word table
-FLOAT = ("classifier", "qa_outputs", "embedding_hidden_mapping_in", "word_embeddings_projection")
+FLOAT = ("classifier", "qa_outputs", "embedding_dense", "embedding_hidden_mapping_in", "word_embeddings_projection")
 TABLE_BITS = 8  # of a word table where dense layers are quantised
 
 

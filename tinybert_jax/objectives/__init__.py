@@ -1,6 +1,7 @@
 """What each stage minimises: an objective is a set of pure functions."""
 
 from tinybert_jax.objectives.distilbert import distilbert_objective
+from tinybert_jax.objectives.embedding import embedding_objective
 from tinybert_jax.objectives.masked_lm import masked_lm_objective
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.patient import patient_objective
@@ -12,6 +13,7 @@ from tinybert_jax.settings.objectives import teacher_layers
 __all__ = [
     "Objective",
     "distilbert_objective",
+    "embedding_objective",
     "masked_lm_objective",
     "patient_objective",
     "prediction_objective",

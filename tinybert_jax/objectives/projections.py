@@ -53,6 +53,16 @@ def init_projections(
     return {"embedding": {"kernel": kernel(embedding_key)}, "hidden": {"kernel": kernel(hidden_key)}}
 
 
+def last_projection(projections: Params) -> Params:
+    """The dense layer, with kernel and bias, that projects the last hidden state."""
+    if "fit_denses" in projections:
+        return {name: leaf[-1] for name, leaf in projections["fit_denses"].items()}
+    if "fit_dense" in projections:
+        return dict(projections["fit_dense"])
+    kernel = projections["hidden"]["kernel"]
+    return {"kernel": kernel, "bias": jnp.zeros(kernel.shape[-1:])}
+
+
 def project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array, Array]:
     """Embedding output [b, q, e] and hidden states [l, b, q, e] in the teacher's width."""
     if "fit_denses" in projections:  # one per state

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.objectives import distilbert, masked_lm, patient, prediction, supervised, transformer
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.objectives import distilbert, embedding, masked_lm, patient, prediction, supervised, transformer
 from tinybert_jax.objectives.objective import Context, Objective
 from tinybert_jax.settings.objectives import (
     DistilBert,
+    Embedding,
     MaskedLM,
     ObjectiveSettings,
     Patient,
@@ -22,6 +24,7 @@ OBJECTIVES: dict[type[ObjectiveSettings], Callable[[Any, Context], Objective]] =
     Transformer: transformer.build,
     Prediction: prediction.build,
     Patient: patient.build,
+    Embedding: embedding.build,
     Supervised: supervised.build,
     MaskedLM: masked_lm.build,
     DistilBert: distilbert.build,
@@ -37,4 +40,8 @@ def build_objective(settings: ObjectiveSettings, context: Context) -> Objective:
     if type(settings) not in OBJECTIVES:
         known = ", ".join(row.__name__ for row in OBJECTIVES)
         raise InputError(f"objective {settings.name!r} has no row in the table of objectives; known are {known}")
+    if settings.trains_head and settings.learns_vectors != HEADS[context.head].gives_vectors:
+        learns = "vectors of texts" if settings.learns_vectors else "labels, or outputs like them"
+        task = "does not give" if settings.learns_vectors else "has not"
+        raise InputError(f"stage {settings.name!r} learns {learns}, which the task {task}: take another --stage")
     return OBJECTIVES[type(settings)](settings, context)

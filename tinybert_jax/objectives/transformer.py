@@ -18,10 +18,11 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel
+from tinybert_jax.models.heads import EMBEDDING_DENSE
 from tinybert_jax.models.layers import attention_scores
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
 from tinybert_jax.objectives.objective import Context, Metrics, Objective, mean_over_examples
-from tinybert_jax.objectives.projections import init_projections, project, without_projections
+from tinybert_jax.objectives.projections import init_projections, last_projection, project, without_projections
 from tinybert_jax.settings.arithmetic import Arithmetic, arithmetic
 from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.objectives import LayerMap, Transformer, teacher_layers
@@ -45,7 +46,9 @@ def transformer_objective(
 
     The trainable tree is `{"encoder": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
     Projections are as in `init_projections`, and not exported: another Transformer stage draws new ones, where the
-    authors' code goes on with those of general distillation. Padding is left out of the means only in `default`.
+    authors' code goes on with those of general distillation. Only that of the last state stays, as the dense layer
+    behind the pooling of an embedding model that has one for the teacher's width. Padding is left out of the means
+    only in `default`.
 
     Args:
         student: any depth and width.
@@ -141,8 +144,20 @@ def transformer_objective(
             "projections": init_projections(key, student, teacher, arithmetic(preset), student_params),
         }
 
+    # vectors that are made of the teacher's last states begin as projected ones of the student's, if it has a layer
+    # for that behind its pooling
+    keeps_projection = (
+        student.embedding is not None
+        and teacher.embedding is not None
+        and (student.embedding.width, teacher.embedding.width) == (teacher.hidden_size, None)
+        and mapped[-1] == teacher.num_hidden_layers
+    )
+
     def export(trainable: Params, student_params: Params) -> Params:
-        return without_projections(student_params) | {"encoder": student_params["encoder"] | trainable["encoder"]}
+        params = without_projections(student_params) | {"encoder": student_params["encoder"] | trainable["encoder"]}
+        if keeps_projection and EMBEDDING_DENSE in params:
+            params[EMBEDDING_DENSE] = last_projection(trainable["projections"])
+        return params
 
     def flops(tokens: int) -> float:
         states = (1 + BACKWARD) * (forward_flops(student, tokens))

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_choice
 from tinybert_jax.settings.numbers import Number, bounds
 
 GENERAL_STUDENT = "a general student: give this directory as --student to tinybert distill"
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
+EmbeddingLoss = Literal["mse", "cosine", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ObjectiveSettings:
     distils: ClassVar[bool] = False  # it learns from a teacher
     trains_head: ClassVar[bool] = False  # it trains the task's head, so the model can be scored
     matches_tokens: ClassVar[bool] = False  # it compares student and teacher position by position, layer by layer
+    learns_vectors: ClassVar[bool] = False  # it trains a head that gives vectors, and no other
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
     next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
@@ -131,6 +133,26 @@ class Patient(Prediction):
 
 
 @dataclass(frozen=True)
+class Embedding(ObjectiveSettings):
+    """Distillation of the vectors that a teacher gives texts.
+
+    The loss compares, with "mse", the vectors' numbers; with "cosine", their directions; with "similarity", the
+    cosines between the texts of a batch. Between vectors of length 1, "mse" and "cosine" differ by a factor.
+    """
+
+    name = "embedding"
+    distils = True
+    trains_head = True
+    learns_vectors = True
+    method = "[sentence-transformers](https://arxiv.org/abs/2004.09813)"
+
+    embedding_loss: EmbeddingLoss = "mse"
+
+    def __post_init__(self) -> None:
+        check_choice("embedding_loss", self.embedding_loss, EmbeddingLoss)
+
+
+@dataclass(frozen=True)
 class Supervised(ObjectiveSettings):
     """Training on labels alone."""
 
@@ -188,7 +210,7 @@ class DistilBert(MaskedLM):
 
 
 WORDS: dict[str, type[ObjectiveSettings]] = {
-    row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction, Patient, DistilBert)
+    row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction, Patient, Embedding, DistilBert)
 }
 
 

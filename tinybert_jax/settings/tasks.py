@@ -17,11 +17,18 @@ class Kind:
 
     name: str  # a row of `tasks.kinds.LOADERS`
     head: str  # a row of `models.heads.HEADS`
-    has_columns: bool = False  # rows are texts in columns, which can be named, and augmented
+    has_columns: bool = False  # rows are texts in columns, which can be named
     names_classes: bool = False  # labels are class names, whose order a model may define
     is_regression: bool = False  # labels are numbers
     is_multi_label: bool = False  # a row has any number of classes
     problem_type: str | None = None  # what a `config.json` calls it; None: nothing
+    learns_labels: bool = True  # training rows have labels, where no teacher gives them
+    distilled_by: str = "prediction"  # the objective that learns a teacher's outputs: a row of `objectives.WORDS`
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether training rows can be augmented."""
+        return self.has_columns and self.learns_labels
 
 
 CLASSIFICATION = Kind(
@@ -38,6 +45,9 @@ MULTI_LABEL = Kind(
 REGRESSION = Kind("regression", "sequence", has_columns=True, is_regression=True, problem_type="regression")
 ANSWERS = Kind("answers", "span")
 TAGS = Kind("tags", "tokens", names_classes=True)
+VECTORS = Kind(
+    "vectors", "embedding", has_columns=True, is_regression=True, learns_labels=False, distilled_by="embedding"
+)
 
 
 @dataclass(frozen=True)
@@ -263,6 +273,8 @@ TASKS = {
         Task("classification", ("text",), "label", None, ("accuracy",), 20),
         Task("multi_label", ("text",), "labels", None, ("micro_f1", "macro_f1"), 20, kind=MULTI_LABEL),
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
+        # training rows are single texts, and dev rows are those of STS-B
+        Task("embedding", _PAIR, "score", (), ("spearman",), 5, kind=VECTORS, prediction_epochs=10),
         # The paper gives no epochs for the intermediate stage of these, nor lengths.
         _SQUAD,
         dataclasses.replace(

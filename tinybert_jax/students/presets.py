@@ -48,7 +48,7 @@ def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> 
         dropout = family.defaults.get("classifier_dropout", teacher.classifier_dropout)
         sizes |= {"model_type": model_type, "classifier_dropout": dropout, **family.fixed}
     try:
-        return dataclasses.replace(teacher, head_dim=None, ranks=FULL_RANK, weight_bits=None, **sizes)
+        return dataclasses.replace(teacher, head_dim=None, ranks=FULL_RANK, weight_bits=None, embedding=None, **sizes)
     except InputError as error:
         raise InputError(f"student {name!r}: {error}") from None
 

@@ -8,11 +8,12 @@ from typing import assert_never
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.heads import EMBEDDING_DENSE, HEADS
 from tinybert_jax.models.parameters import unfactored, unshared
 from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import NamedStart, Preset, Start
@@ -58,8 +59,9 @@ def from_teacher(
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """The parameters that a start takes from the teacher: `{"encoder"}`, "projections" for "spectral", and "cls" for
-    "copy" of a masked LM.
+    """The parameters that a start takes from the teacher: `{"encoder"}`, "projections" for "spectral", "cls" for
+    "copy" of a masked LM, and the dense layer behind the pooling of an embedding model, for which others have no
+    place.
 
     "random" takes none. A teacher's factors of low rank are multiplied. In a student without token types, the
     teacher's first type is part of the positions.
@@ -84,6 +86,7 @@ def from_teacher(
             params = copy_layers(student, teacher, teacher_params, layer_map)
         case "spectral":
             params = spectral_start(student, teacher, teacher_params, batches, layer_map)
+            params[EMBEDDING_DENSE] = _projected(params["projections"]["hidden"]["kernel"], teacher_params)
         case _:
             assert_never(start)
     return params if student.type_vocab_size else _without_token_types(params)
@@ -121,7 +124,7 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
     """`{"encoder"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too,
-    and the masked-LM head where the teacher has one.
+    and the masked-LM head, and the dense layer behind a pooling, where the teacher has one.
 
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
@@ -132,7 +135,16 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     first = np.array(mapped)[:: student.num_hidden_layers // student.layer_groups]  # of each group
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[first - 1], bert["encoder"]["layer"])
     masked_lm = {"cls": {"predictions": teacher_params["cls"]["predictions"]}} if "cls" in teacher_params else {}
-    return {"encoder": bert | {"encoder": {"layer": layers}}} | masked_lm
+    heads = masked_lm | {name: teacher_params[name] for name in (EMBEDDING_DENSE,) if name in teacher_params}
+    return {"encoder": bert | {"encoder": {"layer": layers}}} | heads
+
+
+def _projected(kernel: Array | np.ndarray, teacher_params: Params) -> Params:
+    """The dense layer that leads from the student's states through the teacher's to the teacher's vectors."""
+    dense = teacher_params.get(EMBEDDING_DENSE)
+    if dense is None:
+        return {"kernel": kernel, "bias": np.zeros(kernel.shape[-1], np.float32)}
+    return {"kernel": np.asarray(kernel) @ np.asarray(dense["kernel"]), "bias": dense["bias"]}
 
 
 def _without_token_types(params: Params) -> Params:

@@ -16,6 +16,7 @@ from tinybert_jax.settings.tasks import (
     MULTI_LABEL,
     REGRESSION,
     TAGS,
+    VECTORS,
     SplitName,
     Task,
     get_task,
@@ -25,6 +26,7 @@ from tinybert_jax.tasks.multi_label import load_label_sets
 from tinybert_jax.tasks.ner import load_tags
 from tinybert_jax.tasks.spans import load_answers
 from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.vectors import load_vectors
 
 LOADERS: dict[str, Callable[..., Split]] = {
     CLASSIFICATION.name: load_sequences,
@@ -32,6 +34,7 @@ LOADERS: dict[str, Callable[..., Split]] = {
     REGRESSION.name: load_sequences,
     ANSWERS.name: load_answers,
     TAGS.name: load_tags,
+    VECTORS.name: load_vectors,
 }
 
 
@@ -68,7 +71,7 @@ def load_split(
         raise InputError(
             f"task {task.name!r} has one label a row: leave out --label-delimiter, or take --task multi_label"
         )
-    if source.tfds is not None and task.is_multi_label:
+    if source.tfds is not None and (task.is_multi_label or not task.kind.learns_labels):
         raise InputError(f"task {task.name!r} reads files: give --train and --dev instead of --tfds")
     return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
 

@@ -32,6 +32,18 @@ def of_texts(rows: Rows, logits: np.ndarray) -> Reading:
     return Reading(judged, "texts", likely.max(axis=1), right)
 
 
+def of_pairs(rows: Rows, similarity: np.ndarray) -> Reading:
+    """Pairs of texts by the similarity of their vectors [n]. A pair is judged by its place among all, as its label's
+    and its similarity's scale may differ.
+    """
+    from scipy.stats import rankdata
+
+    assert rows.labels is not None, "what is judged has labels"
+    distances = np.abs(rankdata(similarity) - rankdata(rows.labels)) / len(similarity)
+    cells = zip(rows.texts, rows.labels.tolist(), similarity.tolist(), distances.tolist(), strict=True)
+    return Reading([Judged(BETWEEN.join(text), f"{label:.4g}", f"{x:.3f}", -far) for text, label, x, far in cells])
+
+
 def of_label_sets(rows: Rows, logits: np.ndarray) -> Reading:
     """Any number of classes of each text; logits are [n, c]. Every class of a text is a decision."""
     from scipy.special import expit

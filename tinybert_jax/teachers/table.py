@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tinybert_jax.errors import InputError
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.sources import CorpusSource
+from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import Ensemble, FunctionTeacher
 from tinybert_jax.teachers.ensemble import load_ensemble
 from tinybert_jax.teachers.exported import is_exported, load_exported
@@ -19,6 +23,7 @@ class TeacherKind(NamedTuple):
 
     takes: Callable[[Any], bool]
     load: Callable[[Experiment], Teacher]
+    gives_vectors: bool = False  # it can teach a task whose outputs are vectors
 
 
 def load_teacher(experiment: Experiment) -> Teacher:
@@ -27,12 +32,18 @@ def load_teacher(experiment: Experiment) -> Teacher:
     Raises:
         InputError: it cannot be read, or does not fit the task.
     """
-    return next(row for row in reversed(TEACHERS.values()) if row.takes(experiment.teacher)).load(experiment)
+    row = next(row for row in reversed(TEACHERS.values()) if row.takes(experiment.teacher))
+    task = None if isinstance(experiment.source, CorpusSource) else get_task(experiment.task)
+    if task is not None and HEADS[task.head].gives_vectors and not row.gives_vectors:
+        raise InputError(
+            f"{experiment.teacher}: the teacher of task {task.name!r} is one model: give its directory or hub id"
+        )
+    return row.load(experiment)
 
 
 # a later row comes first, so a row that is added takes its names from these
 TEACHERS: dict[str, TeacherKind] = {
-    "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher),
+    "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher, gives_vectors=True),
     "predictions": TeacherKind(is_predictions, load_predictions),
     "exported": TeacherKind(is_exported, load_exported),
     "function": TeacherKind(lambda teacher: isinstance(teacher, FunctionTeacher), load_function),

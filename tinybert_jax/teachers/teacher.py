@@ -94,7 +94,7 @@ def load_model_teacher(experiment: Experiment) -> Teacher:
     if isinstance(experiment.source, CorpusSource):
         for head in (stage.objective.teacher_head for stage in experiment.stages):
             if head is not None:
-                check_has_head(name, params, head)
+                check_has_head(name, config, params, head)
         check_positions(name, config, experiment.max_length)
     else:
         task = get_task(experiment.task)

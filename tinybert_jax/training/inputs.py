@@ -144,6 +144,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
     lessons: tuple[Lesson, ...] = ()
     if isinstance(source, CorpusSource):
         head = "masked_lm" if experiment.masks_tokens else "encoder"
+        config = dataclasses.replace(config, embedding=None)  # raw text trains no vectors
         check_family(experiment.model, config, head)
         has_types = source.pairs and frame_of(tokenizer).has_types
         check_token_types(experiment.model, config, has_types)
@@ -158,7 +159,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        keep_head = loaded is not None and HEADS[head].is_in(loaded)
+        keep_head = loaded is not None and HEADS[head].is_in(loaded, config)
     else:
         task = get_task(experiment.task)
         head = task.head
@@ -167,7 +168,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
-        from_labels = task.is_regression and arithmetic(experiment.preset).regression_from_labels
+        from_labels = (
+            task.is_regression and task.kind.learns_labels and arithmetic(experiment.preset).regression_from_labels
+        )
         knows = experiment.distils and teacher is not None and not teacher.runs_alone
         if from_labels and (source.unlabelled or knows):
             raise InputError(
@@ -181,7 +184,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
             if teacher.runs_alone:
                 train = lessons[0].train
-        config, keep_head = fit_head(config, loaded, task, split.label_names)
+        teacher_config = None if model is None else model.config
+        config, keep_head = fit_head(config, loaded, task, split.label_names, teacher_config)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
     prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
     if teacher is not None:
@@ -264,7 +268,7 @@ def _initial_params(experiment: Experiment, inputs: Inputs, from_teacher: Params
     params = {"encoder": params} if HEADS[inputs.head].key is None else params
     if inputs.loaded is not None:
         head_key = HEADS[inputs.head].key
-        for name in ("encoder", *([head_key] if inputs.keep_head and head_key else [])):
+        for name in ("encoder", *([head_key] if inputs.keep_head and head_key in params else [])):
             params[name] |= {key: value for key, value in inputs.loaded[name].items() if key in params[name]}
         params |= {name: inputs.loaded[name] for name in PROJECTIONS if name in inputs.loaded}
     else:
@@ -302,8 +306,8 @@ def _read_splits(
     if teacher is None and config.id2label != train.label_names and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
-    for split, loaded in (("training", train), ("dev", dev["dev"])):
-        if not loaded.labelled:
+    for split, loaded, is_labelled in (("training", train, task.kind.learns_labels), ("dev", dev["dev"], True)):
+        if is_labelled and not loaded.labelled:
             raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
     if dev["dev"].is_constant:
         raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")

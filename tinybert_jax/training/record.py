@@ -37,6 +37,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 FORMAT_VERSION = 4  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
 PREDICT = """predict = tb.load_predictor("this directory")
 print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
+EMBED = """predict = tb.load_predictor("this directory")
+vectors = predict.embed(["a text", "another text"])  # float32 [n, d]"""
 LOAD = """config, params = tb.load_hf("this directory")"""
 
 
@@ -240,7 +242,7 @@ def write_model_card(
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
-    use = PREDICT if head.on_tasks and not head.per_token else LOAD
+    use = EMBED if head.gives_vectors else PREDICT if head.on_tasks and not head.per_token else LOAD
     if experiment.distils:
         method = next(stage.objective.method for stage in experiment.stages if stage.objective.distils)
         named = ", ".join(shown(x) if isinstance(x, str) else str(x) for x in all_teachers(experiment.teacher))
@@ -250,6 +252,8 @@ def write_model_card(
     if config.loads_in_transformers:
         kind = f"AutoModel{head.architecture.removeprefix('Model')}"
         loads = f'`transformers` loads it too: `{kind}.from_pretrained("this directory")`.'
+        if head.gives_vectors:
+            loads = '`sentence-transformers` loads it too: `SentenceTransformer("this directory")`.'
         if config.weight_bits is not None:
             loads += " It computes in floats there; `tinybert export --to onnx-int8` keeps its int8 products."
     else:
@@ -258,6 +262,7 @@ def write_model_card(
         title,
         config,
         _made_from(experiment),
+        library="sentence-transformers" if head.gives_vectors and config.loads_in_transformers else None,
         pipeline_tag=head.pipeline,
         tags=["tinybert", "distillation"] if experiment.distils else [config.model_type],
         results=_results(experiment, inputs, scores, head.pipeline),

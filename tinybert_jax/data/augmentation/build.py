@@ -62,7 +62,7 @@ def build(
     """
     check_seed("seed", seed)
     row = get_task(task)
-    if not row.kind.has_columns:
+    if not row.kind.has_variants:
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
     if source.unlabelled:
         raise InputError("rows without labels have no variants: leave out --unlabelled")
@@ -78,7 +78,7 @@ def build(
         if not tsv.parent.is_dir() or tsv.exists():
             raise InputError(f"{tsv}: {'exists already' if tsv.exists() else 'not in an existing directory'}")
     config, params = load_hf(model)
-    check_has_head(model, params, "masked_lm")
+    check_has_head(model, config, params, "masked_lm")
     asked = row.variants if variants is None else variants
     settings = Settings(
         preset,

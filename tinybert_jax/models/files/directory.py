@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -15,9 +17,11 @@ from tinybert_jax.models.config import SLIM, BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
-from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, to_hf_tensors
+from tinybert_jax.models.files.sentence import read_dense, read_embedding, write_modules
+from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, head_of, to_hf_tensors
+from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.files.weights import ADAPTER, read_json, read_tensors, weights_files, write_tensors
-from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.heads import EMBEDDING_DENSE, HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
 if TYPE_CHECKING:
@@ -39,9 +43,12 @@ def load_config(directory: str | Path) -> BertConfig:
     if not isinstance(hf, dict):
         raise InputError(f"{path}:1: no JSON object: copy the model's own file anew")
     try:
-        return BertConfig.from_hf(hf)
+        config = BertConfig.from_hf(hf)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    with contextlib.suppress(InputError):  # told where vectors are asked for, by `fit.check_has_head`
+        return dataclasses.replace(config, embedding=read_embedding(path.parent))
+    return config
 
 
 def _what_is_there(directory: Path) -> str:
@@ -66,7 +73,8 @@ def load_architectures(directory: str | Path) -> list[str]:
 
 
 def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
-    """Config and float32 parameters of a BERT checkpoint, with every head it holds.
+    """Config and float32 parameters of a BERT checkpoint, with every head it holds, and the modules of
+    sentence-transformers behind it.
 
     Args:
         directory: a Hugging Face directory (`model.safetensors`, `pytorch_model.bin` or `flax_model.msgpack`, in one
@@ -89,6 +97,8 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
         print(f"note: {path}: its head for multiple choice is left out: no task here has one", file=sys.stderr)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
     params = from_hf_tensors(config, tensors, str(path))
+    if config.embedding is not None and config.embedding.width is not None:
+        params[EMBEDDING_DENSE] = read_dense(path, config)
     named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
     if any(row.pooled is False for row in named):
         params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
@@ -137,7 +147,8 @@ def save_description(
     tokenizer: PreTrainedTokenizerBase | None,
     packed: bool = False,
 ) -> None:
-    """Write `config.json` and the tokenizer's files; arguments are those of `save_hf`.
+    """Write `config.json`, the tokenizer's files, and, of a model whose output is a text's vector, the modules of
+    sentence-transformers; arguments are those of `save_hf`.
 
     Raises:
         OSError: something could not be written.
@@ -148,6 +159,8 @@ def save_description(
     if packed:
         hf["model_type"] = SLIM + config.model_type
     (path / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n", "utf-8")
+    if HEADS[head_of(params, config)].gives_vectors:
+        write_modules(path, config, params, None if tokenizer is None else trained_length(tokenizer, config))
     if tokenizer is None:
         return
     try:

@@ -14,6 +14,7 @@ from tinybert_jax.models.files.weights import TORCH_FILE, no_weights, weights_fi
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
 DESCRIPTIONS = ["config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt"]
 DESCRIPTIONS += ["special_tokens*", "added_tokens.json"]
+DESCRIPTIONS += ["modules.json", "[0-9]_*/*", "sentence_*config.json", "config_sentence_transformers.json"]
 CARD = "README.md"  # is fetched with the rest, and a model that was fetched without it is whole
 # of the files of weights in a repository, one kind is fetched
 WEIGHTS_ON_HUB = (["*.safetensors", "*.safetensors.index.json"], ["pytorch_model*"], ["flax_model*"])
@@ -84,11 +85,12 @@ def _is_whole(cached: Path) -> bool:
 
 
 def fingerprint(directory: str | Path) -> str:
-    """sha256 of a model directory's config and weights."""
+    """sha256 of a model directory's config and weights, and of the modules of sentence-transformers."""
     path = resolve(str(directory))
     digest = hashlib.sha256()
     weights = [*path.glob("*.safetensors"), *path.glob(TORCH_FILE)] or weights_files(path)
-    for file in sorted([path / "config.json", *weights]):
+    modules = [file for pattern in ("modules.json", "[0-9]_*/*") for file in path.glob(pattern) if file.is_file()]
+    for file in sorted([path / "config.json", *weights, *modules]):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

@@ -27,6 +27,7 @@ LAYER = ("encoder", "encoder", "layer")
 STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
 FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
 READ = {"encoder", *FIT_NAMES, *(row.key for row in HEADS.values())}  # what paths begin with
+BESIDE = {row.key for row in HEADS.values() if row.gives_vectors}  # parameters that have files of their own
 IGNORED = ("position_ids", "token_type_ids")  # buffers that old checkpoints saved
 WRAPPERS = ("_orig_mod.", "module.", "model.")  # what compilation, parallel training and Lightning put before names
 # the masked-LM decoder's copies of what it shares
@@ -101,7 +102,8 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
 def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
     """Tensors under Hugging Face's names, in its orientation. A bare encoder has no prefix, as there."""
     tensors = {}
-    family, head = config.family, head_of(params)
+    family, head = config.family, head_of(params, config)
+    params = {name: part for name, part in params.items() if name not in BESIDE}
     for path, leaf in traverse_util.flatten_dict(params).items():
         if path[:2] == ("encoder", "pooler") and not family.has_pooler and head not in family.head_names:
             continue  # no class of transformers has it
@@ -313,16 +315,16 @@ def _shapes(model: Any) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def head_of(params: Params) -> str:
-    """The row of `HEADS` of the head that the parameters hold; "encoder" where they hold none."""
-    return next((name for name, row in HEADS.items() if row.is_in(params)), "encoder")
+def head_of(params: Params, config: BertConfig) -> str:
+    """The row of `HEADS` of the head that a model has; "encoder" where it has none."""
+    return next((name for name, row in HEADS.items() if row.is_in(params, config)), "encoder")
 
 
 def architecture(params: Params, config: BertConfig) -> str:
     """The name of the class of `transformers` that holds these parameters."""
     if "seq_relationship" in params.get("cls", {}):
         return f"{config.family.architecture}ForPreTraining"
-    return config.family.architecture + HEADS[head_of(params)].architecture
+    return config.family.architecture + HEADS[head_of(params, config)].architecture
 
 
 def _named_head(config: BertConfig, tensors: Iterable[str]) -> str | None:

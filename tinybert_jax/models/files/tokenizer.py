@@ -19,6 +19,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.hub import TOKENIZER_FILES, resolve
+from tinybert_jax.models.files.sentence import sentence_length
 from tinybert_jax.models.files.weights import read_json
 from tinybert_jax.settings.choices import MIN_LENGTH
 
@@ -89,7 +90,8 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
             f"{path}: the tokenizer pads with the id {tokenizer.pad_token_id}, but config.json has the pad_token_id"
             f" {config.pad_token_id}, from which positions count: copy the files of the model's own tokenizer"
         )
-    length = tokenizer.model_max_length
+    length = sentence_length(path) if config.embedding is not None else None
+    length = tokenizer.model_max_length if length is None else length
     if isinstance(length, bool) or not isinstance(length, int | float) or not MIN_LENGTH <= length < float("inf"):
         raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {MIN_LENGTH}")
     tokenizer.model_max_length = int(length)

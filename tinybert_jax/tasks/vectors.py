@@ -1,0 +1,100 @@
+"""Vectors of texts: learnt from single texts, and scored on pairs of texts with a similarity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.data.rows import Rows, read_rows, read_texts
+from tinybert_jax.data.tokens import tokenize
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks import metrics, reading
+from tinybert_jax.tasks.metrics import METRICS
+from tinybert_jax.tasks.split import Split
+
+TRAINING_COLUMNS = ("text",)  # where none are named
+
+
+def load_vectors(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Split:
+    """A split of single texts, for training, or of pairs with a similarity; arguments and errors as in
+    `tasks.kinds.load_split`.
+
+    The texts of a pair are rows of their own: those of all pairs' first texts, and then those of the second. So logits
+    are [2 n, d] of n pairs. Columns or templates that the source names are those of training rows if there is one, and
+    those of pairs if there are two.
+    """
+    if source.dev_share is not None or (split == "dev" and source.data is None and source.dev is None):
+        instead = "leave out --dev-share, and " if source.dev_share is not None else ""
+        raise InputError(
+            f"task {task.name!r} is scored on pairs of texts with a similarity, in the columns"
+            f" {', '.join(task.text_columns)} and {task.label_column}: {instead}add --dev FILE"
+        )
+    if split == "train":
+        task = dataclasses.replace(task, text_columns=TRAINING_COLUMNS)
+        rows = read_texts(task, _with_texts(source, 1))
+    else:
+        pairs = read_rows(task, _with_texts(source, 2), split)
+        rows = _apart(pairs)
+    tokens = tokenize(rows, tokenizer, max_length)
+
+    def score(logits: np.ndarray) -> dict[str, float]:
+        return {name: METRICS[name](cosines(logits), pairs.labels_or_zeros) for name in task.metrics}
+
+    def skill(logits: np.ndarray) -> float:
+        return metrics.spearman(cosines(logits), pairs.labels_or_zeros)
+
+    def predictions(logits: np.ndarray) -> str:
+        lines = (f"{i}\t{value}" for i, value in enumerate(cosines(logits)))
+        return "\n".join(["index\tprediction", *lines]) + "\n"
+
+    return Split(
+        tokens,
+        (),
+        rows.labels is not None,
+        score,
+        skill,
+        predictions,
+        task.selection,
+        "correlation with the similarities",
+        min(0.5, 2 / math.sqrt(len(tokens) / 2)),  # as in classification
+        rows=rows,
+        reading=lambda logits: reading.of_pairs(pairs, cosines(logits)),
+    )
+
+
+def cosines(vectors: np.ndarray) -> np.ndarray:
+    """The cosine of the two vectors of each pair [n], of vectors [2 n, d]; 0 where one is zero.
+
+    >>> cosines(np.array([[1.0, 0.0], [0.0, 0.0], [2.0, 2.0], [1.0, 0.0]])).round(3).tolist()
+    [0.707, 0.0]
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    first, second = np.split(vectors / np.where(lengths > 0, lengths, 1), 2)
+    return np.sum(first * second, axis=1)
+
+
+def _with_texts(source: DataSource, count: int) -> DataSource:
+    """The source, without the columns or templates that it names if these are not so many."""
+    named = source.text_template or source.text_columns
+    return source if len(named) == count else dataclasses.replace(source, text_columns=(), text_template=())
+
+
+def _apart(pairs: Rows) -> Rows:
+    """The texts of pairs as rows: the first of each, and then the second of each."""
+    texts = [(text[side],) for side in (0, 1) for text in pairs.texts]
+    labels = None if pairs.labels is None else np.tile(pairs.labels, 2)
+    digest = hashlib.sha256(f"{pairs.fingerprint} apart".encode()).hexdigest()
+    return Rows(texts, labels, (), digest, [*pairs.lines] * 2)
