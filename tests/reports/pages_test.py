@@ -114,5 +114,5 @@ def test_letters_of_dots_at_one_place_stand_beside_each_other() -> None:
 
 
 def test_a_dot_of_reliability_grows_with_the_decisions_in_its_bin() -> None:
-    svg = charts.reliability(0, [(0.6, 0.5), (0.7, 0.5), (0.9, 1.0)], [1, 100, 400], "x", "y", "alt")
+    svg = charts.reliability([(0.6, 0.5), (0.7, 0.5), (0.9, 1.0)], [1, 100, 400], "x", "y", "alt")
     assert [float(part.split('"')[0]) for part in svg.split(' r="')[1:]] == [1.5, 4.5, 9.0]

@@ -27,7 +27,7 @@ def test_each_student_is_held_against_its_own_teacher() -> None:
     ]
     grid, _ = summary(models, "accuracy", {"small": models[0], "tiny": models[1]})
     assert isinstance(grid, Grid)
-    assert grid.header == ["model", "accuracy", *AGAINST, "teacher"]
+    assert grid.header == ["model", "accuracy", AGAINST[0], "teacher"]  # nothing else is known
     assert [(row[0], row[1], row[2], row[-1]) for row in grid.rows] == [
         (f"A first ({TEACHER})", "0.8000", "-", "-"),
         (f"B second ({TEACHER})", "0.5000", "-", "-"),
@@ -64,7 +64,7 @@ def test_the_lead_says_what_is_lost_won_and_due_to_chance() -> None:
     assert isinstance(items, Items)
     text = " ".join(items.items)
     assert "Rows lost, out of 5" in text
-    assert "is right on 55.0% of these rows" in text
+    assert "would be right on 55.0% of these rows" in text
     assert "tinybert evaluate" in text
 
 
@@ -83,6 +83,14 @@ def test_rows_of_a_model_that_says_what_one_before_it_says_are_not_shown_again()
     assert lost.summary == "Lost by small: 3 of 5 dev rows, which teacher has right"
     assert won.summary == "Won by small: 1 of 5 dev rows, which teacher has wrong"
     assert same == Text("small, ONNX says of every dev row what small says: see there.")
+
+
+def test_nothing_won_is_a_line_and_no_fold_to_open() -> None:
+    models, teachers = held()
+    models[1].reading = judged(0.0, 1.0, 1.0, 0.0, 1.0)
+    section = lost_and_won(models[:2], teachers)
+    assert section is not None
+    assert section.blocks[2] == Text("Won by small: 0 of 5 dev rows, which teacher has wrong.")
 
 
 def test_classes_of_all_models_stand_beside_each_other_by_name() -> None:

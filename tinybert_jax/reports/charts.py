@@ -104,21 +104,14 @@ def marks(points: Mapping[int, Series], x_label: str, y_label: str, alt: str, lo
 
 
 def reliability(
-    number: int,
-    points: Sequence[tuple[float, float]],
-    counts: Sequence[int],
-    x_label: str,
-    y_label: str,
-    alt: str,
+    points: Sequence[tuple[float, float]], counts: Sequence[int], x_label: str, y_label: str, alt: str
 ) -> str:
-    """A series' line in the unit square, with the diagonal. The area of a point's dot grows with its count."""
+    """A line in the unit square, with the diagonal. The area of a point's dot grows with its count."""
     corner, other = (_placed(UNIT, UNIT, point) for point in ((0.0, 0.0), (1.0, 1.0)))
     placed = [_placed(UNIT, UNIT, point) for point in points]
     drawn = [f'<polyline class="diagonal" points="{corner} {other}"/>']
-    drawn.append(f'<polyline class="line s{number % COLOURS}" points="{" ".join(placed)}"/>')
-    drawn += [
-        _dot(at, number, LARGEST * math.sqrt(count / max(counts))) for at, count in zip(placed, counts, strict=True)
-    ]
+    drawn.append(f'<polyline class="line s0" points="{" ".join(placed)}"/>')
+    drawn += [_dot(at, 0, LARGEST * math.sqrt(count / max(counts))) for at, count in zip(placed, counts, strict=True)]
     return _figure(UNIT, UNIT, x_label, y_label, alt, drawn)
 
 

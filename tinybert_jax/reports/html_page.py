@@ -39,7 +39,7 @@ STYLE = (
 --link:#8cc4ff;{_colours(DARK)}}}}}
 """
     """*{box-sizing:border-box}
-body{--back:var(--page);margin:0;background:var(--back);
+body{--back:var(--page);--shade:color-mix(in srgb,var(--soft) 40%,transparent);margin:0;background:var(--back);
 color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 header,main,footer,nav{max-width:75rem;margin:0 auto;padding:0 1rem}
 h1{font-size:1.7rem;line-height:1.2;margin:1.5rem 0 .5rem}
@@ -52,16 +52,17 @@ nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;padding:0;max
 .wide{overflow-x:auto;margin:1rem 0;
 background:linear-gradient(to right,var(--back) 50%,transparent) 0 0/3rem 100%,
 linear-gradient(to left,var(--back) 50%,transparent) 100% 0/3rem 100%,
-linear-gradient(to right,var(--soft),transparent) 0 0/.6rem 100%,
-linear-gradient(to left,var(--soft),transparent) 100% 0/.6rem 100%;
+linear-gradient(to right,var(--shade),transparent) 0 0/.5rem 100%,
+linear-gradient(to left,var(--shade),transparent) 100% 0/.5rem 100%;
 background-repeat:no-repeat;background-attachment:local,local,scroll,scroll}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.25rem 0;min-width:16rem}
 caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 3.5rem)}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;
 overflow-wrap:normal}
 th:first-child,.prose th,.prose td{text-align:left}
 .prose th,.prose td{overflow-wrap:anywhere;min-width:9rem}
+.prose thead th{overflow-wrap:break-word}
 .prose tbody th{min-width:14rem;font-weight:400}
 thead th{border-bottom:2px solid var(--soft);vertical-align:bottom}
 tbody th{font-weight:600;min-width:6rem}

@@ -49,6 +49,8 @@ def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model])
         row += [letters[teacher.path] if teacher is not None and is_held else DASH] * several
         rows.append(row)
     header = ["model", metric, *AGAINST, *["teacher"] * several]
+    empty = {i for i in range(2, len(header)) if all(row[i] == DASH for row in rows)}
+    header, *rows = [[cell for i, cell in enumerate(row) if i not in empty] for row in (header, *rows)]
     blocks: list[Block] = []
     if rows:
         blocks.append(Grid("Each model beside its teacher, on the same dev rows", header, rows))
@@ -91,17 +93,20 @@ def _how_to_read(models: Sequence[Model], teachers: Mapping[str, Model]) -> list
     if count and teachers:
         lines.append(
             f"Rows lost, out of {count}: the teacher is right, or nearer, and the model is not. Rows won: the other"
-            " way round. p: how often chance alone would split them as unevenly if both were equally good (sign test). A p"
-            " above 0.05 means that these rows do not show which is better, not that nothing was lost."
+            " way round. They are listed below: read them before you deploy."
+        )
+        lines.append(
+            "p: how often chance alone would split the rows lost and won as unevenly if both models were equally good"
+            " (sign test). A p above 0.05 says that these rows do not show which is better, not that nothing was lost."
         )
     if any(model.milliseconds for model in models):
         lines.append("Faster: on one text at a time.")
     largest = next((model.largest for model in models if model.largest is not None), None)
     if largest is not None:
-        lines.append(f"Whoever always says the largest class is right on {largest:.1%} of these rows.")
+        lines.append(f"To answer always with the largest class would be right on {largest:.1%} of these rows.")
     lines.append(
-        "Where the dev rows also chose a run's best state, its score is a little too good. Before you deploy a model,"
-        " run tinybert evaluate on labelled rows that no run has seen, and read the rows that were lost, below."
+        "Where the dev rows also chose a run's best state, its score is a little too good: before you deploy a model,"
+        " run tinybert evaluate on labelled rows that no run has seen."
     )
     return lines
 
@@ -148,8 +153,8 @@ def _columns(models: Sequence[Model], timed: bool) -> list[str]:
         )
     if any(model.role == EXPORTED for model in models):
         lines.append(
-            "Exported models run in ONNX Runtime or as StableHLO, the others in JAX: their times differ for that too."
-            " They do not tell their parameters and multiply-adds."
+            "Exported models do not tell their parameters and multiply-adds. They run in ONNX Runtime or as StableHLO,"
+            " the others in JAX: their times differ for that too."
         )
     if any(model.role == BASELINE for model in models):
         lines.append(f"{BASELINE.capitalize()}: trained without the teacher, to show what distillation adds.")
@@ -242,10 +247,10 @@ def calibration(models: Sequence[Model]) -> Section | None:
     for model, reading in sure:
         confidence, right = float(reading.confidence.mean()), float(reading.right.mean())
         error = calibration_error(reading.confidence, reading.right)
-        cells = [f"{confidence:.1%}", f"{right:.1%}", f"{100 * (confidence - right):+.1f}", f"{error:.4f}"]
+        cells = [f"{confidence:.2%}", f"{right:.2%}", f"{100 * (confidence - right):+.2f}", f"{error:.4f}"]
         rows.append([model.title, *cells])
     header = ["model", "mean confidence", f"{unit} right", "too sure by, points", "ECE"]
-    drawings = tuple(_reliability(number, model, reading) for number, (model, reading) in enumerate(sure))
+    drawings = tuple(_reliability(model, reading) for model, reading in sure)
     says = (
         "Whoever acts on the confidence, for example passes unsure texts on to a human, needs a small ECE. It is the"
         f" expected calibration error over {BINS} bins of equal width (Guo et al. 2017): the mean distance between how"
@@ -256,13 +261,13 @@ def calibration(models: Sequence[Model]) -> Section | None:
     return Section("Calibration", (grid, Text(says), Fold("Reliability of each model", (Pictures(drawings),), True)))
 
 
-def _reliability(number: int, model: Model, reading: Reading) -> Picture:
+def _reliability(model: Model, reading: Reading) -> Picture:
     bins = confidence_bins(reading.confidence, reading.right)
     rows = [[f"{part.confidence:.3f}", f"{part.accuracy:.3f}", str(part.decisions)] for part in bins]
     error = calibration_error(reading.confidence, reading.right)
     alt = f"Share of {reading.unit} that are right over the confidence, in {len(bins)} bins; ECE {error:.4f}."
     points = [(part.confidence, part.accuracy) for part in bins]
-    svg = charts.reliability(number, points, [part.decisions for part in bins], "confidence", "share right", alt)
+    svg = charts.reliability(points, [part.decisions for part in bins], "confidence", "share right", alt)
     numbers = Grid(f"Bins of confidence, {model.name}", ["mean confidence", "share right", reading.unit], rows)
     return Picture(model.title, svg, alt, numbers=numbers)
 
@@ -292,7 +297,8 @@ def lost_and_won(models: Sequence[Model], teachers: dict[str, Model]) -> Section
         )
         for title, rows, is_open in parts:
             is_first = not blocks
-            blocks.append(Fold(title, _rows(model, teacher, rows), is_open=is_open and is_first))
+            shown = Fold(title, (_rows(model, teacher, rows),), is_open=is_open and is_first)
+            blocks.append(shown if rows else Text(f"{title}."))
     says = Text("In brackets: how sure the model is of what it says.")
     return Section("Rows lost and won", (says, *blocks)) if blocks else None
 
@@ -305,10 +311,7 @@ def _differing(model: Reading, teacher: Reading) -> tuple[list[tuple[Judged, Jud
     return lost, won
 
 
-def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -> tuple[Block, ...]:
-    if not rows:
-        return (Text("None."),)
-
+def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -> Grid:
     def weight(pair: tuple[Judged, Judged]) -> tuple[float, float]:
         """The widest difference first, and among equal ones the surest mistake."""
         wrong = min(pair, key=lambda judged: judged.score)
@@ -321,7 +324,7 @@ def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -
     ]
     header = ["text", "true label", f"{model.name} says", f"{teacher.name} says"]
     most = f"The {len(shown)} surest mistakes of {len(rows)}" if len(shown) < len(rows) else "All of them"
-    return (Grid(f"{most}, {model.name} and {teacher.name}", header, cells, prose=True),)
+    return Grid(f"{most}, {model.name} and {teacher.name}", header, cells, prose=True)
 
 
 def _said(judged: Judged) -> str:
