@@ -44,9 +44,10 @@ def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model])
             continue
         row = [f"{letters[model.path]} {model.title}", f"{model.scores[metric]:.4f}"]
         teacher = teachers.get(model.path)
-        is_held = teacher is not None and metric in teacher.scores
-        row += _against(model, teacher, metric) if teacher is not None and is_held else [DASH] * len(AGAINST)
-        row += [letters[teacher.path] if teacher is not None and is_held else DASH] * several
+        if teacher is None or metric not in teacher.scores:
+            row += [DASH] * (len(AGAINST) + several)
+        else:
+            row += [*_against(model, teacher, metric), *[letters[teacher.path]] * several]
         rows.append(row)
     header = ["model", metric, *AGAINST, *["teacher"] * several]
     empty = {i for i in range(2, len(header)) if all(row[i] == DASH for row in rows)}
