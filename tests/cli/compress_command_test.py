@@ -112,8 +112,8 @@ def test_distill_prunes_before_it_trains(
     config, _ = tb.load_hf(tmp_path / "out/member1/student")
     assert config.intermediate_size < tb.load_hf(teacher)[0].intermediate_size
     page = (tmp_path / "out/report.md").read_text()  # of all members
-    assert "out member 0 (student): accuracy" in page
-    assert "out member 1 (student): accuracy" in page
+    assert "out member 0 (student) | " in page
+    assert "out member 1 (student) | " in page
     assert "2 members: accuracy" in page
 
 

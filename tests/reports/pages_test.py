@@ -74,7 +74,7 @@ def hostile_report() -> Report:
         (Picture(HOSTILE, svg, HOSTILE, ((0, HOSTILE),), numbers=grid), Picture(HOSTILE, marks, HOSTILE, dots=True))
     )
     blocks = (Text(HOSTILE), Heading(HOSTILE), Items((HOSTILE,)), grid, shaded, pictures)
-    return Report(HOSTILE, blocks, (Section("Rows", (Fold(HOSTILE, blocks),)),))
+    return Report(HOSTILE, blocks, (Section("Rows", (Fold(HOSTILE, blocks),)),), HOSTILE)
 
 
 def test_no_text_becomes_markup() -> None:
@@ -111,3 +111,8 @@ def test_letters_of_dots_at_one_place_stand_beside_each_other() -> None:
     svg = charts.marks(points, "x", "y", "alt", logarithmic=False)
     places = [part.split('"')[0] for part in svg.split('class="mark" x="')[1:]]
     assert len(set(places)) == 3
+
+
+def test_a_dot_of_reliability_grows_with_the_decisions_in_its_bin() -> None:
+    svg = charts.reliability([(0.6, 0.5), (0.7, 0.5), (0.9, 1.0)], [1, 100, 400], "x", "y", "alt")
+    assert [float(part.split('"')[0]) for part in svg.split(' r="')[1:]] == [1.5, 4.5, 9.0]

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from tinybert_jax.reports.document import printable
 
 WIDTH, HEIGHT = 360, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40  # margins
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 40  # margins
 COLOURS = 8  # classes s0 to s7; series beyond them begin anew
 MOST_POINTS = 240  # of a line
 LOG_FROM = 30  # the ratio of the largest number to the least from which an axis is logarithmic
 TICKS = 5
+RADIUS, LEAST, LARGEST = 4.0, 1.5, 9.0  # of a dot: as a rule, and the range of those that grow with a count
 NAME = 12  # the width and height of a letter beside a dot
 
 
@@ -102,14 +103,15 @@ def marks(points: Mapping[int, Series], x_label: str, y_label: str, alt: str, lo
     return _figure(x, y, x_label, y_label, alt, drawn)
 
 
-def reliability(series: Sequence[Series], x_label: str, y_label: str, alt: str) -> str:
-    """Lines in the unit square, with its diagonal."""
+def reliability(
+    points: Sequence[tuple[float, float]], counts: Sequence[int], x_label: str, y_label: str, alt: str
+) -> str:
+    """A line in the unit square, with the diagonal. The area of a point's dot grows with its count."""
     corner, other = (_placed(UNIT, UNIT, point) for point in ((0.0, 0.0), (1.0, 1.0)))
+    placed = [_placed(UNIT, UNIT, point) for point in points]
     drawn = [f'<polyline class="diagonal" points="{corner} {other}"/>']
-    for number, one in enumerate(series):
-        placed = [_placed(UNIT, UNIT, point) for point in one.points]
-        drawn.append(f'<polyline class="line s{number % COLOURS}" points="{" ".join(placed)}"/>')
-        drawn += [_dot(at, number) for at in placed]
+    drawn.append(f'<polyline class="line s0" points="{" ".join(placed)}"/>')
+    drawn += [_dot(at, 0, LARGEST * math.sqrt(count / max(counts))) for at, count in zip(placed, counts, strict=True)]
     return _figure(UNIT, UNIT, x_label, y_label, alt, drawn)
 
 
@@ -130,9 +132,9 @@ def _placed(x: Axis, y: Axis, point: tuple[float, float]) -> str:
     return f"{left:.1f},{top:.1f}"
 
 
-def _dot(at: str, number: int) -> str:
+def _dot(at: str, number: int, radius: float = RADIUS) -> str:
     left, top = at.split(",")
-    return f'<circle class="dot s{number % COLOURS}" cx="{left}" cy="{top}" r="4"/>'
+    return f'<circle class="dot s{number % COLOURS}" cx="{left}" cy="{top}" r="{max(radius, LEAST):.1f}"/>'
 
 
 def _figure(x: Axis, y: Axis, x_label: str, y_label: str, alt: str, drawn: Sequence[str]) -> str:

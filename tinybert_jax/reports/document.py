@@ -79,11 +79,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report; its lead stands before the first section."""
+    """A whole report; its lead stands before the first section, and `origin`, what wrote it and when, at the end."""
 
     title: str
     lead: tuple[Block, ...]
     sections: tuple[Section, ...]
+    origin: str
 
 
 Block = Text | Heading | Items | Grid | Pictures | Fold

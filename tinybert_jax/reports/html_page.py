@@ -39,7 +39,8 @@ STYLE = (
 --link:#8cc4ff;{_colours(DARK)}}}}}
 """
     """*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
+body{--back:var(--page);--shade:color-mix(in srgb,var(--soft) 40%,transparent);margin:0;background:var(--back);
+color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 header,main,footer,nav{max-width:75rem;margin:0 auto;padding:0 1rem}
 h1{font-size:1.7rem;line-height:1.2;margin:1.5rem 0 .5rem}
 h3{font-size:1.05rem;margin:1.5rem 0 .5rem}
@@ -48,19 +49,27 @@ p,ul{max-width:46rem}
 a{color:var(--link)}
 a:focus-visible,summary:focus-visible,.wide:focus-visible{outline:3px solid var(--link);outline-offset:2px}
 nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;padding:0;max-width:none}
-.wide{overflow-x:auto;margin:1rem 0}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto;margin:1rem 0;
+background:linear-gradient(to right,var(--back) 50%,transparent) 0 0/3rem 100%,
+linear-gradient(to left,var(--back) 50%,transparent) 100% 0/3rem 100%,
+linear-gradient(to right,var(--shade),transparent) 0 0/.5rem 100%,
+linear-gradient(to left,var(--shade),transparent) 100% 0/.5rem 100%;
+background-repeat:no-repeat;background-attachment:local,local,scroll,scroll}
+table{border-collapse:separate;border-spacing:0;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.25rem 0;min-width:16rem}
+caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 3.5rem)}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;
 overflow-wrap:normal}
 th:first-child,.prose th,.prose td{text-align:left}
 .prose th,.prose td{overflow-wrap:anywhere;min-width:9rem}
+.prose thead th{overflow-wrap:break-word}
 .prose tbody th{min-width:14rem;font-weight:400}
-thead th{white-space:nowrap;border-bottom:2px solid var(--soft)}
+thead th{border-bottom:2px solid var(--soft);vertical-align:bottom}
 tbody th{font-weight:600;min-width:6rem}
+.numbers th:first-child,.shaded th:first-child{position:sticky;left:0;background:var(--back)}
 .shaded td{background:color-mix(in srgb,var(--c0) calc(var(--v)*45%),transparent)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:1rem;margin:1rem 0}
-figure{margin:0;padding:.75rem;background:var(--zone);border-radius:.5rem;min-width:0}
+figure{--back:var(--zone);margin:0;padding:.75rem;background:var(--back);border-radius:.5rem;min-width:0}
 figcaption{font-weight:600}
 svg{display:block;width:100%;height:auto}
 .grid{stroke:var(--rule);stroke-width:1}
@@ -75,6 +84,9 @@ details{margin:.75rem 0}
 figure details{font-size:.85rem;margin:.5rem 0 0}
 summary{cursor:pointer;font-weight:600;padding:.15rem 0}
 footer{color:var(--soft);font-size:.85rem;margin-top:3rem;padding-bottom:2rem}
+@media (max-width:40rem){th,td{padding:.3rem .35rem}
+.prose th,.prose td{min-width:4.5rem}.prose tbody th{min-width:8.5rem}
+header ul,section>ul{padding-left:1.2rem}}
 @media print{.wide{overflow:visible}}
 """ + "".join(f".s{i}{{--c:var(--c{i});--d:{DASHES[i]}}}" for i in range(COLOURS))
 )
@@ -98,7 +110,7 @@ def write_html(report: Report) -> str:
 <header><h1>{title}</h1>{_blocks(report.lead)}</header>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 <main>{body}</main>
-<footer>Written by tinybert_jax.</footer>
+<footer>{_text(report.origin)}</footer>
 </body>
 </html>
 """
@@ -150,7 +162,7 @@ def _grid(grid: Grid) -> str:
     kind = "prose" if grid.prose else "shaded" if grid.shades is not None else "numbers"
     return (
         f'\n<div class="wide" role="region" tabindex="0" aria-label="{_text(grid.caption)}"><table class="{kind}">'
-        f"<caption>{_text(grid.caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<caption><span>{_text(grid.caption)}</span></caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

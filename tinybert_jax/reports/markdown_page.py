@@ -14,7 +14,7 @@ def write_markdown(report: Report) -> str:
     parts = [f"# {escaped(report.title)}", *_blocks(report.lead)]
     for section in report.sections:
         parts += [f"## {escaped(section.title)}", *_blocks(section.blocks)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, escaped(report.origin)]) + "\n"
 
 
 def escaped(text: str) -> str:

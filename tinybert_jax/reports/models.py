@@ -13,6 +13,7 @@ import numpy as np
 
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens
+from tinybert_jax.devices.processor import processor, processors
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.evaluate import named_scores, outputs_on
 from tinybert_jax.inference.exported import exported_file, program_files
@@ -55,6 +56,13 @@ class Model:
     fingerprint: str = ""  # of its dev tokens
     note: str = ""
     timings: tuple[Callable[[], int], ...] = ()  # each runs texts, and says how many
+    population: str = ""  # the name of the run that it is a member of
+    largest: float | None = None  # the share of the dev rows that are of the largest class
+
+    @property
+    def title(self) -> str:
+        """The name, and the role where that says more."""
+        return self.name if self.role in (self.name, EXPORTED, OTHER) else f"{self.name} ({self.role})"
 
 
 def run_model(model: Model, task: Task, source: DataSource, max_length: int) -> None:
@@ -77,6 +85,8 @@ def fill_scores(model: Model, task: Task, part: Task, split: Split, logits: np.n
     if part is task:
         model.tables = split.tables(logits)
         model.fingerprint = split.tokens.fingerprint
+        if split.majority is not None:
+            _, model.largest = split.majority(logits)
         if split.reading is not None:
             model.reading = split.reading(logits)
 
@@ -134,6 +144,13 @@ def time_models(models: Sequence[Model]) -> None:
             of_call += call_seconds(call, turn=SECONDS / ROUNDS)
     for (model, _), of_call, count in zip(timed, times, texts, strict=True):
         model.milliseconds += (1000 * statistics.median(of_call) / count,)
+
+
+def machine() -> str:
+    """What the models are timed on."""
+    kind = jax.devices()[0].device_kind
+    name = f"{processor().name}, {processors()} processor{'s' * (processors() > 1)}"
+    return name if jax.default_backend() == "cpu" else f"{kind} ({name})"
 
 
 def same_place(path: str, other: str) -> bool:

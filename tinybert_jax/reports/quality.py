@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from tinybert_jax.reports import charts
 from tinybert_jax.reports.calibration import BINS, calibration_error, confidence_bins
 from tinybert_jax.reports.document import Block, Fold, Grid, Items, Picture, Pictures, Section, Text, shortened
-from tinybert_jax.reports.models import TEACHER, TIMED_ROWS, TOGETHER, Model
-from tinybert_jax.tasks.classes import CONFUSION
+from tinybert_jax.reports.models import BASELINE, EXPORTED, TIMED_ROWS, TOGETHER, Model, machine
+from tinybert_jax.tasks.classes import CONFUSION, F1
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
 SHOWN = 12  # rows that one model has right and another wrong
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MOST_LINES = 8  # models in one drawing of calibration
 DASH = "-"
+AGAINST = ("of the teacher's", "smaller", "faster", "rows lost", "rows won", "p")  # a model beside its teacher
 
 
 def letter(number: int) -> str:
@@ -29,70 +29,141 @@ def letter(number: int) -> str:
 
 
 def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model]) -> tuple[Block, ...]:
-    """What each model kept of its teacher, in a sentence each.
+    """What each model kept of its teacher: a table, and how to read it.
 
     Args:
         models: those of the page.
         metric: the score that is compared.
         teachers: what each model is held against, by the model's path.
     """
-    scored = [model for model in models if metric in model.scores]
-    lines = []
-    for model in scored:
-        line = f"{model.name} ({model.role}): {metric} {model.scores[metric]:.4f} on the dev set"
+    letters = {model.path: letter(number) for number, model in enumerate(models)}
+    several = len({teacher.path for teacher in teachers.values()}) > 1
+    rows = []
+    for model in models:
+        if metric not in model.scores:
+            continue
+        row = [f"{letters[model.path]} {model.title}", f"{model.scores[metric]:.4f}"]
         teacher = teachers.get(model.path)
-        if teacher is not None and metric in teacher.scores:
-            line = "; ".join(filter(None, [line, ", ".join(_against(model, teacher, metric))]))
-        lines.append(line + ".")
-    lines += [f"{model.name} ({model.role}) is left out: {model.note.rstrip('.')}." for model in models if model.note]
-    return (Items(tuple(lines)),) if lines else ()
+        if teacher is None or metric not in teacher.scores:
+            row += [DASH] * (len(AGAINST) + several)
+        else:
+            row += [*_against(model, teacher, metric), *[letters[teacher.path]] * several]
+        rows.append(row)
+    header = ["model", metric, *AGAINST, *["teacher"] * several]
+    empty = {i for i in range(2, len(header)) if all(row[i] == DASH for row in rows)}
+    header, *rows = [[cell for i, cell in enumerate(row) if i not in empty] for row in (header, *rows)]
+    blocks: list[Block] = []
+    if rows:
+        blocks.append(Grid("Each model beside its teacher, on the same dev rows", header, rows))
+        blocks.append(Items(tuple(_how_to_read(models, teachers))))
+    lines = [f"{model.title} is left out: {model.note.rstrip('.')}." for model in models if model.note]
+    return (*blocks, *([Items(tuple(lines))] if lines else []))
 
 
 def _against(model: Model, teacher: Model, metric: str) -> list[str]:
-    """A model's shares of its teacher."""
-    parts = []
+    """A model beside its teacher: the cells of AGAINST."""
+    share = size = speed = DASH
     if teacher.scores[metric] > 0 and model.scores[metric] > 0:
-        parts.append(f"{model.scores[metric] / teacher.scores[metric]:.1%} of the teacher's {metric}")
+        share = f"{model.scores[metric] / teacher.scores[metric]:.1%}"
     if model.bytes and teacher.bytes:
-        parts.append(f"{model.bytes / teacher.bytes:.1%} of its bytes")
-    if model.macs and teacher.macs:
-        parts.append(f"{model.macs / teacher.macs:.1%} of its multiply-adds")
+        size = f"{teacher.bytes / model.bytes:.1f}x"
     if model.milliseconds and teacher.milliseconds:
-        parts.append(f"{teacher.milliseconds[0] / model.milliseconds[0]:.1f} times as fast on a text alone")
-    return parts
+        speed = f"{teacher.milliseconds[0] / model.milliseconds[0]:.1f}x"
+    if model.reading is None or teacher.reading is None:
+        return [share, size, speed, DASH, DASH, DASH]
+    lost, won = (len(rows) for rows in _differing(model.reading, teacher.reading))
+    return [share, size, speed, str(lost), str(won), f"{chance(lost, won):.2g}"]
+
+
+def chance(lost: int, won: int) -> float:
+    """How often chance splits so many rows at least as unevenly if both models are equally good: the exact sign test,
+    which for rows that are right or wrong is McNemar's.
+
+    >>> round(chance(4, 0), 4), chance(0, 0)
+    (0.125, 1.0)
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
+def _how_to_read(models: Sequence[Model], teachers: Mapping[str, Model]) -> list[str]:
+    """What a reader must know before a decision."""
+    lines = []
+    count = next((len(model.reading.rows) for model in models if model.reading is not None), 0)
+    if count and teachers:
+        lines.append(
+            f"Rows lost, out of {count}: the teacher is right, or nearer, and the model is not. Rows won: the other"
+            " way round. They are listed below: read them before you deploy."
+        )
+        lines.append(
+            "p: how often chance alone would split the rows lost and won as unevenly if both models were equally good"
+            " (sign test). A p above 0.05 says that these rows do not show which is better, not that nothing was lost."
+        )
+    if any(model.milliseconds for model in models):
+        lines.append("Faster: on one text at a time.")
+    largest = next((model.largest for model in models if model.largest is not None), None)
+    if largest is not None:
+        lines.append(f"To answer always with the largest class would be right on {largest:.1%} of these rows.")
+    lines.append(
+        "Where the dev rows also chose a run's best state, its score is a little too good: before you deploy a model,"
+        " run tinybert evaluate on labelled rows that no run has seen."
+    )
+    return lines
 
 
 def quality(models: Sequence[Model], metric: str) -> Section:
-    """Scores against size and time."""
+    """Scores against size and time: first what decides, then what explains it."""
     names = list(dict.fromkeys(name for model in models for name in model.scores))
     timed = any(model.milliseconds for model in models)
-    header = ["model", "role", *names, "parameters", "MB on disk", "MB in int8", "multiply-adds"]
-    header += ["ms a text", f"ms, {TOGETHER} together"] if timed else []
+    header = [
+        "model",
+        *names,
+        "MB on disk",
+        *(["ms a text, alone", f"ms a text, {TOGETHER} together"] if timed else []),
+    ]
+    header += ["parameters", "multiply-adds", "MB as int8"]
     rows = []
     for number, model in enumerate(models):
-        row = [f"{letter(number)} {model.name}", model.role]
+        row = [f"{letter(number)} {model.title}"]
         row += [f"{model.scores[name]:.4f}" if name in model.scores else DASH for name in names]
+        row += [_megabytes(model.bytes)]
+        row += [f"{ms:#.3g}".rstrip(".") for ms in model.milliseconds] or [DASH, DASH] if timed else []
         row += [
             DASH if model.parameters is None else f"{model.parameters / 1e6:.2f} M",
-            *(DASH if size is None else f"{size / 1e6:.2f}" for size in (model.bytes, model.int8_bytes)),
             DASH if model.macs is None else f"{model.macs / 1e6:,.1f} M",
+            _megabytes(model.int8_bytes),
         ]
-        row += [f"{ms:.3g}" for ms in model.milliseconds] or [DASH, DASH] if timed else []
         rows.append(row)
     blocks: list[Block] = [Grid("Scores on the dev set, size and speed", header, rows)]
     blocks += _drawings(models, metric)
     members = _members(models, metric)
     blocks += [members] if members else []
-    says = (
-        "MB on disk are those of the weights. MB in int8 are what the weights take in 8 bits. Multiply-adds are those"
-        " of the layers, for a dev row of mean length."
-    )
+    return Section("Quality, size and speed", (*blocks, Items(tuple(_columns(models, timed)))))
+
+
+def _columns(models: Sequence[Model], timed: bool) -> list[str]:
+    """What the columns hold."""
+    lines = ["MB on disk: the weights, or the exported program. MB as int8: computed, the same weights in 8 bits."]
+    lines.append("Multiply-adds: those of the layers, for a dev row of mean length.")
     if timed:
-        says += (
-            f" Times are medians on this machine, over the first {TIMED_ROWS} dev rows at their own lengths, after a"
-            " warm-up, with the models in turn; other work on the machine shows in them."
+        lines.append(
+            f"ms a text: medians on {machine()}, over the first {TIMED_ROWS} dev rows at their own lengths, after a"
+            f" warm-up, with the models in turn. {TOGETHER} together: the time of a batch of {TOGETHER}, divided by"
+            f" {TOGETHER}. Other work on the machine shows in them."
         )
-    return Section("Quality, size and speed", (*blocks, Text(says)))
+    if any(model.role == EXPORTED for model in models):
+        lines.append(
+            "Exported models do not tell their parameters and multiply-adds. They run in ONNX Runtime or as StableHLO,"
+            " the others in JAX: their times differ for that too."
+        )
+    if any(model.role == BASELINE for model in models):
+        lines.append(f"{BASELINE.capitalize()}: trained without the teacher, to show what distillation adds.")
+    return lines
+
+
+def _megabytes(size: int | None) -> str:
+    return DASH if size is None else f"{size / 1e6:.2f}"
 
 
 def _drawings(models: Sequence[Model], metric: str) -> list[Block]:
@@ -112,10 +183,12 @@ def _drawings(models: Sequence[Model], metric: str) -> list[Block]:
         if len(points) < 2:
             continue
         series = {number: charts.Series(letter(number), [(cost, score)]) for number, cost, score in points}
-        alt = f"{metric} over {name}: " + "; ".join(
+        alt = "; ".join(
             f"{letter(number)} {models[number].name}: {score:.4f} at {cost:.4g}" for number, cost, score in points
         )
-        svg = charts.marks(series, name, metric, alt, logarithmic=min(cost for _, cost, _ in points) > 0)
+        logarithmic = min(cost for _, cost, _ in points) > 0
+        label = f"{name} (log scale)" if logarithmic else name
+        svg = charts.marks(series, label, metric, f"{metric} over {name}: {alt}", logarithmic)
         legend = tuple((number, f"{letter(number)} {models[number].name}") for number, _, _ in points)
         pictures.append(Picture(f"{metric} over {name}", svg, alt, legend, dots=True))
     return [Pictures(tuple(pictures))] if pictures else []
@@ -125,9 +198,8 @@ def _members(models: Sequence[Model], metric: str) -> Items | None:
     """Mean and spread of each population."""
     populations: dict[str, list[float]] = {}
     for model in models:
-        name, is_member, _ = model.name.rpartition(" member ")
-        if is_member and metric in model.scores:
-            populations.setdefault(name, []).append(model.scores[metric])
+        if model.population and metric in model.scores:
+            populations.setdefault(model.population, []).append(model.scores[metric])
     lines = [
         f"{name}, {len(values)} members: {metric} {statistics.mean(values):.4f}, standard deviation"
         f" {statistics.stdev(values):.4f}."
@@ -142,25 +214,28 @@ def classes(models: Sequence[Model]) -> Section | None:
     shown = [model for model in models if model.tables]
     if not shown:
         return None
-    open_one = next((model for model in shown if model.role != TEACHER), shown[0])
-    folds = [
-        Fold(
-            f"{model.name} ({model.role})",
-            tuple(_class_grid(model, table) for table in model.tables),
-            is_open=model is open_one,
-        )
-        for model in shown
+    folds = [Fold(model.title, tuple(_class_grid(model, table) for table in model.tables)) for model in shown]
+    return Section("Classes", (_by_class(shown), *folds))
+
+
+def _by_class(shown: Sequence[Model]) -> Grid:
+    """F1 of each class, the models beside each other."""
+    header, rows = shown[0].tables[0]
+    scores = [
+        {name: cells[of_model.index(F1) - 1] for name, *cells in of_class}
+        for of_model, of_class in (model.tables[0] for model in shown)
     ]
-    return Section("Classes", tuple(folds))
+    compared = [[name, count, *(of_model.get(name, DASH) for of_model in scores)] for name, count, *_ in rows]
+    return Grid(f"{F1} of each {header[0]}", [*header[:2], *(model.title for model in shown)], compared)
 
 
 def _class_grid(model: Model, table: Table) -> Grid:
     header, rows = table
     if header[0] != CONFUSION:
-        return Grid(f"Scores of each class, {model.name}", header, rows)
+        return Grid(f"Scores of each {header[0]}, {model.name}", header, rows)
     counts = [[int(cell) for cell in row[1:]] for row in rows]
     shades = [[count / max(1, sum(row)) for count in row] for row in counts]
-    return Grid(f"How often each class (a line) is taken for each (a column), {model.name}", header, rows, shades)
+    return Grid(f"Confusion matrix, {model.name}: true down, predicted across", header, rows, shades)
 
 
 def calibration(models: Sequence[Model]) -> Section | None:
@@ -171,63 +246,73 @@ def calibration(models: Sequence[Model]) -> Section | None:
     unit = sure[0][1].unit
     rows = []
     for model, reading in sure:
+        confidence, right = float(reading.confidence.mean()), float(reading.right.mean())
         error = calibration_error(reading.confidence, reading.right)
-        numbers = reading.confidence.mean(), reading.right.mean()
-        rows.append([model.name, model.role, f"{error:.4f}", *(f"{x:.4f}" for x in numbers), str(len(reading.right))])
-    header = ["model", "role", "ECE", "mean confidence", "share right", unit]
-    pictures = []
-    for start in range(0, len(sure), MOST_LINES):
-        pictures.append(_reliability(sure[start : start + MOST_LINES], unit))
+        cells = [f"{confidence:.2%}", f"{right:.2%}", f"{100 * (confidence - right):+.2f}", f"{error:.4f}"]
+        rows.append([model.title, *cells])
+    header = ["model", "mean confidence", f"{unit} right", "too sure by, points", "ECE"]
+    drawings = tuple(_reliability(model, reading) for model, reading in sure)
     says = (
-        f"ECE is the expected calibration error over {BINS} bins of equal width (Guo et al. 2017): the mean distance"
-        " between how sure the model is and how often it is right. Below the diagonal it is too sure of itself."
+        "Whoever acts on the confidence, for example passes unsure texts on to a human, needs a small ECE. It is the"
+        f" expected calibration error over {BINS} bins of equal width (Guo et al. 2017): the mean distance between how"
+        " sure the model is and how often it is right; 0 is best. In the drawings a dot is a bin, larger where it"
+        " holds more; below the diagonal the model is too sure of itself."
     )
-    blocks = (Grid("Expected calibration error on the dev set", header, rows), Pictures(tuple(pictures)), Text(says))
-    return Section("Calibration", blocks)
+    grid = Grid(f"How sure each model is of {len(sure[0][1].right)} {unit}, and how often it is right", header, rows)
+    return Section("Calibration", (grid, Text(says), Fold("Reliability of each model", (Pictures(drawings),), True)))
 
 
-def _reliability(sure: Sequence[tuple[Model, Reading]], unit: str) -> Picture:
-    series, rows, told = [], [], []
-    for model, reading in sure:
-        bins = confidence_bins(reading.confidence, reading.right)
-        series.append(charts.Series(model.name, [(part.confidence, part.accuracy) for part in bins]))
-        rows += [[model.name, f"{part.confidence:.3f}", f"{part.accuracy:.3f}", str(part.decisions)] for part in bins]
-        told.append(f"{model.name} {calibration_error(reading.confidence, reading.right):.4f}")
-    alt = f"Share of {unit} that are right over the model's confidence. ECE: {'; '.join(told)}."
-    svg = charts.reliability(series, "confidence", "share right", alt)
-    numbers = Grid("Bins of confidence", ["model", "mean confidence", "share right", unit], rows)
-    legend = tuple((number, model.name) for number, (model, _) in enumerate(sure))
-    return Picture("Reliability", svg, alt, legend, numbers=numbers)
+def _reliability(model: Model, reading: Reading) -> Picture:
+    bins = confidence_bins(reading.confidence, reading.right)
+    rows = [[f"{part.confidence:.3f}", f"{part.accuracy:.3f}", str(part.decisions)] for part in bins]
+    error = calibration_error(reading.confidence, reading.right)
+    alt = f"Share of {reading.unit} that are right over the confidence, in {len(bins)} bins; ECE {error:.4f}."
+    points = [(part.confidence, part.accuracy) for part in bins]
+    svg = charts.reliability(points, [part.decisions for part in bins], "confidence", "share right", alt)
+    numbers = Grid(f"Bins of confidence, {model.name}", ["mean confidence", "share right", reading.unit], rows)
+    return Picture(model.title, svg, alt, numbers=numbers)
 
 
 def lost_and_won(models: Sequence[Model], teachers: dict[str, Model]) -> Section | None:
     """The rows that a teacher has right and its student wrong, and the other way round.
 
-    `teachers` are those of the models, by their paths.
+    `teachers` are those of the models, by their paths. A model that says of all rows what one before it says is told
+    in a line.
     """
     blocks: list[Block] = []
+    told: dict[tuple[str, ...], Model] = {}
     for model in models:
         teacher = teachers.get(model.path)
         if teacher is None or teacher is model or model.reading is None or teacher.reading is None:
             continue
-        pairs = [*zip(model.reading.rows, teacher.reading.rows, strict=True)]
-        lost = [(student, taught) for student, taught in pairs if student.score < taught.score]
-        won = [(student, taught) for student, taught in pairs if student.score > taught.score]
-        better = "has right, or nearer," if not model.reading.unit else "has right"
+        first = told.setdefault((teacher.path, *(judged.said for judged in model.reading.rows)), model)
+        if first is not model:
+            blocks.append(Text(f"{model.name} says of every dev row what {first.name} says: see there."))
+            continue
+        lost, won = _differing(model.reading, teacher.reading)
+        right, wrong = ("has right", "has wrong") if model.reading.unit else ("is nearer on", "is less near on")
+        count = len(model.reading.rows)
         parts = (
-            (f"{teacher.name} {better} and {model.name} has not: {len(lost)} of {len(pairs)} dev rows", lost, True),
-            (f"{model.name} {better} and {teacher.name} has not: {len(won)} of {len(pairs)} dev rows", won, False),
+            (f"Lost by {model.name}: {len(lost)} of {count} dev rows, which {teacher.name} {right}", lost, True),
+            (f"Won by {model.name}: {len(won)} of {count} dev rows, which {teacher.name} {wrong}", won, False),
         )
         for title, rows, is_open in parts:
             is_first = not blocks
-            blocks.append(Fold(title, _rows(model, teacher, rows), is_open=is_open and is_first))
-    return Section("Rows lost and won", tuple(blocks)) if blocks else None
+            shown = Fold(title, (_rows(model, teacher, rows),), is_open=is_open and is_first)
+            blocks.append(shown if rows else Text(f"{title}."))
+    says = Text("In brackets: how sure the model is of what it says.")
+    return Section("Rows lost and won", (says, *blocks)) if blocks else None
 
 
-def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -> tuple[Block, ...]:
-    if not rows:
-        return (Text("None."),)
+def _differing(model: Reading, teacher: Reading) -> tuple[list[tuple[Judged, Judged]], list[tuple[Judged, Judged]]]:
+    """The rows that the model lost against its teacher, and those that it won, each as both judged it."""
+    pairs = [*zip(model.rows, teacher.rows, strict=True)]
+    lost = [(student, taught) for student, taught in pairs if student.score < taught.score]
+    won = [(student, taught) for student, taught in pairs if student.score > taught.score]
+    return lost, won
 
+
+def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -> Grid:
     def weight(pair: tuple[Judged, Judged]) -> tuple[float, float]:
         """The widest difference first, and among equal ones the surest mistake."""
         wrong = min(pair, key=lambda judged: judged.score)
@@ -238,9 +323,9 @@ def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -
         [shortened(student.text), shortened(student.label, 80), _said(student), _said(taught)]
         for student, taught in shown
     ]
-    header = ["text", "label", f"{model.name} says", f"{teacher.name} says"]
-    most = f"The {len(shown)} clearest mistakes of {len(rows)}" if len(shown) < len(rows) else "All of them"
-    return (Grid(f"{most}, {model.name} and {teacher.name}", header, cells, prose=True),)
+    header = ["text", "true label", f"{model.name} says", f"{teacher.name} says"]
+    most = f"The {len(shown)} surest mistakes of {len(rows)}" if len(shown) < len(rows) else "All of them"
+    return Grid(f"{most}, {model.name} and {teacher.name}", header, cells, prose=True)
 
 
 def _said(judged: Judged) -> str:

@@ -13,6 +13,7 @@ from tinybert_jax.reports.runs import Run
 from tinybert_jax.reports.tables import Table
 
 # of a log, what is no term of the loss
+FIRST = ["dev", "loss"]  # groups of a log's names that are drawn before the terms of the loss
 BOOKKEEPING = {"stage", "step", "gradient_norm", "learning_rate", "parameter_norm", "real_tokens"}
 
 
@@ -25,20 +26,23 @@ def layers(compared: Sequence[tuple[str, str, Agreement | str]]) -> Section | No
             continue
         parts = _agreement(student, teacher, result)
         blocks.append(Fold(f"{student} beside {teacher}", parts, is_open=not blocks))
-    return Section("Layers", tuple(blocks)) if blocks else None
+    says = (
+        "This explains a loss, and decides nothing: a student whose starred cells are low did not learn the states of"
+        " the teacher's layers. Hidden states are compared by linear CKA (Kornblith et al. 2019, without bias), which"
+        " asks for no equal widths: 1 where one is a rotation and scaling of the other, about 0 where they have"
+        " nothing in common. Attention is compared by the cosine of where each token looks, on the mean over heads."
+    )
+    return Section("Layers", (Text(says), *blocks)) if blocks else None
 
 
 def _agreement(student: str, teacher: str, result: Agreement) -> tuple[Block, ...]:
-    mapped = ", ".join(f"{m + 1} from {g}" for m, g in enumerate(result.layer_map))
+    mapped = ", ".join(f"{m + 1} with {g}" for m, g in enumerate(result.layer_map))
     says = (
-        f"Over {result.tokens} tokens of dev rows. By the layer map, the student's layers learn from the teacher's:"
-        f" {mapped}; these cells have a star. Hidden states are compared by linear CKA (Kornblith et al. 2019, without"
-        " bias), which asks for no equal widths: 1 where one is a rotation and scaling of the other, about 0 where"
-        " they have nothing in common. Attention is compared by the cosine of where each token looks, on the mean"
-        " over heads."
+        f"Over {result.tokens} tokens of dev rows. Stars mark what the layer map pairs, layers of the student with"
+        f" layers of the teacher: {mapped}."
     )
     stars = {(m + 1, g) for m, g in enumerate(result.layer_map)} | {(0, 0)}
-    sides = f"lines: {student}, columns: {teacher}"
+    sides = f"down {student}, across {teacher}"
     hidden = _matrix(f"Hidden states (CKA); {sides}", ["embeddings"], result.hidden, stars, 0)
     attention = _matrix(f"Attention (cosine); {sides}", [], result.attention, stars, 1)
     return Text(says), hidden, attention
@@ -67,14 +71,19 @@ def training(runs: Sequence[Run]) -> Section | None:
         if parts:
             title = f"{run.name}: {_spent(run)}" if run.speed else run.name
             blocks.append(Fold(title, tuple(parts), is_open=not blocks))
-    return Section("Training", tuple(blocks)) if blocks else None
+    says = (
+        "The loss is the sum of its terms, each times its weight. Terms are drawn without their weights; one of weight"
+        " 0 is only watched. In attention/1 and the like, the number is the student's layer. A stage with dev scores"
+        " keeps the state of the best one, not the last."
+    )
+    return Section("Training", (Text(says), *blocks)) if blocks else None
 
 
 def _spent(run: Run) -> str:
     """How long the training took, without evaluations, and how fast it was."""
     seconds, tokens = (sum(float(line.get(name, 0)) for line in run.speed) for name in ("seconds", "tokens"))
     duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} hours"
-    return f"{tokens:,.0f} tokens in {duration} of training, evaluations apart"
+    return f"trained for {duration} on {tokens:,.0f} tokens, evaluations not counted"
 
 
 def _stage(run: Run, stage: str) -> list[Block]:
@@ -86,15 +95,20 @@ def _stage(run: Run, stage: str) -> list[Block]:
             if name not in BOOKKEEPING and isinstance(value, int | float):
                 group = terms.setdefault(name.partition("/")[0], {})
                 group.setdefault(name, []).append((float(line["step"]), float(value)))
-    pictures = tuple(_curve(run, stage, group, of_group) for group, of_group in terms.items())
-    return [Heading(f"Stage {stage}"), Pictures(pictures)] if pictures else []
+    loss = terms.get("loss", {}).get("loss")
+    shown = {group: parts for group, parts in terms.items() if group in FIRST or loss not in parts.values()}
+    order = sorted(shown, key=lambda group: FIRST.index(group) if group in FIRST else len(FIRST))
+    pictures = tuple(_curve(stage, group, shown[group]) for group in order)
+    return [Heading(f"Stage {stage.replace('-', ': ', 1)}"), Pictures(pictures)] if pictures else []
 
 
-def _curve(run: Run, stage: str, group: str, terms: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
+def _curve(stage: str, group: str, terms: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
     series = [charts.Series(name, points) for name, points in terms.items()]
     told = "; ".join(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in terms.items())
     title = {"dev": "dev scores", "loss": "loss, all terms"}.get(group, group)
-    alt = f"{title} over the steps of stage {stage} of {run.name}: {told}."
+    if len(terms) == 1 and group == "dev":
+        title = next(iter(terms)).replace("/", " ")
+    alt = f"Over the steps: {told}."
     rows = []
     for name, points in terms.items():
         values = [value for _, value in points]

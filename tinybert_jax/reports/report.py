@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,13 @@ def _write(report: Report, out: Path) -> list[Path]:
 def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> Report:
     """The whole report, before it is written."""
     task_name, models = runs[0].settings["task"], _models(runs, others)
-    short = short_names(list(dict.fromkeys([run.name for run in runs] + [model.name for model in models])))
-    runs = [dataclasses.replace(run, name=short[run.name]) for run in runs]
+    populations = [run.population for run in runs if run.population]
+    named = [*(run.name for run in runs), *(model.name for model in models), *populations]
+    short = short_names(list(dict.fromkeys(named)))
+    short[""] = ""
+    runs = [dataclasses.replace(run, name=short[run.name], population=short[run.population]) for run in runs]
     for model in models:
-        model.name = short[model.name]
+        model.name, model.population = short[model.name], short[model.population]
     notes = _unfinished(runs)
     finished = [run for run in runs if run.is_finished]
     if task_name == CORPUS:
@@ -155,7 +159,7 @@ def _report(
     sections: Sequence[Section | None],
     models: Sequence[Model],
 ) -> Report:
-    title = f"{', '.join(dict.fromkeys(run.name.partition(' member ')[0] for run in runs))} on {task}"
+    title = f"Report of {', '.join(dict.fromkeys(run.population or run.name for run in runs))} ({task})"
     places = {model.name: Path(model.path) for model in models} | {run.name: run.student for run in runs}
     chains = {name: chain for name, path in places.items() if (chain := chain_of(path)) is not None}
     last = [
@@ -164,7 +168,9 @@ def _report(
         recipe.settings(runs, [(model.name, model.role, model.path) for model in models]),
     ]
     lead = (*lead, *([Items(tuple(f"Note: {note}" for note in notes))] if notes else []))
-    return Report(title, lead or (Text(""),), tuple(part for part in (*sections, *last) if part is not None))
+    origin = f"Written by tinybert_jax on {date.today().isoformat()}."
+    kept = tuple(part for part in (*sections, *last) if part is not None)
+    return Report(title, lead or (Text(""),), kept, origin)
 
 
 def _unfinished(runs: Sequence[Run]) -> list[str]:
@@ -226,7 +232,8 @@ def _models(runs: Sequence[Run], others: Sequence[Named]) -> list[Model]:
 
     def add(name: str, path: str, role: str) -> None:
         if not any(same_place(model.path, path) for model in models):
-            models.append(Model(name, path, role))
+            population = next((run.population for run in runs if same_place(str(run.student), path)), "")
+            models.append(Model(name, path, role, population=population))
 
     for run in runs:
         for teacher in _teacher_names(run):

@@ -31,6 +31,7 @@ class Run:
     speed: list[dict[str, Any]]  # of the whole population
 
     student: Path
+    population: str = ""  # the name of the run that this is a member of; "" for a run of one model
 
     @property
     def is_finished(self) -> bool:
@@ -137,9 +138,10 @@ def read_run(name: str) -> list[Run]:
         facts = dict(record)
         if isinstance(prints := facts.get("fingerprints"), list):
             facts["fingerprints"] = prints[number]
-        of_member = name if len(members) == 1 else f"{name} member {number}"
+        of_member, population = (name, "") if len(members) == 1 else (f"{name} member {number}", name)
         metrics = read_log(directory / "metrics.jsonl")
-        runs.append(Run(of_member, directory, members[number], facts, metrics, speed, directory / "student"))
+        model = directory / "student"
+        runs.append(Run(of_member, directory, members[number], facts, metrics, speed, model, population))
     return runs
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from tinybert_jax.tasks.split import Table
 
 CONFUSION = "is / predicted as"  # the first column of a confusion matrix
+F1 = "F1"  # the column of `class_rows` that a reader compares
 FEW = 20  # classes; of more, a confusion matrix is no longer read
 
 
@@ -26,7 +27,7 @@ def class_rows(names: Sequence[str], predicted: np.ndarray, labels: np.ndarray) 
     f1 = 2 * right / np.maximum(said + real, 1)
     cells = zip(names, real, precision, recall, f1, strict=True)
     rows = [[name, str(count), *(f"{x:.3f}" for x in values)] for name, count, *values in cells]
-    return ["class", "rows", "precision", "recall", "F1"], rows
+    return ["class", "rows", "precision", "recall", F1], rows
 
 
 def confusion(names: Sequence[str], predicted: np.ndarray, labels: np.ndarray) -> Table:
