@@ -188,6 +188,15 @@ def test_a_search_reads_the_texts_as_its_teacher_does(directory: Path, tmp_path:
     assert searches._texts(plan)[0] == ("cold a: it broke a",)
 
 
+def test_a_task_without_a_search_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["--teacher", "nowhere", "--task", "embedding", "--keep", "0.9", "--out", tmp_path / "out"]
+    code = tinybert(monkeypatch, "shrink", *arguments, "--train", "t.txt", "--dev", "d.tsv")
+    assert_refused(capsys, code, "task 'embedding' has no search: train students of some sizes with tinybert distill")
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_without_labels_are_no_part_of_the_dev_set(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

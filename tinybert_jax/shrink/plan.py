@@ -106,11 +106,16 @@ def described(
         seed: of every training.
 
     Raises:
-        InputError: the teacher or the rows cannot be read.
+        InputError: the teacher or the rows cannot be read; or the task has no search.
     """
+    row = get_task(task)
+    if not row.kind.learns_labels:
+        raise InputError(
+            f"task {task!r} has no search: train students of some sizes with tinybert distill, and give them to"
+            " tinybert report"
+        )
     config = load_config(resolve(teacher))
     tokenizer: Any = load_tokenizer(teacher, config)
-    row = get_task(task)
     source = with_template_of(tokenizer, row, source)
     max_length = trained_length(tokenizer, config) if max_length is None else max_length
     splits = {split: read_rows(row, source, split).fingerprint for split in SPLITS} if row.kind.has_columns else {}
