@@ -168,7 +168,7 @@ def test_the_help_of_a_command_lists_the_tasks_that_it_takes(
     assert tinybert(monkeypatch, command, "--help") == 0
     text = capsys.readouterr().out.replace("│", " ").partition("--task TASK")[2].partition("(required)")[0]
     listed = set(text.replace(",", " ").split()) & set(TASKS)
-    assert listed == {task.name for task in TASKS.values() if command != "augment" or task.kind.has_columns}
+    assert listed == {task.name for task in TASKS.values() if command != "augment" or task.kind.has_variants}
 
 
 def test_the_end_of_the_program_finds_the_processes_that_it_joined() -> None:

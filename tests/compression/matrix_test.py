@@ -17,6 +17,7 @@ from conftest import TINY
 import tinybert_jax as tb
 from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.tokens import Tokens
+from tinybert_jax.devices.processor import processor
 from tinybert_jax.export.export import program
 
 METHODS: dict[str, Any] = {
@@ -118,6 +119,8 @@ def test_its_onnx_file_is_the_model(chain: str) -> None:
     if config.weight_bits is not None:
         rounded = logits(config, params)
         assert np.abs(rounded - floats).max() > 1e-4
+        if not processor().int8:
+            pytest.skip("on this processor, sums of products of 8 bits overflow")
         np.testing.assert_allclose(run(8), rounded, atol=INT8_TOLERANCE * rounded.std())
 
 

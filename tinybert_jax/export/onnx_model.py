@@ -14,9 +14,8 @@ from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.export.graph import Graph
 from tinybert_jax.inference.exported import VECTORS
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig
 from tinybert_jax.models.files.tensors import head_of
-from tinybert_jax.models.heads import EMBEDDING_DENSE
 from tinybert_jax.models.parameters import ranks_used, rows_read
 from tinybert_jax.models.quantized import to_int8
 

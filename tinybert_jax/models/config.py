@@ -67,6 +67,9 @@ class Ranks(NamedTuple):
 FULL_RANK = Ranks()
 
 
+EMBEDDING_DENSE = "embedding_dense"  # the layer behind the pooling, among parameters
+
+
 class TextVector(NamedTuple):
     """How a text's vector is made of the states of its tokens, as the modules of sentence-transformers say it."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
-from tinybert_jax.models.config import BertConfig, TextVector
+from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, TextVector
 from tinybert_jax.models.encoder import BertModel, BertOutput
 from tinybert_jax.models.layers import BertModule, Dropout
 from tinybert_jax.models.masked_lm import BertForMaskedLM
@@ -53,9 +53,6 @@ class BertForQuestionAnswering(BertModule):
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
         out = BertModel(self.config, self.compute, add_pooler=False, name="encoder")(*args, **kwargs)
         return out._replace(logits=self.dense(2, "qa_outputs")(out.last_hidden_state).astype(jnp.float32))
-
-
-EMBEDDING_DENSE = "embedding_dense"  # the layer behind the pooling, among parameters
 
 
 class BertForEmbedding(BertModule):

@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tinybert_jax import losses
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
+from tinybert_jax.models.config import DEFAULT, EMBEDDING_DENSE, BertConfig, Compute
 from tinybert_jax.models.encoder import BertModel
-from tinybert_jax.models.heads import EMBEDDING_DENSE
 from tinybert_jax.models.layers import attention_scores
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
 from tinybert_jax.objectives.objective import Context, Metrics, Objective, mean_over_examples

@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.heads import EMBEDDING_DENSE, HEADS
+from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import unfactored, unshared
 from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import NamedStart, Preset, Start

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError, first_line
-from tinybert_jax.models.config import SLIM, BertConfig
+from tinybert_jax.models.config import EMBEDDING_DENSE, SLIM, BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
@@ -21,7 +21,7 @@ from tinybert_jax.models.files.sentence import read_dense, read_embedding, write
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, head_of, to_hf_tensors
 from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.files.weights import ADAPTER, read_json, read_tensors, weights_files, write_tensors
-from tinybert_jax.models.heads import EMBEDDING_DENSE, HEADS
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import BertConfig, PoolingName, TextVector
+from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, PoolingName, TextVector
 from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
-from tinybert_jax.models.heads import EMBEDDING_DENSE
 
 MODULES, SENTENCE, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # in the order in which they stand
