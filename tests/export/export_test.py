@@ -17,6 +17,7 @@ from conftest import TINY, distillation, write_model
 from safetensors.numpy import load_file, save_file
 
 import tinybert_jax as tb
+from tinybert_jax.devices.processor import processor
 from tinybert_jax.export import export as exporting
 from tinybert_jax.export.onnx_model import onnx_model
 from tinybert_jax.inference.evaluate import evaluate
@@ -74,8 +75,8 @@ def test_onnx_of_every_family_and_head_is_the_model(name: str) -> None:
     assert {node.domain for node in model.graph.node} == {""}  # standard operators
     difference = np.abs(joined(run_onnx(model, inputs)) - expected)[real].max()
     assert difference <= TOLERANCE * max(1.0, np.abs(expected[real]).max())
-    # in int8, which is not bitwise the same on all processors, it is nearly so
-    for bits in (7, 8):
+    # in int8, which is not bitwise the same on all processors, it is nearly so; on some, sums of 8 bits overflow
+    for bits in (7, 8) if processor().int8 else (7,):
         off = joined(run_onnx(onnx_model(config, params, bits), inputs))[real] - expected[real]
         assert np.sqrt(np.mean(np.square(off))) < 0.2 * expected[real].std()
 
