@@ -43,10 +43,45 @@ def test_the_command_that_is_told_to_a_stopped_demo_continues_that_run(quickstar
 
 
 def test_a_quick_demo_says_that_its_figures_mean_nothing(quickstart: ModuleType) -> None:
-    measured = {"teacher": {"accuracy": 0.5, "parameters": 1e6, "megabytes": 4.0, "milliseconds": 1.0}}
-    whole, quick = (quickstart.table(measured, quick) for quick in (False, True))
+    row = {"accuracy": 0.5, "agreement": 1.0, "megabytes": 4.0, "milliseconds": 1.0, "milliseconds of 32": 9.0}
+    whole, quick = (quickstart.markdown({"teacher, JAX": row}, 128, quick) for quick in (False, True))
     assert quick.startswith(whole)
     assert "these figures mean nothing" in quick.removeprefix(whole)
+
+
+def test_the_demos_table_is_over_pytorch_where_it_was_timed(quickstart: ModuleType) -> None:
+    measured = json.loads((ROOT / "experiments" / "quickstart.json").read_text())
+    written = quickstart.markdown(measured, 128, quick=False)
+    assert (
+        written.splitlines()[:10]
+        == [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")][:10]
+    )
+    del measured["teacher, torch"]
+    lines = quickstart.markdown(measured, 128, quick=False).splitlines()
+    assert [line.rpartition(" | ")[2] for line in lines if line.startswith("| teacher, JAX")] == ["1.0x |"]
+
+
+def test_the_demo_scores_and_times_every_form(
+    quickstart: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    for name, least in (("TURNS", 1), ("SECONDS", 0.01)):
+        monkeypatch.setattr(f"tinybert_jax.inference.benchmark.{name}", least)
+    model, export = ROOT / "tests" / "fixtures" / "tiny-bert", tmp_path / "export"
+    teacher = Path(shutil.copytree(model, tmp_path / "teacher"))
+    tb.export_model(str(model), export, ("onnx", "onnx-int8"))
+    labels = tb.load_hf(model)[0].id2label
+    texts = [f"{word} film\t{label}" for word, label in zip(("a", "good", "bad"), labels * 3, strict=False)]
+    (tmp_path / "test.tsv").write_text("\n".join(["text\tlabel", *texts]) + "\n")
+    models = {"teacher": [teacher], "student": [model, export]}
+    table = quickstart.measure(models, model, tb.DataSource(test=str(tmp_path / "test.tsv")), 12)
+    forms = ["teacher, JAX", "student, JAX", "student, ONNX Runtime", "student, ONNX Runtime, int8"]
+    assert {name for name in table if "torch" not in name and "JAX, int8" not in name} == {*forms, "labels alone, JAX"}
+    assert table["student, ONNX Runtime"]["agreement"] == 1.0
+    assert len({table[name]["accuracy"] for name in (*forms[:3], "labels alone, JAX")}) == 1
+    sizes = [table[name]["megabytes"] for name in forms[-2:]]
+    assert sizes[1] < sizes[0]
+    assert all(row["milliseconds"] > 0 for row in table.values())
 
 
 def test_the_pictures_bubbles_are_the_tables(
@@ -64,11 +99,13 @@ def test_the_pictures_bubbles_are_the_tables(
     assert len(drawn) < 100_000
     titles = re.findall("<!-- (.+) -->", drawn)
     measured = json.loads(results.read_text())
-    for name, row in measured.items():
-        assert bubbles.TITLES.get(name, name) in titles
+    assert set(bubbles.LOOKS) <= set(measured)
+    for name, look in bubbles.LOOKS.items():
+        row = measured[name]
+        assert look.title in titles
         of_row = f"{row['accuracy']:.1%}, {row['milliseconds']:.2f} ms, {row['megabytes']:.0f} MB"
         assert of_row.replace("%", " %") in titles
-    bubbles.draw(tmp_path / "again.svg", [measured])
+    bubbles.draw(tmp_path / "again.svg", [{name: measured[name] for name in bubbles.LOOKS}])
     assert (tmp_path / "again.svg").read_text() == drawn
     rows = [{"accuracy": x, "milliseconds": 2 * x, "megabytes": 3.0} for x in (0.5, 0.7, 0.6)]
     assert bubbles.bubble(rows) == pytest.approx((1.2, 60.0, 10.0, 3.0))

@@ -57,7 +57,7 @@ def test_what_is_not_understood_is_refused_by_name(hf: dict, message: str) -> No
 REFUSED = {
     "tb.Stage('transfomer')": (
         "objective is 'transfomer'; it must be one of supervised, masked_lm, transformer, prediction, patient,"
-        " distilbert"
+        " embedding, distilbert"
     ),
     "tb.Stage(('transformer',))": (
         "objective is ('transformer',); it must be settings such as Prediction(), or their name"
