@@ -36,8 +36,8 @@ from tinybert_jax.cli.entry import prepare_process
 from tinybert_jax.data import rows
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens, tokenize
-from tinybert_jax.inference.exported import ONNX_INT8
-from tinybert_jax.inference.runners import RUNNERS
+from tinybert_jax.inference.exported import is_int8
+from tinybert_jax.inference.runners import RUNNERS, parts_of
 from tinybert_jax.inference.step import predict_logits
 from tinybert_jax.reports.report import write_report
 from tinybert_jax.settings.choices import Start
@@ -97,18 +97,18 @@ def measure(models: dict[str, list[Path]], baseline: Path, source: tb.DataSource
         source: the reviews; the test split is scored.
         max_length: longer reviews are cut.
     """
+    alone = tb.load_predictor(baseline, max_length)
+    lines = rows.read_rows(get_task("classification"), source, "test", alone.config.id2label)
+    reviews = tokenize(lines, alone.tokenizer, max_length)  # all models have the teacher's tokenizer
     directories = {str(directory): name for name, group in models.items() for directory in group}
+    names = {part: name for directory, name in directories.items() for part, _ in parts_of(directory)}
     result = tb.benchmark([*directories], lengths=(2 * max_length,), measure_memory=False)
     table: Table = {}
     first: dict[str, np.ndarray] = {}  # the classes that each model gives in JAX
     for measured in result.measured:
-        loaded = RUNNERS[measured.side.by].load(measured.side.model)
-        task = get_task("classification")
-        lines = rows.read_rows(task, source, "test", loaded.config.id2label)
-        reviews = tokenize(lines, loaded.tokenizer, max_length)
-        accuracy, classes = scored(loaded.run, reviews, max_length)
-        name = next(name for directory, name in directories.items() if measured.side.model.startswith(directory))
-        form = measured.side.by + (", int8" if measured.side.model.endswith(ONNX_INT8) else "")
+        model, by = measured.side
+        accuracy, classes = scored(RUNNERS[by].load(model).run, reviews, max_length)
+        name, form = names[model], by + (", int8" if is_int8(Path(model).name) else "")
         table[f"{name}, {form}"] = {
             "accuracy": accuracy,
             "agreement": float(np.mean(classes == first.setdefault(name, classes))),
@@ -116,7 +116,6 @@ def measure(models: dict[str, list[Path]], baseline: Path, source: tb.DataSource
             "milliseconds": measured.latencies[0].median,
             "milliseconds of 32": measured.latencies[1].median,
         }
-    alone = tb.load_predictor(baseline, max_length)
     accuracy, _ = scored(lambda batch: alone.step(alone.params, batch), reviews, max_length)
     table[f"{BASELINE}, JAX"] = table["student, JAX"] | {"accuracy": accuracy}
     return table

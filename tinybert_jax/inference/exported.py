@@ -30,8 +30,8 @@ ProgramStep = Callable[[Params, Batch], Any]  # parameters are the program's own
 def exported_file(name: str | Path) -> tuple[Path, Path] | None:
     """The exported model that a name stands for, and the directory of its config and tokenizer.
 
-    The name is that of the file, or of a directory that holds one of FILES and no weights. Of several, ONNX in int8 is
-    taken, the fastest, or else the first.
+    The name is that of the file, or of a directory that holds one of FILES and no weights. If it holds several, this
+    is ONNX in int8, the fastest, or else the first.
 
     Returns:
         None: the name is that of a Hugging Face directory, a hub id, or of nothing.
@@ -46,7 +46,12 @@ def exported_file(name: str | Path) -> tuple[Path, Path] | None:
     except OSError:  # a name that is too long
         return None
     files = exported_files(path)
-    return (min(files, key=lambda file: not file.name.endswith("_quantized.onnx")), path) if files else None
+    return (min(files, key=lambda file: not is_int8(file.name)), path) if files else None
+
+
+def is_int8(name: str) -> bool:
+    """Whether the name of an exported file says that it is in int8."""
+    return "quantized" in name or "int8" in name
 
 
 def exported_files(directory: Path) -> list[Path]:

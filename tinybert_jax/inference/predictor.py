@@ -256,7 +256,7 @@ def load_predictor(
     Args:
         directory: holds a classifier, a regressor, a token classifier or a question answering head, as `tinybert
             distill` and `finetune` write it, or the modules of sentence-transformers; or an ONNX or StableHLO file of
-            one, which may also be named itself. Of several files, ONNX in int8 is taken, and a note says so.
+            one, which may also be named itself. If there are several, ONNX in int8 is taken, and a note says so.
         max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
         batch_size: texts per compiled call; the last call is filled up.
         head: "sequence", "tokens", "span" or "embedding"; default: the one that the model has. The predictor of the

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.exported import exported_file, exported_files
+from tinybert_jax.inference.exported import exported_file, exported_files, is_int8
 from tinybert_jax.reports.tables import Table
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training.record import is_begun, member_dirs
@@ -60,7 +60,7 @@ def kind_of(file: str) -> str:
     ('ONNX int8', 'StableHLO')
     """
     kind = "ONNX" if file.endswith(".onnx") else "StableHLO"
-    return f"{kind} int8" if "quantized" in file or "int8" in file else kind
+    return f"{kind} int8" if is_int8(file) else kind
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
