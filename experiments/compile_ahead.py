@@ -256,7 +256,7 @@ def make_step(
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     labels, counted = (jax.ShapeDtypeStruct((rows,), dtype) for dtype in (jnp.int32, jnp.float32))
     batch = tb.Batch(tokens, tokens, tokens, labels, counted)
-    schedule = optim.make_schedule("constant", 1)
+    schedule = optim.make_schedule("constant")
     call = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params)
     return Step(call, state, teacher_params, batch)
 

@@ -52,7 +52,7 @@ class Stage(NamedTuple):
 def make_stage(pair: Pair, members: int = 1, preset: Preset = "official", teacher: bool = True) -> Stage:
     """Random parameters. Without `teacher`, every batch must bring its targets."""
     objective = objective_of(pair, preset)
-    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
+    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant"), make_mesh()
     teacher_params = init_params(BertForSequenceClassification(pair.teacher), jax.random.key(0)) if teacher else {}
     student_params = init_params(BertForSequenceClassification(pair.student), jax.random.key(1))
     trainable = population.stack([objective.init(jax.random.key(2), student_params)] * members)
@@ -90,7 +90,7 @@ def step_on(
     with jax.default_device(device):
         mesh, keeps_gradient = make_mesh(devices=[device]), optax.trace(0.0)
         state = create_state(trainable, keeps_gradient, jax.random.key(3), mesh, keeps_best=False)
-        schedule = optim.make_schedule("constant", 1)
+        schedule = optim.make_schedule("constant")
         step = make_train_step(objective, keeps_gradient, schedule, mesh, state, teacher_params)
         state, metrics = step(state, teacher_params, batch, Hyper())
     return float(metrics["loss"]), jax.device_get(state.opt_state.trace)
@@ -133,7 +133,7 @@ def make_gradient(pair: Pair, batch: Batch) -> dict[str, Callable[[], Any]]:
 def make_prediction_step(student: BertConfig) -> Callable[[Batch], None]:
     """One update of the prediction stage on batches that bring the teacher's logits; waits for its result."""
     objective = prediction_objective(student, student)
-    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant", 1), make_mesh()
+    optimizer, schedule, mesh = optim.make_optimizer("adamw"), optim.make_schedule("constant"), make_mesh()
     params = init_params(BertForSequenceClassification(student), jax.random.key(1))
     state = create_state(params, optimizer, jax.random.key(3), mesh)
     compiled = make_train_step(objective, optimizer, schedule, mesh, state, {})

@@ -39,13 +39,14 @@ def train(
     """What is carried after each step, the share that each step logs, and the wrapped objective."""
     examples, mesh = rows(), sharding.make_mesh()
     wrapped = gradual.wrap(settings, objective(CONFIG), CONFIG, examples)
-    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", total)
+    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant")
     trainable = wrapped.init(jax.random.key(2), make_params())
     state = create_state(trainable, optimizer, jax.random.key(3), mesh)
-    step = make_train_step(wrapped, optimizer, schedule, mesh, state, {}, parts, total)
+    step = make_train_step(wrapped, optimizer, schedule, mesh, state, {}, parts)
     carried, kept = [], []
-    for _ in range(steps):
-        state, metrics = step(state, {}, examples.batch(np.arange(16), 6, 0), tb.Hyper(3e-3))
+    for done in range(steps):
+        hyper = tb.Hyper(3e-3, progress=done / total)
+        state, metrics = step(state, {}, examples.batch(np.arange(16), 6, 0), hyper)
         carried.append(jax.device_get(state.carried[NAME]))
         kept.append(float(metrics["kept"]))
     return carried, kept, wrapped

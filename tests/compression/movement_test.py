@@ -42,10 +42,10 @@ def train(settings: tb.Movement, steps: int) -> tuple[list[Any], list[Params], O
     """What is carried after each of 40 steps, the models that are exported, and the objective."""
     examples, mesh = rows(), sharding.make_mesh()
     wrapped = movement.wrap(settings, supervised_objective(CONFIG), CONFIG, examples)
-    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", 40)
+    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant")
     trainable = wrapped.init(jax.random.key(2), make_params())
     state = create_state(trainable, optimizer, jax.random.key(3), mesh)
-    step = make_train_step(wrapped, optimizer, schedule, mesh, state, {}, 1, 40)
+    step = make_train_step(wrapped, optimizer, schedule, mesh, state, {})
     carried, models = [], []
     for _ in range(steps):
         state, _ = step(state, {}, examples.batch(np.arange(16), 6, 0), tb.Hyper(3e-3))

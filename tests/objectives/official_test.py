@@ -88,12 +88,13 @@ def prediction_loss(ours: Ours, temperature: float) -> tuple[float, Tensors]:
 def after_steps(ours: Ours, steps: int, total_steps: int, warmup: float, learning_rate: float) -> Tensors:
     """The parameters of the Transformer stage after some steps on the same batch."""
     objective, trainable = transformer_stage(ours)
-    optimizer, schedule = make_optimizer("bert_adam", weight_decay=0.01), make_schedule("linear", total_steps, warmup)
+    optimizer, schedule = make_optimizer("bert_adam", weight_decay=0.01), make_schedule("linear", warmup)
     mesh = make_mesh()
     state = create_state(trainable, optimizer, jax.random.key(0), mesh)
     step = make_train_step(objective, optimizer, schedule, mesh, state, ours.teacher_params)
-    for _ in range(steps):
-        state, _ = step(state, ours.teacher_params, ours.batch, tb.Hyper(learning_rate=learning_rate))
+    for done in range(steps):
+        hyper = tb.Hyper(learning_rate, progress=done / total_steps)
+        state, _ = step(state, ours.teacher_params, ours.batch, hyper)
     return named_tensors(state.params)
 
 

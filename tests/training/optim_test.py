@@ -24,30 +24,21 @@ PARAMS = {
 
 
 def test_linear_schedule_starts_at_0_peaks_after_warm_up_and_ends_at_0() -> None:
-    schedule = optim.make_schedule("linear", 100, 0.1)
-    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 55, 100)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    schedule = optim.make_schedule("linear", 0.1)
+    np.testing.assert_allclose(
+        [schedule(progress) for progress in (0, 0.05, 0.1, 0.55, 1)], [0, 0.5, 1, 0.5, 0], atol=1e-6
+    )
 
 
 def test_linear_schedule_without_warm_up_starts_at_its_peak() -> None:
-    assert float(optim.make_schedule("linear", 100, 0.0)(0)) == 1.0
-
-
-def test_a_linear_schedule_of_one_step_trains() -> None:
-    assert float(optim.make_schedule("linear", 1, 0.1)(0)) == 1.0
-
-
-@pytest.mark.parametrize("steps", [2, 3, 50])
-def test_a_linear_schedule_of_more_steps_starts_at_0(steps: int) -> None:
-    rates = [float(optim.make_schedule("linear", steps, 0.1)(step)) for step in range(steps)]
-    assert rates[0] == 0
-    assert min(rates[1:]) > 0
+    assert float(optim.make_schedule("linear", 0.0)(0)) == 1.0
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: optim.make_schedule.__wrapped__("cosine", 3),
+            lambda: optim.make_schedule.__wrapped__("cosine"),
             "schedule is 'cosine'; it must be one of constant, linear",
         ),
         (lambda: optim.make_optimizer.__wrapped__("adam"), "optimizer is 'adam'; it must be one of adamw, bert_adam"),
@@ -59,7 +50,7 @@ def test_unknown_names_are_refused_with_the_known_ones(make: Callable[[], Any], 
 
 
 def test_constant_schedule_is_1() -> None:
-    assert float(optim.make_schedule("constant", 100)(99)) == 1.0
+    assert float(optim.make_schedule("constant")(0.99)) == 1.0
 
 
 def test_decay_spares_biases_and_layer_norms_by_name() -> None:

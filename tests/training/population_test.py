@@ -54,14 +54,13 @@ class Steps:
         keys = population.stack([jax.random.key(int(hyper.numbers["temperature"])) for hyper in hypers])
         state = create_state(params, self._optimizer, keys, self._mesh)
         if len(students) not in self._compiled:
-            schedule = optim.make_schedule("linear", 10)
+            schedule = optim.make_schedule("linear")
             self._compiled[len(students)] = make_train_step(
                 self._objective, self._optimizer, schedule, self._mesh, state, self._teacher, self._parts
             )
-        for _ in range(3):
-            state, metrics = self._compiled[len(students)](
-                state, self._teacher, make_batch(), population.stack(hypers)
-            )
+        for done in range(3):
+            stacked = population.stack([hyper._replace(progress=done / 10) for hyper in hypers])
+            state, metrics = self._compiled[len(students)](state, self._teacher, make_batch(), stacked)
         return jax.device_get((state._replace(key=jax.random.key_data(state.key)), metrics))
 
 
@@ -139,7 +138,7 @@ def test_the_teacher_is_computed_once_for_all_members() -> None:
     teacher = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
     keys = population.stack([jax.random.key(i) for i in range(3)])
     state = create_state(population.stack(make_students(3)), optimizer, keys, mesh)
-    step = make_train_step(counting, optimizer, optim.make_schedule("constant", 10), mesh, state, teacher)
+    step = make_train_step(counting, optimizer, optim.make_schedule("constant"), mesh, state, teacher)
     jax.block_until_ready(step(state, teacher, make_batch(), population.stack(HYPERS)))
     jax.effects_barrier()
     assert calls == [1]

@@ -65,6 +65,27 @@ def test_a_number_of_steps_is_the_length_of_a_stage_also_past_its_epochs(
     assert [line["step"] for line in logged(tmp_path / "run") if "dev/accuracy" in line] == [6, 8]
 
 
+def test_a_run_of_another_length_compiles_nothing_anew(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
+    """It finds the programs of the first run in the compilation cache."""
+
+    def train(steps: int) -> None:
+        stages = (tb.Stage("supervised", max_steps=steps),)
+        source = tb.DataSource(data=str(reviews))
+        experiment = tb.Experiment("classification", source, str(pretrained), stages, max_length=16)
+        tb.run(experiment, tmp_path / f"{steps}-steps")
+
+    events: list[str] = []
+    train(3)
+    jax.clear_caches()
+    jax.monitoring.register_event_listener(listener := lambda event, **_: events.append(event))
+    try:
+        train(2)
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
+    assert "/jax/compilation_cache/cache_hits" in events
+    assert "/jax/compilation_cache/cache_misses" not in events
+
+
 def test_a_run_of_one_step_learns(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     stages = (tb.Stage("supervised", max_steps=1, learning_rate=1e-3),)
     source = tb.DataSource(data=str(reviews))

@@ -33,7 +33,7 @@ def run_steps(mesh, hypers: list[tb.Hyper]):
     objective = transformer_objective(STUDENT, TEACHER)
     optimizer = optim.make_optimizer("adamw")
     state = create_state(objective.init(jax.random.key(2), student), optimizer, jax.random.key(3), mesh)
-    schedule = optim.make_schedule("constant", 10)
+    schedule = optim.make_schedule("constant")
     step = make_train_step(objective, optimizer, schedule, mesh, state, teacher)
     losses = []
     for hyper in hypers:
@@ -53,7 +53,7 @@ def test_loss_falls_and_another_hyper_is_no_recompilation() -> None:
 def test_the_share_of_real_tokens_is_that_of_the_batch() -> None:
     config, mesh, batch = STUDENT, sharding.make_mesh(), make_batch()
     params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))
-    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", 10)
+    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant")
     state = create_state(params, optimizer, jax.random.key(3), mesh)
     step = make_train_step(supervised_objective(config), optimizer, schedule, mesh, state, {})
     _, metrics = step(state, {}, batch, tb.Hyper())
@@ -80,7 +80,7 @@ def test_a_batch_in_parts_gives_loss_and_gradient_norm_of_the_whole(stage: str) 
         objective, model = supervised_objective(config), tb.BertForSequenceClassification(config)
         batch = batch._replace(labels=np.array([0, 1] * 4, np.int32))
     params, mesh = tb.init_params(model, jax.random.key(1)), sharding.make_mesh()
-    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant", 10)
+    optimizer, schedule = optim.make_optimizer("adamw"), optim.make_schedule("constant")
     after = []
     for parts in (1, 4):
         trainable = objective.init(jax.random.key(2), params)

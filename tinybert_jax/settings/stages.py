@@ -29,7 +29,7 @@ class Hyper(_Hyper):
     """What a compiled step takes as arguments, so that another value is no recompilation.
 
     `learning_rate` is its peak; `numbers` are those that the objective sweeps, by name; `progress` is the share of the
-    stage's steps that are done, in [0, 1), which the step fills in.
+    stage's steps that are done, in [0, 1), which the schedule and some losses read.
 
     >>> Hyper(1e-3, temperature=2.0).numbers
     {'temperature': 2.0}
@@ -112,12 +112,7 @@ class Stage:
                 " evaluated: leave it out"
             )
 
-    @property
-    def moves(self) -> bool:
-        """Whether a number of the objective moves over the steps."""
-        return any(isinstance(getattr(self.objective, name), Ramp) for name in self.objective.swept)
-
     def hyper_at(self, progress: float) -> Hyper:
         """The arguments of the stage's compiled step after that share of its steps."""
         numbers = {name: at(getattr(self.objective, name), progress) for name in self.objective.swept}
-        return Hyper(self.learning_rate, numbers)
+        return Hyper(self.learning_rate, numbers, float(progress))

@@ -172,15 +172,13 @@ def _train(
         """The arguments of a step, counted from 1, for all members."""
         return population.stack([member.stages[index].hyper_at((step - 1) / total) for member in run.experiments])
 
-    constant = None if any(member.stages[index].moves for member in run.experiments) else hyper_of(1)
     # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
     scored = stage.objective.trains_head
     evaluate_every = steps_between_scores(stage, len(examples))
-    schedule = optim.make_schedule(stage.schedule, total, stage.warmup_ratio)
+    # a warm-up of one step would leave none that trains
+    schedule = optim.make_schedule(stage.schedule, stage.warmup_ratio if total > 1 else 0.0)
     optimizer = _optimizer(experiment, stage)
-    train_step = make_train_step(
-        objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps, total
-    )
+    train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
     keep_best, member_params = make_keep_best(mesh, state, objective.settled), make_member_params(mesh, state)
     end_members = make_end_members(mesh, state)
     if isinstance(experiment.source, CorpusSource) and announce:
@@ -195,7 +193,7 @@ def _train(
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
-            state, numbers = train_step(state, teacher_params, batch, hyper_of(step) if constant is None else constant)
+            state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
             if running is not None:
                 log.step(*running)
             running = step, batch.input_ids.size, numbers

@@ -22,27 +22,25 @@ Schedule = Callable[[ArrayLike], Array]
 STACKED = ("encoder", "layer")
 
 
-def make_schedule(name: ScheduleName, total_steps: int, warmup_ratio: float = 0.1) -> Schedule:
-    """The multiplier of the learning rate at a step, counted from 0.
+def make_schedule(name: ScheduleName, warmup_ratio: float = 0.1) -> Schedule:
+    """The multiplier of the learning rate at a progress, the share of the steps that are done.
 
-    "constant" is 1. "linear" rises from 0 over `warmup_ratio * total_steps` steps and falls to 0 at `total_steps`; as
-    in the original code, with a warm-up the first update is zero. A single step has no warm-up, which would leave no
-    step that trains.
+    "constant" is 1. "linear" rises from 0 to 1 at `warmup_ratio` and falls to 0 at 1; as in the original code, with a
+    warm-up the first update is zero. A schedule of progress serves every number of steps, so that the compiled step
+    does too.
 
     Raises:
         InputError: another name.
 
-    >>> [round(float(make_schedule("linear", 10, 0.2)(step)), 3) for step in (0, 1, 2, 10)]
+    >>> [round(float(make_schedule("linear", 0.2)(progress)), 3) for progress in (0.0, 0.1, 0.2, 1.0)]
     [0.0, 0.5, 1.0, 0.0]
     """
     check_choice("schedule", name, ScheduleName)
     if name == "constant":
-        return lambda step: jnp.ones(())
-    if total_steps == 1:
-        warmup_ratio = 0.0
+        return lambda progress: jnp.ones(())
 
-    def linear(step: ArrayLike) -> Array:
-        progress = jnp.asarray(step) / total_steps
+    def linear(progress: ArrayLike) -> Array:
+        progress = jnp.asarray(progress)
         falling = jnp.maximum((1 - progress) / (1 - warmup_ratio), 0.0)
         return jnp.where(progress < warmup_ratio, progress / max(warmup_ratio, 1e-9), falling)
 

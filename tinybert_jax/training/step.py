@@ -83,7 +83,6 @@ def make_train_step(
     state: TrainState,
     teacher_params: Params,
     accumulation_steps: int = 1,
-    total_steps: int | None = None,
 ) -> Callable[[TrainState, Params, Batch, Hyper], tuple[TrainState, dict[str, Array]]]:
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
@@ -91,14 +90,13 @@ def make_train_step(
         objective: an `objectives.Objective`, or anything with functions `targets` and `loss` of its form, and, where a
             batch is computed in parts, `weight`.
         optimizer: a transform without learning rate (`optim.make_optimizer`).
-        schedule: the learning rate's multiplier at a step.
+        schedule: the learning rate's multiplier at `hyper.progress`.
         mesh: from `sharding.make_mesh`.
         state: of the shapes and shardings that will be trained.
         teacher_params: of the shapes that will be passed; anything, where the objective has no teacher or the batches
             bring its targets.
         accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
             result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
-        total_steps: of the stage, so that the loss sees its progress in `hyper.progress`; None: it is 0.
 
     In a population, `state`, `hyper` and the metrics have the members on axis 0. All members learn from the same
     batch, and the teacher's targets are computed once for all.
@@ -113,12 +111,10 @@ def make_train_step(
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
         return over_members(function, mesh) if members else function
 
-    def update(
-        step: Array, params: Params, opt_state: Any, grads: Params, hyper: Hyper
-    ) -> tuple[Params, Any, dict[str, Array]]:
+    def update(params: Params, opt_state: Any, grads: Params, hyper: Hyper) -> tuple[Params, Any, dict[str, Array]]:
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, opt_state, params)
-            learning_rate = hyper.learning_rate * schedule(step)
+            learning_rate = hyper.learning_rate * schedule(hyper.progress)
             params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
         return params, opt_state, {"learning_rate": learning_rate} | norms
@@ -127,8 +123,6 @@ def make_train_step(
         state: TrainState, teacher_params: Params, batch: Batch, hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
         keys = each(jax.random.fold_in)(state.key, state.step)
-        if total_steps is not None:
-            hyper = hyper._replace(progress=state.step / total_steps)
 
         def gradients(batch: Batch, keys: Key[Array, "*members"]) -> tuple[tuple[Params, ...], dict[str, Array]]:
             known = batch.targets is not None
@@ -153,7 +147,7 @@ def make_train_step(
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
             grads, metrics = _accumulated(gradients, objective.weight, batch, parts.T)  # the parts on axis 0
         # only what changes passes through the members' loop, which copies what it is given
-        params, opt_state, numbers = each(update)(state.step, state.params, state.opt_state, grads[0], hyper)
+        params, opt_state, numbers = each(update)(state.params, state.opt_state, grads[0], hyper)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         if learn is not None:
             state = state._replace(carried=each(learn)(state.carried, grads[1], hyper))
