@@ -47,6 +47,15 @@ def test_rows_without_labels_follow_the_labelled_ones(reviews: Path, unlabelled:
     assert len(both.lines) == count + 12
 
 
+def test_a_suffix_may_be_in_capitals(unlabelled: tuple[str, ...], tmp_path: Path) -> None:
+    train = str(tmp_path / "train.tsv")
+    Path(train).write_text("text\tlabel\na\tgood\nb\tbad\n")
+    for name in unlabelled:
+        Path(name).rename(capitals := Path(name).with_suffix(Path(name).suffix.upper()))
+        rows = read_rows(CLASSES, tb.DataSource(train=train, unlabelled=(str(capitals),)), "train")
+        assert rows.texts[2:] == [(text,) for text in TEXTS]
+
+
 def test_a_missing_number_is_nan(reviews: Path, unlabelled: tuple[str, ...], tmp_path: Path) -> None:
     write_scored_reviews(tmp_path, reviews)
     rows = read_rows(NUMBERS, tb.DataSource(data=str(tmp_path), unlabelled=unlabelled[:1]), "train")

@@ -86,11 +86,11 @@ def _texts(
     from tinybert_jax.data.stream import SUFFIXES, stream_rows, table_form
     from tinybert_jax.settings.sources import TextForm
 
-    form = form or SUFFIXES.get(path.suffix)
+    form = form or SUFFIXES.get(path.suffix.lower())
     if not path.is_file():
         raise InputError(f"{path}: no such file: give --input FILE")
     if form is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
+        raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: add --from txt, tsv, csv or jsonl")
     texts = TextForm.of(columns, templates, ("text",))
     with path.open("rb") as lines:
         rows = [row.texts for row in stream_rows(path, lines, table_form(path, form), texts, takes_words=True)]

@@ -82,10 +82,10 @@ def predict(
     from tinybert_jax.models.files.tokenizer import trained_template
     from tinybert_jax.settings.sources import TextForm
 
-    form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix))
+    form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix.lower()))
     if form is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: add --from txt, tsv, csv or jsonl")
-    written = to or (None if out is None else SUFFIXES.get(out.suffix)) or form
+        raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: add --from txt, tsv, csv or jsonl")
+    written = to or (None if out is None else SUFFIXES.get(out.suffix.lower())) or form
     predictor = load_predictor(model, max_length, batch_size, int8=int8)
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):
         raise InputError(f"--threshold is {threshold}; it is from 0 to 1, for models that give a text several classes")

@@ -80,13 +80,13 @@ def read_checked(
     Raises:
         InputError: `path:line: what is wrong and what to do`.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}: give one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: give one of {', '.join(SUFFIXES)}")
     text = decode(path, data).rstrip("\r\n")
     if not text.strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
-    if path.suffix in JSON_SUFFIXES:
+    if path.suffix.lower() in JSON_SUFFIXES:
         refuse_one_value(path, text)
         records = _json_records(path, text, form, label_column, needs_label, id_column, label_sets is not None)
     else:
@@ -138,7 +138,7 @@ def _label_set(path: Path, line: int, column: str, label: Any, form: LabelSets) 
         return label
     if form.delimiter is not None:
         return tuple(filter(None, (part.strip() for part in label.split(form.delimiter))))
-    if path.suffix in JSON_SUFFIXES:
+    if path.suffix.lower() in JSON_SUFFIXES:
         return (label,)
     raise InputError(
         f"{path}:{line}: {column!r} is {label[:40]!r}, and a row may have several labels: name what stands between"
@@ -211,7 +211,7 @@ def _table_records(
             raise InputError(f"{path}:1: the column {column!r} occurs {header.count(column)} times: rename one")
         if column not in header and (column != label_column or needs_label):
             named = ", ".join(map(repr, header))
-            if separated := other_separator(header, "\t" if path.suffix == ".tsv" else ","):
+            if separated := other_separator(header, "\t" if path.suffix.lower() == ".tsv" else ","):
                 raise InputError(
                     f"{path}:1: {separated} separate the columns ({named}): a .tsv has tabs, and a .csv commas"
                 )
@@ -247,13 +247,13 @@ def check_width(path: Path, line: int, values: list[str], header: list[str]) -> 
         advice = "" if is_short else " (a comma of a text needs quotes; if all rows are so, the header lacks a name)"
         raise InputError(
             f"{path}:{line}: {problem}: {len(values)} instead of {len(header)} ({', '.join(header)}): {remedy} or"
-            f" remove the row{advice if path.suffix == '.csv' else ''}"
+            f" remove the row{advice if path.suffix.lower() == '.csv' else ''}"
         )
 
 
 def is_quoted_tsv(path: Path, text: str) -> bool:
     """Whether the text is that of a .tsv with the quotes of a .csv."""
-    return path.suffix == ".tsv" and has_csv_quotes(text)
+    return path.suffix.lower() == ".tsv" and has_csv_quotes(text)
 
 
 def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -262,8 +262,8 @@ def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         InputError: the quotes of a .csv are damaged.
     """
-    if path.suffix == ".csv" or is_quoted_tsv(path, text):
-        return _csv_lines(path, text, "," if path.suffix == ".csv" else "\t")
+    if path.suffix.lower() == ".csv" or is_quoted_tsv(path, text):
+        return _csv_lines(path, text, "," if path.suffix.lower() == ".csv" else "\t")
     return _tsv_lines(text)
 
 

@@ -180,9 +180,9 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
     """The rows of a file without labels, and the fingerprint of its content and columns."""
     texts = source.text_form(task.text_columns, source.label_column or task.label_column)
     data = read_bytes(path)
-    form = [FORMAT_VERSION, path.suffix, texts.columns, *texts.templates, *_quoted(path, data)]
+    form = [FORMAT_VERSION, path.suffix.lower(), texts.columns, *texts.templates, *_quoted(path, data)]
     fingerprint = hashlib.sha256(json.dumps(form).encode() + b"\n" + data)
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         if len(texts.columns) > 1 or texts.templates or source.id_column is not None:
             raise InputError(f"{path}: a .txt has one text a line, and no other column: give a .tsv, .csv or .jsonl")
         refuse_json(path, decode(path, data), "a text a line")
@@ -200,7 +200,7 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
 
 def _quoted(path: Path, data: bytes) -> list[str]:
     """The part of a file's fingerprint that says that it is read with quotes, which a .tsv was not in version 0.1."""
-    return ["quoted"] if path.suffix == ".tsv" and is_quoted_tsv(path, decode(path, data)) else []
+    return ["quoted"] if path.suffix.lower() == ".tsv" and is_quoted_tsv(path, decode(path, data)) else []
 
 
 def _has_labels(raw: RawRows, split: SplitName) -> bool:
@@ -306,11 +306,11 @@ def split_path(task: Task, source: DataSource, split: SplitName) -> Path:
 def _read_file(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
     """The split's rows as written, the file's name for messages, and the fingerprint of its content and columns."""
     path = split_path(task, source, split)
-    headerless = path.suffix == ".tsv" and split != "test" and not source.names_columns
+    headerless = path.suffix.lower() == ".tsv" and split != "test" and not source.names_columns
     header = task.headerless_columns if headerless else ()
     label_column = source.label_column or task.label_column
     texts = source.text_form(task.text_columns, label_column)
-    form = [FORMAT_VERSION, path.suffix, texts.columns, label_column, header, split == "test"]
+    form = [FORMAT_VERSION, path.suffix.lower(), texts.columns, label_column, header, split == "test"]
     form += [texts.templates] if texts.templates else []
     form += ["has damaged rows"] if task.has_damaged_rows else []
     form += [] if source.id_column is None else [source.id_column]

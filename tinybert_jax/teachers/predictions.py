@@ -42,7 +42,7 @@ class Record(NamedTuple):
 
 def is_predictions(name: Any) -> bool:
     """Whether a teacher's name is that of a file of predictions."""
-    return isinstance(name, str) and name.endswith(SUFFIXES)
+    return isinstance(name, str) and name.lower().endswith(SUFFIXES)
 
 
 def load_predictions(experiment: Experiment) -> Teacher:
@@ -122,7 +122,7 @@ def load_predictions(experiment: Experiment) -> Teacher:
 def _records(path: Path, data: bytes, form: TextForm) -> Iterator[Record]:
     """The records of a file, with the fields of a table's columns named as in JSON lines."""
     text_columns = form.columns
-    for fields, where in _READERS[path.suffix](path, data, text_columns):
+    for fields, where in _READERS[path.suffix.lower()](path, data, text_columns):
         if "prediction" in fields and "probabilities" in fields:  # all else is the row's own
             fields = {name: x for name, x in fields.items() if name == "probabilities" or name not in KINDS}
         if len(named := [kind for kind in KINDS if kind in fields]) > 1:

@@ -71,7 +71,7 @@ def build(
             raise InputError(
                 "--tsv writes the columns of the training file, which --text-template joins: leave one out"
             )
-        if source.tfds is not None or split_path(row, source, "train").suffix != ".tsv":
+        if source.tfds is not None or split_path(row, source, "train").suffix.lower() != ".tsv":
             raise InputError(
                 "--tsv writes in the layout of the training file, which is no .tsv: leave --tsv out, or give a .tsv"
             )

@@ -245,7 +245,7 @@ def write_variants(
     Raises:
         InputError: `train` is not a TSV.
     """
-    if train.suffix != ".tsv":
+    if train.suffix.lower() != ".tsv":
         raise InputError(
             f"{train}: not a .tsv, and the variants are written in its layout: leave --tsv out, or give a .tsv"
         )
