@@ -34,7 +34,7 @@ def test_a_teacher_at_chance_is_refused_before_the_run_begins(
     ignorant: Path, blank_student: Path, tmp_path: Path
 ) -> None:
     data = write_reviews(tmp_path / "data", dev=100)
-    with pytest.raises(tb.InputError, match="no better than chance"):
+    with pytest.raises(tb.InputError, match=r"no better than chance .* check its label order \('bad', 'good'\)"):
         tb.run(distillation(ignorant, blank_student, data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -55,7 +55,8 @@ def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
     source = tb.DataSource(data=str(write(tmp_path / "data", train=16, dev=200)))
     dev = load_split(get_task(task), source, "dev", tb.load_tokenizer(pretrained, config), 32)
     dev = dataclasses.replace(dev, skill=lambda logits: 0.1, score=lambda logits: {"f1": 0.1})
-    with pytest.raises(tb.InputError, match="no better than chance") if refused else contextlib.nullcontext():
+    refusal = pytest.raises(tb.InputError, match=r"no better than chance .* or for longer$")
+    with refusal if refused else contextlib.nullcontext():
         assert score("t", {"dev": dev}, {"dev": np.zeros((200, 2), np.float32)}, ()) == {"f1": 0.1}
 
 

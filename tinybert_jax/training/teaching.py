@@ -124,10 +124,10 @@ def score(
             raise InputError(f"{name}: its outputs on the dev set are not finite")
         skill = split.skill(logits)
         if skill < split.chance:
+            order = f", or check its label order {tuple(label_names)}" if len(label_names) > 1 else ""
             message = (
                 f"{name}: its predictions on the dev set are no better than chance ({split.measure}"
-                f" {skill:.3f}, and guesses reach {split.chance:.3f}); fine-tune it on this task, or for longer, or"
-                f" check its label order {tuple(label_names)}"
+                f" {skill:.3f}, and guesses reach {split.chance:.3f}); train it on this task, or for longer{order}"
             )
             if len(split.tokens) >= FEW_ROWS:
                 raise InputError(message)
