@@ -20,6 +20,7 @@ from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
+from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import ExamplesWithTargets, OverLimit, TeacherCache
 from tinybert_jax.teachers.ensemble import AveragedTargets, class_mask
@@ -51,6 +52,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         return Taught(params, None, None)
     if not inputs.lessons:  # of a corpus
         return Taught(_placed(teacher, mesh), None, None)
+    names_classes = get_task(experiment.task).kind.names_classes
     reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)
     outputs, known = [], []
     scores: dict[str, float] = {}
@@ -58,7 +60,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         member_params = {} if lesson.teacher.model is None else _placed(lesson.teacher, mesh)
         of_dev = _dev_outputs(inputs, lesson, member_params, mesh)
         outputs.append({name: lesson.teacher.in_order(logits) for name, logits in of_dev.items()})
-        scores = score(lesson.name, lesson.dev, outputs[-1], lesson.teacher.label_names)
+        scores = score(lesson.name, lesson.dev, outputs[-1], lesson.teacher.label_names if names_classes else ())
         if teacher.members and processes.is_primary():
             print(f"teacher {lesson.name}: {_line(scores)}", flush=True)
         if teacher.runs_alone:
@@ -71,14 +73,18 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         return Taught(params, known[0] if known else None, scores or None)
     axis = head_losses(inputs.head, inputs.config).class_axis
     assert teacher.average is not None, "an ensemble has a mean"
-    scores = _score_together(teacher, inputs.dev, outputs, axis)
+    scores = _score_together(teacher, inputs.dev, outputs, axis, teacher.label_names if names_classes else ())
     in_order = [member.in_order for member in teacher.members]
     examples = AveragedTargets(inputs.train, known, in_order, teacher.average, axis) if known else None
     return Taught(params, examples, scores or None)
 
 
 def _score_together(
-    teacher: Teacher, dev: dict[str, Split], outputs: Sequence[dict[str, np.ndarray]], axis: ClassAxis
+    teacher: Teacher,
+    dev: dict[str, Split],
+    outputs: Sequence[dict[str, np.ndarray]],
+    axis: ClassAxis,
+    label_names: Sequence[str],
 ) -> dict[str, float]:
     """An ensemble's scores on the dev sets that all members have outputs of, from each member's logits."""
     assert teacher.average is not None, "an ensemble has a mean"
@@ -88,7 +94,7 @@ def _score_together(
             of_members = [of_dev[name] for of_dev in outputs]
             mask = class_mask(axis, np.asarray(split.tokens.lengths), of_members[0].shape[1])
             means[name] = teacher.average(of_members, axis, mask)
-    scores = score(teacher.name, dev, means, teacher.label_names)
+    scores = score(teacher.name, dev, means, label_names)
     if scores and processes.is_primary():
         print(f"ensemble of {len(outputs)}: {_line(scores)}", flush=True)
     return scores
@@ -112,7 +118,8 @@ def target_cache(
 def score(
     name: str, dev: dict[str, Split], outputs: dict[str, np.ndarray], label_names: Sequence[str]
 ) -> dict[str, float]:
-    """A teacher's dev scores, by metric. Below what guesses reach, the teacher knows nothing.
+    """A teacher's dev scores, by metric. Below what guesses reach, the teacher knows nothing. `label_names` are its
+    classes by id, `()` where it has none.
 
     Raises:
         InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
