@@ -81,6 +81,17 @@ def test_onnx_of_every_family_and_head_is_the_model(name: str) -> None:
         assert np.sqrt(np.mean(np.square(off))) < 0.2 * expected[real].std()
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("tiny-bert", "first"), ("tiny-bert-token", "all")])
+def test_the_last_layer_computes_what_the_head_reads(name: str, tokens: str) -> None:
+    config, params = tb.load_hf(FIXTURES / name)
+    model, (inputs, _) = onnx_model(config, params), inputs_of(config)
+    norms = [node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=norm) for norm in norms)
+    lengths = [outputs.shape[1] for norm, outputs in run_onnx(model, inputs).items() if norm in norms]
+    length = inputs["input_ids"].shape[1]
+    assert lengths == [length] * (len(norms) - 2) + [1 if tokens == "first" else length] * 2
+
+
 def test_the_pooler_of_a_bare_encoder_is_an_output() -> None:
     config, params = tb.load_hf(TINY)
     params = {"encoder": params["encoder"]}

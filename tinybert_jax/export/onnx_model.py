@@ -59,8 +59,10 @@ class _Model:
     def __init__(self, graph: Graph, config: BertConfig, params: Params) -> None:
         self.graph, self.config, self.params = graph, config, params
 
-    def encoder(self) -> str:
-        """The last hidden states."""
+    def encoder(self, first_alone: bool = False) -> str:
+        """The last hidden states [batch, sequence, d]; `first_alone`: of the first token [batch, 1, d]. Then the last
+        layer computes the keys and values of all tokens, and all else of the first.
+        """
         graph, layers = self.graph, self.params["encoder"]["encoder"]["layer"]
         mask = graph.add("Cast", "attention_mask", to=onnx.TensorProto.FLOAT)
         missing = graph.add("Sub", graph.constant("one", 1.0), mask)
@@ -70,8 +72,15 @@ class _Model:
         repeats = self.config.num_hidden_layers // self.config.layer_groups
         for i in range(self.config.num_hidden_layers):
             group = i // repeats  # constants of one name are stored once
-            x = self.layer(x, mask, jax.tree.map(lambda leaf, g=group: leaf[g], layers), f"layer.{group}")
+            params = jax.tree.map(lambda leaf, g=group: leaf[g], layers)
+            tokens = self.first(x) if first_alone and i == self.config.num_hidden_layers - 1 else x
+            x = self.layer(tokens, x, mask, params, f"layer.{group}")
         return x
+
+    def first(self, x: str) -> str:
+        """The states of the first token [batch, 1, d]."""
+        start, end, axis = (self.graph.constant(f"index_{i}", [i], np.int64) for i in (0, 1, 1))
+        return self.graph.add("Slice", x, start, end, axis)
 
     def embeddings(self) -> str:
         """Words, positions and token types, normalised."""
@@ -124,16 +133,18 @@ class _Model:
         starts, axes = (graph.constant("start", [0], np.int64), graph.constant("axes", [0], np.int64))
         return graph.add("Slice", graph.constant("position_embeddings", table), starts, shape, axes)
 
-    def layer(self, x: str, mask: str, params: Params, name: str) -> str:
-        """One layer, without the heads and units that the output projections do not read."""
+    def layer(self, x: str, context: str, mask: str, params: Params, name: str) -> str:
+        """One layer for the tokens x, which attend to `context`, without the heads and units that the output
+        projections do not read.
+        """
         attention = params["attention"]
         read = rows_read(attention["output"]["dense"])
         # a head is read as a whole
         read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
         projections = {part: _columns(dense, read) for part, dense in attention["self"].items()}
-        context = self.attention(x, mask, projections, f"{name}.attention.self") if read.any() else None
+        attended = self.attention(x, context, mask, projections, f"{name}.attention.self") if read.any() else None
         eps = self.config.layer_norm_eps
-        x = self.residual(context, x, _without_rows(attention["output"], read), f"{name}.attention.output", eps)
+        x = self.residual(attended, x, _without_rows(attention["output"], read), f"{name}.attention.output", eps)
         eps = self.config.feed_forward_eps
         output = params["output"]
         units = rows_read(output["dense"])
@@ -143,23 +154,23 @@ class _Model:
         inner = self.activation(self.dense(x, widening, f"{name}.intermediate.dense"), self.config.hidden_act)
         return self.residual(inner, x, _without_rows(output, units), f"{name}.output", eps)
 
-    def attention(self, x: str, mask: str, params: Params, name: str) -> str:
-        """Multi-head attention; the division of the scores is part of the queries' weights."""
+    def attention(self, x: str, context: str, mask: str, params: Params, name: str) -> str:
+        """Multi-head attention of x to `context`; the division of the scores is part of the queries' weights."""
         graph, width = self.graph, self.config.attention_head_dim
         heads = _last(params["query"])["kernel"].shape[1] // width
         split = graph.constant(f"split_{heads}", [0, 0, heads, width], np.int64)
 
-        def project(part: str, order: list[int], scale: float = 1.0) -> str:
+        def project(part: str, states: str, order: list[int], scale: float = 1.0) -> str:
             dense = _with_last(params[part], lambda leaf: np.asarray(leaf * np.float32(scale)))
             return graph.add(
-                "Transpose", graph.add("Reshape", self.dense(x, dense, f"{name}.{part}"), split), perm=order
+                "Transpose", graph.add("Reshape", self.dense(states, dense, f"{name}.{part}"), split), perm=order
             )
 
-        query = project("query", [0, 2, 1, 3], 1 / math.sqrt(width))
-        key, value = project("key", [0, 2, 3, 1]), project("value", [0, 2, 1, 3])
+        query = project("query", x, [0, 2, 1, 3], 1 / math.sqrt(width))
+        key, value = project("key", context, [0, 2, 3, 1]), project("value", context, [0, 2, 1, 3])
         weights = graph.add("Softmax", graph.add("Add", graph.add("MatMul", query, key), mask), axis=-1)
-        context = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])
-        return graph.add("Reshape", context, graph.constant(f"join_{heads}", [0, 0, heads * width], np.int64))
+        attended = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])
+        return graph.add("Reshape", attended, graph.constant(f"join_{heads}", [0, 0, heads * width], np.int64))
 
     def residual(self, x: str | None, residual: str, params: Params, name: str, eps: float) -> str:
         """`LayerNorm(dense(x) + residual)`; without x, its dense layer is its bias."""
@@ -213,7 +224,7 @@ def _bare(model: _Model) -> Shapes:
 
 def _sequence(model: _Model) -> Shapes:
     """The classifier over the pooled first token."""
-    dense, x = model.params["classifier"], model.pooled(model.encoder())
+    dense, x = model.params["classifier"], model.pooled(model.encoder(first_alone=True))
     model.graph.float_dense(x, dense["kernel"], dense["bias"], "classifier", "logits")
     return {"logits": [*ROWS, model.config.num_labels]}
 
