@@ -106,7 +106,7 @@ class BertConfig:
     problem_type: str | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
     num_hidden_groups: int | None = None  # of layers that share their parameters; in ALBERT, by default all are unlike
-    embedding_size: int | None = None  # of ALBERT; by default hidden_size
+    embedding_size: int | None = None  # of ALBERT and ELECTRA; by default hidden_size
     ranks: Ranks = FULL_RANK  # of what is factorised
     weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
@@ -117,6 +117,7 @@ class BertConfig:
             raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
         if self.family.shares_layers:
             object.__setattr__(self, "num_hidden_groups", self.layer_groups)
+        if self.family.narrow_embeddings:
             object.__setattr__(self, "embedding_size", self.embedding_width)
         if self.family.word_rank is not None and self.ranks.word_embeddings in (0, self.hidden_size):
             # of the width of the layers, `transformers` leaves the projection out
@@ -215,6 +216,13 @@ class BertConfig:
     def embedding_width(self) -> int:
         """Width of the embedding tables."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        """Whether a dense layer leads from the embeddings to the layers: in ALBERT always, in ELECTRA where widths
+        differ.
+        """
+        return self.family.shares_layers or self.embedding_width != self.hidden_size
 
     @property
     def loads_in_transformers(self) -> bool:
