@@ -31,7 +31,7 @@ def check_heads(method: str, config: BertConfig) -> None:
     """
     if config.family.position_buckets:
         raise InputError(
-            f"{method} removes other heads in each layer, but the layers of {config.family.title} share the biases of"
+            f"{method} removes other heads in each layer, but in {config.family.title} all share the biases of"
             " heads: take --sparse or --low-rank"
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.models.families import FAMILIES, Family
+from tinybert_jax.models.families import EXPORTED, FAMILIES, Family
 from tinybert_jax.settings.choices import WEIGHT_BITS, ComputeDtype
 from tinybert_jax.settings.tasks import MULTI_LABEL
 
@@ -113,7 +113,7 @@ class BertConfig:
     embedding: TextVector | None = None  # of a model whose output is a text's vector; a `modules.json` says it
 
     def __post_init__(self) -> None:
-        if self.model_type not in FAMILIES:
+        if self.model_type not in {**FAMILIES, **EXPORTED}:
             raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
         if self.family.shares_layers:
             object.__setattr__(self, "num_hidden_groups", self.layer_groups)
@@ -190,7 +190,7 @@ class BertConfig:
     @property
     def family(self) -> Family:
         """What is particular to encoders of this `model_type`."""
-        return FAMILIES[self.model_type]
+        return FAMILIES.get(self.model_type) or EXPORTED[self.model_type]
 
     @property
     def max_tokens(self) -> int:
@@ -270,10 +270,11 @@ class BertConfig:
         model_type = _family_of_architectures(hf) if model_type is None else model_type
         if isinstance(model_type, str):
             model_type = model_type.removeprefix(SLIM)
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
+        families = {**FAMILIES, **EXPORTED}
+        if not isinstance(model_type, str) or model_type not in families:
             known = ", ".join(map(repr, FAMILIES))
             raise InputError(f"model_type {model_type!r} is not supported; known are {known}")
-        family = FAMILIES[model_type]
+        family = families[model_type]
         if (hf.get("position_embedding_type") or "absolute") != "absolute":
             raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):
