@@ -1,4 +1,4 @@
-"""RoBERTa, XLM-R, DistilBERT, ELECTRA and MPNet through every task and objective, by the real program, as teachers and as students."""
+"""Families beside BERT through every task and objective, by the real program, as teachers and as students."""
 
 from __future__ import annotations
 

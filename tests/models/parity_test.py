@@ -23,6 +23,7 @@ STORED = {
     "tiny-bert-token": "tokens",
     "tiny-bert-qa": "span",
     "tiny-bert-mlm": "masked_lm",
+    "tiny-multilingual": "sequence",
     "tiny-roberta": "sequence",
     "tiny-roberta-token": "tokens",
     "tiny-roberta-qa": "span",
