@@ -98,11 +98,13 @@ NEUTRAL = "the a bag of chips was and very rather quite i we bought it".split()
 
 
 def family_tokenizer(family: str, words: Sequence[str]) -> Any:
-    """RoBERTa's kind of tokenizer, or XLM-R's, with a token for each of these words after a space."""
+    """RoBERTa's kind of tokenizer, XLM-R's or MPNet's, with a token for each of these words after a space."""
     from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaTokenizer, XLMRobertaTokenizer
+    from transformers import MPNetTokenizer, RobertaTokenizer, XLMRobertaTokenizer
 
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if family == "mpnet":
+        return MPNetTokenizer(vocab={piece: i for i, piece in enumerate([*special, "[UNK]", *words])})
     if family == "xlm-roberta":  # training one needs more text to find words
         letters = dict.fromkeys("\u2581" + "".join(words), -9.0)
         scores = dict.fromkeys(special, 0.0) | letters | dict.fromkeys((f"\u2581{word}" for word in words), -1.0)
@@ -123,15 +125,16 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "
 
     vocabulary = [*NEUTRAL, *GOOD, *BAD, *words]
     directory.mkdir(parents=True)
-    if family in ("bert", "distilbert"):
+    if family in ("bert", "distilbert", "electra"):
         vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary]
         (directory / "vocab.txt").write_text("\n".join(vocabulary))
         tokenizer: Any = BertTokenizer(vocab=str(directory / "vocab.txt"))
-        sizes = {"type_vocab_size": 0} | sizes if family == "distilbert" else sizes
+        sizes = {"distilbert": {"type_vocab_size": 0}, "electra": {"embedding_size": 12}}.get(family, {}) | sizes
     else:
         tokenizer = family_tokenizer(family, vocabulary)
         pad = tokenizer.pad_token_id
-        sizes = {"type_vocab_size": 1, "pad_token_id": pad, "max_position_embeddings": 33 + pad} | sizes
+        types = 0 if family == "mpnet" else 1
+        sizes = {"type_vocab_size": types, "pad_token_id": pad, "max_position_embeddings": 33 + pad} | sizes
     # not the number of tokens: ids are left out where the words hold one twice
     sizes = {"vocab_size": max(tokenizer.get_vocab().values()) + 1, "max_position_embeddings": 32} | sizes
     config = tb.BertConfig(model_type=family, num_attention_heads=4, initializer_range=0.1, **sizes)

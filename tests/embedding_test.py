@@ -59,6 +59,24 @@ def run(source: tb.DataSource, teacher: Path, tmp_path_factory: pytest.TempPathF
     return tb.run(experiment, out)
 
 
+@pytest.mark.long
+def test_an_mpnet_as_all_mpnet_base_teaches_its_vectors_to_a_narrower_one(
+    source: tb.DataSource, texts: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    plain = write_model(tmp_path / "plain", family="mpnet", **sizes)
+    teacher = write_sentence_model(tmp_path / "teacher", plain)
+    stages = (
+        tb.Stage("transformer", epochs=4, learning_rate=5e-3),
+        tb.Stage("embedding", epochs=8, learning_rate=5e-3, evaluate_every=10**6),
+    )
+    experiment = tb.Experiment("embedding", source, "1x16", stages, str(teacher), max_length=LENGTH)
+    result = tb.run(experiment, tmp_path / "run")
+    assert json.loads((result.directory / "config.json").read_text())["architectures"] == ["MPNetModel"]
+    vectors, expected = (tb.load_predictor(path).embed(sentences(texts)) for path in (result.directory, teacher))
+    assert np.sum(vectors * expected, axis=1).mean() > 0.8
+
+
 def sentences(texts: Path, count: int = 32) -> list[str]:
     return (texts / "sentences.txt").read_text().splitlines()[:count]
 

@@ -1,4 +1,4 @@
-"""RoBERTa, XLM-R and DistilBERT through every task and objective, by the real program, as teachers and as students."""
+"""Families beside BERT through every task and objective, by the real program, as teachers and as students."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ LENGTH = 24
 MIDDLE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 LEARNING = {"batch_size": 32, "learning_rate": 5e-3, "evaluate_every": 10**6}
 ARCHITECTURES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
+ARCHITECTURES |= {"electra": "Electra", "mpnet": "MPNet"}
 TITLES = {"roberta": "A RoBERTa", "xlm-roberta": "An XLM-R", "distilbert": "A DistilBERT"}
+TITLES |= {"electra": "An ELECTRA", "mpnet": "An MPNet"}
 # XLM-R is RoBERTa with another tokenizer, whose windows, tags and sequences have tests of their own
 ROBERTA = pytest.mark.parametrize("family", ["roberta"], indirect=True)
-DISTILBERT = pytest.mark.parametrize("family", ["distilbert"], indirect=True)
+NARROWER = pytest.mark.parametrize("family", ["distilbert", "electra", "mpnet"], indirect=True)
+LATEST = pytest.mark.parametrize("family", ["electra", "mpnet"], indirect=True)
 
 
 def trained(
@@ -98,7 +101,7 @@ def test_a_classifier_of_pairs_is_described_evaluated_and_asked(
     assert config["architectures"] == [f"{ARCHITECTURES[family]}ForSequenceClassification"]
     assert config["model_type"] == family
     assert f"{TITLES[family]} of 2 layers" in (teacher / "README.md").read_text()
-    types = {"roberta": 1, "xlm-roberta": 1, "distilbert": None}
+    types = {"roberta": 1, "xlm-roberta": 1, "distilbert": None, "electra": 2, "mpnet": None}
     assert config.get("type_vocab_size") == types[family]
     assert evaluate.evaluate(str(teacher), "classification", pairs)["accuracy"] > 0.9
     answers = tb.load_predictor(teacher)([("the bag", "we bought lovely chips"), ("the bag", "we bought awful chips")])
@@ -253,16 +256,33 @@ def test_a_distilbert_starts_with_the_function_of_its_teacher_on_single_texts(
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
-@DISTILBERT
-def test_a_distilbert_teaches_a_narrower_one_from_a_spectral_start(
-    teacher: Path, pairs: tb.DataSource, tmp_path: Path
+@NARROWER
+def test_a_model_teaches_a_narrower_one_from_a_spectral_start(
+    family: str, teacher: Path, pairs: tb.DataSource, tmp_path: Path
 ) -> None:
     stage = tb.Stage("transformer", max_steps=2)
     for start in ("spectral", "random"):
         trained(tmp_path / start, "2x16", "classification", pairs, stage, teacher=teacher, start=start)
     spectral, random = (logged(tmp_path / start)[0] for start in ("spectral", "random"))
     assert spectral["hidden/2"] < 0.5 * random["hidden/2"]
-    assert json.loads((tmp_path / "spectral/student/config.json").read_text())["model_type"] == "distilbert"
+    assert json.loads((tmp_path / "spectral/student/config.json").read_text())["model_type"] == family
+
+
+@pytest.mark.long
+@LATEST
+def test_layers_and_then_predictions_are_learnt_of_a_teacher_of_the_same_family(
+    family: str, teacher: Path, pairs: tb.DataSource, tmp_path: Path
+) -> None:
+    stages = (
+        tb.Stage("transformer", epochs=6, learning_rate=5e-3),
+        tb.Stage("prediction", epochs=6, learning_rate=1e-2, evaluate_every=10**6),
+    )
+    result = trained(tmp_path / "run", "1x16", "classification", pairs, *stages, teacher=teacher, preset="default")
+    assert result.scores["accuracy"] > 0.9
+    lines = [line for line in logged(tmp_path / "run") if line["stage"] == "1-transformer" and "loss" in line]
+    assert lines[-1]["attention/1"] < lines[0]["attention/1"]
+    config = json.loads((result.directory / "config.json").read_text())
+    assert config["architectures"] == [f"{ARCHITECTURES[family]}ForSequenceClassification"]
 
 
 def test_the_recipe_of_distilbert_asks_for_a_masked_lm_of_its_width(

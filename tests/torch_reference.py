@@ -31,8 +31,11 @@ def perturb(model: nn.Module, seed: int, scale: float = 0.1) -> None:
 
 
 def scores_of(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-    """The unmodified model's output, and QK^T / sqrt(d) of every layer, computed from its query and key layers."""
+    """The unmodified model's output, and QK^T / sqrt(d) of every layer, computed from its query and key layers, with
+    the bias of positions that MPNet adds.
+    """
     outputs: dict[nn.Module, list[Tensor]] = {}
+    bias: Any = 0
     if model.config.model_type == "distilbert":
         del inputs["token_type_ids"]
         attentions = [layer.attention for layer in model.base_model.transformer.layer]
@@ -42,6 +45,11 @@ def scores_of(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, tuple[Tens
         repeats = model.config.num_hidden_layers // len(groups)
         attentions = [group.albert_layers[0].attention for group in groups for _ in range(repeats)]
         projections = [(attention.query, attention.key) for attention in attentions]
+    elif model.config.model_type == "mpnet":
+        del inputs["token_type_ids"]
+        attentions = [layer.attention.attn for layer in model.base_model.encoder.layer]
+        projections = [(attention.q, attention.k) for attention in attentions]
+        bias = model.base_model.encoder.compute_position_bias(inputs["input_ids"])
     else:
         attentions = [layer.attention.self for layer in model.base_model.encoder.layer]
         projections = [(attention.query, attention.key) for attention in attentions]
@@ -60,7 +68,7 @@ def scores_of(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, tuple[Tens
     scores = []
     for linears in projections:
         query, key = (heads(outputs[linear].pop(0)) for linear in linears)
-        scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
+        scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias)
     return out, tuple(scores)
 
 

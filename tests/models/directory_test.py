@@ -228,7 +228,7 @@ def test_weights_that_do_not_match_the_config_are_refused(directory: Path, chang
             {"vocab_size": 90},
             r"\.word_embeddings\.weight' has the shape \(99, 24\); config.json makes it \(90, 24\)",
         ),
-        ({"model_type": "mpnet"}, r"config\.json: model_type 'mpnet' is not supported; known are 'bert', 'albert'"),
+        ({"model_type": "xlnet"}, r"config\.json: model_type 'xlnet' is not supported; known are 'bert', 'albert'"),
         ({"hidden_size": "wide"}, r"config\.json: hidden_size is 'wide'; it must be a whole number"),
         (
             {"num_hidden_layers": 10**9},

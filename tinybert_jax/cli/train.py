@@ -100,9 +100,9 @@ def distill(
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
     Args:
-        teacher: a model fine-tuned on the task, BERT, RoBERTa, XLM-R, DistilBERT or ALBERT: Hugging Face directory or
-            hub id; or an exported model, such as an ONNX file; or predictions of anything, a .jsonl, .tsv, .csv or
-            .parquet file (docs/llm-labels.md). Several of them teach together, by the mean of their outputs.
+        teacher: a model fine-tuned on the task, of a family in docs/training.md: Hugging Face directory or hub id; or
+            an exported model, such as an ONNX file; or predictions of anything, a .jsonl, .tsv, .csv or .parquet file
+            (docs/llm-labels.md). Several of them teach together, by the mean of their outputs.
         student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
             feed-forward width (6x384x1536; default: in the teacher's proportion) and the heads (6x384x1536x12;
             default: the teacher's where they divide the width, else fewer of nearly their width); or a directory to

@@ -23,6 +23,19 @@ def check_dense(method: str, config: BertConfig) -> None:
         raise InputError(f"{method} cannot follow low rank: the dense layers are factors already")
 
 
+def check_heads(method: str, config: BertConfig) -> None:
+    """Refuse a model whose heads cannot be removed layer by layer.
+
+    Raises:
+        InputError: its heads have biases that all layers share.
+    """
+    if config.family.position_buckets:
+        raise InputError(
+            f"{method} removes other heads in each layer, but in {config.family.title} all share the biases of"
+            " heads: take --sparse or --low-rank"
+        )
+
+
 def check_whole(method: str, config: BertConfig) -> None:
     """Refuse a model whose dense layers or word table are factors already, or are quantised.
 

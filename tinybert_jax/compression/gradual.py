@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.compression import hard_concrete, prune
-from tinybert_jax.compression.calibration import check_dense
+from tinybert_jax.compression.calibration import check_dense, check_heads
 from tinybert_jax.compression.gates import Cost, Gates, Rule, are_open, choose, gated, read_by_outputs, share_of
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.schedule import cubic_fall
@@ -35,8 +35,18 @@ TOLERANCE = 1e-5  # of the share that is reached: sums are in float32
 
 def build(settings: GradualPrune) -> Method:
     """The method of the settings."""
-    dense = functools.partial(check_dense, settings.name)
-    return Method(check=dense, apply=check, wrap=functools.partial(wrap, settings), finish=finish)
+    sizes = functools.partial(check_sizes, settings.name)
+    return Method(check=sizes, apply=check, wrap=functools.partial(wrap, settings), finish=finish)
+
+
+def check_sizes(method: str, config: BertConfig) -> None:
+    """Refuse a model whose dense layers are factors, or whose heads cannot be removed.
+
+    Raises:
+        InputError: as `check_dense` and `check_heads`.
+    """
+    check_dense(method, config)
+    check_heads(method, config)
 
 
 def check(config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:

@@ -61,7 +61,7 @@ def factorise(settings: LowRank, config: BertConfig, params: Params, examples: E
     if settings.dense is not None:
         of_dense, layer = _factorise_dense(settings, config, params, examples)
         ranks |= of_dense
-        model = model | {"encoder": model["encoder"] | {"encoder": {"layer": layer}}}
+        model = model | {"encoder": model["encoder"] | {"encoder": model["encoder"]["encoder"] | {"layer": layer}}}
     model_type = _with_low_rank_words(config, params) if settings.dense is None else config.model_type
     return dataclasses.replace(config, ranks=Ranks(**ranks), model_type=model_type), model
 

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from tinybert_jax.batch import Batch, Examples, Params
-from tinybert_jax.compression.calibration import calibration_batches, check_whole
+from tinybert_jax.compression.calibration import calibration_batches, check_heads, check_whole
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.walk import Site, Sums, walk
 from tinybert_jax.errors import InputError
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 
 def build(settings: Prune) -> Method:
     """The method of the settings."""
-    return Method(apply=functools.partial(prune, settings))
+    return Method(check=functools.partial(check_heads, settings.name), apply=functools.partial(prune, settings))
 
 
 def prune(settings: Prune, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:

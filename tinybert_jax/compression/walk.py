@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from tinybert_jax.batch import Params
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.layers import Embeddings, Intermediate, SelfAttention
+from tinybert_jax.models.relative import position_bias
 from tinybert_jax.models.sample import Sample
 
 # the dense layers of a layer, in their order: names, and their places below "layer"
@@ -57,8 +59,15 @@ def walk(
     Returns:
         The parameters with all chosen dense layers, and the sums of each layer.
     """
+    encoder = params["encoder"]
     embed = jax.jit(lambda p, ids, types: Embeddings(config).apply({"params": p}, ids, types, True))
-    attend = jax.jit(lambda p, x, mask: SelfAttention(config).apply({"params": p}, x, mask, True)[0])
+
+    @jax.jit
+    def attend(params: Params, x: Array, mask: Array) -> Array:
+        bias = position_bias(config, encoder, x.shape[1])
+        context: Any = SelfAttention(config).apply({"params": params}, x, mask, bias, True)
+        return context[0]
+
     widen = jax.jit(lambda p, x: Intermediate(config).apply({"params": p}, x))
 
     def layer_norm(x: np.ndarray, params: Params) -> np.ndarray:
@@ -66,7 +75,8 @@ def walk(
         x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + config.layer_norm_eps)
         return np.asarray(x * params["scale"] + params["bias"])
 
-    encoder, layers, sums = params["encoder"], [], []
+    layers: list[Params] = []
+    sums: list[Sums] = []
     inputs = ((batch.input_ids, batch.token_type_ids) for batch in sample.batches)
     x = sample.tokens((embed(encoder["embeddings"], *pair) for pair in inputs), np.float32)
     for number in range(config.num_hidden_layers):
@@ -100,7 +110,7 @@ def walk(
             }
         )
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
-    return params | {"encoder": encoder | {"encoder": {"layer": stacked}}}, sums
+    return params | {"encoder": encoder | {"encoder": encoder["encoder"] | {"layer": stacked}}}, sums
 
 
 def dense(x: np.ndarray, params: Params) -> np.ndarray:

@@ -14,6 +14,7 @@ from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
 from tinybert_jax.export.graph import Graph
 from tinybert_jax.inference.exported import VECTORS
+from tinybert_jax.models import relative
 from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig
 from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.parameters import ranks_used, rows_read
@@ -68,19 +69,24 @@ class _Model:
         missing = graph.add("Sub", graph.constant("one", 1.0), mask)
         mask = graph.add("Mul", missing, graph.constant("masked", MASKED))
         mask = graph.add("Unsqueeze", mask, graph.constant("head_axes", [1, 2], np.int64))
+        if self.config.family.position_buckets:
+            mask = graph.add("Add", mask, self.position_bias())
         x = self.embeddings()
         repeats = self.config.num_hidden_layers // self.config.layer_groups
         for i in range(self.config.num_hidden_layers):
             group = i // repeats  # constants of one name are stored once
             params = jax.tree.map(lambda leaf, g=group: leaf[g], layers)
-            tokens = self.first(x) if first_alone and i == self.config.num_hidden_layers - 1 else x
+            tokens = x
+            if first_alone and i == self.config.num_hidden_layers - 1:
+                tokens = self.first(x, axis=1)
+                mask = self.first(mask, axis=2)
             x = self.layer(tokens, x, mask, params, f"layer.{group}")
         return x
 
-    def first(self, x: str) -> str:
-        """The states of the first token [batch, 1, d]."""
-        start, end, axis = (self.graph.constant(f"index_{i}", [i], np.int64) for i in (0, 1, 1))
-        return self.graph.add("Slice", x, start, end, axis)
+    def first(self, x: str, axis: int) -> str:
+        """The part of x at the first place of an axis, which stays."""
+        start, end, of_axis = (self.graph.constant(f"index_{i}", [i], np.int64) for i in (0, 1, axis))
+        return self.graph.add("Slice", x, start, end, of_axis)
 
     def embeddings(self) -> str:
         """Words, positions and token types, normalised."""
@@ -91,7 +97,7 @@ class _Model:
             types = graph.constant("token_type_embeddings", tables["token_type_embeddings"]["embedding"])
             x = graph.add("Add", x, graph.add("Gather", types, "token_type_ids"))
         x = self.layer_norm(x, tables["LayerNorm"], "embeddings.LayerNorm", config.embeddings_eps)
-        if not config.family.shares_layers:
+        if not config.projects_embeddings:
             return x
         mapping = tables["embedding_hidden_mapping_in"]
         return graph.float_dense(x, mapping["kernel"], mapping["bias"], "embedding_hidden_mapping_in")
@@ -133,14 +139,28 @@ class _Model:
         starts, axes = (graph.constant("start", [0], np.int64), graph.constant("axes", [0], np.int64))
         return graph.add("Slice", graph.constant("position_embeddings", table), starts, shape, axes)
 
+    def position_bias(self) -> str:
+        """The biases of relative positions [h, q, k], from those of all distances that there can be."""
+        graph, longest = self.graph, self.config.max_tokens
+        distances = np.arange(1 - longest, longest)
+        table = relative.bias_table(self.config, self.params["encoder"])
+        table = graph.constant(relative.TABLE, table[relative.buckets(distances, len(table))])
+        first, one = graph.constant("first", 0, np.int64), graph.constant("position_step", 1, np.int64)
+        length = graph.add("Squeeze", graph.add("Shape", "input_ids", start=1, end=2))
+        keys = graph.add("Range", first, length, one)
+        queries = graph.add("Unsqueeze", keys, graph.constant("key_axis", [1], np.int64))
+        rows = graph.add("Add", graph.add("Sub", keys, queries), graph.constant("farthest", longest - 1, np.int64))
+        return graph.add("Transpose", graph.add("Gather", table, rows), perm=[2, 0, 1])
+
     def layer(self, x: str, context: str, mask: str, params: Params, name: str) -> str:
         """One layer for the tokens x, which attend to `context`, without the heads and units that the output
         projections do not read.
         """
         attention = params["attention"]
         read = rows_read(attention["output"]["dense"])
-        # a head is read as a whole
+        # a head is read as a whole; all are, where there is a bias for each
         read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
+        read |= bool(self.config.family.position_buckets)
         projections = {part: _columns(dense, read) for part, dense in attention["self"].items()}
         attended = self.attention(x, context, mask, projections, f"{name}.attention.self") if read.any() else None
         eps = self.config.layer_norm_eps

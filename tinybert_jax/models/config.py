@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.models.families import FAMILIES, Family
+from tinybert_jax.models.families import EXPORTED, FAMILIES, Family
 from tinybert_jax.settings.choices import WEIGHT_BITS, ComputeDtype
 from tinybert_jax.settings.tasks import MULTI_LABEL
 
@@ -106,17 +106,18 @@ class BertConfig:
     problem_type: str | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
     num_hidden_groups: int | None = None  # of layers that share their parameters; in ALBERT, by default all are unlike
-    embedding_size: int | None = None  # of ALBERT; by default hidden_size
+    embedding_size: int | None = None  # of ALBERT and ELECTRA; by default hidden_size
     ranks: Ranks = FULL_RANK  # of what is factorised
     weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
     embedding: TextVector | None = None  # of a model whose output is a text's vector; a `modules.json` says it
 
     def __post_init__(self) -> None:
-        if self.model_type not in FAMILIES:
+        if self.model_type not in {**FAMILIES, **EXPORTED}:
             raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
         if self.family.shares_layers:
             object.__setattr__(self, "num_hidden_groups", self.layer_groups)
+        if self.family.narrow_embeddings:
             object.__setattr__(self, "embedding_size", self.embedding_width)
         if self.family.word_rank is not None and self.ranks.word_embeddings in (0, self.hidden_size):
             # of the width of the layers, `transformers` leaves the projection out
@@ -189,7 +190,7 @@ class BertConfig:
     @property
     def family(self) -> Family:
         """What is particular to encoders of this `model_type`."""
-        return FAMILIES[self.model_type]
+        return FAMILIES.get(self.model_type) or EXPORTED[self.model_type]
 
     @property
     def max_tokens(self) -> int:
@@ -215,6 +216,13 @@ class BertConfig:
     def embedding_width(self) -> int:
         """Width of the embedding tables."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        """Whether a dense layer leads from the embeddings to the layers: in ALBERT always, in ELECTRA where widths
+        differ.
+        """
+        return self.family.shares_layers or self.embedding_width != self.hidden_size
 
     @property
     def loads_in_transformers(self) -> bool:
@@ -262,10 +270,11 @@ class BertConfig:
         model_type = _family_of_architectures(hf) if model_type is None else model_type
         if isinstance(model_type, str):
             model_type = model_type.removeprefix(SLIM)
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
+        families = {**FAMILIES, **EXPORTED}
+        if not isinstance(model_type, str) or model_type not in families:
             known = ", ".join(map(repr, FAMILIES))
             raise InputError(f"model_type {model_type!r} is not supported; known are {known}")
-        family = FAMILIES[model_type]
+        family = families[model_type]
         if (hf.get("position_embedding_type") or "absolute") != "absolute":
             raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):

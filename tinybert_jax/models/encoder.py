@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tinybert_jax.devices.sharding import constrain
+from tinybert_jax.models import relative
 from tinybert_jax.models.layers import (
     ACTIVATIONS,
     Attention,
@@ -28,7 +29,7 @@ class BertOutput(NamedTuple):
 
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
-    attention_scores: Float[Array, "l b h q k"]  # q.k / sqrt(head_dim), before mask and softmax, of `score_layers`
+    attention_scores: Float[Array, "l b h q k"]  # before mask and softmax, of `score_layers`
     qkv: Float[Array, "l n b q e"]  # queries, keys and values of `qkv_layers`; e is heads * head_dim
     pooled: Any = None  # [b, d]; None without a pooler
     logits: Any = None  # [b, c], or [b, q, c] for token heads; None without a head
@@ -46,7 +47,7 @@ class Layer(BertModule):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array
+        self, carry: tuple[Array, Array, Array], slots: tuple[Array, Array], attention_mask: Array, bias: Array | None
     ) -> tuple[Any, Array]:
         x, scores, qkv = carry
         config = self.config
@@ -55,9 +56,9 @@ class Layer(BertModule):
         output = Residual(config, self.compute, config.ranks.output, config.feed_forward_eps, name="output")
         states = []
         for i in range(self.repeats):
-            x, parts = attention(x, attention_mask, self.deterministic)
+            x, parts = attention(x, attention_mask, bias, self.deterministic)
             if scores.shape[0]:
-                layer_scores = constrain(attention_scores(*parts[:2]), "batch", "heads", None, None)
+                layer_scores = constrain(attention_scores(*parts[:2], bias), "batch", "heads", None, None)
                 scores = jax.lax.dynamic_update_index_in_dim(scores, layer_scores, slots[0][i], axis=0)
             if qkv.shape[0]:
                 stacked = jnp.stack(parts[: qkv.shape[1]]).swapaxes(2, 3).reshape(qkv.shape[1:])
@@ -96,13 +97,22 @@ class Encoder(BertModule):
             nn.remat(Layer, prevent_cse=False) if self.compute.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.layer_groups,
         )
+        bias = None
+        if config.family.position_buckets:
+            table = nn.Embed(
+                config.family.position_buckets,
+                heads,
+                embedding_init=nn.initializers.normal(config.initializer_range),
+                name=relative.TABLE,
+            )
+            bias = constrain(relative.spread(jnp.asarray(table.embedding), q), "heads", None, None)
         repeats = depth // config.layer_groups
         slots = (score_slots.reshape(-1, repeats), qkv_slots.reshape(-1, repeats))
         (last, scores, qkv), states = layers(config, self.compute, deterministic, repeats, name="layer")(
-            (x, scores, qkv), slots, attention_mask
+            (x, scores, qkv), slots, attention_mask, bias
         )
         states = states.reshape(depth, *states.shape[2:])
         # the last state is taken from the carry, so that reading it alone does not keep the others

@@ -125,7 +125,7 @@ class Embeddings(BertModule):
         else:
             x = x + positions[None, : input_ids.shape[-1]]
         x = Dropout(config.hidden_dropout_prob)(self.layer_norm(config.embeddings_eps)(x), deterministic)
-        return self.dense(config.hidden_size, "embedding_hidden_mapping_in")(x) if config.family.shares_layers else x
+        return self.dense(config.hidden_size, "embedding_hidden_mapping_in")(x) if config.projects_embeddings else x
 
 
 def word_table(config: BertConfig, params: Params) -> Float[Array, "v e"]:
@@ -143,17 +143,23 @@ def word_table(config: BertConfig, params: Params) -> Float[Array, "v e"]:
     return table
 
 
-def attention_scores(query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"]) -> Float[Array, "*b h q k"]:
-    """q.k / sqrt(head_dim), before mask and softmax, in float32."""
-    return product("...hqd,...hkd->...hqk", query, key) / math.sqrt(query.shape[-1])
+def attention_scores(
+    query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"], bias: Float[Array, "h q k"] | None = None
+) -> Float[Array, "*b h q k"]:
+    """q.k / sqrt(head_dim), with the bias of relative positions, before mask and softmax, in float32."""
+    scores = product("...hqd,...hkd->...hqk", query, key) / math.sqrt(query.shape[-1])
+    return scores if bias is None else scores + jnp.expand_dims(bias, range(scores.ndim - 3))
 
 
 class SelfAttention(BertModule):
-    """Multi-head attention -> context [b, q, h * head_dim], and queries, keys and values, each [b, h, q, head_dim]."""
+    """Multi-head attention -> context [b, q, h * head_dim], and queries, keys and values, each [b, h, q, head_dim].
+
+    `bias` [h, q, k] is that of relative positions, None in a family without.
+    """
 
     @nn.compact
     def __call__(
-        self, x: Array, attention_mask: Array, deterministic: bool
+        self, x: Array, attention_mask: Array, bias: Array | None, deterministic: bool
     ) -> tuple[Array, tuple[Array, Array, Array]]:
         config = self.config
         heads, width = config.num_attention_heads, config.attention_head_dim
@@ -168,20 +174,26 @@ class SelfAttention(BertModule):
         weigh = functools.partial(_weigh, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
         # the backward pass recomputes scores and weights, so that no layer's [b, h, q, k] is kept
         recomputed = jax.checkpoint(weigh, prevent_cse=False)
-        weighed, total = recomputed(query, key, value, attention_mask)
+        weighed, total = recomputed(query, key, value, attention_mask, bias)
         # the division of the softmax comes last, on [b, h, q, d] instead of [b, h, q, k]
         context = (weighed / total).astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
         return context, (query, key, value)
 
 
 def _weigh(
-    query: Array, key: Array, value: Array, attention_mask: Array, rate: float, dropout_key: PRNGKeyArray | None
+    query: Array,
+    key: Array,
+    value: Array,
+    attention_mask: Array,
+    bias: Array | None,
+    rate: float,
+    dropout_key: PRNGKeyArray | None,
 ) -> tuple[Array, Array]:
     """The sum [b, h, q, d] of values, weighted by the exponentials of the scores; and the sum of weights [b, h, q, 1].
 
     Both are float32. Dropout applies to the first sum only.
     """
-    scores = constrain(attention_scores(query, key), "batch", "heads", None, None)
+    scores = constrain(attention_scores(query, key, bias), "batch", "heads", None, None)
     # a finite mask: an example that is all padding attends everywhere, instead of dividing 0 by 0
     masked = scores + jnp.where(attention_mask > 0, 0.0, -1e9)[:, None, None, :]
     weights = jnp.exp(masked - jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True)))
@@ -211,9 +223,9 @@ class Attention(BertModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, attention_mask: Array, deterministic: bool
+        self, x: Array, attention_mask: Array, bias: Array | None, deterministic: bool
     ) -> tuple[Array, tuple[Array, Array, Array]]:
-        context, qkv = SelfAttention(self.config, self.compute, name="self")(x, attention_mask, deterministic)
+        context, qkv = SelfAttention(self.config, self.compute, name="self")(x, attention_mask, bias, deterministic)
         rank = self.config.ranks.attention_output
         return Residual(self.config, self.compute, rank, name="output")(context, x, deterministic), qkv
 

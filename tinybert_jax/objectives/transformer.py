@@ -20,6 +20,7 @@ from tinybert_jax.models.config import DEFAULT, EMBEDDING_DENSE, BertConfig, Com
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.layers import attention_scores
 from tinybert_jax.models.parameters import BACKWARD, apply_model, forward_flops
+from tinybert_jax.models.relative import bias_table, spread
 from tinybert_jax.objectives.objective import Context, Metrics, Objective, mean_over_examples
 from tinybert_jax.objectives.projections import init_projections, last_projection, project, without_projections
 from tinybert_jax.settings.arithmetic import Arithmetic, arithmetic
@@ -86,7 +87,9 @@ def transformer_objective(
             raise ValueError("with another vocabulary, the tokens of student and teacher do not correspond")
         out = apply_model(teacher_model, teacher_params["encoder"], batch, None, qkv_layers=read, **read_of)
         qkv = jnp.moveaxis(out.qkv, 2, 1)
+        biases = None if relations else bias_table(teacher, teacher_params["encoder"])
         return {
+            "biases": None if biases is None else jnp.broadcast_to(biases, (len(batch.input_ids), *biases.shape)),
             "embedding": out.hidden_states[0],
             "hidden": jnp.stack([out.hidden_states[g] for g in mapped], axis=1),
             "attention": jnp.stack([qkv[slot] for slot in slots], axis=1),
@@ -94,13 +97,16 @@ def transformer_objective(
 
     @_with_gradient
     def transfer_of_example(
-        student_qkv: Float[Array, "n q d"], teacher_qkv: Float[Array, "n q e"], mask: Array
+        student_side: tuple[Float[Array, "n q d"], Array | None],
+        teacher_side: tuple[Float[Array, "n q e"], Array | None],
+        mask: Array,
     ) -> Float[Array, ""]:
+        (student_qkv, student_biases), (teacher_qkv, teacher_biases) = student_side, teacher_side
         if relations:  # queries, keys and values are further layers; their divergences add up
             each = jax.vmap(losses.relation_kl, (0, 0, None, None))
             return jnp.sum(each(student_qkv, teacher_qkv, mask, relations))
-        pairs = (student_qkv, teacher_qkv.astype(student_qkv.dtype))
-        scores, targets = (attention_scores(*_split_heads(x, student.num_attention_heads)) for x in pairs)
+        sides = ((student_qkv, student_biases), (teacher_qkv.astype(student_qkv.dtype), teacher_biases))
+        scores, targets = (_scores(x, student.num_attention_heads, biases) for x, biases in sides)
         return losses.attention_mse(scores, targets, mask, "zero" if padding == "zero" else "exclude")
 
     def loss(
@@ -112,9 +118,11 @@ def transformer_objective(
         every = jnp.ones_like(mask)
         real = mask if padding == "exclude" else every  # the positions that count in the means
         paired = every if padding == "include" else mask  # with "zero", the loss itself averages over all pairs
+        biases = bias_table(student, trainable["encoder"]), targets["biases"]
+        each = jax.vmap(transfer_of_example, ((1, None), (0, 0), 0))
         # one layer after the other: its scores are [b, h, q, k]
         transfer = jax.lax.map(
-            lambda layer: jax.vmap(transfer_of_example, (1, 0, 0))(*layer, paired),
+            lambda layer: each((layer[0], biases[0]), (layer[1], biases[1]), paired),
             (out.qkv, jnp.moveaxis(targets["attention"], 1, 0)),
         )
         embedding_states, hidden_states = project(trainable["projections"], out.hidden_states)
@@ -214,16 +222,18 @@ def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
     scores or relations, nothing is kept for the backward pass, or computed again in it. There are no other gradients.
     """
 
-    def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
-        return (cotangent * gradient).astype(gradient.dtype), None, None
+    def backward(gradient: Any, cotangent: Array) -> tuple[Any, None, None]:
+        return jax.tree.map(lambda leaf: (cotangent * leaf).astype(leaf.dtype), gradient), None, None
 
     with_gradient = jax.custom_vjp(loss)
     with_gradient.defvjp(jax.value_and_grad(loss), backward)
     return with_gradient
 
 
-def _split_heads(x: Float[Array, "n q e"], heads: int) -> Float[Array, "n h q d"]:
-    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+def _scores(x: Float[Array, "n q e"], heads: int, biases: Array | None) -> Float[Array, "h q k"]:
+    """The attention scores of queries and keys, with the biases of positions where the family has them."""
+    query, key = x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+    return attention_scores(query, key, None if biases is None else spread(biases, x.shape[1]))
 
 
 def _per_example(loss: Callable[..., Array], layers: bool = False) -> Callable[..., Array]:

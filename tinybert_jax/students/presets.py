@@ -40,8 +40,8 @@ def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> 
     if teacher.family.shares_layers:
         layers, groups = shape["num_hidden_layers"], teacher.num_hidden_groups
         sizes["num_hidden_groups"] = None if groups is None or layers % groups else groups
-        if teacher.embedding_width == teacher.hidden_size:
-            sizes["embedding_size"] = None
+    if teacher.family.narrow_embeddings and teacher.embedding_width == teacher.hidden_size:
+        sizes["embedding_size"] = None
     sizes["model_type"] = teacher.family.whole or teacher.model_type
     if not token_types and (model_type := FAMILIES[sizes["model_type"]].without_token_types) is not None:
         family = FAMILIES[model_type]

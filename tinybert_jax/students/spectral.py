@@ -21,9 +21,11 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.layers import ACTIVATIONS, Attention, SelfAttention, position_ids
+from tinybert_jax.models.relative import position_bias
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
 
+PROJECTION = "embedding_hidden_mapping_in"
 RIDGE = 1e-2  # relative to the mean variance of the regressors
 
 
@@ -50,7 +52,11 @@ def spectral_start(
     states = _teacher_states(teacher, bert, sorted({0, *mapped, *(g - 1 for g in mapped)}), sample)
     targets = [sample.tokens(states[g]) for g in (0, *mapped)]
     basis = _basis(targets, student.hidden_size)
-    attend = jax.jit(lambda params, x, mask: Attention(teacher).apply({"params": params}, x, mask, True)[0])
+    attend = jax.jit(
+        lambda params, x, mask: Attention(teacher).apply(
+            {"params": params}, x, mask, position_bias(teacher, bert, x.shape[1]), True
+        )[0]
+    )
     embeddings, x = _fit_embeddings(teacher, bert["embeddings"], targets[0], basis, sample)
     student_states, layers = [x], []
     for g, target in zip(mapped, targets[1:], strict=True):
@@ -58,7 +64,7 @@ def spectral_start(
         inputs = zip(states[g - 1], sample.masks, strict=True)
         middle = sample.tokens(attend(params["attention"], h, mask) for h, mask in inputs)
         teacher_input = sample.tokens(states[g - 1])
-        attention, x = _fit_attention(student, params["attention"], x, teacher_input, middle, basis, sample)
+        attention, x = _fit_attention(student, bert, params["attention"], x, teacher_input, middle, basis, sample)
         feed_forward, x = _fit_feed_forward(student, params, x, middle, target, basis)
         layers.append({"attention": attention} | feed_forward)
         student_states.append(x)
@@ -66,7 +72,8 @@ def spectral_start(
         "embedding": {"kernel": _least_squares(student_states[0], targets[0])},
         "hidden": {"kernel": _least_squares(np.concatenate(student_states[1:]), np.concatenate(targets[1:]))},
     }
-    encoder = {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+    # biases of positions are those of the teacher's heads
+    encoder = bert["encoder"] | {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
     result = {"encoder": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
     return _float32(result)
 
@@ -84,6 +91,11 @@ def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
     """
     if student.family.shares_layers or teacher.family.shares_layers:
         raise InputError("start 'spectral' fits layers one by one, and those of an ALBERT share parameters")
+    widths = [config.embedding_width for config in (student, teacher) if config.projects_embeddings]
+    if widths and widths != [teacher.embedding_width] * 2:
+        sizes = f"the student has {student.embedding_width} in {student.hidden_size}"
+        sizes += f", the teacher {teacher.embedding_width} in {teacher.hidden_size}"
+        raise InputError(f"start 'spectral' needs equal embedding_size, other than hidden_size in both: {sizes}")
     if student.num_attention_heads != teacher.num_attention_heads:
         raise InputError(
             f"start 'spectral' needs equal num_attention_heads: the student has {student.num_attention_heads}, the"
@@ -131,7 +143,13 @@ def _basis(states: list[np.ndarray], width: int) -> np.ndarray:
 def _fit_embeddings(
     teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: Sample
 ) -> tuple[Params, np.ndarray]:
-    """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d]."""
+    """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d].
+
+    Where a dense layer follows the teacher's embeddings, it alone is brought into the basis.
+    """
+    if teacher.projects_embeddings:
+        dense = {name: np.asarray(leaf, np.float64) @ basis for name, leaf in params[PROJECTION].items()}
+        return params | {PROJECTION: dense}, target @ basis
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
     if names[2] not in params:  # a teacher without token types: both are 0
         params = params | {names[2]: {"embedding": np.zeros((2, teacher.hidden_size))}}
@@ -156,6 +174,7 @@ def _fit_embeddings(
 
 def _fit_attention(
     student: BertConfig,
+    bert: Params,
     params: Params,
     x: np.ndarray,
     teacher_input: np.ndarray,
@@ -190,7 +209,11 @@ def _fit_attention(
         weights["key"].append(inverse @ right)
         weights["value"].append(inverse @ _factors(root @ value[:, h] @ out[h], width)[0])
     attention = {name: _linear(np.concatenate(parts, axis=1)) for name, parts in weights.items()}
-    attend = jax.jit(lambda params, x, mask: SelfAttention(student).apply({"params": params}, x, mask, True)[0])
+    attend = jax.jit(
+        lambda params, x, mask: SelfAttention(student).apply(
+            {"params": params}, x, mask, position_bias(student, bert, x.shape[1]), True
+        )[0]
+    )
     attention_params = _float32(attention)
     inputs = zip(sample.batched(x), sample.masks, strict=True)
     context = sample.tokens(attend(attention_params, states, mask) for states, mask in inputs)

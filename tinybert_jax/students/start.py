@@ -136,7 +136,7 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[first - 1], bert["encoder"]["layer"])
     masked_lm = {"cls": {"predictions": teacher_params["cls"]["predictions"]}} if "cls" in teacher_params else {}
     heads = masked_lm | {name: teacher_params[name] for name in (EMBEDDING_DENSE,) if name in teacher_params}
-    return {"encoder": bert | {"encoder": {"layer": layers}}} | heads
+    return {"encoder": bert | {"encoder": bert["encoder"] | {"layer": layers}}} | heads
 
 
 def _projected(kernel: Array | np.ndarray, teacher_params: Params) -> Params:

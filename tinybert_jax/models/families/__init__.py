@@ -7,11 +7,16 @@ is before the head.
 from tinybert_jax.models.families.albert import ALBERT
 from tinybert_jax.models.families.bert import BERT
 from tinybert_jax.models.families.distilbert import DISTILBERT
+from tinybert_jax.models.families.electra import ELECTRA
+from tinybert_jax.models.families.exported import DEBERTA, MODERNBERT
 from tinybert_jax.models.families.family import Family
 from tinybert_jax.models.families.mobilebert import MOBILEBERT
+from tinybert_jax.models.families.mpnet import MPNET
 from tinybert_jax.models.families.roberta import ROBERTA, XLM_ROBERTA
 
-ROWS = (BERT, ALBERT, DISTILBERT, ROBERTA, XLM_ROBERTA, MOBILEBERT)
+ROWS = (BERT, ALBERT, DISTILBERT, ROBERTA, XLM_ROBERTA, ELECTRA, MPNET, MOBILEBERT)
 FAMILIES: dict[str, Family] = {row.model_type: row for row in ROWS}
+# known by their config alone, beside an exported model
+EXPORTED: dict[str, Family] = {row.model_type: row for row in (MODERNBERT, DEBERTA)}
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["EXPORTED", "FAMILIES", "Family"]

@@ -46,5 +46,6 @@ ALBERT = Family(
         "classifier_dropout": 0.1,
     },
     fixed={},
+    narrow_embeddings=True,
     shares_layers=True,
 )

@@ -29,9 +29,11 @@ class Family(NamedTuple):
     config_names: Mapping[str, str] = {}  # our names of fields, and those in config.json, where they differ
     defaults: Mapping[str, Any] = {}  # of config.json, where they are not BERT's
     fixed: Mapping[str, Any] = UNSHARED  # fields that config.json does not have, and their values
-    shares_layers: bool = False  # layers share parameters in groups, and embeddings have a width of their own
+    narrow_embeddings: bool = False  # embeddings have a width of their own, `embedding_size`
+    shares_layers: bool = False  # layers share parameters in groups; their embeddings are always projected
     shared: str | None = None  # the `model_type` of the same layers, shared
     positions_after_padding: bool = False  # positions count real tokens and begin behind the row of padding
+    position_buckets: int = 0  # of distances between tokens that have a bias of the scores; 0: scores have none
     has_pooler: bool = True  # also without a sequence classifier
     pooler_activation: str = "tanh"
     without_token_types: str | None = None  # the `model_type` of the same layers without token types

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.config import EMBEDDING_DENSE, SLIM, BertConfig
+from tinybert_jax.models.families import EXPORTED
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
@@ -49,6 +50,15 @@ def load_config(directory: str | Path) -> BertConfig:
     with contextlib.suppress(InputError):  # told where vectors are asked for, by `fit.check_has_head`
         return dataclasses.replace(config, embedding=read_embedding(path.parent))
     return config
+
+
+def _check_has_layers(path: Path, config: BertConfig) -> None:
+    """Refuse a model of a family that is known by its exported models alone."""
+    if config.model_type in EXPORTED:
+        raise InputError(
+            f"{path}: {config.family.title} teaches by its predictions alone: give its ONNX export as the teacher"
+            f" (optimum-cli export onnx --model {path} OUT), or a file of its predictions, with --stage prediction"
+        )
 
 
 def _what_is_there(directory: Path) -> str:
@@ -91,6 +101,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     """
     path = resolve(str(directory))
     config = load_config(path)
+    _check_has_layers(path, config)
     tensors, architectures = read_tensors(path), load_architectures(path)
     if any(name.endswith("ForMultipleChoice") for name in architectures):
         heads = [name for name in tensors if name.split(".")[0] in ("classifier", "pre_classifier")]

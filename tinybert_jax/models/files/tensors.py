@@ -22,7 +22,7 @@ from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.families import FAMILIES
 from tinybert_jax.models.heads import HEADS
 
-TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings", "relative_attention_bias")
 LAYER = ("encoder", "encoder", "layer")
 STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
 FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
