@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from tinybert_jax.batch import Batch, Examples
@@ -97,6 +96,8 @@ class Queries:
 
     def batch(self, rows: np.ndarray, length: int, epoch: int = 0) -> Batch:
         """The batch of the groups of these numbers, -1 for filler, padded to `length` tokens."""
+        import jax  # tasks are read without it
+
         numbers = np.where(rows[:, None] >= 0, self.groups[rows], -1)
         flat = self.rows.batch(numbers.ravel(), length, epoch)
         return jax.tree.map(lambda x: x.reshape(*numbers.shape, *x.shape[1:]), flat)
