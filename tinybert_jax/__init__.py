@@ -17,6 +17,8 @@ _NAMES = {
         "MaskedLM",
         "Patient",
         "Prediction",
+        "Ranking",
+        "RankingLabels",
         "Supervised",
         "Transformer",
     ),
@@ -112,6 +114,8 @@ if TYPE_CHECKING:
         MaskedLM,
         Patient,
         Prediction,
+        Ranking,
+        RankingLabels,
         Supervised,
         Transformer,
     )

@@ -309,6 +309,55 @@ def soft_span_cross_entropy(
     return (first + last) / 2
 
 
+def margin_mse(student: Float[Array, "c"], teacher: Float[Array, "c"], mask: Num[Array, "c"]) -> Float[Array, ""]:
+    """Mean squared error of the margins of a query's first passage over each other one (Hofstätter et al., arXiv
+    2010.02666, equation 6, with one or more others).
+
+    Args:
+        student: scores.
+        teacher: scores.
+        mask: 1 on passages, 0 behind them.
+
+    >>> float(margin_mse(jnp.array([3.0, 1.0, 9.0]), jnp.array([4.0, 0.0, 0.0]), jnp.array([1, 1, 0])))
+    4.0
+    """
+    errors = student.astype(jnp.float32) - teacher.astype(jnp.float32)
+    return _masked_mean(jnp.square(errors[0] - errors[1:]), mask[1:])
+
+
+def listwise_cross_entropy(
+    student: Float[Array, "c"],
+    teacher: Float[Array, "c"],
+    mask: Num[Array, "c"],
+    temperature: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """`soft_cross_entropy` over the passages of a query (ListNet, Cao et al. 2007), in nats.
+
+    >>> scores = jnp.array([0.0, 0.0, 9.0])
+    >>> round(float(listwise_cross_entropy(scores, scores, jnp.array([1, 1, 0]))), 4)
+    0.6931
+    """
+    return soft_cross_entropy(_among(student, mask), _among(teacher, mask), temperature)
+
+
+def relevance_cross_entropy(
+    scores: Float[Array, "c"], relevance: Float[Array, "c"], mask: Num[Array, "c"]
+) -> Float[Array, ""]:
+    """Cross-entropy of a query's scores against each passage's share of the relevance, in nats; 0 where none has any.
+
+    >>> round(float(relevance_cross_entropy(jnp.zeros(3), jnp.array([2.0, 0.0, 0.0]), jnp.array([1, 1, 0]))), 4)
+    0.6931
+    """
+    gains = relevance * mask
+    shares = gains / jnp.maximum(jnp.sum(gains), 1e-9)
+    return -jnp.sum(shares * jax.nn.log_softmax(_among(scores, mask)))
+
+
+def _among(scores: Float[Array, "c"], mask: Num[Array, "c"]) -> Float[Array, "c"]:
+    """Scores, very low behind the passages."""
+    return jnp.where(mask > 0, scores.astype(jnp.float32), -1e9)
+
+
 def _over_positions(logits: Float[Array, "q 2"], mask: Num[Array, "q"]) -> tuple[Array, Array]:
     """The logits of start and end over positions, very low on padding."""
     start, end = jnp.where(mask[:, None] > 0, logits.astype(jnp.float32), -1e9).T

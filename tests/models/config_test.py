@@ -57,7 +57,7 @@ def test_what_is_not_understood_is_refused_by_name(hf: dict, message: str) -> No
 REFUSED = {
     "tb.Stage('transfomer')": (
         "objective is 'transfomer'; it must be one of supervised, masked_lm, transformer, prediction, patient,"
-        " embedding, distilbert"
+        " embedding, ranking, ranking_labels, distilbert"
     ),
     "tb.Stage(('transformer',))": (
         "objective is ('transformer',); it must be settings such as Prediction(), or their name"
@@ -74,6 +74,7 @@ REFUSED = {
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",
     "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be finite and greater than 0",
     "tb.Stage(tb.Prediction(temperature=float('inf')))": "temperature is inf; it must be finite and greater than 0",
+    "tb.Ranking(ranking_loss='pairs')": "ranking_loss is 'pairs'; it must be one of margin_mse, listwise",
     "tb.Stage('supervised', epochs=0.5)": "epochs is 0.5; it must be a whole number, at least 1",
     "tb.Stage('supervised', min_steps=0)": "min_steps is 0; it must be a whole number, at least 1",
     "tb.Stage('supervised', max_steps=9, min_steps=5)": (

@@ -27,8 +27,11 @@ STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
 
 
 def stage_kinds(stage: str, task: Task) -> tuple[type[ObjectiveSettings], ...]:
-    """The objectives of a row of STAGES: where that is Prediction, what learns a teacher's outputs on the task."""
-    return tuple(WORDS[task.kind.distilled_by] if kind is Prediction else kind for kind in STAGES[stage])
+    """The objectives of a row of STAGES: in place of Prediction and Supervised, what learns a teacher's outputs, and
+    labels alone, on the task.
+    """
+    words = {Prediction: task.kind.distilled_by, Supervised: task.kind.supervised_by}
+    return tuple(WORDS[words[kind]] if kind in words else kind for kind in STAGES[stage])
 
 
 def takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | None) -> bool:

@@ -22,7 +22,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
-from tinybert_jax.settings.objectives import WORDS, EmbeddingLoss, LayerMap, MaskedLM, ObjectiveSettings, Supervised
+from tinybert_jax.settings.objectives import WORDS, EmbeddingLoss, LayerMap, MaskedLM, ObjectiveSettings, RankingLoss
 from tinybert_jax.settings.recipes import FINETUNING, choose_recipe
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
@@ -56,7 +56,7 @@ def finetune(
         evaluate_every: steps between evaluations; default: an epoch, and at most 20 times. The best state is kept.
     """
     stage = Stage(
-        Supervised(),
+        WORDS[get_task(task).kind.supervised_by](),
         **FINETUNING.settings(epochs, max_steps, learning_rate),
         evaluate_every=evaluate_every,
         **run.stage,
@@ -93,6 +93,8 @@ def distill(
     patience_weight: Moving | None = None,
     temperature_squared: bool | None = None,
     embedding_loss: EmbeddingLoss | None = None,
+    ranking_loss: RankingLoss | None = None,
+    candidates: int | None = None,
     evaluate_every: int | None = None,
     teacher_cache_gb: float = 20.0,
     report: bool = True,
@@ -147,6 +149,10 @@ def distill(
             changes its form and not its weight; default: with preset default, and not with paper and official.
         embedding_loss: of task embedding, in the second stage. mse, the default: the error of the vectors; cosine: of
             their directions; similarity: of the cosines between the texts of a batch.
+        ranking_loss: of task ranking, in the second stage. margin_mse, the default: the error of the margins of a
+            relevant passage over the others of its query; listwise: of the distributions over all of them.
+        candidates: of task ranking, in the second stage: the most passages of a query that are compared at once, which
+            are one row of a batch; default: 8.
         evaluate_every: steps between evaluations in the second stage; default: an epoch, and at most 20 times. The
             best state is kept.
         teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
@@ -172,7 +178,12 @@ def distill(
     numbers: dict[str, Any] = {
         name: parse_number(f"--{name.replace('_', '-')}", text) for name, text in moving.items() if text is not None
     }
-    words = {"temperature_squared": temperature_squared, "embedding_loss": embedding_loss}
+    words = {
+        "temperature_squared": temperature_squared,
+        "embedding_loss": embedding_loss,
+        "ranking_loss": ranking_loss,
+        "candidates": candidates,
+    }
     numbers |= {name: value for name, value in words.items() if value is not None}
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),

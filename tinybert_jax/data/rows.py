@@ -117,7 +117,8 @@ def _read(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, st
     if source.data is not None and (Path(source.data) / task.dev_file).exists():
         raise InputError(f"{source.data}: holds the dev set {task.dev_file}: leave out --dev-share")
     raw, where, fingerprint = read(task, source, "train")
-    is_dev = _dev_rows(raw.texts, source.dev_share, source.dev_seed)
+    kept_together = [text[:1] for text in raw.texts] if task.kind.by_query else raw.texts
+    is_dev = _dev_rows(kept_together, source.dev_share, source.dev_seed)
     chosen = [number for number, value in enumerate(is_dev) if value == (split == "dev")]
     if not chosen:
         raise InputError(f"{where}: a share of {source.dev_share:g} leaves no {split} row: take another --dev-share")

@@ -19,7 +19,7 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
 SLIM = "slim-"  # before the `model_type` of a shape that no class of `transformers` has
 OBJECTS = ("id2label", "ranks")  # fields that are objects in a `config.json`
-ELSEWHERE = ("model_type", "embedding")  # fields that are not read as a `config.json` has them
+ELSEWHERE = ("model_type", "embedding", "score_activation")  # fields that are not read as a `config.json` has them
 PoolingName = Literal["cls", "mean", "max"]
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
@@ -111,6 +111,7 @@ class BertConfig:
     weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
     embedding: TextVector | None = None  # of a model whose output is a text's vector; a `modules.json` says it
+    score_activation: str | None = None  # behind the one output in sentence-transformers; not computed here
 
     def __post_init__(self) -> None:
         if self.model_type not in {**FAMILIES, **EXPORTED}:
@@ -312,7 +313,7 @@ class BertConfig:
         """The content of a Hugging Face `config.json`, without `architectures`."""
         family = self.family
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in family.fixed}
-        del values["embedding"]
+        del values["embedding"], values["score_activation"]
         for name in ("head_dim", "weight_bits"):
             if values[name] is None:
                 del values[name]
@@ -324,6 +325,8 @@ class BertConfig:
         if "classifier_dropout" in family.config_names:  # under that name, it must be a number
             values["classifier_dropout"] = self.classifier_dropout_rate
         hf = {family.config_names.get(name, name): value for name, value in values.items()}
+        if self.score_activation is not None:
+            hf["sentence_transformers"] = {"activation_fn": self.score_activation}
         hf |= {name: value for name, (value, _) in family.required.items()}
         if not self.loads_in_transformers:  # which would otherwise fail on the sizes of tensors, or ignore `head_dim`
             hf["model_type"] = SLIM + self.model_type

@@ -131,13 +131,16 @@ def fit_head(
 ) -> tuple[BertConfig, bool]:
     """The config with the task's labels, and whether the model's own head has them.
 
-    A model whose head gives vectors, and that is not made for them, makes them as its teacher does.
+    A model whose head gives vectors, and that is not made for them, makes them as its teacher does. A reranker has its
+    teacher's activation in sentence-transformers.
     """
     row = HEADS[task.head]
     has_head = loaded is not None and row.is_in(loaded, config)
     if row.gives_vectors:
         return (config if has_head or teacher is None else _with_vectors_of(config, teacher)), has_head
     config = dataclasses.replace(config, embedding=None)
+    if task.kind.by_query and teacher is not None:
+        config = dataclasses.replace(config, score_activation=teacher.score_activation)
     if not row.labelled:
         return config, has_head
     labels = label_names or (config.id2label if config.num_labels == 1 else ("LABEL_0",))

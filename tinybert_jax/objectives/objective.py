@@ -71,6 +71,7 @@ class Context(NamedTuple):
     layer_map: LayerMap
     arithmetic: Arithmetic
     compute: Compute = DEFAULT
+    by_query: bool = False  # the task's rows are passages for queries
 
 
 def split_carried(trainable: Params) -> tuple[Params, Params]:

@@ -7,7 +7,16 @@ from typing import Any
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.heads import HEADS
-from tinybert_jax.objectives import distilbert, embedding, masked_lm, patient, prediction, supervised, transformer
+from tinybert_jax.objectives import (
+    distilbert,
+    embedding,
+    masked_lm,
+    patient,
+    prediction,
+    ranking,
+    supervised,
+    transformer,
+)
 from tinybert_jax.objectives.objective import Context, Objective
 from tinybert_jax.settings.objectives import (
     DistilBert,
@@ -16,6 +25,8 @@ from tinybert_jax.settings.objectives import (
     ObjectiveSettings,
     Patient,
     Prediction,
+    Ranking,
+    RankingLabels,
     Supervised,
     Transformer,
 )
@@ -25,6 +36,8 @@ OBJECTIVES: dict[type[ObjectiveSettings], Callable[[Any, Context], Objective]] =
     Prediction: prediction.build,
     Patient: patient.build,
     Embedding: embedding.build,
+    Ranking: ranking.build,
+    RankingLabels: ranking.build_labels,
     Supervised: supervised.build,
     MaskedLM: masked_lm.build,
     DistilBert: distilbert.build,
@@ -44,4 +57,9 @@ def build_objective(settings: ObjectiveSettings, context: Context) -> Objective:
         learns = "vectors of texts" if settings.learns_vectors else "labels, or outputs like them"
         task = "does not give" if settings.learns_vectors else "has not"
         raise InputError(f"stage {settings.name!r} learns {learns}, which the task {task}: take another --stage")
+    if settings.trains_head and settings.by_query != context.by_query:
+        learns, has = (
+            ("queries", "single rows") if settings.by_query else ("single rows", "queries with their passages")
+        )
+        raise InputError(f"stage {settings.name!r} learns {learns}, and the task has {has}: take another --stage")
     return OBJECTIVES[type(settings)](settings, context)

@@ -12,6 +12,7 @@ from tinybert_jax.settings.numbers import Number, bounds
 GENERAL_STUDENT = "a general student: give this directory as --student to tinybert distill"
 LayerMap = Literal["uniform", "top", "bottom"] | tuple[int, ...]
 EmbeddingLoss = Literal["mse", "cosine", "similarity"]
+RankingLoss = Literal["margin_mse", "listwise"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ObjectiveSettings:
     trains_head: ClassVar[bool] = False  # it trains the task's head, so the model can be scored
     matches_tokens: ClassVar[bool] = False  # it compares student and teacher position by position, layer by layer
     learns_vectors: ClassVar[bool] = False  # it trains a head that gives vectors, and no other
+    by_query: ClassVar[bool] = False  # a row of its batches is a query with its passages
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
     next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
@@ -153,6 +155,51 @@ class Embedding(ObjectiveSettings):
 
 
 @dataclass(frozen=True)
+class RankingLabels(ObjectiveSettings):
+    """Training of a reranker on labels alone: the cross-entropy of a query's scores against its relevance.
+
+    The target of a passage is its share of the query's relevance (Gao et al., arXiv 2101.08751, with one relevant
+    passage).
+    """
+
+    name = "ranking_labels"
+    trains_head = True
+    by_query = True
+
+    candidates: int = 8  # the most passages of a query that are compared at once
+
+    def __post_init__(self) -> None:
+        if self.candidates < 2:
+            raise InputError(f"candidates is {self.candidates}; it must be at least 2, which are compared")
+
+
+@dataclass(frozen=True)
+class Ranking(RankingLabels):
+    """Distillation of the scores that a teacher gives the passages of a query.
+
+    The loss compares, with "margin_mse", the margins of a relevant passage over each other one (Hofstätter et al.,
+    arXiv 2010.02666); with "listwise", the distributions over all of them, softened by the temperature.
+    """
+
+    name = "ranking"
+    swept = ("temperature",)
+    distils = True
+    method = "[margin-MSE](https://arxiv.org/abs/2010.02666)"
+
+    ranking_loss: RankingLoss = "margin_mse"
+    temperature: Number = 1.0  # divides the scores of both sides; of "listwise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("ranking_loss", self.ranking_loss, RankingLoss)
+        self.check_positive("temperature")
+        if self.ranking_loss == "margin_mse" and self.temperature != 1.0:
+            raise InputError(
+                f"temperature is {self.temperature}, and margin_mse has none: take listwise, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
 class Supervised(ObjectiveSettings):
     """Training on labels alone."""
 
@@ -210,7 +257,18 @@ class DistilBert(MaskedLM):
 
 
 WORDS: dict[str, type[ObjectiveSettings]] = {
-    row.name: row for row in (Supervised, MaskedLM, Transformer, Prediction, Patient, Embedding, DistilBert)
+    row.name: row
+    for row in (
+        Supervised,
+        MaskedLM,
+        Transformer,
+        Prediction,
+        Patient,
+        Embedding,
+        Ranking,
+        RankingLabels,
+        DistilBert,
+    )
 }
 
 

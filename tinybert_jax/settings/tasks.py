@@ -23,12 +23,14 @@ class Kind:
     is_multi_label: bool = False  # a row has any number of classes
     problem_type: str | None = None  # what a `config.json` calls it; None: nothing
     learns_labels: bool = True  # training rows have labels, where no teacher gives them
+    by_query: bool = False  # rows are passages for queries, and those of a query are compared
     distilled_by: str = "prediction"  # the objective that learns a teacher's outputs: a row of `objectives.WORDS`
+    supervised_by: str = "supervised"  # likewise, the one that learns the labels alone
 
     @property
     def has_variants(self) -> bool:
         """Whether training rows can be augmented."""
-        return self.has_columns and self.learns_labels
+        return self.has_columns and self.learns_labels and not self.by_query
 
 
 CLASSIFICATION = Kind(
@@ -47,6 +49,15 @@ ANSWERS = Kind("answers", "span")
 TAGS = Kind("tags", "tokens", names_classes=True)
 VECTORS = Kind(
     "vectors", "embedding", has_columns=True, is_regression=True, learns_labels=False, distilled_by="embedding"
+)
+RANKING = Kind(
+    "ranking",
+    "sequence",
+    has_columns=True,
+    is_regression=True,
+    by_query=True,
+    distilled_by="ranking",
+    supervised_by="ranking_labels",
 )
 
 
@@ -103,8 +114,9 @@ class Task:
 
     @property
     def selection(self) -> str:
-        """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first."""
-        if not self.kind.has_columns or len(self.metrics) == 1:
+        """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first,
+        as in those of queries."""
+        if not self.kind.has_columns or self.kind.by_query or len(self.metrics) == 1:
             return self.metrics[0]
         return "mean_" + "_".join(self.metrics)
 
@@ -275,6 +287,16 @@ TASKS = {
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
         # training rows are single texts, and dev rows are those of STS-B
         Task("embedding", _PAIR, "score", (), ("spearman",), 5, kind=VECTORS, prediction_epochs=10),
+        Task(
+            "ranking",
+            ("query", "passage"),
+            "label",
+            (),
+            ("ndcg_at_10", "mrr_at_10"),
+            3,
+            max_length=256,
+            kind=RANKING,
+        ),
         # The paper gives no epochs for the intermediate stage of these, nor lengths.
         _SQUAD,
         dataclasses.replace(

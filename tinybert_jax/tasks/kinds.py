@@ -14,6 +14,7 @@ from tinybert_jax.settings.tasks import (
     ANSWERS,
     CLASSIFICATION,
     MULTI_LABEL,
+    RANKING,
     REGRESSION,
     TAGS,
     VECTORS,
@@ -24,6 +25,7 @@ from tinybert_jax.settings.tasks import (
 from tinybert_jax.tasks.classification import load_sequences
 from tinybert_jax.tasks.multi_label import load_label_sets
 from tinybert_jax.tasks.ner import load_tags
+from tinybert_jax.tasks.ranking import load_passages
 from tinybert_jax.tasks.spans import load_answers
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.tasks.vectors import load_vectors
@@ -35,6 +37,7 @@ LOADERS: dict[str, Callable[..., Split]] = {
     ANSWERS.name: load_answers,
     TAGS.name: load_tags,
     VECTORS.name: load_vectors,
+    RANKING.name: load_passages,
 }
 
 
@@ -71,7 +74,7 @@ def load_split(
         raise InputError(
             f"task {task.name!r} has one label a row: leave out --label-delimiter, or take --task multi_label"
         )
-    if source.tfds is not None and (task.is_multi_label or not task.kind.learns_labels):
+    if source.tfds is not None and (task.is_multi_label or task.kind.by_query or not task.kind.learns_labels):
         raise InputError(f"task {task.name!r} reads files: give --train and --dev instead of --tfds")
     return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
 

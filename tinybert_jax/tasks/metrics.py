@@ -81,5 +81,56 @@ def _check(predictions: np.ndarray, labels: np.ndarray) -> None:
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [n]")
 
 
+def reciprocal_rank(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> float:
+    """1 / rank of the first relevant passage of a query; 0 if it is not among the first k.
+
+    Of equal scores, the less relevant passage comes first, so that a model that tells nothing apart gains nothing.
+
+    Args:
+        scores: [n].
+        relevance: [n], above 0 where a passage is relevant.
+        k: ranks that count.
+
+    >>> reciprocal_rank(np.array([0.1, 0.7, 0.5]), np.array([1, 0, 1]))
+    0.5
+    """
+    hits = np.flatnonzero(_ranked(scores, relevance)[:k] > 0)
+    return 1 / (int(hits[0]) + 1) if len(hits) else 0.0
+
+
+def ndcg(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> float:
+    """Normalised discounted cumulative gain of a query's first k passages, with the relevance as gain (Järvelin and
+    Kekäläinen, 2002); 0 where none is relevant. The ideal order is that of the passages here.
+
+    Arguments and the rule for equal scores are as in `reciprocal_rank`.
+
+    >>> round(ndcg(np.array([0.1, 0.7, 0.5]), np.array([2, 0, 1])), 4)  # (1 / log2(3) + 2 / 2) / (2 + 1 / log2(3))
+    0.6199
+    """
+    ranked = _ranked(scores, relevance)
+    discounts = 1 / np.log2(np.arange(2, min(k, len(ranked)) + 2))
+    ideal = np.sort(ranked)[::-1][:k] @ discounts
+    return float(ranked[:k] @ discounts / ideal) if ideal > 0 else 0.0
+
+
+def pairs_in_order(scores: np.ndarray, relevance: np.ndarray) -> float:
+    """The share of pairs of unlike relevance whose scores are in their order, less the share out of it: from -1 to 1;
+    0 where there are no such pairs.
+
+    >>> pairs_in_order(np.array([0.1, 0.7, 0.5]), np.array([1, 0, 2]))  # one of three
+    -0.3333333333333333
+    """
+    _check(scores, relevance)
+    better = relevance[:, None] > relevance
+    return float(np.sign(scores[:, None] - scores)[better].mean()) if better.any() else 0.0
+
+
+def _ranked(scores: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """The relevance of passages by falling score, of equal scores by rising relevance, float64 [n]."""
+    _check(scores, relevance)
+    return relevance[np.lexsort((relevance, -scores))].astype(np.float64)
+
+
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
 SET_METRICS = {"micro_f1": micro_f1, "macro_f1": macro_f1}  # of rows with any number of classes
+RANKING_METRICS = {"ndcg_at_10": ndcg, "mrr_at_10": reciprocal_rank}  # of one query; the score is their mean

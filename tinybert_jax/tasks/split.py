@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinybert_jax.data.queries import Passages
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
 
@@ -58,6 +59,7 @@ class Split:
     rows: Rows | None = None  # what the tokens were made of, where it was rows
     tables: Callable[[np.ndarray], list[Table]] = lambda logits: []
     reading: Callable[[np.ndarray], Reading] | None = None  # None: nobody can judge single rows
+    passages: Passages | None = None  # where rows are passages for queries
 
     @property
     def is_constant(self) -> bool:

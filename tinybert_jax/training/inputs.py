@@ -18,6 +18,7 @@ from tinybert_jax.data.augmentation import variants
 from tinybert_jax.data.batches import bucket_lengths, steps_per_epoch, train_batches
 from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
+from tinybert_jax.data.queries import Passages
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
@@ -83,6 +84,7 @@ class Inputs:
     teacher: Teacher | None
     lessons: tuple[Lesson, ...]  # one for each teacher, or for each member of an ensemble; none for a corpus
     fingerprints: dict[str, str]  # of the rows, and of the models' files
+    passages: Passages | None = None  # of the training rows, where these are for queries
 
     @property
     def teacher_model(self) -> TeacherModel | None:
@@ -159,12 +161,13 @@ def load_inputs(experiment: Experiment) -> Inputs:
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
+        passages = None
         keep_head = loaded is not None and HEADS[head].is_in(loaded, config)
     else:
         task = get_task(experiment.task)
         head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
-        train = split.tokens
+        train, passages = split.tokens, split.passages
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
@@ -211,6 +214,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         teacher=teacher,
         lessons=lessons,
         fingerprints=prints,
+        passages=passages,
     )
 
 

@@ -15,12 +15,14 @@ from tinybert_jax.batch import Examples, Params
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.batches import steps_per_epoch, train_batches
+from tinybert_jax.data.queries import Queries
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_sharding, fetch, global_batch, local_rows, place
 from tinybert_jax.objectives.objective import Context, Objective
 from tinybert_jax.objectives.table import build_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.experiment import Experiment
+from tinybert_jax.settings.objectives import RankingLabels
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.tasks.split import Split
@@ -100,7 +102,8 @@ def make_objective(experiment: Experiment, index: int, inputs: Inputs) -> Object
     model = None if inputs.knows_outputs and stage.objective.reads_outputs else inputs.teacher_model
     teacher = None if model is None else model.config
     facts = arithmetic(experiment.preset)
-    context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute)
+    by_query = inputs.passages is not None
+    context = Context(inputs.config, teacher, inputs.head, experiment.layer_map, facts, inputs.compute, by_query)
     objective = build_objective(stage.objective, context)
     for method in methods_in(experiment, index):
         objective = method.wrap(objective, inputs.config, inputs.train)
@@ -160,13 +163,15 @@ def _train(
     """Train from a state to the stage's last step. A run over raw text prints its cost first."""
     experiment, inputs, mesh = run.experiments[0], run.inputs, run.mesh
     stage = experiment.stages[index]
-    examples, teacher_params = inputs.examples(stage), run.teacher_params
+    rows, teacher_params = inputs.examples(stage), run.teacher_params
     if run.taught is not None and stage.objective.reads_outputs:
-        examples, teacher_params = run.taught, {}
+        rows, teacher_params = run.taught, {}
+    examples = _as_batched(inputs, stage, rows)
     done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
-    reads_rows_again = total > steps_per_epoch(len(inputs.train), stage.batch_size)
+    reads_rows_again = total > steps_per_epoch(len(examples), stage.batch_size)
     if done < total and objective.reads_teacher and reads_rows_again:
-        examples, teacher_params = _with_cached_targets(run, stage, objective, examples)
+        rows, teacher_params = _with_cached_targets(run, stage, objective, rows)
+        examples = _as_batched(inputs, stage, rows)
 
     def hyper_of(step: int) -> Any:
         """The arguments of a step, counted from 1, for all members."""
@@ -225,6 +230,14 @@ def _train(
             step = int(np.max(state.step))
             raise Stopped(f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}")
     return state
+
+
+def _as_batched(inputs: Inputs, stage: Stage, rows: Examples) -> Examples:
+    """What a row of the stage's batches is: a training row, or a query with its passages."""
+    if not isinstance(stage.objective, RankingLabels):
+        return rows
+    assert inputs.passages is not None, "build_objective allows it on queries only"
+    return Queries(rows, inputs.passages.groups(stage.objective.candidates))
 
 
 def _optimizer(experiment: Experiment, stage: Stage) -> Any:

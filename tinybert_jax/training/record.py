@@ -39,6 +39,8 @@ PREDICT = """predict = tb.load_predictor("this directory")
 print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
 EMBED = """predict = tb.load_predictor("this directory")
 vectors = predict.embed(["a text", "another text"])  # float32 [n, d]"""
+RANK = """predict = tb.load_predictor("this directory")
+print(predict([("a query", "a passage"), ("a query", "another passage")]))  # higher is more relevant"""
 LOAD = """config, params = tb.load_hf("this directory")"""
 
 
@@ -243,6 +245,9 @@ def write_model_card(
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
     use = EMBED if head.gives_vectors else PREDICT if head.on_tasks and not head.per_token else LOAD
+    ranks, pipeline = inputs.passages is not None, head.pipeline
+    if ranks:
+        use, pipeline = RANK, "text-ranking"
     if experiment.distils:
         method = next(stage.objective.method for stage in experiment.stages if stage.objective.distils)
         named = ", ".join(shown(x) if isinstance(x, str) else str(x) for x in all_teachers(experiment.teacher))
@@ -252,6 +257,8 @@ def write_model_card(
     if config.loads_in_transformers:
         kind = f"AutoModel{head.architecture.removeprefix('Model')}"
         loads = f'`transformers` loads it too: `{kind}.from_pretrained("this directory")`.'
+        if ranks:
+            loads = '`sentence-transformers` loads it too: `CrossEncoder("this directory")`.'
         if head.gives_vectors:
             loads = '`sentence-transformers` loads it too: `SentenceTransformer("this directory")`.'
         if config.weight_bits is not None:
@@ -262,10 +269,10 @@ def write_model_card(
         title,
         config,
         _made_from(experiment),
-        library="sentence-transformers" if head.gives_vectors and config.loads_in_transformers else None,
-        pipeline_tag=head.pipeline,
+        library="sentence-transformers" if (head.gives_vectors or ranks) and config.loads_in_transformers else None,
+        pipeline_tag=pipeline,
         tags=["tinybert", "distillation"] if experiment.distils else [config.model_type],
-        results=_results(experiment, inputs, scores, head.pipeline),
+        results=_results(experiment, inputs, scores, pipeline),
     )
     text = f"""{metadata}# {title}
 {config.family.title} of {config.num_hidden_layers} layers, {config.hidden_size} wide,

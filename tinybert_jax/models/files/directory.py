@@ -18,7 +18,7 @@ from tinybert_jax.models.families import EXPORTED
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
-from tinybert_jax.models.files.sentence import read_dense, read_embedding, write_modules
+from tinybert_jax.models.files.sentence import read_activation, read_dense, read_embedding, write_modules
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, head_of, to_hf_tensors
 from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.files.weights import ADAPTER, read_json, read_tensors, weights_files, write_tensors
@@ -47,6 +47,7 @@ def load_config(directory: str | Path) -> BertConfig:
         config = BertConfig.from_hf(hf)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    config = dataclasses.replace(config, score_activation=read_activation(path.parent, hf))
     with contextlib.suppress(InputError):  # told where vectors are asked for, by `fit.check_has_head`
         return dataclasses.replace(config, embedding=read_embedding(path.parent))
     return config

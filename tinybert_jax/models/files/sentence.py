@@ -88,6 +88,24 @@ def read_dense(directory: Path, config: BertConfig) -> Params:
     return {"kernel": kernel.T, "bias": bias}
 
 
+def read_activation(directory: Path, hf: Mapping[str, Any]) -> str | None:
+    """The class of torch that a CrossEncoder applies to its one output, as its files have it; None: they name none.
+
+    Args:
+        directory: of the model. sentence-transformers 6 writes it into a file of its own.
+        hf: the content of `config.json`, where it was before, in version 3 under another name.
+    """
+    settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
+    for described, name in (
+        (settings, "activation_fn"),
+        (hf.get("sentence_transformers"), "activation_fn"),
+        (hf, "sbert_ce_default_activation_function"),
+    ):
+        if isinstance(described, Mapping) and isinstance(described.get(name), str):
+            return described[name]
+    return None
+
+
 def write_modules(directory: Path, config: BertConfig, params: Params, max_length: int | None) -> None:
     """Write the files by which sentence-transformers loads the model; `max_length` is that of a text, in tokens.
 

@@ -1,0 +1,89 @@
+"""Rerankers: passages for queries, scored by how high the relevant ones stand."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.data.queries import Passages
+from tinybert_jax.data.rows import Rows, read_rows, split_path
+from tinybert_jax.data.tokens import tokenize
+from tinybert_jax.errors import InputError
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks.metrics import RANKING_METRICS, pairs_in_order
+from tinybert_jax.tasks.reading import NOTHING
+from tinybert_jax.tasks.split import Judged, Reading, Split
+
+
+def load_passages(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Split:
+    """A split of queries with their passages; arguments and errors as in `tasks.kinds.load_split`.
+
+    Only queries with a relevant passage are scored; a note counts the others.
+    """
+    rows = read_rows(task, source, split)
+    if len(rows.texts[0]) != 2:
+        raise InputError(f"task {task.name!r} reads a query and a passage: name the columns of both in --text-columns")
+    _check_relevance(task, source, split, rows)
+    passages, tokens = Passages.of(rows), tokenize(rows, tokenizer, max_length)
+    groups = passages.by_query()
+    scored = [group for group in groups if (passages.relevance[group] > 0).any()]
+    if split != "train" and rows.labels is not None and len(scored) < len(groups):
+        path = split_path(task, source, split) if source.dev_share is None or split == "test" else "the dev set"
+        if not scored:
+            raise InputError(f"{path}: no query has a relevant passage, labelled above 0: there is nothing to score")
+        count = f"{len(groups) - len(scored)} of {len(groups)} queries have no relevant passage"
+        print(f"note: {path}: {count}, and are left out of the scores", file=sys.stderr)
+
+    def mean(metric: Any, logits: np.ndarray) -> float:
+        return float(np.mean([metric(logits[group, 0], passages.relevance[group]) for group in scored]))
+
+    def predictions(logits: np.ndarray) -> str:
+        lines = (f"{i}\t{value}" for i, value in enumerate(logits[:, 0]))
+        return "\n".join(["index\tprediction", *lines]) + "\n"
+
+    return Split(
+        tokens,
+        (),
+        rows.labels is not None,
+        lambda logits: {name: mean(RANKING_METRICS[name], logits) for name in task.metrics},
+        lambda logits: mean(pairs_in_order, logits),
+        predictions,
+        task.selection,
+        "pairs of passages in order, less those out of it",
+        min(0.5, 2 / math.sqrt(max(len(scored), 1))),  # independent guesses reach it in fewer than 1 of 40 cases
+        rows=rows,
+        reading=lambda logits: _reading(rows, scored, logits[:, 0]),
+        passages=passages,
+    )
+
+
+def _check_relevance(task: Task, source: DataSource, split: SplitName, rows: Rows) -> None:
+    negative = np.flatnonzero(rows.labels_or_zeros < 0)
+    if len(negative):
+        row = negative[0]
+        where = f"{split_path(task, source, 'train' if source.dev_share is not None else split)}:{rows.lines[row]}"
+        raise InputError(
+            f"{where}: label {rows.labels_or_zeros[row]:g} is negative: relevance is 0 for none, and more for more"
+        )
+
+
+def _reading(rows: Rows, groups: list[np.ndarray], scores: np.ndarray) -> Reading:
+    """Each query with its most relevant passage, the one with the highest score, and its nDCG@10."""
+    judged = []
+    for group in groups:
+        relevance = rows.labels_or_zeros[group]
+        best, first = (rows.texts[group[values.argmax()]][1] for values in (relevance, scores[group]))
+        score = RANKING_METRICS["ndcg_at_10"](scores[group], relevance)
+        judged.append(Judged(rows.texts[group[0]][0], best or NOTHING, first or NOTHING, score))
+    return Reading(judged)
