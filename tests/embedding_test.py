@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BAD, GOOD, NEUTRAL, TINY, logged, write_model, write_sentence_model
+from conftest import BAD, GOOD, NEUTRAL, TINY, logged, write_json, write_model, write_sentence_model
 from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
@@ -138,6 +138,9 @@ def test_an_export_gives_the_vectors_and_the_states_that_are_pooled(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = write_sentence_model(tmp_path / "model", TINY, mode, width, normalize)
+    if mode == "max_tokens":
+        dense = (model / "2_Dense/config.json").read_text().replace("linear.Identity", "activation.Tanh")
+        (model / "2_Dense/config.json").write_text(dense)
     config, params = tb.load_hf(model)
     tokenizer = tb.load_tokenizer(model, config)
     params = {name: part for name, part in params.items() if name != "classifier"}
@@ -228,6 +231,30 @@ def test_a_compressed_embedding_model_is_one(teacher: Path, texts: Path, tmp_pat
     assert chain[-1].scores["spearman"] > 0.7
     vectors = [tb.load_predictor(path).embed(sentences(texts)) for path in (teacher, tmp_path / "out")]
     assert np.sum(vectors[0] * vectors[1], axis=1).min() > 0.98
+
+
+def test_a_default_prompt_stands_before_the_rows_of_teacher_and_student(
+    teacher: Path, source: tb.DataSource, texts: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    plain = tb.DataSource(dev=source.dev)
+    without = evaluate.evaluate(str(teacher), "embedding", plain, max_length=LENGTH)
+    prompted = Path(shutil.copytree(teacher, tmp_path / "prompted"))
+    settings = {"prompts": {"query": "awful bland bitter "}, "default_prompt_name": "query"}
+    write_json(prompted / "config_sentence_transformers.json", settings)
+    with_prompt = evaluate.evaluate(str(prompted), "embedding", plain, max_length=LENGTH)
+    assert with_prompt != without
+
+    def distilled(model: Path, *stages: tb.Stage) -> Any:
+        experiment = tb.Experiment("embedding", source, str(model), stages, str(prompted), max_length=LENGTH)
+        return tb.run(experiment, tmp_path / "run")
+
+    layers, vectors = tb.Stage("transformer", max_steps=1), tb.Stage("embedding", max_steps=1)
+    with pytest.raises(tb.InputError, match="have different vocabularies, or default prompts, so their tokens"):
+        distilled(teacher, layers, vectors)
+    run = distilled(pretrained, vectors)  # without vectors of its own, it takes all that makes the teacher's
+    assert run.teacher_scores == with_prompt
+    assert evaluate.evaluate(str(run.directory), "embedding", plain) == run.scores
+    assert json.loads((run.directory / "config_sentence_transformers.json").read_text()) == settings
 
 
 def test_other_tasks_leave_the_modules_behind(teacher: Path, reviews: Path, texts: Path, tmp_path: Path) -> None:

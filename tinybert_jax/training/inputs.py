@@ -25,7 +25,7 @@ from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.hub import fingerprint
-from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tinybert_jax.models.files.tokenizer import load_tokenizer, prompt_of, put_prompt, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_family, check_positions, check_token_types, fit_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
@@ -137,6 +137,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
         config, loaded = load_hf(experiment.model)
         tokenizer = load_tokenizer(experiment.model, config)
         if teacher is not None:
+            if config.embedding is None and model is not None:  # texts are then read as by the teacher
+                put_prompt(tokenizer, prompt_of(model.tokenizer))
             teacher = with_pieces_of(teacher, tokenizer)
             model = teacher.model
     check_positions(experiment.model, config, experiment.max_length)
@@ -380,8 +382,8 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
 
 def _different_vocabularies(experiment: Experiment, teacher: str) -> str:
     return (
-        f"{experiment.model} and {teacher} have different vocabularies, so their tokens do not correspond: only a"
-        " sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+        f"{experiment.model} and {teacher} have different vocabularies, or default prompts, so their tokens do not"
+        " correspond: only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
     )
 
 
