@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ import tinybert_jax as tb
 from tinybert_jax.batch import Params
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.inference.evaluate import evaluate
-from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, TextVector
+from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.layers import word_table
 from tinybert_jax.models.parameters import count_parameters, encoder_macs
@@ -37,6 +38,7 @@ from tinybert_jax.settings.tasks import SplitName, get_task
 from tinybert_jax.students.start import copy_layers
 from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.tasks.split import Split
+from tinybert_jax.teachers.projected import principal_directions, project_vectors
 
 TASK = "embedding"
 
@@ -80,28 +82,14 @@ def cut(teacher: str, layers: int, out: Path) -> Path:
     return out
 
 
-def principal_directions(vectors: np.ndarray, width: int) -> np.ndarray:
-    """The orthonormal directions [d, width] on which vectors [n, d] keep most of their squared length, longest first.
-
-    The mean is not subtracted: the dot products of the vectors are kept as well as so many directions can.
-    """
-    if width > min(vectors.shape):
-        raise tb.InputError(f"{len(vectors)} vectors of {vectors.shape[1]} numbers have no {width} directions")
-    vectors = vectors.astype(np.float64)
-    return np.linalg.eigh(vectors.T @ vectors)[1][:, ::-1][:, :width].astype(np.float32)
-
-
 def projected(teacher: str, width: int, source: tb.DataSource, max_length: int, out: Path) -> Path:
     """The directory of the teacher with a dense layer to the principal directions of its training texts' vectors."""
     if not out.is_dir():
         config, params = load_embedding(teacher)
         predictor = tb.load_predictor(teacher, max_length, 64, TASK)
         directions = principal_directions(predictor.logits(split_of(predictor, source, "train").tokens), width)
-        identity = {"kernel": np.eye(config.hidden_size, dtype=np.float32), "bias": np.zeros(config.hidden_size)}
-        dense = {name: np.asarray(part) @ directions for name, part in params.get(EMBEDDING_DENSE, identity).items()}
-        how = (config.embedding or TextVector())._replace(width=width)
-        small = dataclasses.replace(config, embedding=how)
-        tb.save_hf(out, small, params | {EMBEDDING_DENSE: dense}, tb.load_tokenizer(teacher, config))
+        config, params = project_vectors(config, params, directions)
+        tb.save_hf(out, config, params, tb.load_tokenizer(teacher, config))
     return out
 
 
@@ -138,19 +126,20 @@ def untrained(args: argparse.Namespace, source: tb.DataSource) -> tuple[list[Lin
 
 
 def students(args: argparse.Namespace, source: tb.DataSource, tokens: float) -> list[Line]:
-    """The line of each size of student, distilled where it is not there."""
+    """The line of each student, distilled where it is not there."""
     data = ["--unlabelled", args.sentences, "--dev", args.dev, "--max-length", str(args.max_length)]
     for option in ("transformer_steps", "prediction_steps", "evaluate_every"):
         if (steps := getattr(args, option)) is not None:
             data += [f"--{option.replace('_', '-')}", str(steps)]
     lines = []
-    for size in args.students:
+    for size, width in itertools.product(args.students, (None, *args.embedding_widths)):
+        name, folded = (size, []) if width is None else (f"{size}-to-{width}", ["--embedding-width", str(width)])
         directories = []
         for seed in args.seeds:
-            options = ["--task", TASK, "--teacher", args.teacher, "--student", size, *data]
-            out = args.out / f"{size}-{seed}"
+            options = ["--task", TASK, "--teacher", args.teacher, "--student", size, *data, *folded]
+            out = args.out / f"{name}-{seed}"
             directories.append(tinybert(out, "distill", *options, "--no-report", "--seed", str(seed)))
-        lines.append(line_of(f"student {size}", directories, source, args.max_length, tokens))
+        lines.append(line_of(f"student {name}", directories, source, args.max_length, tokens))
         print(markdown([lines[-1]], None), flush=True)
     return lines
 
@@ -174,6 +163,9 @@ def main() -> None:
     parser.add_argument("--dev", required=True, help="pairs with a similarity, such as STS-B's dev.tsv")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--students", nargs="*", default=["6x192", "3x384", "3x192"], help="sizes")
+    parser.add_argument(
+        "--embedding-widths", type=int, nargs="*", default=[], help="also students that learn projected vectors"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--first-layers", type=int, nargs="*", default=[3], help="of the teacher, untrained")
     parser.add_argument("--widths", type=int, nargs="*", default=[192], help="to which its vectors are projected")

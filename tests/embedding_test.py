@@ -104,17 +104,18 @@ def arguments(teacher: Path, texts: Path, out: Path, *more: object) -> list[obje
 def test_the_commands_distil_score_and_write_vectors(
     teacher: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    steps = ("--transformer-steps", 2, "--prediction-steps", 2, "--embedding-loss", "similarity")
+    steps = ("--transformer-steps", 2, "--prediction-steps", 2, "--embedding-loss", "cosine", "--embedding-width", 16)
     assert tinybert(monkeypatch, *arguments(teacher, texts, tmp_path / "run", *steps)) == 0
     printed = capsys.readouterr()
     assert "recipe: narrow student" in printed.out
     assert "note: no page" not in printed.err
     described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"]
     objectives = [stage["objective"] for stage in described]
-    assert objectives[1] == {"name": "embedding", "embedding_loss": "similarity"}
+    assert objectives[1] == {"name": "embedding", "embedding_loss": "cosine", "embedding_width": 16}
     assert objectives[0]["name"] == "transformer"
     page = (tmp_path / "run/report.md").read_text()
     assert "spearman" in page
+    assert not (tmp_path / "run/student/2_Dense").exists()  # it is as wide as the projected vectors
     assert "Rows lost and won" in page
     student = tmp_path / "run/student"
     scored = ("evaluate", "--model", student, "--task", "embedding", "--dev", texts / "dev.tsv")

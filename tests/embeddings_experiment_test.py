@@ -12,6 +12,7 @@ from conftest import write_model, write_sentence_model
 
 import tinybert_jax as tb
 from tinybert_jax.data.tokens import Tokens
+from tinybert_jax.teachers.projected import principal_directions
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TEXTS = "the bag was great\nawful chips\nwe bought a bag of chips\nquite a stale and bitter bag\n"
@@ -34,18 +35,6 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_principal_directions_keep_the_most_of_dot_products(embeddings: ModuleType) -> None:
-    random = np.random.default_rng(0)
-    vectors = (random.normal(size=(50, 3)) * np.array([9.0, 3.0, 0.1])) @ random.normal(size=(3, 8))
-    directions = embeddings.principal_directions(vectors, 3)
-    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-6)
-    lengths = np.linalg.norm(vectors @ directions, axis=0)
-    assert lengths[0] > lengths[1] > lengths[2] > 0
-    np.testing.assert_allclose(vectors @ directions @ directions.T, vectors, atol=1e-4)  # they are of rank 3
-    with pytest.raises(tb.InputError, match="50 vectors of 8 numbers have no 9 directions"):
-        embeddings.principal_directions(vectors, 9)
-
-
 @pytest.mark.parametrize("name", ["teacher", "dense"])
 def test_a_projected_teacher_gives_its_vectors_on_their_directions(
     embeddings: ModuleType, files: Path, name: str
@@ -55,7 +44,7 @@ def test_a_projected_teacher_gives_its_vectors_on_their_directions(
     assert embeddings.projected(teacher, 3, source, 12, out) == out
     texts = TEXTS.splitlines()
     vectors = tb.load_predictor(teacher).embed(texts)
-    expected = vectors @ embeddings.principal_directions(vectors, 3)
+    expected = vectors @ principal_directions(vectors, 3)
     if name == "teacher":
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(tb.load_predictor(out).embed(texts), expected, atol=1e-4)

@@ -93,6 +93,7 @@ def distill(
     patience_weight: Moving | None = None,
     temperature_squared: bool | None = None,
     embedding_loss: EmbeddingLoss | None = None,
+    embedding_width: int | None = None,
     evaluate_every: int | None = None,
     teacher_cache_gb: float = 20.0,
     report: bool = True,
@@ -147,6 +148,8 @@ def distill(
             changes its form and not its weight; default: with preset default, and not with paper and official.
         embedding_loss: of task embedding, in the second stage. mse, the default: the error of the vectors; cosine: of
             their directions; similarity: of the cosines between the texts of a batch.
+        embedding_width: of task embedding: project the teacher's vectors on so many of their principal directions, and
+            learn these shorter ones; default: learn them as they are.
         evaluate_every: steps between evaluations in the second stage; default: an epoch, and at most 20 times. The
             best state is kept.
         teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
@@ -172,7 +175,11 @@ def distill(
     numbers: dict[str, Any] = {
         name: parse_number(f"--{name.replace('_', '-')}", text) for name, text in moving.items() if text is not None
     }
-    words = {"temperature_squared": temperature_squared, "embedding_loss": embedding_loss}
+    words = {
+        "temperature_squared": temperature_squared,
+        "embedding_loss": embedding_loss,
+        "embedding_width": embedding_width,
+    }
     numbers |= {name: value for name, value in words.items() if value is not None}
     unread = {
         "--transformer-...": no_first and any(value is not None for value in of_first),

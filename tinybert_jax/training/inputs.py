@@ -43,6 +43,7 @@ from tinybert_jax.students.presets import student_config
 from tinybert_jax.tasks.kinds import load_split, second_task
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import with_known_targets
+from tinybert_jax.teachers.projected import with_projected_vectors
 from tinybert_jax.teachers.table import load_teacher
 from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow, with_pieces_of
 from tinybert_jax.training.population import check_members
@@ -186,6 +187,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
             if teacher.runs_alone:
                 train = lessons[0].train
+            if (width := experiment.vector_width) is not None and HEADS[head].gives_vectors:
+                teacher = with_projected_vectors(teacher, train, width, bucket_lengths(experiment.max_length))
+                model, lessons = teacher.model, (dataclasses.replace(lessons[0], teacher=teacher),)
         teacher_config = None if model is None else model.config
         config, keep_head = fit_head(config, loaded, task, split.label_names, teacher_config)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
