@@ -69,29 +69,19 @@ def test_students_and_what_is_untrained_stand_in_one_table(
     monkeypatch.setattr(embeddings, "tinybert", record)
     paths = ["--teacher", str(files / "teacher"), "--sentences", str(files / "texts.txt")]
     data = ["--dev", str(files / "dev.tsv"), "--max-length", "12", "--out", str(out)]
-    more = [
-        "--students",
-        "2x8",
-        "--seeds",
-        "3",
-        "4",
-        "--first-layers",
-        "1",
-        "--widths",
-        "3",
-        "--prediction-steps",
-        "7",
-    ]
+    sizes = ["--students", "2x8", "--embedding-widths", "8", "--first-layers", "1", "--widths", "3"]
+    more = [*sizes, "--seeds", "3", "4", "--prediction-steps", "7"]
     monkeypatch.setattr("sys.argv", ["embeddings.py", *paths, *data, *more])
     embeddings.main()
-    assert [name for name, _ in commands] == ["2x8-3", "2x8-4"]
+    assert [name for name, _ in commands] == ["2x8-3", "2x8-4", "2x8-to-8-3", "2x8-to-8-4"]
+    assert commands[2][1][-7:-3] == ("--prediction-steps", "7", "--embedding-width", "8")
     assert commands[1][1][:7] == ("distill", "--task", "embedding", *paths[:2], "--student", "2x8")
     assert commands[1][1][-5:] == ("--prediction-steps", "7", "--no-report", "--seed", "4")
     assert (out / "table.md").read_text() in capsys.readouterr().out
-    lines = [line.strip("| ").split(" | ") for line in (out / "table.md").read_text().splitlines()[2:7]]
-    names = ["teacher", "its first 1 layers", "projected to 3", "mean of word embeddings", "student 2x8"]
-    assert [line[0] for line in lines] == names
-    assert [line[3] for line in lines] == ["16", "16", "3", "16", "16"]
+    lines = [line.strip("| ").split(" | ") for line in (out / "table.md").read_text().splitlines()[2:8]]
+    names = ["teacher", "its first 1 layers", "projected to 3", "mean of word embeddings"]
+    assert [line[0] for line in lines] == [*names, "student 2x8", "student 2x8-to-8"]
+    assert [line[3] for line in lines] == ["16", "16", "3", "16", "16", "16"]
     assert lines[0][2] == lines[4][2] == "100.0"
     assert lines[4][1] == f"{lines[0][1]} ± 0.0"  # each "student" is the teacher
     assert tb.load_hf(out / "first-1")[0].num_hidden_layers == 1

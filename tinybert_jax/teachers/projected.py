@@ -91,4 +91,4 @@ def _sample(examples: Examples, buckets: tuple[int, ...]) -> Iterator[tuple[int,
     for start in range(0, len(rows), BATCH_SIZE):
         part = rows[start : start + BATCH_SIZE]
         length = next(bucket for bucket in buckets if bucket >= lengths[part[-1]])
-        yield len(part), examples.batch(np.pad(part, (0, BATCH_SIZE - len(part)), constant_values=-1), length)
+        yield len(part), examples.batch(np.pad(part, (0, BATCH_SIZE - len(part)), constant_values=-1), length, 0)
