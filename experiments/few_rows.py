@@ -19,14 +19,11 @@ from __future__ import annotations
 import argparse
 import csv
 import random
-import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-from shared import mean_sd, run_main, table
+from shared import mean_sd, run_main, table, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.inference.evaluate import evaluate
@@ -105,20 +102,6 @@ def first_rows(source: Path, target: Path, rows: int, seed: int = 0) -> None:
     header, *lines = source.read_text("utf-8-sig").splitlines(keepends=True)
     random.Random(seed).shuffle(lines)
     target.write_text(header + "".join(lines[:rows]), "utf-8")
-
-
-def tinybert(out: Path, command: str, *options: str) -> Path:
-    """The model that a command trains in OUT; a command that is done is not run again."""
-    student = out / "student"
-    if not student.is_dir():
-        arguments = [command, *options, "--out", str(out)]
-        print("tinybert", shlex.join(arguments), flush=True)
-        program = [sys.executable, "-m", "tinybert_jax.cli", *arguments]
-        done = subprocess.run(program, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(done.stdout)
-        print(next((line for line in done.stdout.splitlines() if line.startswith("recipe")), ""), flush=True)
-    return student
 
 
 def score(model: Path, task: str, source: tb.DataSource, split: SplitName, max_length: int) -> float:

@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -156,6 +158,21 @@ def _check_same(members: list[tb.Experiment], directory: Path) -> None:
     if changed:
         what = ", ".join(changed)
         sys.exit(f"error: {directory} holds scores from before a change: {what}; give another --out")
+
+
+def tinybert(out: Path, command: str, *options: str) -> Path:
+    """The model that a command trains in OUT. A command that is done is not run again; a stopped one continues."""
+    student = out / "student"
+    if not student.is_dir():
+        resume = ["--resume"] if (out / "experiment.json").is_file() else []
+        arguments = [command, *options, "--out", str(out), *resume]
+        print("tinybert", shlex.join(arguments), flush=True)
+        program = [sys.executable, "-m", "tinybert_jax.cli", *arguments]
+        done = subprocess.run(program, stdout=subprocess.PIPE, text=True)
+        if done.returncode or not student.is_dir():
+            sys.exit(done.stdout)
+        print(next((line for line in done.stdout.splitlines() if line.startswith("recipe")), ""), flush=True)
+    return student
 
 
 def mean_sd(scores: Scores, metric: str) -> str:

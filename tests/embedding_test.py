@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BAD, GOOD, NEUTRAL, TINY, logged, write_model, write_sentence_model
+from conftest import BAD, GOOD, NEUTRAL, TINY, logged, write_json, write_model, write_sentence_model
 from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
@@ -122,17 +122,18 @@ def arguments(teacher: Path, texts: Path, out: Path, *more: object) -> list[obje
 def test_the_commands_distil_score_and_write_vectors(
     teacher: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    steps = ("--transformer-steps", 2, "--prediction-steps", 2, "--embedding-loss", "similarity")
+    steps = ("--transformer-steps", 2, "--prediction-steps", 2, "--embedding-loss", "cosine", "--embedding-width", 16)
     assert tinybert(monkeypatch, *arguments(teacher, texts, tmp_path / "run", *steps)) == 0
     printed = capsys.readouterr()
     assert "recipe: narrow student" in printed.out
     assert "note: no page" not in printed.err
     described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"]
     objectives = [stage["objective"] for stage in described]
-    assert objectives[1] == {"name": "embedding", "embedding_loss": "similarity"}
+    assert objectives[1] == {"name": "embedding", "embedding_loss": "cosine", "embedding_width": 16}
     assert objectives[0]["name"] == "transformer"
     page = (tmp_path / "run/report.md").read_text()
     assert "spearman" in page
+    assert not (tmp_path / "run/student/2_Dense").exists()  # it is as wide as the projected vectors
     assert "Rows lost and won" in page
     student = tmp_path / "run/student"
     scored = ("evaluate", "--model", student, "--task", "embedding", "--dev", texts / "dev.tsv")
@@ -156,6 +157,9 @@ def test_an_export_gives_the_vectors_and_the_states_that_are_pooled(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = write_sentence_model(tmp_path / "model", TINY, mode, width, normalize)
+    if mode == "max_tokens":
+        dense = (model / "2_Dense/config.json").read_text().replace("linear.Identity", "activation.Tanh")
+        (model / "2_Dense/config.json").write_text(dense)
     config, params = tb.load_hf(model)
     tokenizer = tb.load_tokenizer(model, config)
     params = {name: part for name, part in params.items() if name != "classifier"}
@@ -246,6 +250,30 @@ def test_a_compressed_embedding_model_is_one(teacher: Path, texts: Path, tmp_pat
     assert chain[-1].scores["spearman"] > 0.7
     vectors = [tb.load_predictor(path).embed(sentences(texts)) for path in (teacher, tmp_path / "out")]
     assert np.sum(vectors[0] * vectors[1], axis=1).min() > 0.98
+
+
+def test_a_default_prompt_stands_before_the_rows_of_teacher_and_student(
+    teacher: Path, source: tb.DataSource, texts: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    plain = tb.DataSource(dev=source.dev)
+    without = evaluate.evaluate(str(teacher), "embedding", plain, max_length=LENGTH)
+    prompted = Path(shutil.copytree(teacher, tmp_path / "prompted"))
+    settings = {"prompts": {"query": "awful bland bitter "}, "default_prompt_name": "query"}
+    write_json(prompted / "config_sentence_transformers.json", settings)
+    with_prompt = evaluate.evaluate(str(prompted), "embedding", plain, max_length=LENGTH)
+    assert with_prompt != without
+
+    def distilled(model: Path, *stages: tb.Stage) -> Any:
+        experiment = tb.Experiment("embedding", source, str(model), stages, str(prompted), max_length=LENGTH)
+        return tb.run(experiment, tmp_path / "run")
+
+    layers, vectors = tb.Stage("transformer", max_steps=1), tb.Stage("embedding", max_steps=1)
+    with pytest.raises(tb.InputError, match="have different vocabularies, or default prompts, so their tokens"):
+        distilled(teacher, layers, vectors)
+    run = distilled(pretrained, vectors)  # without vectors of its own, it takes all that makes the teacher's
+    assert run.teacher_scores == with_prompt
+    assert evaluate.evaluate(str(run.directory), "embedding", plain) == run.scores
+    assert json.loads((run.directory / "config_sentence_transformers.json").read_text()) == settings
 
 
 def test_other_tasks_leave_the_modules_behind(teacher: Path, reviews: Path, texts: Path, tmp_path: Path) -> None:

@@ -324,3 +324,30 @@ def test_the_ablations_cost_is_that_of_the_variants_there_are(full: tb.Experimen
     # 192 rows in batches of 32, in two stages
     assert lines[2].startswith("| full | 36 |")
     assert lines[3].startswith("| without DA | 12 |")
+
+
+def test_a_command_is_run_once_and_a_stopped_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    shared, ran = importlib.import_module("shared"), []
+    out = tmp_path / "my run"
+
+    def stopped(program: list[str], **_: Any) -> subprocess.CompletedProcess:
+        ran.append(program[3:])
+        out.mkdir(exist_ok=True)
+        (out / "experiment.json").write_text("{}")
+        if len(ran) > 1:
+            (out / "student").mkdir()
+        return subprocess.CompletedProcess(program, 0, "recipe: a\nstopped at step 3\n")
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    with pytest.raises(SystemExit, match="stopped at step 3"):
+        shared.tinybert(out, "distill", "--seed", "0")
+    for _ in range(2):
+        assert shared.tinybert(out, "distill", "--seed", "0") == out / "student"
+    assert ran == [
+        ["distill", "--seed", "0", "--out", str(out)],
+        ["distill", "--seed", "0", "--out", str(out), "--resume"],
+    ]
+    assert f"tinybert distill --seed 0 --out '{out}' --resume\nrecipe: a\n" in capsys.readouterr().out

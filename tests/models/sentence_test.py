@@ -47,6 +47,8 @@ def expected_vectors(directory: Path, mode: str, normalize: bool, ids: np.ndarra
         if (dense := directory / "2_Dense/model.safetensors").is_file():
             weights = load_file(dense)
             vector = weights["linear.weight"] @ vector + weights["linear.bias"]
+            is_tanh = "Tanh" in json.loads((directory / "2_Dense/config.json").read_text())["activation_function"]
+            vector = np.tanh(vector) if is_tanh else vector
         rows.append(vector / np.linalg.norm(vector) if normalize else vector)
     return np.stack(rows)
 
@@ -95,7 +97,7 @@ def test_newer_files_name_the_pooling_by_a_word(tmp_path: Path) -> None:
     write_json(directory / "1_Pooling/config.json", {"word_embedding_dimension": 24, "pooling_mode": "cls"})
     modules = (directory / "modules.json").read_text().replace(TYPES, "sentence_transformers.base.modules.")
     (directory / "modules.json").write_text(modules)
-    assert tb.load_hf(directory)[0].embedding == ("cls", None, True, ())
+    assert tb.load_hf(directory)[0].embedding == ("cls", None, True, (), "Identity", None)
 
 
 def test_a_dense_module_without_a_bias_and_in_torch_s_form_is_read(tmp_path: Path) -> None:
@@ -105,6 +107,38 @@ def test_a_dense_module_without_a_bias_and_in_torch_s_form_is_read(tmp_path: Pat
     dense = tb.load_hf(directory)[1]["embedding_dense"]
     assert dense["bias"].tolist() == [0.0] * 10
     np.testing.assert_array_equal(dense["kernel"], weights["linear.weight"].T)
+
+
+def test_a_dense_module_with_an_activation_is_read_and_written(tmp_path: Path) -> None:
+    directory = write_sentence_model(tmp_path / "model", width=10)
+    described = json.loads((directory / "2_Dense/config.json").read_text())
+    described["activation_function"] = "torch.nn.modules.activation.Tanh"
+    write_json(directory / "2_Dense/config.json", described)
+    config, params = tb.load_hf(directory)
+    ids, mask = inputs_of(config)
+    expected = expected_vectors(directory, "mean_tokens", True, ids, mask)
+    np.testing.assert_allclose(vectors_of(config, params, ids, mask), expected, rtol=1e-5, atol=1e-5)
+    tb.save_hf(tmp_path / "written", config, {name: params[name] for name in ("encoder", "embedding_dense")})
+    assert json.loads((tmp_path / "written/2_Dense/config.json").read_text()) == described
+    del described["activation_function"]  # which sentence-transformers takes for its default
+    write_json(directory / "2_Dense/config.json", described)
+    assert tb.load_hf(directory)[0] == config
+
+
+def test_a_default_prompt_stands_before_every_text_but_for_another(tmp_path: Path) -> None:
+    directory = write_sentence_model(tmp_path / "model")
+    settings = {"prompts": {"query": "good ", "passage": "bad "}, "default_prompt_name": "query"}
+    expected = {prompt: tb.load_predictor(directory, head="embedding").embed([f"{prompt} film"]) for prompt in PROMPTS}
+    write_json(directory / "config_sentence_transformers.json", settings)
+    predictor = tb.load_predictor(directory, head="embedding")
+    np.testing.assert_array_equal(predictor.embed(["film"]), expected["good"])
+    np.testing.assert_array_equal(predictor.embed(["film"], prompt_name="passage"), expected["bad"])
+    config, params = tb.load_hf(directory)
+    tb.save_hf(tmp_path / "written", config, {"encoder": params["encoder"]}, tb.load_tokenizer(directory, config))
+    assert json.loads((tmp_path / "written/config_sentence_transformers.json").read_text()) == settings
+
+
+PROMPTS = ("good", "bad")
 
 
 def test_prompts_are_kept_and_put_before_texts(tmp_path: Path) -> None:
@@ -145,8 +179,18 @@ REFUSED = {
     ),
     "activation": (
         "2_Dense/config.json",
-        {"out_features": 10, "activation_function": "torch.nn.modules.activation.Tanh"},
-        "activation_function 'Tanh' is not supported; supported is Identity",
+        {"out_features": 10, "activation_function": "torch.nn.modules.activation.ReLU"},
+        "activation_function 'ReLU' is not supported; supported are Identity, Tanh",
+    ),
+    "residual": (
+        "2_Dense/config.json",
+        {"out_features": 10, "activation_function": IDENTITY, "use_residual": True},
+        "use_residual is not supported",
+    ),
+    "place": (
+        "2_Dense/config.json",
+        {"out_features": 10, "activation_function": IDENTITY, "module_output_name": "token_embeddings"},
+        "module_output_name 'token_embeddings' is not supported; supported is sentence_embedding",
     ),
     "width": ("2_Dense/config.json", {"activation_function": IDENTITY}, "out_features is None; it must be a whole"),
     "module": (
@@ -173,8 +217,8 @@ REFUSED = {
     ),
     "default prompt": (
         "config_sentence_transformers.json",
-        {"default_prompt_name": "query"},
-        "default_prompt_name is 'query', and a prompt before every text is not supported",
+        {"prompts": {"passage": "passage: "}, "default_prompt_name": "query"},
+        "default_prompt_name is 'query', and the prompts are 'passage': name one of them, or write null",
     ),
 }
 

@@ -93,6 +93,7 @@ def distill(
     patience_weight: Moving | None = None,
     temperature_squared: bool | None = None,
     embedding_loss: EmbeddingLoss | None = None,
+    embedding_width: int | None = None,
     ranking_loss: RankingLoss | None = None,
     candidates: int | None = None,
     evaluate_every: int | None = None,
@@ -149,6 +150,8 @@ def distill(
             changes its form and not its weight; default: with preset default, and not with paper and official.
         embedding_loss: of task embedding, in the second stage. mse, the default: the error of the vectors; cosine: of
             their directions; similarity: of the cosines between the texts of a batch.
+        embedding_width: of task embedding: project the teacher's vectors on so many of their principal directions, and
+            learn these shorter ones; default: learn them as they are.
         ranking_loss: of task ranking, in the second stage. margin_mse, the default: the error of the margins of a
             relevant passage over the others of its query; listwise: of the distributions over all of them.
         candidates: of task ranking, in the second stage: the most passages of a query that are compared at once, which
@@ -181,6 +184,7 @@ def distill(
     words = {
         "temperature_squared": temperature_squared,
         "embedding_loss": embedding_loss,
+        "embedding_width": embedding_width,
         "ranking_loss": ranking_loss,
         "candidates": candidates,
     }

@@ -278,7 +278,7 @@ def _embedding(model: _Model) -> Shapes:
     x = POOLINGS[how.pooling](graph, states, mask)
     if how.width is not None:
         dense = model.params[EMBEDDING_DENSE]
-        x = graph.float_dense(x, dense["kernel"], dense["bias"], EMBEDDING_DENSE)
+        x = graph.add(how.activation, graph.float_dense(x, dense["kernel"], dense["bias"], EMBEDDING_DENSE))
     if how.normalize:
         norm = graph.add("ReduceL2", x, axes=[-1], keepdims=1)
         x = graph.add("Div", x, graph.add("Max", norm, graph.constant("least_norm", 1e-12)))

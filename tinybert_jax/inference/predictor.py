@@ -20,7 +20,7 @@ from tinybert_jax.devices.sharding import make_mesh, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.exported import exported_file, exported_files, load_step
 from tinybert_jax.inference.step import make_predict_step, predict_logits
-from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.config import BertConfig, TextVector
 from tinybert_jax.models.files.directory import load_architectures, load_config, load_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_architecture, check_head, check_token_types, names_head
@@ -182,7 +182,8 @@ class Predictor:
 
         Args:
             texts: single texts.
-            prompt_name: which of the model's prompts stands before each of them, such as "query"; default: none.
+            prompt_name: which of the model's prompts stands before each of them, such as "query"; default: its default
+                prompt, which most models have not.
 
         Raises:
             ValueError: `texts` is one string or holds what is no text, the model has another head, or it has no such
@@ -194,7 +195,8 @@ class Predictor:
             raise ValueError(f"give texts; {no_texts[0]!r} is none")
         if not len(texts):
             return np.zeros((0, self.config.vector_width), np.float32)
-        prompts = {None: ""} | dict(self.config.embedding.prompts if self.config.embedding else ())
+        how = self.config.embedding or TextVector()
+        prompts = {None: how.prompt} | dict(how.prompts)
         if prompt_name not in prompts:
             known = ", ".join(map(repr, list(prompts)[1:])) or "none"
             raise ValueError(f"{self.name}: has no prompt {prompt_name!r}; its prompts are {known}")

@@ -21,6 +21,7 @@ SLIM = "slim-"  # before the `model_type` of a shape that no class of `transform
 OBJECTS = ("id2label", "ranks")  # fields that are objects in a `config.json`
 ELSEWHERE = ("model_type", "embedding", "score_activation")  # fields that are not read as a `config.json` has them
 PoolingName = Literal["cls", "mean", "max"]
+DenseActivation = Literal["Identity", "Tanh"]  # as torch and ONNX call them
 MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
 
 
@@ -77,6 +78,13 @@ class TextVector(NamedTuple):
     width: int | None = None  # of the vector behind a dense layer; None: it is as wide as the states
     normalize: bool = False  # the vector is divided by its norm
     prompts: tuple[tuple[str, str], ...] = ()  # names and texts that may be put before a text, as "query"
+    activation: DenseActivation = "Identity"  # of the dense layer
+    default_prompt: str | None = None  # the name of the prompt before every text
+
+    @property
+    def prompt(self) -> str:
+        """What stands before every text; "" where nothing does."""
+        return "" if self.default_prompt is None else dict(self.prompts)[self.default_prompt]
 
 
 @dataclass(frozen=True)

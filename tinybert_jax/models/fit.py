@@ -161,4 +161,6 @@ def _with_vectors_of(config: BertConfig, teacher: BertConfig) -> BertConfig:
     how, width = teacher.embedding or TextVector(), teacher.vector_width
     is_like = config.hidden_size == teacher.hidden_size
     needs_dense = how.width is not None if is_like else config.hidden_size != width
-    return dataclasses.replace(config, embedding=how._replace(width=width if needs_dense else None))
+    if not needs_dense:
+        return dataclasses.replace(config, embedding=how._replace(width=None, activation=TextVector().activation))
+    return dataclasses.replace(config, embedding=how._replace(width=width))

@@ -66,10 +66,11 @@ class BertForEmbedding(BertModule):
         out = encoder(input_ids, mask, *args, **kwargs)
         x = POOLED[how.pooling](out.last_hidden_state.astype(jnp.float32), mask[:, :, None])
         if how.width is not None:
-            x = self.dense(how.width, EMBEDDING_DENSE)(x).astype(jnp.float32)
+            x = DENSE_ACTIVATIONS[how.activation](self.dense(how.width, EMBEDDING_DENSE)(x).astype(jnp.float32))
         return out._replace(logits=unit(x) if how.normalize else x)
 
 
+DENSE_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"Identity": lambda x: x, "Tanh": jnp.tanh}
 # by name, of states [b, q, d] and a mask [b, q, 1]: vectors [b, d]; a row that is all padding gets a finite one
 POOLED: dict[str, Callable[[Array, Array], Array]] = {
     "cls": lambda states, mask: states[:, 0],

@@ -157,6 +157,7 @@ def transformer_objective(
         student.embedding is not None
         and teacher.embedding is not None
         and (student.embedding.width, teacher.embedding.width) == (teacher.hidden_size, None)
+        and student.embedding.activation == "Identity"
         and mapped[-1] == teacher.num_hidden_layers
     )
 

@@ -67,6 +67,11 @@ class Experiment:
         return any(stage.objective.drops_token_types for stage in self.stages)
 
     @property
+    def vector_width(self) -> int | None:
+        """The width to which the teacher's vectors are projected; None: they are learnt as they are."""
+        return next((stage.objective.vector_width for stage in self.stages if stage.objective.learns_vectors), None)
+
+    @property
     def trains_head(self) -> bool:
         """Whether a stage trains the task's head, so the model can be scored."""
         return any(stage.objective.trains_head for stage in self.stages)
@@ -101,6 +106,8 @@ class Experiment:
                 raise InputError("rows without labels are for stages with a teacher alone: leave out --unlabelled")
             if self.augmented is not None:
                 raise InputError("rows without labels have no variants: leave out --augmented, or --unlabelled")
+        if any(s.objective.vector_width != self.vector_width for s in self.stages if s.objective.learns_vectors):
+            raise InputError("stages have unlike embedding_width: the teacher's vectors have one; give all the same")
         shape = student_shape(self.model)
         if self.start in FROM_LAYERS and shape is None:
             raise InputError(

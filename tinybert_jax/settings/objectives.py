@@ -42,6 +42,11 @@ class ObjectiveSettings:
         return self.distils and not self.matches_tokens
 
     @property
+    def vector_width(self) -> int | None:
+        """The width to which a teacher's vectors are projected; None: they are learnt as they are."""
+        return None
+
+    @property
     def masked_share(self) -> float:
         """The share of a corpus's tokens that are masked, because the objective predicts them."""
         return 0.0
@@ -140,6 +145,7 @@ class Embedding(ObjectiveSettings):
 
     The loss compares, with "mse", the vectors' numbers; with "cosine", their directions; with "similarity", the
     cosines between the texts of a batch. Between vectors of length 1, "mse" and "cosine" differ by a factor.
+    With `embedding_width`, the targets are the teacher's vectors projected on so many of their principal directions.
     """
 
     name = "embedding"
@@ -149,9 +155,16 @@ class Embedding(ObjectiveSettings):
     method = "[sentence-transformers](https://arxiv.org/abs/2004.09813)"
 
     embedding_loss: EmbeddingLoss = "mse"
+    embedding_width: int | None = None  # None: the teacher's
+
+    @property
+    def vector_width(self) -> int | None:
+        return self.embedding_width
 
     def __post_init__(self) -> None:
         check_choice("embedding_loss", self.embedding_loss, EmbeddingLoss)
+        if self.embedding_width is not None and self.embedding_width < 1:
+            raise InputError(f"embedding_width is {self.embedding_width}; it must be at least 1")
 
 
 @dataclass(frozen=True)

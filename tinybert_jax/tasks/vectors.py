@@ -12,6 +12,7 @@ import numpy as np
 from tinybert_jax.data.rows import Rows, read_rows, read_texts
 from tinybert_jax.data.tokens import tokenize
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.files.tokenizer import prompt_of
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import metrics, reading
@@ -48,7 +49,9 @@ def load_vectors(
     else:
         pairs = read_rows(task, _with_texts(source, 2), split)
         rows = _apart(pairs)
-    tokens = tokenize(rows, tokenizer, max_length)
+    prompt = prompt_of(tokenizer)  # is part of the tokenizer's fingerprint, and so of the tokens'
+    prompted = dataclasses.replace(rows, texts=[(f"{prompt}{text}",) for (text,) in rows.texts]) if prompt else rows
+    tokens = tokenize(prompted, tokenizer, max_length)
 
     def score(logits: np.ndarray) -> dict[str, float]:
         return {name: METRICS[name](cosines(logits), pairs.labels_or_zeros) for name in task.metrics}

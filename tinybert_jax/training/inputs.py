@@ -26,7 +26,7 @@ from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.hub import fingerprint
-from tinybert_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tinybert_jax.models.files.tokenizer import load_tokenizer, prompt_of, put_prompt, tokenizer_fingerprint
 from tinybert_jax.models.fit import check_family, check_positions, check_token_types, fit_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
@@ -44,6 +44,7 @@ from tinybert_jax.students.presets import student_config
 from tinybert_jax.tasks.kinds import load_split, second_task
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import with_known_targets
+from tinybert_jax.teachers.projected import with_projected_vectors
 from tinybert_jax.teachers.table import load_teacher
 from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow, with_pieces_of
 from tinybert_jax.training.population import check_members
@@ -139,6 +140,8 @@ def load_inputs(experiment: Experiment) -> Inputs:
         config, loaded = load_hf(experiment.model)
         tokenizer = load_tokenizer(experiment.model, config)
         if teacher is not None:
+            if config.embedding is None and model is not None:  # texts are then read as by the teacher
+                put_prompt(tokenizer, prompt_of(model.tokenizer))
             teacher = with_pieces_of(teacher, tokenizer)
             model = teacher.model
     check_positions(experiment.model, config, experiment.max_length)
@@ -187,6 +190,9 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
             if teacher.runs_alone:
                 train = lessons[0].train
+            if (width := experiment.vector_width) is not None and HEADS[head].gives_vectors:
+                teacher = with_projected_vectors(teacher, train, width, bucket_lengths(experiment.max_length))
+                model, lessons = teacher.model, (dataclasses.replace(lessons[0], teacher=teacher),)
         teacher_config = None if model is None else model.config
         config, keep_head = fit_head(config, loaded, task, split.label_names, teacher_config)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
@@ -384,8 +390,8 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
 
 def _different_vocabularies(experiment: Experiment, teacher: str) -> str:
     return (
-        f"{experiment.model} and {teacher} have different vocabularies, so their tokens do not correspond: only a"
-        " sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+        f"{experiment.model} and {teacher} have different vocabularies, or default prompts, so their tokens do not"
+        " correspond: only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
     )
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.errors import InputError
-from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, PoolingName, TextVector
+from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, DenseActivation, PoolingName, TextVector
 from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
 
 MODULES, SENTENCE, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # in the order in which they stand
 TYPES = "sentence_transformers.models."  # before a kind, in modules.json
-IDENTITY = "torch.nn.modules.linear.Identity"
+ACTIVATIONS = {"Identity": "torch.nn.modules.linear.Identity", "Tanh": "torch.nn.modules.activation.Tanh"}
 MODES = {
     f"{name}_token{'' if name == 'cls' else 's'}": name for name in get_args(PoolingName)
 }  # in a pooling's config
@@ -38,25 +38,22 @@ def read_embedding(directory: Path) -> TextVector | None:
             f"{directory / SENTENCE}: do_lower_case is not supported: write false, if its tokenizer lowers the case"
         )
     settings = _object(directory / SETTINGS)
-    if prompt := settings.get("default_prompt_name"):
-        raise InputError(
-            f"{directory / SETTINGS}: default_prompt_name is {prompt!r}, and a prompt before every text is not"
-            " supported: write null, and put it before the texts"
-        )
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise InputError(f"{directory / SETTINGS}: prompts must be an object of names and texts")
+    default_prompt = settings.get("default_prompt_name")
+    if default_prompt is not None and default_prompt not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        raise InputError(
+            f"{directory / SETTINGS}: default_prompt_name is {default_prompt!r}, and the prompts are {known}: name one"
+            " of them, or write null"
+        )
     pooling = _pooling(directory / folders["Pooling"] / "config.json")
-    width = None
+    width, activation = None, TextVector().activation
     if "Dense" in folders:
-        path = directory / folders["Dense"] / "config.json"
-        dense = _object(path, is_named=True)
-        if (activation := str(dense.get("activation_function")).rpartition(".")[2]) != "Identity":
-            raise InputError(f"{path}: activation_function {activation!r} is not supported; supported is Identity")
-        width = dense.get("out_features")
-        if not isinstance(width, int) or width < 1:
-            raise InputError(f"{path}: out_features is {width!r}; it must be a whole number, at least 1")
-    return TextVector(pooling, width, "Normalize" in folders, tuple(prompts.items()))
+        width, activation = _dense(directory / folders["Dense"] / "config.json")
+    normalize = "Normalize" in folders
+    return TextVector(pooling, width, normalize, tuple(prompts.items()), activation, default_prompt)
 
 
 def sentence_length(directory: Path) -> Any:
@@ -128,11 +125,11 @@ def write_modules(directory: Path, config: BertConfig, params: Params, max_lengt
     _write(directory / paths[1] / "config.json", pooling | {f"pooling_mode_{mode}": on for mode, on in modes.items()})
     if how.width is not None:
         sizes = {"in_features": config.hidden_size, "out_features": how.width, "bias": True}
-        _write(directory / paths[2] / "config.json", sizes | {"activation_function": IDENTITY})
+        _write(directory / paths[2] / "config.json", sizes | {"activation_function": ACTIVATIONS[how.activation]})
         kernel, bias = (np.asarray(params[EMBEDDING_DENSE][name]) for name in ("kernel", "bias"))
         write_tensors(directory / paths[2] / "model.safetensors", {"linear.weight": kernel.T, "linear.bias": bias})
     if how.prompts:
-        _write(directory / SETTINGS, {"prompts": dict(how.prompts), "default_prompt_name": None})
+        _write(directory / SETTINGS, {"prompts": dict(how.prompts), "default_prompt_name": how.default_prompt})
     if how.normalize:
         (directory / paths[-1]).mkdir(exist_ok=True)
 
@@ -173,6 +170,26 @@ def _pooling(path: Path) -> PoolingName:
             return name
     asked = " and ".join(map(repr, modes)) or "of no kind"
     raise InputError(f"{path}: pooling {asked} is not supported; supported is one of {', '.join(MODES.values())}")
+
+
+def _dense(path: Path) -> tuple[int, DenseActivation]:
+    """The width and the activation of a dense module, by its config."""
+    described = _object(path, is_named=True)
+    # without a name, it is that which sentence-transformers takes by default
+    named = str(described.get("activation_function", ACTIVATIONS["Tanh"])).rpartition(".")[2]
+    activation = next((name for name in get_args(DenseActivation) if name == named), None)
+    if activation is None:
+        known = ", ".join(ACTIVATIONS)
+        raise InputError(f"{path}: activation_function {named!r} is not supported; supported are {known}")
+    if described.get("use_residual"):
+        raise InputError(f"{path}: use_residual is not supported: the layer's input is not added to its output")
+    for name in ("module_input_name", "module_output_name"):
+        if (place := described.get(name)) not in (None, "sentence_embedding"):
+            raise InputError(f"{path}: {name} {place!r} is not supported; supported is sentence_embedding")
+    width = described.get("out_features")
+    if not isinstance(width, int) or width < 1:
+        raise InputError(f"{path}: out_features is {width!r}; it must be a whole number, at least 1")
+    return width, activation
 
 
 def _object(path: Path, is_named: bool = False) -> Mapping[str, Any]:

@@ -95,6 +95,7 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     if isinstance(length, bool) or not isinstance(length, int | float) or not MIN_LENGTH <= length < float("inf"):
         raise InputError(f"{path}: model_max_length is {length!r}; it must be a number, at least {MIN_LENGTH}")
     tokenizer.model_max_length = int(length)
+    put_prompt(tokenizer, "" if config.embedding is None else config.embedding.prompt)
     return tokenizer
 
 
@@ -187,21 +188,33 @@ def keep_text_template(tokenizer: Any, template: tuple[str, ...]) -> None:
         tokenizer.init_kwargs[TEMPLATE] = [*template]
 
 
+def put_prompt(tokenizer: Any, prompt: str) -> None:
+    """Have the tokenizer say which prompt stands before every text of an embedding model; "": none."""
+    tokenizer.prompt_of_texts = prompt
+
+
+def prompt_of(tokenizer: Any) -> str:
+    """The prompt that stands before every text of an embedding model. Only what makes vectors puts it there."""
+    return getattr(tokenizer, "prompt_of_texts", "")
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 of all that determines a tokenizer's ids."""
+    """sha256 of all that determines a tokenizer's ids, the prompt before every text included."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # The last call's truncation and padding stay in the backend: a used tokenizer would look like another one.
     for transient in ("truncation", "padding"):
         backend.pop(transient, None)
     if tokenizer.truncation_side != "right":
         backend["truncation_side"] = tokenizer.truncation_side
+    if prompt := prompt_of(tokenizer):
+        backend["prompt"] = prompt
     return hashlib.sha256(json.dumps(backend, sort_keys=True).encode()).hexdigest()
 
 
 def ids_in(tokenizer: Any, larger: Any) -> np.ndarray | None:
     """The ids that a tokenizer's pieces have in a larger vocabulary, int [v].
 
-    None: the larger one lacks a piece, or the two do not split texts into words alike.
+    None: the larger one lacks a piece, or the two do not split texts into words alike, or have unlike prompts.
     """
     descriptions = [json.loads(each.backend_tokenizer.to_str()) for each in (tokenizer, larger)]
     models = [described["model"] for described in descriptions]
@@ -214,6 +227,7 @@ def ids_in(tokenizer: Any, larger: Any) -> np.ndarray | None:
         for part in parts
     )
     ids, pieces = larger.get_vocab(), all_tokens(tokenizer)
+    alike = alike and prompt_of(tokenizer) == prompt_of(larger)
     if not alike or tokenizer.truncation_side != larger.truncation_side or not ids.keys() >= set(pieces):
         return None
     return np.array([ids[piece] for piece in pieces])
