@@ -13,9 +13,10 @@ from tinybert_jax.settings.choices import Start
 from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
 from tinybert_jax.settings.tasks import get_task
 
+LEAST = "epochs or 300 steps, whichever is more, at learning rate"
 NARROW = (
-    "recipe: narrow student (it is new, and at most 384 wide): transformer 20 epochs, at least 300 steps, at 0.0005;"
-    " prediction 3 epochs, at least 300 steps, at 0.0003"
+    f"recipe: narrow student (it is new, and at most 384 wide): transformer 20 {LEAST} 0.0005;"
+    f" prediction 3 {LEAST} 0.0003"
 )
 
 
@@ -24,37 +25,41 @@ NARROW = (
     [
         ("2x16", [], NARROW),
         ("tinybert-4l-312d", [], NARROW),
-        ("2x16", ["--prediction-steps", 5], NARROW.replace("3 epochs, at least 300 steps,", "5 steps")),
-        ("2x16", ["--transformer-epochs", 1], NARROW.replace("20 epochs, at least 300 steps,", "1 epochs")),
+        ("2x16", ["--prediction-steps", 5], NARROW.replace(f"3 {LEAST}", "5 steps at learning rate")),
+        (
+            "2x16",
+            ["--transformer-epochs", 1],
+            NARROW.replace(f"20 {LEAST}", "1 epochs at learning rate"),
+        ),
         ("2x16", ["--transformer-learning-rate", 0.002], NARROW.replace("0.0005", "0.002")),
         (
             "2x16",
             ["--stage", "supervised"],
-            "recipe: narrow student (it is new, and at most 384 wide): supervised 3 epochs, at least 300 steps, at"
-            " 0.0003",
+            f"recipe: narrow student (it is new, and at most 384 wide): supervised 3 {LEAST} 0.0003",
         ),
         (
             "tinybert-6l-768d",
             [],
             "recipe: wide student (it is wider than 384, and no other rates were measured): transformer 20"
-            " epochs, at least 300 steps, at 5e-05; prediction 3 epochs, at least 300 steps, at 3e-05",
+            f" {LEAST} 5e-05; prediction 3 {LEAST} 3e-05",
         ),
         (
             "2x16",
             ["--start", "copy", "--stage", "prediction"],
             "recipe: copied student (it starts as layers of the teacher, which high rates would spoil): prediction 3"
-            " epochs, at least 300 steps, at 3e-05",
+            f" {LEAST} 3e-05",
         ),
         (
             "some/directory",
             ["--stage", "prediction"],
             "recipe: trained student (it brings its own parameters, which high rates would spoil): prediction 3"
-            " epochs, at least 300 steps, at 3e-05",
+            f" {LEAST} 3e-05",
         ),
         (
             "2x16",
             ["--preset", "paper"],
-            "recipe: paper (as preset paper says): transformer 20 epochs at 5e-05; prediction 3 epochs at 3e-05",
+            "recipe: paper (as preset paper says): transformer 20 epochs at learning rate 5e-05; prediction 3 epochs"
+            " at learning rate 3e-05",
         ),
         (
             "2x16",

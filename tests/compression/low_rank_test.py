@@ -58,7 +58,10 @@ def multiplied(config: tb.BertConfig, params: Any) -> Any:
     table = np.asarray(word_table(config, embeddings))
     del embeddings["word_embeddings_projection"]
     embeddings["word_embeddings"] = {"embedding": table}
-    return params | {"encoder": params["encoder"] | {"embeddings": embeddings, "encoder": {"layer": layers}}}
+    return params | {
+        "encoder": params["encoder"]
+        | {"embeddings": embeddings, "encoder": params["encoder"]["encoder"] | {"layer": layers}}
+    }
 
 
 @pytest.mark.parametrize("rank", [1, 4, 7])

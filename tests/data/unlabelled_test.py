@@ -133,6 +133,18 @@ def test_a_dev_share_is_split_off_by_its_seed(reviews: Path, tmp_path: Path) -> 
     assert len(set(split(reviews, train=str(more))[1]) ^ set(dev)) <= 2, "a new row moves few others"
 
 
+def test_a_class_whose_rows_are_all_in_the_dev_set_is_known(tmp_path: Path) -> None:
+    rows = [f"text {i}\t{'rare' if i == 0 else 'ab'[i % 2]}\n" for i in range(20)]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(rows))
+    in_dev = set()
+    for seed in range(8):
+        source = tb.DataSource(train=str(tmp_path / "train.tsv"), dev_share=0.25, dev_seed=seed)
+        train, dev = (read_rows(CLASSES, source, part) for part in ("train", "dev"))
+        assert train.label_names == dev.label_names == ("a", "b", "rare")
+        in_dev.add(("text 0",) in dev.texts)
+    assert in_dev == {True, False}
+
+
 def test_a_run_with_a_dev_share_is_scored_on_it(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     source = tb.DataSource(train=str(reviews / "train.tsv"), dev_share=0.3)
     experiment = distillation(teacher, Path("2x16"), reviews, source=source)

@@ -204,7 +204,7 @@ def test_what_holds_no_model_is_refused_before_anything_is_asked(
     for directory, message in (
         (tmp_path / "none", "none: no such directory"),
         (model / "config.json", "config.json: no such directory"),
-        (run, "no, a run's: its model is in its student/"),
+        (run, "no, a run's: its model is "),
     ):
         assert_refused(capsys, tinybert(monkeypatch, "push", directory, "--to", "owner/tiny"), message)
     (model / "model.safetensors").unlink()

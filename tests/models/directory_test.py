@@ -330,7 +330,7 @@ def test_what_a_masked_lm_shares_may_have_either_name(original: str, copy: str, 
 
 def test_a_run_is_told_from_its_model(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory, tmp_path / "run" / "student")
-    with pytest.raises(tb.InputError, match=r"model directory\? no, a run's: its model is in its student/$"):
+    with pytest.raises(tb.InputError, match=r"model directory\? no, a run's: its model is .*/student$"):
         tb.load_hf(tmp_path / "run")
 
 

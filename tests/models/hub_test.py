@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY, write_sentence_model
 
 import tinybert_jax as tb
+from tinybert_jax.models.config import TextVector
 from tinybert_jax.models.files.hub import resolve
 
 
@@ -87,7 +88,7 @@ def test_the_modules_of_sentence_transformers_are_fetched(hub: Hub) -> None:
     shutil.rmtree(hub.repository)
     write_sentence_model(hub.repository, width=10)
     config, params = tb.load_hf("owner/name")
-    assert config.embedding == ("mean", 10, True, ())
+    assert config.embedding == TextVector("mean", 10, normalize=True)
     assert params["embedding_dense"]["kernel"].shape == (24, 10)
     assert tb.load_tokenizer("owner/name", config).model_max_length == 12
 

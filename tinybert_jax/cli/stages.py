@@ -42,8 +42,8 @@ def takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | N
 def described(stage: Stage) -> str:
     """A stage's length and rate, in words."""
     length = f"{stage.epochs} epochs" if stage.max_steps is None else f"{stage.max_steps} steps"
-    least = "" if stage.min_steps is None else f", at least {stage.min_steps} steps,"
-    return f"{stage.objective.name} {length}{least} at {stage.learning_rate:g}"
+    least = "" if stage.min_steps is None else f" or {stage.min_steps} steps, whichever is more,"
+    return f"{stage.objective.name} {length}{least} at learning rate {stage.learning_rate:g}"
 
 
 def reads(kind: type[ObjectiveSettings], number: str) -> bool:

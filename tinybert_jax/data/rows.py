@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -10,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,10 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
         return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint, raw.lines, raw.ids)
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
+        # all rows of a rare class may be in the dev set that is split off
+        every = raw if source.dev_share is None else _read(task, replace(source, dev_share=None), "train")[0]
         try:
-            names = discover_labels(_each_label(task, raw), task.is_multi_label)
+            names = discover_labels(_each_label(task, every), task.is_multi_label)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         odd = [] if task.is_multi_label else [name for name in names if re.search("[;|]", name)]
@@ -142,7 +143,7 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
     missing = float("nan") if task.is_regression else -1
     dtype = np.float32 if task.is_regression else np.int32
     if source.has_labelled:
-        rows = read_rows(task, dataclasses.replace(source, unlabelled=()), "train", labels)
+        rows = read_rows(task, replace(source, unlabelled=()), "train", labels)
     else:
         names = () if task.is_regression else labels or known_labels(task, source)
         shape = (0, len(names)) if task.is_multi_label else (0,)
@@ -150,7 +151,7 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
     assert rows.labels is not None, "training rows are labelled"
     joined = _joined(task, source, rows, source.unlabelled)
     without = np.full((len(joined.texts) - len(rows.labels), *rows.labels.shape[1:]), missing, dtype)
-    return dataclasses.replace(joined, labels=np.concatenate([rows.labels, without]))
+    return replace(joined, labels=np.concatenate([rows.labels, without]))
 
 
 def read_texts(task: Task, source: DataSource) -> Rows:
@@ -174,7 +175,7 @@ def _joined(task: Task, source: DataSource, rows: Rows, files: Sequence[str]) ->
         ids = None if ids is None or raw.ids is None else [*ids, *raw.ids]
         prints.append(fingerprint)
     digest = hashlib.sha256(json.dumps(prints).encode()).hexdigest()
-    return dataclasses.replace(rows, texts=texts, fingerprint=digest, lines=lines, ids=ids)
+    return replace(rows, texts=texts, fingerprint=digest, lines=lines, ids=ids)
 
 
 def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRows, str]:

@@ -320,7 +320,7 @@ def _read_splits(
         if is_labelled and not loaded.labelled:
             raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
     if dev["dev"].is_constant:
-        raise InputError("every row of the dev set has the same label: no score can tell a good model from a bad one")
+        raise InputError("every row of the dev set has the same label: give rows of others, or a greater --dev-share")
     if (second := second_task(task, source)) is not None:
         dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)
     return train, dev

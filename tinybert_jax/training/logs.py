@@ -112,7 +112,11 @@ class StageLog:
         self._bar = progress(name, done, total)
         self._first = done + 1
         if done < total:
-            self._bar.set_postfix_str("compiling")  # which its first estimates count
+            self._bar.set_postfix_str("compiling")
+
+    def compiled(self) -> None:
+        """What was done since the bar moved was no training, so its estimate of the time leaves it out."""
+        self._bar.unpause()
 
     def step(self, step: int, positions: int, numbers: dict[str, jax.Array]) -> None:
         """Fetch the numbers of a step whose batch has that many positions, show and log them.

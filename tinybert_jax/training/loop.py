@@ -195,10 +195,14 @@ def _train(
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     stage_log = StageLog(run.out, run.diverged, name, done, total)
     with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
+        shapes = set()  # of batches, for each of which the step is compiled
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
             state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
+            if batch.input_ids.shape not in shapes:
+                shapes.add(batch.input_ids.shape)
+                log.compiled()
             if running is not None:
                 log.step(*running)
             running = step, batch.input_ids.size, numbers

@@ -65,7 +65,7 @@ def _check_has_layers(path: Path, config: BertConfig) -> None:
 def _what_is_there(directory: Path) -> str:
     """What a directory without a `config.json` is, with what to do; "" if that is not known."""
     if (directory / "student" / "config.json").is_file():
-        return " no, a run's: its model is in its student/"
+        return f" no, a run's: its model is {directory / 'student'}"
     if (directory / "adapter_config.json").is_file():
         return f" no, {ADAPTER}"
     if next(directory.glob("*.ckpt*"), None):

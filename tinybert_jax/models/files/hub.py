@@ -68,6 +68,7 @@ def resolve(name: str) -> Path:
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
         raise InputError(
             f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
+            + ("; the size of a new student is written as 4x312" if re.fullmatch("[0-9]+[^0-9x]+[0-9]+", name) else "")
         ) from None
 
 
