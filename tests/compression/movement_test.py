@@ -47,8 +47,9 @@ def train(settings: tb.Movement, steps: int) -> tuple[list[Any], list[Params], O
     state = create_state(trainable, optimizer, jax.random.key(3), mesh)
     step = make_train_step(wrapped, optimizer, schedule, mesh, state, {})
     carried, models = [], []
-    for _ in range(steps):
-        state, _ = step(state, {}, examples.batch(np.arange(16), 6, 0), tb.Hyper(3e-3))
+    for done in range(steps):
+        hyper = tb.Hyper(3e-3, progress=done / 40)
+        state, _ = step(state, {}, examples.batch(np.arange(16), 6, 0), hyper)
         carried.append(jax.device_get(state.carried))
         models.append(wrapped.export(jax.device_get(state.trainable), {}))
     return carried, models, wrapped

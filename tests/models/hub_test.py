@@ -54,6 +54,18 @@ def test_missing_directory_is_not_taken_for_a_hub_id(name: str) -> None:
         tb.load_hf(name)
 
 
+def test_of_a_file_of_weights_the_directory_is_asked_for() -> None:
+    with pytest.raises(tb.InputError, match=f"is a file; give the directory of the model: {TINY}$"):
+        tb.load_hf(TINY / "model.safetensors")
+
+
+def test_a_size_that_is_written_otherwise_is_told_its_form() -> None:
+    with pytest.raises(
+        tb.InputError, match=r"^4-312: no such directory, .*; the size of a new student is written as 4x"
+    ):
+        tb.load_hf("4-312")
+
+
 @pytest.mark.parametrize("name", ["owner/name", "no-such-directory"])
 def test_hub_id_offline_is_refused_at_once(name: str) -> None:
     with pytest.raises(tb.InputError, match=f"{name}: no such directory, and it could not be fetched"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,7 @@ def compress(
     scores = _scores("loading", config, params, row.head, dev, length)
     chain = [link("whole", config, params, tokens, scores)]
     for settings in methods:
+        print(f"{settings.name}: measuring on {len(train.tokens)} training rows", file=sys.stderr, flush=True)
         method, note = build_method(settings), ""
         config, params = method.apply(config, params, train.tokens)
         if method.retokenize is not None:

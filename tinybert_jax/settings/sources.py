@@ -65,7 +65,7 @@ class TextForm:
     @property
     def advice(self) -> str:
         """What to do where a column is missing."""
-        return f"name yours with {self.option} and --label-column"
+        return f"name yours with {self.option} and --label-column, alike in all files"
 
     def texts(self, cells: Mapping[str, Any]) -> tuple[Any, ...]:
         """The texts of a row; one whose template has empty cells only is empty."""

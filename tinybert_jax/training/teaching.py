@@ -58,6 +58,9 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
     scores: dict[str, float] = {}
     for lesson in inputs.lessons:
         member_params = {} if lesson.teacher.model is None else _placed(lesson.teacher, mesh)
+        if processes.is_primary():
+            rows = sum(len(split.tokens) for split in lesson.dev.values())
+            print(f"scoring {lesson.name} on {rows} dev rows", file=sys.stderr, flush=True)
         of_dev = _dev_outputs(inputs, lesson, member_params, mesh)
         outputs.append({name: lesson.teacher.in_order(logits) for name, logits in of_dev.items()})
         scores = score(lesson.name, lesson.dev, outputs[-1], lesson.teacher.label_names if names_classes else ())

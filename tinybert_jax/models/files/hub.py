@@ -36,6 +36,8 @@ def resolve(name: str) -> Path:
     if os.path.isdir(path):
         return path
     hub_id = HUB_ID.fullmatch(name)
+    if os.path.isfile(path):
+        raise InputError(f"{name}: is a file; give the directory of the model: {path.parent}")
     if hub_id is None or os.path.exists(path):
         raise InputError(
             f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name, or"
