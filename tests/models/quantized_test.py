@@ -68,16 +68,17 @@ def test_gradients_pass_through_the_rounding() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_trained_is_what_int8_gives(name: str, bits: int) -> None:
     config, params = tb.load_hf(FIXTURES / name)
-    inputs = inputs_of(config)
+    inputs = [jnp.concatenate(parts) for parts in zip(*(inputs_of(config) for _ in range(5)), strict=True)]
     floats = np.asarray(program(config, params)(params, *inputs))
     config = dataclasses.replace(config, weight_bits=bits)
     fast, integers = quantized(config, params)
     assert fast == config
     expected, result = (np.asarray(program(config, p)(p, *inputs)) for p in (params, integers))
     real = np.asarray(inputs[1], bool) if result.ndim == 3 else slice(None)
-    # a sum in another order, as processors have it, may turn a rounding, which is a hundredth of a large input
-    off, rounding = (np.sqrt(np.mean(np.square((x - expected)[real]))) for x in (result, floats))
-    assert off < 0.5 * rounding
+    # a sum in another order, as processors have it, may turn a rounding, which is a hundredth of a large input: of few
+    # rows or tokens, one alone may then be as far off as rounding leaves all
+    off, rounding = (np.sqrt(np.mean(np.square((x - expected)[real]), axis=-1)) for x in (result, floats))
+    assert np.median(off) < 0.05 * np.median(rounding)
     np.testing.assert_allclose(result[real], expected[real], atol=0.05 * max(1.0, float(np.abs(expected).max())))
 
 
