@@ -101,8 +101,8 @@ def test_the_commands_train_distil_score_and_rank(
 ) -> None:
     data = ("--task", "ranking", "--train", rows / "train.tsv", "--dev", rows / "dev.tsv", "--max-length", LENGTH)
     steps = ("--stage", "prediction", "--prediction-steps", 4, "--ranking-loss", "listwise", "--temperature", "2:1")
-    given = ("--teacher", teacher, "--student", "2x16", *steps, "--candidates", 3, "--accumulation-steps", 2)
-    assert tinybert(monkeypatch, "distill", *data, *given, "--out", tmp_path / "run") == 0
+    options = ("--teacher", teacher, "--student", "2x16", *steps, "--candidates", 3, "--accumulation-steps", 2)
+    assert tinybert(monkeypatch, "distill", *data, *options, "--out", tmp_path / "run") == 0
     described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"][0]["objective"]
     assert (described["name"], described["ranking_loss"], described["candidates"]) == ("ranking", "listwise", 3)
     page = (tmp_path / "run/report.md").read_text()

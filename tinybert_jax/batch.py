@@ -25,6 +25,12 @@ class Batch(NamedTuple):
     teacher_inputs: tuple[Any, Any, Any] | None = None  # int32 [b, k], k not always q
     targets: Any = None  # a pytree of arrays with the rows on axis 0
 
+    def for_teacher(self) -> Batch:
+        """The batch as the teacher reads it, in its vocabulary."""
+        if self.teacher_inputs is None:
+            return self
+        return self._replace(**dict(zip(self._fields[:3], self.teacher_inputs, strict=True)))
+
 
 @runtime_checkable
 class Examples(Protocol):

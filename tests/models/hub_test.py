@@ -54,7 +54,7 @@ def test_missing_directory_is_not_taken_for_a_hub_id(name: str) -> None:
         tb.load_hf(name)
 
 
-def test_of_a_file_of_weights_the_directory_is_asked_for() -> None:
+def test_a_file_of_weights_is_refused_with_its_directory() -> None:
     with pytest.raises(tb.InputError, match=f"is a file; give the directory of the model: {TINY}$"):
         tb.load_hf(TINY / "model.safetensors")
 

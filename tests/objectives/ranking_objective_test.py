@@ -137,8 +137,8 @@ def test_targets_of_rows_are_those_of_their_groups_and_a_teacher_reads_its_own_t
     assert (grouped.shape, flat.shape) == ((3, 3), (6,))
     real = queries.groups >= 0
     np.testing.assert_allclose(grouped[real], flat[queries.groups[real]], rtol=1e-5)
-    own = objective.targets(TEACHER_PARAMS, rows._replace(teacher_inputs=None))
-    assert np.abs(own - flat).max() > 1e-3
+    unpaired = objective.targets(TEACHER_PARAMS, rows._replace(teacher_inputs=None))
+    assert np.abs(unpaired - flat).max() > 1e-3
     with pytest.raises(ValueError, match="every batch must bring its targets"):
         ranking_objective(STUDENT, None).targets({}, rows)
 

@@ -141,6 +141,10 @@ def test_no_more_text_is_read_than_the_sample_needs(monkeypatch: pytest.MonkeyPa
     ("changes", "message"),
     [
         ({"num_attention_heads": 2}, "'spectral' needs equal num_attention_heads: the student has 2, the teacher 4"),
+        (
+            {"hidden_size": 26, "num_attention_heads": 2},
+            "the student has 2, the teacher 4; a student 24 wide could take its start$",
+        ),
         ({"hidden_size": 36}, "narrower student: its hidden_size is 36, the teacher's 32"),
         ({"head_dim": 9}, "narrower student: its attention_head_dim is 9, the teacher's 8"),
         ({"intermediate_size": 65}, "narrower student: its intermediate_size is 65, the teacher's 64"),

@@ -68,15 +68,14 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
     """
     if split == "train" and source.unlabelled:
         return _with_unlabelled(task, source, labels)
-    raw, where, fingerprint = _read(task, source, split)
+    whole = _read_file_of(task, source, split)
+    raw, where, fingerprint = _part_of(whole, task, source, split)
     if task.is_regression:
         return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint, raw.lines, raw.ids)
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
-        # all rows of a rare class may be in the dev set that is split off
-        every = raw if source.dev_share is None else _read(task, replace(source, dev_share=None), "train")[0]
-        try:
-            names = discover_labels(_each_label(task, every), task.is_multi_label)
+        try:  # all rows of a rare class may be in the dev set that is split off
+            names = discover_labels(_each_label(task, whole[0]), task.is_multi_label)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         odd = [] if task.is_multi_label else [name for name in names if re.search("[;|]", name)]
@@ -112,12 +111,26 @@ def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
 
 def _read(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
     """The split's rows as written, their place for messages, and the fingerprint of their content and columns."""
+    return _part_of(_read_file_of(task, source, split), task, source, split)
+
+
+def _read_file_of(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
+    """As `_read`, all rows of the file that holds a split: with a dev share, those of the training file."""
     read = _read_file if source.tfds is None else read_tfds
     if source.dev_share is None or split == "test":
         return read(task, source, split)
     if source.data is not None and (Path(source.data) / task.dev_file).exists():
         raise InputError(f"{source.data}: holds the dev set {task.dev_file}: leave out --dev-share")
-    raw, where, fingerprint = read(task, source, "train")
+    return read(task, source, "train")
+
+
+def _part_of(
+    whole: tuple[RawRows, str, str], task: Task, source: DataSource, split: SplitName
+) -> tuple[RawRows, str, str]:
+    """As `_read`, the split's part of what `_read_file_of` gives."""
+    if source.dev_share is None or split == "test":
+        return whole
+    raw, where, fingerprint = whole
     kept_together = [text[:1] for text in raw.texts] if task.kind.by_query else raw.texts
     is_dev = _dev_rows(kept_together, source.dev_share, source.dev_seed)
     chosen = [number for number, value in enumerate(is_dev) if value == (split == "dev")]

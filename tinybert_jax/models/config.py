@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tinybert_jax.errors import InputError, check_choice
-from tinybert_jax.models.families import EXPORTED, FAMILIES, Family
+from tinybert_jax.models.families import FAMILIES, KNOWN, Family
 from tinybert_jax.settings.choices import WEIGHT_BITS, ComputeDtype
 from tinybert_jax.settings.tasks import MULTI_LABEL
 
@@ -122,7 +122,7 @@ class BertConfig:
     score_activation: str | None = None  # behind the one output in sentence-transformers; not computed here
 
     def __post_init__(self) -> None:
-        if self.model_type not in {**FAMILIES, **EXPORTED}:
+        if self.model_type not in KNOWN:
             raise InputError(f"model_type {self.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
         if self.family.shares_layers:
             object.__setattr__(self, "num_hidden_groups", self.layer_groups)
@@ -199,7 +199,7 @@ class BertConfig:
     @property
     def family(self) -> Family:
         """What is particular to encoders of this `model_type`."""
-        return FAMILIES.get(self.model_type) or EXPORTED[self.model_type]
+        return KNOWN[self.model_type]
 
     @property
     def max_tokens(self) -> int:
@@ -279,11 +279,10 @@ class BertConfig:
         model_type = _family_of_architectures(hf) if model_type is None else model_type
         if isinstance(model_type, str):
             model_type = model_type.removeprefix(SLIM)
-        families = {**FAMILIES, **EXPORTED}
-        if not isinstance(model_type, str) or model_type not in families:
+        if not isinstance(model_type, str) or model_type not in KNOWN:
             known = ", ".join(map(repr, FAMILIES))
             raise InputError(f"model_type {model_type!r} is not supported; known are {known}")
-        family = families[model_type]
+        family = KNOWN[model_type]
         if (hf.get("position_embedding_type") or "absolute") != "absolute":
             raise InputError(f"position_embedding_type {hf['position_embedding_type']!r} is not supported")
         for name in ("is_decoder", "add_cross_attention", "pruned_heads"):

@@ -59,10 +59,7 @@ def embedding_objective(
     student_model, teacher_model = (HEADS[head].model(config, compute) for config in (student, teacher))
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
-        if batch.teacher_inputs is not None:
-            names = ("input_ids", "attention_mask", "token_type_ids")
-            batch = batch._replace(**dict(zip(names, batch.teacher_inputs, strict=True)))
-        return apply_model(teacher_model, teacher_params, batch, None, score_layers=()).logits
+        return apply_model(teacher_model, teacher_params, batch.for_teacher(), None, score_layers=()).logits
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None

@@ -77,10 +77,9 @@ def prediction_objective(
             return batch.labels
         if teacher_model is None:
             raise ValueError("without a teacher that runs, every batch must bring its targets")
-        if batch.teacher_inputs is not None:
-            names = ("input_ids", "attention_mask", "token_type_ids")
-            batch = batch._replace(**dict(zip(names, batch.teacher_inputs, strict=True)))
-        return loss_of.target(apply_model(teacher_model, teacher_params, batch, None, score_layers=()).logits)
+        return loss_of.target(
+            apply_model(teacher_model, teacher_params, batch.for_teacher(), None, score_layers=()).logits
+        )
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None

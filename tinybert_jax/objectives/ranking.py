@@ -53,9 +53,7 @@ def ranking_objective(
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if teacher is None:
             raise ValueError("without a teacher that runs, every batch must bring its targets")
-        if batch.teacher_inputs is not None:
-            batch = batch._replace(**dict(zip(INPUTS, batch.teacher_inputs, strict=True)))
-        return _scores(teacher, compute, teacher_params, batch, None)
+        return _scores(teacher, compute, teacher_params, batch.for_teacher(), None)
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None

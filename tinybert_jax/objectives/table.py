@@ -57,9 +57,8 @@ def build_objective(settings: ObjectiveSettings, context: Context) -> Objective:
         learns = "vectors of texts" if settings.learns_vectors else "labels, or outputs like them"
         task = "does not give" if settings.learns_vectors else "has not"
         raise InputError(f"stage {settings.name!r} learns {learns}, which the task {task}: take another --stage")
-    if settings.trains_head and settings.by_query != context.by_query:
-        learns, has = (
-            ("queries", "single rows") if settings.by_query else ("single rows", "queries with their passages")
-        )
+    by_query = settings.group_size is not None
+    if settings.trains_head and by_query != context.by_query:
+        learns, has = ("queries", "single rows") if by_query else ("single rows", "queries with their passages")
         raise InputError(f"stage {settings.name!r} learns {learns}, and the task has {has}: take another --stage")
     return OBJECTIVES[type(settings)](settings, context)

@@ -28,7 +28,6 @@ class ObjectiveSettings:
     trains_head: ClassVar[bool] = False  # it trains the task's head, so the model can be scored
     matches_tokens: ClassVar[bool] = False  # it compares student and teacher position by position, layer by layer
     learns_vectors: ClassVar[bool] = False  # it trains a head that gives vectors, and no other
-    by_query: ClassVar[bool] = False  # a row of its batches is a query with its passages
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
     next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
@@ -44,6 +43,11 @@ class ObjectiveSettings:
     @property
     def vector_width(self) -> int | None:
         """The width to which a teacher's vectors are projected; None: they are learnt as they are."""
+        return None
+
+    @property
+    def group_size(self) -> int | None:
+        """The most passages of a query that are one row of its batches; None: a training row is one."""
         return None
 
     @property
@@ -177,9 +181,12 @@ class RankingLabels(ObjectiveSettings):
 
     name = "ranking_labels"
     trains_head = True
-    by_query = True
 
     candidates: int = 8  # the most passages of a query that are compared at once
+
+    @property
+    def group_size(self) -> int | None:
+        return self.candidates
 
     def __post_init__(self) -> None:
         if self.candidates < 2:

@@ -28,9 +28,14 @@ class Kind:
     supervised_by: str = "supervised"  # likewise, the one that learns the labels alone
 
     @property
+    def labels_each_row(self) -> bool:
+        """Whether a training row says with its label what is to be learnt, without other rows."""
+        return self.learns_labels and not self.by_query
+
+    @property
     def has_variants(self) -> bool:
         """Whether training rows can be augmented."""
-        return self.has_columns and self.learns_labels and not self.by_query
+        return self.has_columns and self.labels_each_row
 
 
 CLASSIFICATION = Kind(

@@ -109,7 +109,7 @@ def described(
         InputError: the teacher or the rows cannot be read; or the task has no search.
     """
     row = get_task(task)
-    if row.kind.by_query or not row.kind.learns_labels:
+    if not row.kind.labels_each_row:
         raise InputError(
             f"task {task!r} has no search: train students of some sizes with tinybert distill, and give them to"
             " tinybert report"

@@ -96,10 +96,12 @@ def check_narrower(student: BertConfig, teacher: BertConfig) -> None:
         sizes = f"the student has {student.embedding_width} in {student.hidden_size}"
         sizes += f", the teacher {teacher.embedding_width} in {teacher.hidden_size}"
         raise InputError(f"start 'spectral' needs equal embedding_size, other than hidden_size in both: {sizes}")
-    if student.num_attention_heads != teacher.num_attention_heads:
+    if (heads := teacher.num_attention_heads) != student.num_attention_heads:
+        width = max(1, round(student.hidden_size / heads)) * heads
+        advice = f"; a student {width} wide could take its start" if width != student.hidden_size else ""
         raise InputError(
             f"start 'spectral' needs equal num_attention_heads: the student has {student.num_attention_heads}, the"
-            f" teacher {teacher.num_attention_heads}"
+            f" teacher {heads}{advice}"
         )
     for name in ("hidden_size", "attention_head_dim", "intermediate_size"):
         student_size, teacher_size = getattr(student, name), getattr(teacher, name)

@@ -45,10 +45,7 @@ def auto_start(
     try:
         check_start("spectral", student, teacher)
     except InputError as error:
-        heads = teacher.num_attention_heads
-        width = max(1, round(student.hidden_size / heads)) * heads
-        advice = f"; a student {width} wide could take its start" if width != student.hidden_size else ""
-        return "random", f"{error}{advice}"
+        return "random", str(error)
     if tokens < needed_tokens(student):
         return "random", f"start 'spectral' needs {needed_tokens(student)} tokens of text, and there are {tokens}"
     return "spectral", "the teacher projected on the principal directions of its hidden states"

@@ -74,7 +74,7 @@ def load_split(
         raise InputError(
             f"task {task.name!r} has one label a row: leave out --label-delimiter, or take --task multi_label"
         )
-    if source.tfds is not None and (task.is_multi_label or task.kind.by_query or not task.kind.learns_labels):
+    if source.tfds is not None and (task.is_multi_label or not task.kind.labels_each_row):
         raise InputError(f"task {task.name!r} reads files: give --train and --dev instead of --tfds")
     return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
 

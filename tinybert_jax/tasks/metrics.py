@@ -84,7 +84,7 @@ def _check(predictions: np.ndarray, labels: np.ndarray) -> None:
 def reciprocal_rank(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> float:
     """1 / rank of the first relevant passage of a query; 0 if it is not among the first k.
 
-    Of equal scores, the less relevant passage comes first, so that a model that tells nothing apart gains nothing.
+    Where scores are equal, the less relevant passage comes first: a model that tells nothing apart gains nothing.
 
     Args:
         scores: [n].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,6 @@ from tinybert_jax.objectives.objective import Context, Objective
 from tinybert_jax.objectives.table import build_objective
 from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.objectives import RankingLabels
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.tasks.split import Split
@@ -166,12 +166,13 @@ def _train(
     rows, teacher_params = inputs.examples(stage), run.teacher_params
     if run.taught is not None and stage.objective.reads_outputs:
         rows, teacher_params = run.taught, {}
-    examples = _as_batched(inputs, stage, rows)
+    as_batched = _batching(inputs, stage)
+    examples = as_batched(rows)
     done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
     reads_rows_again = total > steps_per_epoch(len(examples), stage.batch_size)
     if done < total and objective.reads_teacher and reads_rows_again:
         rows, teacher_params = _with_cached_targets(run, stage, objective, rows)
-        examples = _as_batched(inputs, stage, rows)
+        examples = as_batched(rows)
 
     def hyper_of(step: int) -> Any:
         """The arguments of a step, counted from 1, for all members."""
@@ -236,12 +237,12 @@ def _train(
     return state
 
 
-def _as_batched(inputs: Inputs, stage: Stage, rows: Examples) -> Examples:
-    """What a row of the stage's batches is: a training row, or a query with its passages."""
-    if not isinstance(stage.objective, RankingLabels):
-        return rows
+def _batching(inputs: Inputs, stage: Stage) -> Callable[[Examples], Examples]:
+    """What gives the rows of the stage's batches: the training rows, or queries with their passages."""
+    if (size := stage.objective.group_size) is None:
+        return lambda rows: rows
     assert inputs.passages is not None, "build_objective allows it on queries only"
-    return Queries(rows, inputs.passages.groups(stage.objective.candidates))
+    return functools.partial(Queries, groups=inputs.passages.groups(size))
 
 
 def _optimizer(experiment: Experiment, stage: Stage) -> Any:

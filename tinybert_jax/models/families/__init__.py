@@ -19,4 +19,6 @@ FAMILIES: dict[str, Family] = {row.model_type: row for row in ROWS}
 # known by their config alone, beside an exported model
 EXPORTED: dict[str, Family] = {row.model_type: row for row in (MODERNBERT, DEBERTA)}
 
-__all__ = ["EXPORTED", "FAMILIES", "Family"]
+KNOWN = FAMILIES | EXPORTED
+
+__all__ = ["EXPORTED", "FAMILIES", "KNOWN", "Family"]
