@@ -274,7 +274,7 @@ def test_layers_and_then_predictions_are_learnt_of_a_teacher_of_the_same_family(
     family: str, teacher: Path, pairs: tb.DataSource, tmp_path: Path
 ) -> None:
     stages = (
-        tb.Stage("transformer", epochs=6, learning_rate=5e-3),
+        tb.Stage("transformer", epochs=16, learning_rate=5e-3),
         tb.Stage("prediction", epochs=6, learning_rate=1e-2, evaluate_every=10**6),
     )
     result = trained(tmp_path / "run", "1x16", "classification", pairs, *stages, teacher=teacher, preset="default")

@@ -59,7 +59,7 @@ def test_it_teaches_a_student_whose_vocabulary_the_command_cuts(
     teacher = tb.run(experiment, tmp_path / "teacher").directory
     stages = (
         tb.Stage("transformer", epochs=3, batch_size=32, learning_rate=1e-2),
-        tb.Stage("prediction", epochs=6, learning_rate=1e-2, **learning),
+        tb.Stage("prediction", epochs=16, learning_rate=1e-2, **learning),
     )
     experiment = tb.Experiment("classification", source, "1x16", stages, str(teacher), **settings)
     result = tb.run(experiment, tmp_path / "run")

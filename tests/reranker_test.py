@@ -106,7 +106,7 @@ def test_the_commands_train_distil_score_and_rank(
     described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"][0]["objective"]
     assert (described["name"], described["ranking_loss"], described["candidates"]) == ("ranking", "listwise", 3)
     page = (tmp_path / "run/report.md").read_text()
-    assert "ndcg_at_10" in page
+    assert "ndcg\\_at\\_10" in page
     student = tmp_path / "run/student"
     scored = ("evaluate", "--model", student, "--task", "ranking", "--dev", rows / "dev.tsv")
     assert tinybert(monkeypatch, *scored, "--json", tmp_path / "scores.json") == 0

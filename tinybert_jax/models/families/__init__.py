@@ -4,6 +4,8 @@ BERT's layers serve every family here. A row says what differs: names, defaults,
 is before the head.
 """
 
+from collections import ChainMap
+
 from tinybert_jax.models.families.albert import ALBERT
 from tinybert_jax.models.families.bert import BERT
 from tinybert_jax.models.families.distilbert import DISTILBERT
@@ -19,6 +21,6 @@ FAMILIES: dict[str, Family] = {row.model_type: row for row in ROWS}
 # known by their config alone, beside an exported model
 EXPORTED: dict[str, Family] = {row.model_type: row for row in (MODERNBERT, DEBERTA)}
 
-KNOWN = FAMILIES | EXPORTED
+KNOWN = ChainMap(FAMILIES, EXPORTED)  # also of rows that are added later
 
 __all__ = ["EXPORTED", "FAMILIES", "KNOWN", "Family"]
