@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_refused_in_a_line(
     refused(message, *other, "--dev", texts / "dev.tsv", "--max-length", LENGTH, "--out", out)
     data = ("--train", texts / "sentences.tsv", "--dev", texts / "dev.tsv")
     pruned = ("compress", "--task", "embedding", "--model", teacher, *data, "--prune", 0.5)
-    refused("pruning needs a model with the head of a task", *pruned, "--out", out)
+    refused("prune needs a model with the head of a task", *pruned, "--out", out)
     assert not out.exists()
 
 

@@ -209,7 +209,7 @@ def test_rows_without_labels_and_models_without_a_head_are_refused() -> None:
     unlabelled = rows(config, np.full(20, -1, np.int32))
     with pytest.raises(tb.InputError, match="importance by the labels, and no row has one"):
         prune.prune(tb.Prune(), config, params, unlabelled)
-    with pytest.raises(tb.InputError, match="pruning needs a model with the head of a task"):
+    with pytest.raises(tb.InputError, match="prune needs a model with the head of a task"):
         prune.prune(tb.Prune(), config, {"encoder": params["encoder"]}, unlabelled)
 
 

@@ -50,4 +50,4 @@ def test_a_pretrained_discriminator_is_read_without_its_head(tmp_path: Path, cap
 
 def test_an_electra_has_no_form_with_shared_layers() -> None:
     with pytest.raises(tb.InputError, match="An ELECTRA has no form with shared layers: take a BERT or an ALBERT"):
-        check_methods([tb.Share(1)], WHOLE)
+        check_methods([tb.Share(1)], WHOLE, "sequence")

@@ -95,8 +95,8 @@ def test_the_walk_through_the_layers_knows_them() -> None:
 
 @pytest.mark.parametrize("method", [tb.Prune(0.5), tb.GradualPrune(0.5)])
 def test_its_heads_are_not_removed(method: Any) -> None:
-    with pytest.raises(tb.InputError, match="in An MPNet all share the biases of heads: take --sparse"):
-        check_methods([method], CONFIG)
+    with pytest.raises(tb.InputError, match="but mpnet's layers share the biases of heads: take --sparse"):
+        check_methods([method], CONFIG, "sequence")
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_an_mpnet_that_its_class_computes_in_another_way_is_refused(change: dict
 
 def test_an_mpnet_has_no_form_with_shared_layers() -> None:
     with pytest.raises(tb.InputError, match="An MPNet has no form with shared layers: take a BERT or an ALBERT"):
-        check_methods([tb.Share(1)], CONFIG)
+        check_methods([tb.Share(1)], CONFIG, "sequence")

@@ -8,6 +8,7 @@ from tinybert_jax.batch import Batch, Examples
 from tinybert_jax.data.batches import bucket_lengths, train_batches
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import FULL_RANK, BertConfig
+from tinybert_jax.models.heads import HEADS
 
 BATCH_SIZE = 16
 ROWS_AT_ONCE = 1000
@@ -31,9 +32,19 @@ def check_heads(method: str, config: BertConfig) -> None:
     """
     if config.family.position_buckets:
         raise InputError(
-            f"{method} removes other heads in each layer, but in {config.family.title} all share the biases of"
+            f"{method} removes other heads in each layer, but {config.family.model_type}'s layers share the biases of"
             " heads: take --sparse or --low-rank"
         )
+
+
+def check_outputs(method: str, head: str) -> None:
+    """Refuse a head without outputs that labels teach, by whose losses the method measures what is important.
+
+    Raises:
+        InputError: names the head.
+    """
+    if not HEADS[head].on_tasks or HEADS[head].losses is None:
+        raise InputError(f"{method} needs a model with the head of a task, and this one has a {HEADS[head].title}")
 
 
 def check_whole(method: str, config: BertConfig) -> None:

@@ -66,7 +66,7 @@ def compress(
         )
     check_unused(out)
     config, params = load_hf(model)
-    check_methods(methods, config)
+    check_methods(methods, config, row.head)
     tokenizer = load_tokenizer(model, config)
     length = max_length or trained_length(tokenizer, config)
     check_head(model, config, params, row.head, length)

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from tinybert_jax.batch import Batch, Examples, Params
-from tinybert_jax.compression.calibration import calibration_batches, check_heads, check_whole
+from tinybert_jax.compression.calibration import calibration_batches, check_heads, check_outputs, check_whole
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.walk import Site, Sums, walk
 from tinybert_jax.errors import InputError
@@ -67,8 +67,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     """
     head = head_of(params, config)
     check_whole("pruning", config)
-    if not HEADS[head].on_tasks or HEADS[head].losses is None:
-        raise InputError(f"pruning needs a model with the head of a task, and this one has a {HEADS[head].title}")
+    check_outputs(settings.name, head)
     config, params = unshared(config, params)
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
     batches = calibration_batches(examples, settings.rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinybert_jax.compression import gradual, low_rank, movement, prune, quantize, share, sparse, vocabulary
+from tinybert_jax.compression.calibration import check_outputs
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
@@ -47,14 +48,21 @@ def build_method(settings: CompressionSettings) -> Method:
     return METHODS[type(settings)](settings)
 
 
-def check_methods(methods: Sequence[CompressionSettings], config: BertConfig) -> None:
+def check_methods(methods: Sequence[CompressionSettings], config: BertConfig, head: str) -> None:
     """Refuse methods that cannot act on a model, and those that would undo, or cannot read, what others made before.
 
+    Args:
+        methods: settings, in their order.
+        config: of the model.
+        head: the model's, a row of `models.heads.HEADS`.
+
     Raises:
-        InputError: as `Method.check`; or names the first pair.
+        InputError: as `Method.check` and `check_outputs`; or names the first pair.
     """
     for method in methods:
         build_method(method).check(config)
+        if method.reads_head:
+            check_outputs(method.name, head)
     for i, method in enumerate(methods):
         for before in methods[:i]:
             if before.name in method.not_after:

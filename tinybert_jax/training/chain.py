@@ -45,7 +45,7 @@ def check_compression(experiment: Experiment, inputs: Inputs, members: int) -> N
     Raises:
         InputError: says which.
     """
-    check_methods(experiment.compression, inputs.config)
+    check_methods(experiment.compression, inputs.config, inputs.head)
     methods = [build_method(settings) for settings in experiment.compression]
     if members > 1 and any(method.finish is not None for method in methods[:-1]):
         raise InputError("what is pruned in training leaves members of a population unlike: train each alone")
