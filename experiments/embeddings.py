@@ -10,6 +10,9 @@ seed. Beside them stand models that nothing trains:
 - the teacher with its vectors projected on their principal directions over the sentences, which are a dense layer;
 - a static table: the mean of the teacher's word embeddings over a text's tokens, special ones left out.
 
+With --matryoshka-dims, other students learn vectors that can be cut, and all vectors are also scored by their first
+numbers.
+
 Training commands are printed. What is in OUT already is not run again, and a run that was stopped goes on.
 --transformer-steps and --prediction-steps make it shorter. A table is printed at the end, and written to table.md.
 """
@@ -47,7 +50,7 @@ class Line(NamedTuple):
     """A line of the table."""
 
     name: str
-    scores: Scores
+    scores: Scores  # also those of vectors that are cut, by their lengths
     width: int  # of the vectors
     parameters: int
     macs: float  # multiply-adds of a text of the dev set's mean length
@@ -63,10 +66,21 @@ def load_embedding(directory: str | Path) -> tuple[BertConfig, Params]:
     return config, {"encoder": encoder} | dense
 
 
-def line_of(name: str, directories: list[Path], source: tb.DataSource, max_length: int, tokens: float) -> Line:
-    """Score and size of a model, or of the same one from several seeds."""
+def scores_of(directory: Path, source: tb.DataSource, max_length: int, dims: list[int]) -> dict[str, float]:
+    """The model's score, and under "at" and their length those of its vectors that are cut."""
     pairs = tb.DataSource(dev=source.dev)
-    scores = [evaluate(str(path), TASK, pairs, max_length=max_length) for path in directories]
+    scores = evaluate(str(directory), TASK, pairs, max_length=max_length)
+    for dim in dims:
+        cut_scores = evaluate(str(directory), TASK, pairs, max_length=max_length, truncate_dim=dim)
+        scores[f"at {dim}"] = cut_scores["spearman"]
+    return scores
+
+
+def line_of(
+    name: str, directories: list[Path], source: tb.DataSource, max_length: int, tokens: float, dims: list[int]
+) -> Line:
+    """Score and size of a model, or of the same one from several seeds."""
+    scores = [scores_of(path, source, max_length, dims) for path in directories]
     config, params = load_embedding(directories[0])
     dense = params.get(EMBEDDING_DENSE, {"kernel": np.zeros(0)})["kernel"].size
     macs = encoder_macs(config, params, tokens) + dense
@@ -118,10 +132,12 @@ def untrained(args: argparse.Namespace, source: tb.DataSource) -> tuple[list[Lin
     for width in args.widths:
         out = args.out / f"projected-{width}"
         models[f"projected to {width}"] = projected(args.teacher, width, source, args.max_length, out)
-    lines = [line_of(name, [path], source, args.max_length, tokens) for name, path in models.items()]
+    dims = args.matryoshka_dims
+    lines = [line_of(name, [path], source, args.max_length, tokens, dims) for name, path in models.items()]
     words = np.asarray(word_table(config, predictor.params["encoder"]["embeddings"]))
     vectors = word_means(words, dev.tokens, predictor.tokenizer.all_special_ids)
-    lines.append(Line("mean of word embeddings", [dev.score(vectors)], words.shape[1], words.size, 0.0))
+    scores = dev.score(vectors) | {f"at {dim}": dev.score(vectors[:, :dim])["spearman"] for dim in dims}
+    lines.append(Line("mean of word embeddings", [scores], words.shape[1], words.size, 0.0))
     return lines, tokens
 
 
@@ -131,28 +147,37 @@ def students(args: argparse.Namespace, source: tb.DataSource, tokens: float) -> 
     for option in ("transformer_steps", "prediction_steps", "evaluate_every"):
         if (steps := getattr(args, option)) is not None:
             data += [f"--{option.replace('_', '-')}", str(steps)]
+    kinds: dict[str, list[str]] = {"": []} | {
+        f"-to-{width}": ["--embedding-width", str(width)] for width in args.embedding_widths
+    }
+    if args.matryoshka_dims:
+        dims = map(str, args.matryoshka_dims)
+        kinds["-to-cut"] = ["--embedding-loss", "similarity", "--matryoshka-dims", *dims]
     lines = []
-    for size, width in itertools.product(args.students, (None, *args.embedding_widths)):
-        name, folded = (size, []) if width is None else (f"{size}-to-{width}", ["--embedding-width", str(width)])
-        directories = []
+    for size, (kind, learnt) in itertools.product(args.students, kinds.items()):
+        name, directories = f"{size}{kind}", []
         for seed in args.seeds:
-            options = ["--task", TASK, "--teacher", args.teacher, "--student", size, *data, *folded]
+            options = ["--task", TASK, "--teacher", args.teacher, "--student", size, *data, *learnt]
             out = args.out / f"{name}-{seed}"
             directories.append(tinybert(out, "distill", *options, "--no-report", "--seed", str(seed)))
-        lines.append(line_of(f"student {name}", directories, source, args.max_length, tokens))
+        line = line_of(f"student {name}", directories, source, args.max_length, tokens, args.matryoshka_dims)
+        lines.append(line)
         print(markdown([lines[-1]], None), flush=True)
     return lines
 
 
 def markdown(lines: list[Line], teacher: Line | None) -> str:
     """The table of lines; with the teacher's, also the share of its score that each keeps."""
-    header = ["model", "Spearman", "kept %", "numbers a vector", "MB in float32", "million multiply-adds a text"]
+    cut_to = [name for name in lines[0].scores[0] if name.startswith("at ")]
+    header = ["model", "Spearman", "kept %", *cut_to, "numbers a vector", "MB in float32"]
+    header.append("million multiply-adds a text")
     rows = []
     for line in lines:
         mean = statistics.mean(score["spearman"] for score in line.scores)
         kept = "" if teacher is None else f"{100 * mean / teacher.scores[0]['spearman']:.1f}"
         sizes = [str(line.width), f"{4e-6 * line.parameters:.1f}", f"{1e-6 * line.macs:.1f}"]
-        rows.append([line.name, mean_sd(line.scores, "spearman"), kept, *sizes])
+        short = [mean_sd(line.scores, name) for name in cut_to]
+        rows.append([line.name, mean_sd(line.scores, "spearman"), kept, *short, *sizes])
     return table(header, rows)
 
 
@@ -165,6 +190,9 @@ def main() -> None:
     parser.add_argument("--students", nargs="*", default=["6x192", "3x384", "3x192"], help="sizes")
     parser.add_argument(
         "--embedding-widths", type=int, nargs="*", default=[], help="also students that learn projected vectors"
+    )
+    parser.add_argument(
+        "--matryoshka-dims", type=int, nargs="*", default=[], help="lengths to which vectors are cut; also trains some"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--first-layers", type=int, nargs="*", default=[3], help="of the teacher, untrained")

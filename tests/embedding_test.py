@@ -122,14 +122,16 @@ def arguments(teacher: Path, texts: Path, out: Path, *more: object) -> list[obje
 def test_the_commands_distil_score_and_write_vectors(
     teacher: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    steps = ("--transformer-steps", 2, "--prediction-steps", 2, "--embedding-loss", "cosine", "--embedding-width", 16)
+    steps = ("--transformer-steps", 2, "--prediction-steps", 2, "--embedding-loss", "similarity")
+    steps += ("--embedding-width", 16, "--matryoshka-dims", 8, 4)
     assert tinybert(monkeypatch, *arguments(teacher, texts, tmp_path / "run", *steps)) == 0
     printed = capsys.readouterr()
     assert "recipe: narrow student" in printed.out
     assert "note: no page" not in printed.err
     described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"]
     objectives = [stage["objective"] for stage in described]
-    assert objectives[1] == {"name": "embedding", "embedding_loss": "cosine", "embedding_width": 16}
+    expected = {"name": "embedding", "embedding_loss": "similarity", "embedding_width": 16, "matryoshka_dims": [8, 4]}
+    assert objectives[1] == expected
     assert objectives[0]["name"] == "transformer"
     page = (tmp_path / "run/report.md").read_text()
     assert "spearman" in page
@@ -139,7 +141,7 @@ def test_the_commands_distil_score_and_write_vectors(
     scored = ("evaluate", "--model", student, "--task", "embedding", "--dev", texts / "dev.tsv")
     files = ("--json", tmp_path / "scores.json", "--predictions", tmp_path / "cosines.tsv")
     assert tinybert(monkeypatch, *scored, *files) == 0
-    assert "spearman" in json.loads((tmp_path / "scores.json").read_text())
+    whole = json.loads((tmp_path / "scores.json").read_text())["spearman"]
     assert len((tmp_path / "cosines.tsv").read_text().splitlines()) == 65
     written = ("--input", texts / "sentences.txt", "--out", tmp_path / "vectors.jsonl")
     assert tinybert(monkeypatch, "predict", "--model", student, *written) == 0
@@ -147,6 +149,12 @@ def test_the_commands_distil_score_and_write_vectors(
     expected = tb.load_predictor(student).embed(sentences(texts, 1))
     np.testing.assert_allclose(first["embedding"], expected[0], atol=1e-6)
     assert first["text"] == sentences(texts, 1)[0]
+    short = ("--truncate-dim", 4)
+    assert tinybert(monkeypatch, *scored, *files[:2], *short) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["spearman"] != whole
+    assert tinybert(monkeypatch, "predict", "--model", student, *written[:2], *short) == 0
+    cut = json.loads(capsys.readouterr().out.splitlines()[-192].split("\t")[1])
+    np.testing.assert_array_equal(np.float32(cut), np.float32(first["embedding"][:4]))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +207,26 @@ def test_an_onnx_file_without_vectors_is_refused(run: Any, texts: Path, tmp_path
     onnx.save(model, file)
     with pytest.raises(tb.InputError, match="has no output sentence_embedding: export the model's directory"):
         tb.load_predictor(tmp_path / "out").embed(sentences(texts))
+
+
+def test_vectors_are_cut_to_their_first_numbers(teacher: Path, texts: Path, blank_student: Path) -> None:
+    some = sentences(texts, 3)
+    whole, cut = (tb.load_predictor(teacher, truncate_dim=dim) for dim in (None, 8))
+    np.testing.assert_array_equal(cut.embed(some), whole.embed(some)[:, :8])
+    assert cut.embed([]).shape == (0, 8)
+    for dim in (0, 33):
+        with pytest.raises(tb.InputError, match=f"its vectors have 32 numbers; truncate_dim is {dim}"):
+            tb.load_predictor(teacher, truncate_dim=dim)
+    with pytest.raises(tb.InputError, match="which gives no vectors: leave truncate_dim out"):
+        tb.load_predictor(blank_student, truncate_dim=8)
+
+
+def test_retrieval_is_scored_by_the_same_model(teacher: Path, tmp_path: Path) -> None:
+    rows = [(text, f"{text} .", 1) for text in ("good film", "bad plot", "dull story")]
+    lines = ["query\tpassage\tlabel", *(f"{query}\t{passage}\t{label}" for query, passage, label in rows)]
+    (tmp_path / "dev.tsv").write_text("\n".join(lines) + "\n")
+    scores = evaluate.evaluate(str(teacher), "retrieval", tb.DataSource(dev=str(tmp_path / "dev.tsv")))
+    assert scores == {"ndcg_at_10": 1.0, "mrr_at_10": 1.0}
 
 
 def test_predictors_say_what_they_give(run: Any, blank_student: Path) -> None:

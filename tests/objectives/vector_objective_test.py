@@ -93,6 +93,30 @@ def test_only_similarities_are_learnt_between_unlike_widths() -> None:
             embedding_objective(NARROW, TEACHER, settings=tb.Embedding(embedding_loss=name))
 
 
+def test_the_first_numbers_of_a_vector_learn_the_cosines_of_whole_ones() -> None:
+    batch, dims = make_batch(), (8, 4)
+    settings = tb.Embedding(embedding_loss="similarity", matryoshka_dims=dims)
+    student, teacher = vectors(STUDENT, STUDENT_PARAMS, batch), vectors(TEACHER, TEACHER_PARAMS, batch)
+
+    def first(width: int) -> np.ndarray:
+        return student[:, :width] / np.linalg.norm(student[:, :width], axis=1, keepdims=True)
+
+    parts = [expected_loss("similarity", first(width), teacher) for width in (24, *dims)]
+    assert len({round(part, 4) for part in parts}) == 3
+    objective = embedding_objective(STUDENT, TEACHER, settings=settings)
+    np.testing.assert_allclose(loss_of(objective, STUDENT_PARAMS, batch), np.mean(parts), rtol=1e-4)
+
+
+def test_matryoshka_dims_are_shorter_than_the_vectors_and_have_one_loss() -> None:
+    settings = tb.Embedding(embedding_loss="similarity", matryoshka_dims=(8, 24))
+    with pytest.raises(tb.InputError, match="vectors have 24 numbers: give fewer than these, not 24"):
+        embedding_objective(STUDENT, TEACHER, settings=settings)
+    with pytest.raises(tb.InputError, match=r"have no loss 'mse': .* add --embedding-loss similarity"):
+        tb.Embedding(matryoshka_dims=(8,))
+    with pytest.raises(tb.InputError, match=r"matryoshka_dims are \(0,\); each must be at least 1"):
+        tb.Embedding(embedding_loss="similarity", matryoshka_dims=(0,))
+
+
 def test_a_teacher_of_another_vocabulary_reads_its_own_tokens() -> None:
     batch, other = make_batch(), make_batch(seed=1)
     objective = embedding_objective(STUDENT, TEACHER)

@@ -17,7 +17,7 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
 def test_the_table_has_the_nine_glue_tasks_and_the_others():
-    texts = {"classification", "multi_label", "regression", "embedding", "ranking"}
+    texts = {"classification", "multi_label", "regression", "embedding", "retrieval", "ranking"}
     others = {"mnli_mismatched", "squad", "squad2", "ner"} | texts
     assert set(TASKS) == {*GLUE, *others}
     assert all(name == task.name for name, task in TASKS.items())
@@ -121,7 +121,7 @@ def test_logits_of_another_shape_are_refused(name, shape):
 
 def test_every_selection_metric_is_a_key_of_the_score():
     for task in TASKS.values():
-        if not task.kind.has_columns or task.kind.by_query:
+        if not task.kind.has_columns or not task.kind.labels_each_row:
             assert task.selection in task.metrics
             continue
         if task.is_multi_label:

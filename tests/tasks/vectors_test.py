@@ -89,7 +89,7 @@ def test_a_test_set_needs_no_similarities(files: Path) -> None:
 
 
 def test_what_the_task_cannot_read_is_refused(files: Path) -> None:
-    with pytest.raises(tb.InputError, match=r"scored on pairs of texts .* sentence1, sentence2 and score: add --dev"):
+    with pytest.raises(tb.InputError, match=r"scored on pairs of texts, .* sentence1, sentence2 and score: add --dev"):
         load(files, tb.DataSource(train=str(files / "train.csv")), "dev")
     with pytest.raises(tb.InputError, match="leave out --dev-share, and add --dev FILE"):
         load(files, tb.DataSource(train=str(files / "train.csv"), dev_share=0.5), "train")

@@ -23,6 +23,7 @@ def evaluate(
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     predictions: Path | None = None,
     int8: bool = False,
+    truncate_dim: int | None = None,
 ) -> None:
     """Score a fine-tuned or distilled model, and write its predictions.
 
@@ -37,6 +38,7 @@ def evaluate(
         predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
             tokens and tags. A directory gets the file that GLUE's server takes; only GLUE's tasks have one.
         int8: multiply in 8 bits where this processor is faster with it.
+        truncate_dim: of an embedding model: score the first numbers of each vector, so many; default: all.
     """
     for path in (json_file, predictions):
         if path is not None and not path.parent.is_dir():
@@ -47,7 +49,7 @@ def evaluate(
 
     needs_scores = predictions is None or json_file is not None
     arguments = (model, task, source, split, max_length, batch_size, predictions, needs_scores, int8)
-    scores = evaluate.evaluate(*arguments, show=print_table)
+    scores = evaluate.evaluate(*arguments, show=print_table, truncate_dim=truncate_dim)
     if scores:
         print_table(["metric", split], [[name, f"{value:.4f}"] for name, value in scores.items()])
         if json_file is not None:

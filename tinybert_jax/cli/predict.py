@@ -29,6 +29,7 @@ def predict(
     max_length: int | None = None,
     batch_size: int = 32,
     int8: bool = False,
+    truncate_dim: int | None = None,
 ) -> None:
     """Write what a model predicts for each row of a file or of standard input, beside the row's own columns.
 
@@ -56,6 +57,7 @@ def predict(
             length that the model was trained with.
         batch_size: rows per compiled call.
         int8: multiply in 8 bits where this processor is faster with it.
+        truncate_dim: of an embedding model: write the first numbers of each vector, so many; default: all.
     """
     path = STANDARD_INPUT if input is None else input
     if input is not None and not input.exists():
@@ -86,7 +88,7 @@ def predict(
     if form is None:
         raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: add --from txt, tsv, csv or jsonl")
     written = to or (None if out is None else SUFFIXES.get(out.suffix.lower())) or form
-    predictor = load_predictor(model, max_length, batch_size, int8=int8)
+    predictor = load_predictor(model, max_length, batch_size, int8=int8, truncate_dim=truncate_dim)
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):
         raise InputError(f"--threshold is {threshold}; it is from 0 to 1, for models that give a text several classes")
     head = prediction_of(predictor.head)

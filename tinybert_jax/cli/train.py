@@ -94,6 +94,7 @@ def distill(
     temperature_squared: bool | None = None,
     embedding_loss: EmbeddingLoss | None = None,
     embedding_width: int | None = None,
+    matryoshka_dims: tuple[int, ...] | None = None,
     ranking_loss: RankingLoss | None = None,
     candidates: int | None = None,
     evaluate_every: int | None = None,
@@ -152,6 +153,8 @@ def distill(
             their directions; similarity: of the cosines between the texts of a batch.
         embedding_width: of task embedding: project the teacher's vectors on so many of their principal directions, and
             learn these shorter ones; default: learn them as they are.
+        matryoshka_dims: of task embedding, with --embedding-loss similarity: vectors that can be cut, as 128 64: their
+            first 128 and 64 numbers learn the cosines of whole vectors too.
         ranking_loss: of task ranking, in the second stage. margin_mse, the default: the error of the margins of a
             relevant passage over the others of its query; listwise: of the distributions over all of them.
         candidates: of task ranking, in the second stage: the most passages of a query that are compared at once, which
@@ -185,6 +188,7 @@ def distill(
         "temperature_squared": temperature_squared,
         "embedding_loss": embedding_loss,
         "embedding_width": embedding_width,
+        "matryoshka_dims": matryoshka_dims,
         "ranking_loss": ranking_loss,
         "candidates": candidates,
     }

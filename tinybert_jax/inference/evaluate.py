@@ -28,6 +28,7 @@ def evaluate(
     needs_scores: bool = True,
     int8: bool = False,
     show: Callable[[list[str], list[list[str]]], None] | None = None,
+    truncate_dim: int | None = None,
 ) -> dict[str, float]:
     """The task's metrics on a split; of MNLI, those on the mismatched set too, as `accuracy_mismatched`.
 
@@ -41,6 +42,7 @@ def evaluate(
         predictions: a file to write predictions to; or a directory, for the file that the benchmark's server takes.
         needs_scores: refuse a split without labels; otherwise it gives no scores.
         int8: as in `load_predictor`.
+        truncate_dim: as in `load_predictor`.
         show: takes the header and the rows of each table of what the model does with each class.
 
     Raises:
@@ -55,7 +57,7 @@ def evaluate(
         raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")
     if is_directory and split != "test":
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
-    predictor = load_predictor(model, max_length, batch_size, row.head, int8)
+    predictor = load_predictor(model, max_length, batch_size, row.head, int8, truncate_dim)
     scores: dict[str, float] = {}
     for part, loaded, logits in outputs_on(predictor, row, source, split, needs_scores):
         if predictions is not None and (is_directory or part is row):

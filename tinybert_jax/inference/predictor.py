@@ -69,6 +69,7 @@ class Predictor:
     batch_size: int
     head: str
     step: Callable[..., Any]
+    truncate_dim: int | None = None  # of an embedding model: the first numbers of a vector that are kept; None: all
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """One prediction per text, or per pair of texts.
@@ -194,7 +195,7 @@ class Predictor:
         if no_texts := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"give texts; {no_texts[0]!r} is none")
         if not len(texts):
-            return np.zeros((0, self.config.vector_width), np.float32)
+            return np.zeros((0, self.truncate_dim or self.config.vector_width), np.float32)
         how = self.config.embedding or TextVector()
         prompts = {None: how.prompt} | dict(how.prompts)
         if prompt_name not in prompts:
@@ -237,7 +238,7 @@ class Predictor:
             raise InputError(
                 f"{self.name}: has no output sentence_embedding: export the model's directory with tinybert export"
             )
-        return logits
+        return logits[:, : self.truncate_dim] if HEADS[self.head].gives_vectors else logits
 
 
 def _joined(words: Sequence[str]) -> list[tuple[str, int]]:
@@ -252,6 +253,7 @@ def load_predictor(
     batch_size: int = 32,
     head: str | None = None,
     int8: bool = False,
+    truncate_dim: int | None = None,
 ) -> Predictor:
     """A fine-tuned model from a Hugging Face directory or hub id, or as `tinybert export` wrote it.
 
@@ -265,10 +267,12 @@ def load_predictor(
             first is called; see `Predictor.tags`, `Predictor.answers` and `Predictor.embed` for the others.
         int8: dense layers multiply in int8 where this processor is faster with it. Models that are quantised already
             do so without this.
+        truncate_dim: of an embedding model, the first numbers of each vector that are kept. They are not normalised
+            again, as in sentence-transformers.
 
     Raises:
         InputError: the directory cannot be read, or holds no such head; another head; a number is too small; `int8` of
-            an exported model.
+            an exported model; `truncate_dim` of a model without vectors, or of shorter ones.
     """
     predicting = [name for name, row in HEADS.items() if row.on_tasks]
     if head is not None and head not in predicting:
@@ -306,4 +310,10 @@ def load_predictor(
         mesh = make_mesh()
         params = jax.device_put(params, tree_shardings(mesh, params))
         step = make_predict_step(HEADS[head].model(config), mesh, params)
-    return Predictor(str(directory), config, params, tokenizer, length, batch_size, head, step)
+    if truncate_dim is not None and not HEADS[head].gives_vectors:
+        raise InputError(f"{directory}: holds a {HEADS[head].title}, which gives no vectors: leave truncate_dim out")
+    if truncate_dim is not None and not 1 <= truncate_dim <= config.vector_width:
+        raise InputError(
+            f"{directory}: its vectors have {config.vector_width} numbers; truncate_dim is {truncate_dim}"
+        )
+    return Predictor(str(directory), config, params, tokenizer, length, batch_size, head, step, truncate_dim)

@@ -47,8 +47,14 @@ def embedding_objective(
         compute: how both models are computed.
 
     Raises:
-        InputError: the vectors are not of the same width.
+        InputError: the vectors are not of the same width, or the student's are no longer than one of
+            `matryoshka_dims`.
     """
+    if long := [dim for dim in settings.matryoshka_dims if dim >= student.vector_width]:
+        raise InputError(
+            f"matryoshka_dims: the student's vectors have {student.vector_width} numbers: give fewer than these, not"
+            f" {long[0]}"
+        )
     per_example = PER_EXAMPLE.get(settings.embedding_loss)
     if per_example is not None and student.vector_width != teacher.vector_width:
         raise InputError(
@@ -66,7 +72,9 @@ def embedding_objective(
     ) -> tuple[Float[Array, ""], Metrics]:
         vectors = apply_model(student_model, trainable, batch, key, score_layers=()).logits
         if per_example is None:
-            total = losses.similarity_mse(vectors, targets, jnp.asarray(batch.example_mask))
+            mask, widths = jnp.asarray(batch.example_mask), (student.vector_width, *settings.matryoshka_dims)
+            parts = [losses.similarity_mse(vectors[:, :width], targets, mask) for width in widths]
+            total = sum(parts, start=jnp.zeros(())) / len(parts)
         else:
             total = mean_over_examples(jax.vmap(per_example)(vectors, targets), batch)
         return total, {"loss": total}

@@ -150,6 +150,8 @@ class Embedding(ObjectiveSettings):
     The loss compares, with "mse", the vectors' numbers; with "cosine", their directions; with "similarity", the
     cosines between the texts of a batch. Between vectors of length 1, "mse" and "cosine" differ by a factor.
     With `embedding_width`, the targets are the teacher's vectors projected on so many of their principal directions.
+    With `matryoshka_dims`, the first numbers of a vector are a vector too (Kusupati et al., arXiv 2205.13147): the
+    loss is the mean of that of whole vectors and of those of their first numbers, which all learn the same cosines.
     """
 
     name = "embedding"
@@ -160,6 +162,7 @@ class Embedding(ObjectiveSettings):
 
     embedding_loss: EmbeddingLoss = "mse"
     embedding_width: int | None = None  # None: the teacher's
+    matryoshka_dims: tuple[int, ...] = ()  # how many first numbers of a vector are to do in its place
 
     @property
     def vector_width(self) -> int | None:
@@ -169,6 +172,13 @@ class Embedding(ObjectiveSettings):
         check_choice("embedding_loss", self.embedding_loss, EmbeddingLoss)
         if self.embedding_width is not None and self.embedding_width < 1:
             raise InputError(f"embedding_width is {self.embedding_width}; it must be at least 1")
+        if self.matryoshka_dims and self.embedding_loss != "similarity":
+            raise InputError(
+                f"matryoshka_dims have no loss {self.embedding_loss!r}: the first numbers of a vector learn the"
+                " cosines of whole ones; add --embedding-loss similarity"
+            )
+        if any(dim < 1 for dim in self.matryoshka_dims):
+            raise InputError(f"matryoshka_dims are {self.matryoshka_dims}; each must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ TAGS = Kind("tags", "tokens", names_classes=True)
 VECTORS = Kind(
     "vectors", "embedding", has_columns=True, is_regression=True, learns_labels=False, distilled_by="embedding"
 )
+RETRIEVAL = dataclasses.replace(VECTORS, name="retrieval")
 RANKING = Kind(
     "ranking",
     "sequence",
@@ -119,9 +120,9 @@ class Task:
 
     @property
     def selection(self) -> str:
-        """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first,
-        as in those of queries."""
-        if not self.kind.has_columns or self.kind.by_query or len(self.metrics) == 1:
+        """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first, as
+        in those of queries."""
+        if not (self.kind.has_columns and self.kind.labels_each_row) or len(self.metrics) == 1:
             return self.metrics[0]
         return "mean_" + "_".join(self.metrics)
 
@@ -292,6 +293,17 @@ TASKS = {
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
         # training rows are single texts, and dev rows are those of STS-B
         Task("embedding", _PAIR, "score", (), ("spearman",), 5, kind=VECTORS, prediction_epochs=10),
+        Task(
+            "retrieval",
+            ("query", "passage"),
+            "label",
+            (),
+            ("ndcg_at_10", "mrr_at_10"),
+            5,
+            max_length=256,
+            kind=RETRIEVAL,
+            prediction_epochs=10,
+        ),
         Task(
             "ranking",
             ("query", "passage"),

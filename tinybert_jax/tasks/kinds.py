@@ -16,6 +16,7 @@ from tinybert_jax.settings.tasks import (
     MULTI_LABEL,
     RANKING,
     REGRESSION,
+    RETRIEVAL,
     TAGS,
     VECTORS,
     SplitName,
@@ -26,6 +27,7 @@ from tinybert_jax.tasks.classification import load_sequences
 from tinybert_jax.tasks.multi_label import load_label_sets
 from tinybert_jax.tasks.ner import load_tags
 from tinybert_jax.tasks.ranking import load_passages
+from tinybert_jax.tasks.retrieval import load_retrieval
 from tinybert_jax.tasks.spans import load_answers
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.tasks.vectors import load_vectors
@@ -37,6 +39,7 @@ LOADERS: dict[str, Callable[..., Split]] = {
     ANSWERS.name: load_answers,
     TAGS.name: load_tags,
     VECTORS.name: load_vectors,
+    RETRIEVAL.name: load_retrieval,
     RANKING.name: load_passages,
 }
 

@@ -121,8 +121,9 @@ def pairs_in_order(scores: np.ndarray, relevance: np.ndarray) -> float:
     -0.3333333333333333
     """
     _check(scores, relevance)
-    better = relevance[:, None] > relevance
-    return float(np.sign(scores[:, None] - scores)[better].mean()) if better.any() else 0.0
+    rows = np.flatnonzero(relevance > relevance.min())  # few of many passages
+    better = relevance[rows, None] > relevance
+    return float(np.sign(scores[rows, None] - scores)[better].mean()) if better.any() else 0.0
 
 
 def _ranked(scores: np.ndarray, relevance: np.ndarray) -> np.ndarray:

@@ -14,9 +14,11 @@ from tinybert_jax.data.tokens import tokenize
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks import reading
 from tinybert_jax.tasks.metrics import RANKING_METRICS, pairs_in_order
-from tinybert_jax.tasks.reading import NOTHING
-from tinybert_jax.tasks.split import Judged, Reading, Split
+from tinybert_jax.tasks.split import Split
+
+IN_ORDER = "pairs of passages in order, less those out of it"  # what `Split.skill` is
 
 
 def load_passages(
@@ -34,16 +36,9 @@ def load_passages(
     rows = read_rows(task, source, split)
     if len(rows.texts[0]) != 2:
         raise InputError(f"task {task.name!r} reads a query and a passage: name the columns of both in --text-columns")
-    _check_relevance(task, source, split, rows)
+    check_relevance(task, source, split, rows)
     passages, tokens = Passages.of(rows), tokenize(rows, tokenizer, max_length)
-    groups = passages.by_query()
-    scored = [group for group in groups if (passages.relevance[group] > 0).any()]
-    if split != "train" and rows.labels is not None and len(scored) < len(groups):
-        path = split_path(task, source, split) if source.dev_share is None or split == "test" else "the dev set"
-        if not scored:
-            raise InputError(f"{path}: no query has a relevant passage, labelled above 0: there is nothing to score")
-        count = f"{len(groups) - len(scored)} of {len(groups)} queries have no relevant passage"
-        print(f"note: {path}: {count}, and are left out of the scores", file=sys.stderr)
+    scored = scored_queries(task, source, split, rows, passages)
 
     def mean(metric: Any, logits: np.ndarray) -> float:
         return float(np.mean([metric(logits[group, 0], passages.relevance[group]) for group in scored]))
@@ -60,15 +55,49 @@ def load_passages(
         lambda logits: mean(pairs_in_order, logits),
         predictions,
         task.selection,
-        "pairs of passages in order, less those out of it",
+        IN_ORDER,
         min(0.5, 2 / math.sqrt(max(len(scored), 1))),  # independent guesses reach it in fewer than 1 of 40 cases
         rows=rows,
-        reading=lambda logits: _reading(rows, scored, logits[:, 0]),
+        reading=lambda logits: reading.of_queries(
+            [
+                (
+                    rows.texts[group[0]][0],
+                    [rows.texts[i][1] for i in group],
+                    logits[group, 0],
+                    passages.relevance[group],
+                )
+                for group in scored
+            ]
+        ),
         passages=passages,
     )
 
 
-def _check_relevance(task: Task, source: DataSource, split: SplitName, rows: Rows) -> None:
+def scored_queries(
+    task: Task, source: DataSource, split: SplitName, rows: Rows, passages: Passages
+) -> list[np.ndarray]:
+    """The row numbers of each query with a relevant passage. Of a dev or test split, a note counts the other queries.
+
+    Raises:
+        InputError: a labelled dev or test split has no such query.
+    """
+    groups = passages.by_query()
+    scored = [group for group in groups if (passages.relevance[group] > 0).any()]
+    if split != "train" and rows.labels is not None and len(scored) < len(groups):
+        path = split_path(task, source, split) if source.dev_share is None or split == "test" else "the dev set"
+        if not scored:
+            raise InputError(f"{path}: no query has a relevant passage, labelled above 0: there is nothing to score")
+        count = f"{len(groups) - len(scored)} of {len(groups)} queries have no relevant passage"
+        print(f"note: {path}: {count}, and are left out of the scores", file=sys.stderr)
+    return scored
+
+
+def check_relevance(task: Task, source: DataSource, split: SplitName, rows: Rows) -> None:
+    """Refuse a negative label.
+
+    Raises:
+        InputError: names the row.
+    """
     negative = np.flatnonzero(rows.labels_or_zeros < 0)
     if len(negative):
         row = negative[0]
@@ -76,14 +105,3 @@ def _check_relevance(task: Task, source: DataSource, split: SplitName, rows: Row
         raise InputError(
             f"{where}: label {rows.labels_or_zeros[row]:g} is negative: relevance is 0 for none, and more for more"
         )
-
-
-def _reading(rows: Rows, groups: list[np.ndarray], scores: np.ndarray) -> Reading:
-    """Each query with its most relevant passage, the one with the highest score, and its nDCG@10."""
-    judged = []
-    for group in groups:
-        relevance = rows.labels_or_zeros[group]
-        best, first = (rows.texts[group[values.argmax()]][1] for values in (relevance, scores[group]))
-        score = RANKING_METRICS["ndcg_at_10"](scores[group], relevance)
-        judged.append(Judged(rows.texts[group[0]][0], best or NOTHING, first or NOTHING, score))
-    return Reading(judged)

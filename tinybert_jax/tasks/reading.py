@@ -8,6 +8,7 @@ import numpy as np
 
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.tasks.classes import FEW, class_rows, confusion
+from tinybert_jax.tasks.metrics import RANKING_METRICS
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
 BETWEEN = " / "  # the two texts of a pair
@@ -42,6 +43,17 @@ def of_pairs(rows: Rows, similarity: np.ndarray) -> Reading:
     distances = np.abs(rankdata(similarity) - rankdata(rows.labels)) / len(similarity)
     cells = zip(rows.texts, rows.labels.tolist(), similarity.tolist(), distances.tolist(), strict=True)
     return Reading([Judged(BETWEEN.join(text), f"{label:.4g}", f"{x:.3f}", -far) for text, label, x, far in cells])
+
+
+def of_queries(ranked: Iterable[tuple[str, Sequence[str], np.ndarray, np.ndarray]]) -> Reading:
+    """Queries, each with its passages, their scores [n] and their relevance [n]. What is right for a query is its most
+    relevant passage, and the model says the one with the highest score; it is judged by nDCG@10.
+    """
+    judged = []
+    for query, passages, scores, relevance in ranked:
+        best, first = (passages[int(values.argmax())] or NOTHING for values in (relevance, scores))
+        judged.append(Judged(query, best, first, RANKING_METRICS["ndcg_at_10"](scores, relevance)))
+    return Reading(judged)
 
 
 def of_label_sets(rows: Rows, logits: np.ndarray) -> Reading:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinybert_jax.data.rows import Rows, read_rows, read_texts
-from tinybert_jax.data.tokens import tokenize
+from tinybert_jax.data.tokens import Tokens, tokenize
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.tokenizer import prompt_of
 from tinybert_jax.settings.sources import DataSource
@@ -37,21 +37,14 @@ def load_vectors(
     are [2 n, d] of n pairs. Columns or templates that the source names are those of training rows if there is one, and
     those of pairs if there are two.
     """
-    if source.dev_share is not None or (split == "dev" and source.data is None and source.dev is None):
-        instead = "leave out --dev-share, and " if source.dev_share is not None else ""
-        raise InputError(
-            f"task {task.name!r} is scored on pairs of texts with a similarity, in the columns"
-            f" {', '.join(task.text_columns)} and {task.label_column}: {instead}add --dev FILE"
-        )
+    check_has_dev(task, source, split)
     if split == "train":
         task = dataclasses.replace(task, text_columns=TRAINING_COLUMNS)
-        rows = read_texts(task, _with_texts(source, 1))
+        rows = read_texts(task, with_texts(source, 1))
     else:
-        pairs = read_rows(task, _with_texts(source, 2), split)
+        pairs = read_rows(task, with_texts(source, 2), split)
         rows = _apart(pairs)
-    prompt = prompt_of(tokenizer)  # is part of the tokenizer's fingerprint, and so of the tokens'
-    prompted = dataclasses.replace(rows, texts=[(f"{prompt}{text}",) for (text,) in rows.texts]) if prompt else rows
-    tokens = tokenize(prompted, tokenizer, max_length)
+    tokens = prompted_tokens(rows, tokenizer, max_length)
 
     def score(logits: np.ndarray) -> dict[str, float]:
         return {name: METRICS[name](cosines(logits), pairs.labels_or_zeros) for name in task.metrics}
@@ -84,12 +77,38 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
     >>> cosines(np.array([[1.0, 0.0], [0.0, 0.0], [2.0, 2.0], [1.0, 0.0]])).round(3).tolist()
     [0.707, 0.0]
     """
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    first, second = np.split(vectors / np.where(lengths > 0, lengths, 1), 2)
+    first, second = np.split(normalized(vectors), 2)
     return np.sum(first * second, axis=1)
 
 
-def _with_texts(source: DataSource, count: int) -> DataSource:
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [n, d] of length 1; one of zeros stays so."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def prompted_tokens(rows: Rows, tokenizer: Any, max_length: int) -> Tokens:
+    """The tokens of single texts, behind the prompt that the model puts before every text if it has one."""
+    prompt = prompt_of(tokenizer)  # is part of the tokenizer's fingerprint, and so of the tokens'
+    prompted = dataclasses.replace(rows, texts=[(f"{prompt}{text}",) for (text,) in rows.texts]) if prompt else rows
+    return tokenize(prompted, tokenizer, max_length)
+
+
+def check_has_dev(task: Task, source: DataSource, split: SplitName) -> None:
+    """Refuse a source without pairs to score: no dev set is split off from single texts.
+
+    Raises:
+        InputError: says what the pairs' columns are.
+    """
+    if source.dev_share is not None or (split == "dev" and source.data is None and source.dev is None):
+        instead = "leave out --dev-share, and " if source.dev_share is not None else ""
+        raise InputError(
+            f"task {task.name!r} is scored on pairs of texts, in the columns {', '.join(task.text_columns)} and"
+            f" {task.label_column}: {instead}add --dev FILE"
+        )
+
+
+def with_texts(source: DataSource, count: int) -> DataSource:
     """The source, without the columns or templates that it names if these are not so many."""
     named = source.text_template or source.text_columns
     return source if len(named) == count else dataclasses.replace(source, text_columns=(), text_template=())

@@ -1,0 +1,95 @@
+"""Retrieval by vectors: queries, and which of all passages each of them ranks first."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from tinybert_jax.data.queries import Passages
+from tinybert_jax.data.rows import Rows, read_rows
+from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.tasks import SplitName, Task
+from tinybert_jax.tasks import reading
+from tinybert_jax.tasks.metrics import RANKING_METRICS, pairs_in_order
+from tinybert_jax.tasks.ranking import IN_ORDER, check_relevance, scored_queries
+from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.vectors import check_has_dev, load_vectors, normalized, prompted_tokens, with_texts
+
+
+def load_retrieval(
+    task: Task,
+    source: DataSource,
+    split: SplitName,
+    tokenizer: Any,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Split:
+    """A split of single texts, for training, or of queries with passages; arguments and errors as in
+    `tasks.kinds.load_split`.
+
+    A query is compared with all passages of the file. A passage that the file does not name beside a query has the
+    relevance 0 for it. Each query and each passage is computed once: logits are [q + p, d], of the queries and then of
+    the passages, in the order in which they first appear.
+    """
+    check_has_dev(task, source, split)
+    if split == "train":
+        return load_vectors(task, source, split, tokenizer, max_length, labels)
+    pairs = read_rows(task, with_texts(source, 2), split)
+    check_relevance(task, source, split, pairs)
+    queries = Passages.of(pairs)
+    numbers: dict[str, int] = {}
+    passage = np.array([numbers.setdefault(text, len(numbers)) for _, text in pairs.texts])
+    groups = scored_queries(task, source, split, pairs, queries)
+    texts = [*dict.fromkeys(query for query, _ in pairs.texts)]
+    count = len(texts)
+    highest = np.zeros(count + len(numbers), np.float32)  # of each text; 0 of a query
+    np.maximum.at(highest, count + passage, pairs.labels_or_zeros)
+    rows = Rows(
+        [(text,) for text in (*texts, *numbers)],
+        None if pairs.labels is None else highest,
+        (),
+        hashlib.sha256(f"{pairs.fingerprint} once".encode()).hexdigest(),
+        [0] * len(highest),
+    )
+
+    def ranked(vectors: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The cosines and the relevance of all passages, of each query that is scored."""
+        unit = normalized(vectors)
+        result = []
+        for group in groups:
+            relevance = np.zeros(len(numbers), np.float32)
+            np.maximum.at(relevance, passage[group], pairs.labels_or_zeros[group])
+            result.append((unit[count:] @ unit[queries.queries[group[0]]], relevance))
+        return result
+
+    def mean(metric: Any, vectors: np.ndarray) -> float:
+        return float(np.mean([metric(*one) for one in ranked(vectors)]))
+
+    def score(vectors: np.ndarray) -> dict[str, float]:
+        each = ranked(vectors)
+        return {name: float(np.mean([RANKING_METRICS[name](*one) for one in each])) for name in task.metrics}
+
+    def predictions(vectors: np.ndarray) -> str:
+        unit = normalized(vectors)
+        cosines = np.sum(unit[queries.queries] * unit[count + passage], axis=1)
+        return "\n".join(["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(cosines))]) + "\n"
+
+    names = [*numbers]
+    return Split(
+        prompted_tokens(rows, tokenizer, max_length),
+        (),
+        pairs.labels is not None,
+        score,
+        lambda vectors: mean(pairs_in_order, vectors),
+        predictions,
+        task.selection,
+        IN_ORDER,
+        min(0.5, 2 / math.sqrt(max(len(groups), 1))),  # as in tasks.ranking
+        rows=rows,
+        reading=lambda vectors: reading.of_queries(
+            [(pairs.texts[group[0]][0], names, *one) for group, one in zip(groups, ranked(vectors), strict=True)]
+        ),
+    )
