@@ -209,7 +209,7 @@ def test_an_onnx_file_without_vectors_is_refused(run: Any, texts: Path, tmp_path
         tb.load_predictor(tmp_path / "out").embed(sentences(texts))
 
 
-def test_vectors_are_cut_to_their_first_numbers(teacher: Path, texts: Path, blank_student: Path) -> None:
+def test_vectors_are_cut_to_their_first_numbers(teacher: Path, texts: Path) -> None:
     some = sentences(texts, 3)
     whole, cut = (tb.load_predictor(teacher, truncate_dim=dim) for dim in (None, 8))
     np.testing.assert_array_equal(cut.embed(some), whole.embed(some)[:, :8])
@@ -218,12 +218,12 @@ def test_vectors_are_cut_to_their_first_numbers(teacher: Path, texts: Path, blan
         with pytest.raises(tb.InputError, match=f"its vectors have 32 numbers; truncate_dim is {dim}"):
             tb.load_predictor(teacher, truncate_dim=dim)
     with pytest.raises(tb.InputError, match="which gives no vectors: leave truncate_dim out"):
-        tb.load_predictor(blank_student, truncate_dim=8)
+        tb.load_predictor(TINY, truncate_dim=8)
 
 
 def test_retrieval_is_scored_by_the_same_model(teacher: Path, tmp_path: Path) -> None:
-    rows = [(text, f"{text} .", 1) for text in ("good film", "bad plot", "dull story")]
-    lines = ["query\tpassage\tlabel", *(f"{query}\t{passage}\t{label}" for query, passage, label in rows)]
+    texts = [" ".join(words) for words in (GOOD[:3], BAD[:3], NEUTRAL[:3])]
+    lines = ["query\tpassage\tlabel", *(f"{text}\t{text} {NEUTRAL[0]}\t1" for text in texts)]
     (tmp_path / "dev.tsv").write_text("\n".join(lines) + "\n")
     scores = evaluate.evaluate(str(teacher), "retrieval", tb.DataSource(dev=str(tmp_path / "dev.tsv")))
     assert scores == {"ndcg_at_10": 1.0, "mrr_at_10": 1.0}
