@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.training.loop import stage_steps
+from tinybert_jax.data.batches import stage_steps
 
 ROOT = Path(__file__).parent.parent
 

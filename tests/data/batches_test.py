@@ -135,6 +135,10 @@ def test_few_rows_are_tokenized_without_a_progress_bar_and_many_with_one(tokeniz
 @pytest.mark.parametrize("max_length", [8, 16, 17, 64, 100, 128, 129, 200, 256, 384, 512])
 def test_buckets_are_few_and_end_at_the_maximum(max_length):
     buckets = bucket_lengths(max_length)
+    few = bucket_lengths(max_length, steps=1)
+    assert set(few) <= set(buckets)
+    assert few[-1] == max_length
+    assert all(after <= 2 * before for before, after in itertools.pairwise(few))
     assert buckets[-1] == max_length
     assert len(buckets) <= 10
     assert list(buckets) == sorted(set(buckets))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import tinybert_jax as tb
-from tinybert_jax.training.loop import stage_steps, steps_between_scores
+from tinybert_jax.data.batches import stage_steps
+from tinybert_jax.training.loop import steps_between_scores
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ SHOWN = 40  # entries; the smaller ones are counted together
 
 
 def cache(remove: str | None = None, unused_days: float = 0.0) -> None:
-    """List what is kept on disk between runs: tokens of rows, and outputs of teachers; or remove it.
+    """List what is kept on disk between runs: tokens of rows, outputs of teachers, compiled programs; or remove it.
 
     The folder is $TINYBERT_JAX_CACHE, or ~/.cache/tinybert_jax. A run that needs what was removed computes it again.
 

@@ -30,6 +30,7 @@ from tinybert_jax.cli.names import check_arguments, expanded
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
+from tinybert_jax.cli.programs import keep_programs
 from tinybert_jax.cli.push import push
 from tinybert_jax.cli.report import report
 from tinybert_jax.cli.shrink import shrink
@@ -98,6 +99,7 @@ def main() -> None:
         print(importlib.metadata.version("tinybert_jax"))
         return
     prepare_process()
+    keep_programs()
     for command in COMMANDS.values():  # --help would keep our line breaks beside its own
         command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own

@@ -8,30 +8,44 @@ from collections.abc import Iterator
 import numpy as np
 
 from tinybert_jax.batch import Batch, Examples
+from tinybert_jax.settings.stages import Stage
 
 PROGRESS_FROM = 10_000  # rows; fewer are done too fast for a progress bar
+FEW_STEPS = 2000  # of a whole run; on a CPU, padding costs fewer of them less than it takes to compile more lengths
 
 
-def bucket_lengths(max_length: int) -> tuple[int, ...]:
+def bucket_lengths(max_length: int, steps: int = FEW_STEPS) -> tuple[int, ...]:
     """The lengths that batches are padded to, up to `max_length`. They are few, because each is compiled once.
 
     A `max_length` up to 16 is the only one. Up to 128, they are multiples of 8 up to 32 and of 16 above. For longer
-    texts, they are multiples of 32 with wider steps above 128. docs/benchmarks.md has the share of real positions.
+    texts, they are multiples of 32 with wider steps above 128. A run of fewer than `FEW_STEPS` steps has those that
+    double. docs/benchmarks.md has the share of real positions.
 
     >>> bucket_lengths(64)
     (8, 16, 24, 32, 48, 64)
     >>> bucket_lengths(512)
     (32, 64, 96, 128, 192, 256, 384, 512)
+    >>> bucket_lengths(100, steps=600)
+    (16, 32, 64, 100)
     """
     if max_length <= 16:
         return (max_length,)
     grid = (8, 16, 24, *range(32, 129, 16)) if max_length <= 128 else (32, 64, 96, 128, 192, 256, 384, 512)
+    if steps < FEW_STEPS:
+        grid = tuple(length for length in grid if length >= 16 and length.bit_count() == 1)
     return (*(length for length in grid if length < max_length), max_length)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """The number of batches in an epoch of n rows."""
     return -(-n // batch_size)
+
+
+def stage_steps(stage: Stage, rows: int) -> int:
+    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`, and `min_steps`."""
+    if stage.max_steps is not None:
+        return stage.max_steps
+    return max(stage.epochs * steps_per_epoch(rows, stage.batch_size), stage.min_steps or 0)
 
 
 def epoch_plan(

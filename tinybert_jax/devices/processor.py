@@ -28,14 +28,25 @@ class Processor(NamedTuple):
 
 def processor() -> Processor:
     """The kind that this machine has. Only Linux says which instructions it has."""
-    lines = CPUINFO.read_text("utf-8", "replace").splitlines() if CPUINFO.is_file() else []
-    pairs = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-    facts = dict(reversed(pairs))  # the first processor's
+    facts = _facts()
     name = facts.get("model name") or platform.processor() or platform.machine()
-    flags = facts.get("flags") or facts.get("Features")  # the latter on ARM
-    if flags is None:
+    flags = instructions()
+    if not flags:
         return Processor(name, None)
     return Processor(name, tuple(title for flag, title in INT8_INSTRUCTIONS.items() if flag in flags.split()))
+
+
+def instructions() -> str:
+    """All sets of instructions that this machine has, as Linux lists them; "" where nothing lists them."""
+    facts = _facts()
+    return facts.get("flags") or facts.get("Features") or ""  # the latter on ARM
+
+
+def _facts() -> dict[str, str]:
+    """What Linux says of the first processor, by name."""
+    lines = CPUINFO.read_text("utf-8", "replace").splitlines() if CPUINFO.is_file() else []
+    pairs = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    return dict(reversed(pairs))
 
 
 def processors() -> int:

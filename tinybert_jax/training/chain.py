@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, line, link
 from tinybert_jax.compression.table import build_method, check_methods
+from tinybert_jax.data.batches import stage_steps
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import place, tree_shardings
 from tinybert_jax.errors import InputError
@@ -24,7 +25,7 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.training.diverged import Diverged, DivergedMembers
 from tinybert_jax.training.inputs import Inputs
-from tinybert_jax.training.loop import Run, check_params, make_objective, methods_in, stage_steps, train_stage
+from tinybert_jax.training.loop import Run, check_params, make_objective, methods_in, train_stage
 from tinybert_jax.training.teaching import Taught, eval_batch_size
 
 Outputs = Callable[[Params, Split], np.ndarray]

@@ -15,7 +15,7 @@ import numpy as np
 from tinybert_jax.batch import Examples, Params
 from tinybert_jax.data import tokens
 from tinybert_jax.data.augmentation import variants
-from tinybert_jax.data.batches import bucket_lengths, steps_per_epoch, train_batches
+from tinybert_jax.data.batches import bucket_lengths, stage_steps, steps_per_epoch, train_batches
 from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
 from tinybert_jax.data.queries import Passages
@@ -145,6 +145,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
             teacher = with_pieces_of(teacher, tokenizer)
             model = teacher.model
     check_positions(experiment.model, config, experiment.max_length)
+    facts = arithmetic(experiment.preset)
 
     lessons: tuple[Lesson, ...] = ()
     if isinstance(source, CorpusSource):
@@ -159,7 +160,6 @@ def load_inputs(experiment: Experiment) -> Inputs:
             raise InputError(_different_vocabularies(experiment, str(experiment.teacher)))
         for stage in experiment.stages:
             teacher_config = None if model is None else model.config
-            facts = arithmetic(experiment.preset)
             build_objective(stage.objective, Context(config, teacher_config, head, experiment.layer_map, facts))
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
@@ -174,9 +174,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
-        from_labels = (
-            task.is_regression and task.kind.learns_labels and arithmetic(experiment.preset).regression_from_labels
-        )
+        from_labels = task.is_regression and task.kind.learns_labels and facts.regression_from_labels
         knows = experiment.distils and teacher is not None and not teacher.runs_alone
         if from_labels and (source.unlabelled or knows):
             raise InputError(
@@ -191,7 +189,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
             if teacher.runs_alone:
                 train = lessons[0].train
             if (width := experiment.vector_width) is not None and HEADS[head].gives_vectors:
-                teacher = with_projected_vectors(teacher, train, width, bucket_lengths(experiment.max_length))
+                teacher = with_projected_vectors(teacher, train, width, _buckets(experiment, len(train)))
                 model, lessons = teacher.model, (dataclasses.replace(lessons[0], teacher=teacher),)
         teacher_config = None if model is None else model.config
         config, keep_head = fit_head(config, loaded, task, split.label_names, teacher_config)
@@ -213,10 +211,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         tokenizer=tokenizer,
         train=train,
         dev=dev,
-        # means that count padding need one padded length
-        buckets=bucket_lengths(experiment.max_length)
-        if arithmetic(experiment.preset).padding == "exclude"
-        else (experiment.max_length,),
+        buckets=_buckets(experiment, len(train)),
         teacher=teacher,
         lessons=lessons,
         fingerprints=prints,
@@ -386,6 +381,12 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
     return variants.load_augmented(
         str(experiment.augmented), split.rows, tokenizer, experiment.max_length, experiment.order_seed
     )
+
+
+def _buckets(experiment: Experiment, rows: int) -> tuple[int, ...]:
+    if arithmetic(experiment.preset).padding != "exclude":  # means that count padding need one padded length
+        return (experiment.max_length,)
+    return bucket_lengths(experiment.max_length, sum(stage_steps(stage, rows) for stage in experiment.stages))
 
 
 def _different_vocabularies(experiment: Experiment, teacher: str) -> str:

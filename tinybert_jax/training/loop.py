@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Examples, Params
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.table import build_method
-from tinybert_jax.data.batches import steps_per_epoch, train_batches
+from tinybert_jax.data.batches import stage_steps, steps_per_epoch, train_batches
 from tinybert_jax.data.queries import Queries
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_sharding, fetch, global_batch, local_rows, place
@@ -62,13 +62,6 @@ class Run(NamedTuple):
     mesh: Mesh
     out: Path
     diverged: DivergedMembers
-
-
-def stage_steps(stage: Stage, rows: int) -> int:
-    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`, and `min_steps`."""
-    if stage.max_steps is not None:
-        return stage.max_steps
-    return max(stage.epochs * steps_per_epoch(rows, stage.batch_size), stage.min_steps or 0)
 
 
 def steps_between_scores(stage: Stage, rows: int) -> int:
