@@ -205,11 +205,14 @@ def test_of_a_pipe_the_rows_before_a_wrong_one_are_written(
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
+        ("a\tb\n", [], "rows.txt:1: looks like the first line of a .tsv: add --from tsv (or --from txt if it is a"),
         (
             "a\tb\n",
-            [],
+            ["--from", "txt"],
             "rows.txt:1: 'a\\tb' holds a tab or a line break, which no .tsv can hold: add --to csv or --to",
         ),
+        ("a\n", ["--out", "labels.xlsx"], "labels.xlsx: is a spreadsheet: save the sheet as .csv"),
+        ("a\n", ["--out", "labels.parquet"], "unknown kind of file '.parquet': add --to tsv, csv or jsonl"),
         ("a\n", ["--text-columns", "a", "b"], "rows.txt: a .txt has one text a line, and a, b are several"),
         ("a\n", ["--text-columns", "a", "b", "c"], "BERT reads one text, or a pair"),
         ("a\n", ["--batch-size", "0"], "batch_size is 0"),
@@ -231,6 +234,8 @@ def test_what_cannot_be_done_is_told(
         ('{"text": "a bag"}\n', [], "jsonl"),
         ("n,text\n1,a bag\n", [], "csv"),
         ('"text"\r\na bag\n', [], "csv"),
+        ("id,comment\n1,a bag\n", ["--text-columns", "comment"], "csv"),
+        ("id,words,verdict\n1,a bag,good\n", ["--text-columns", "words"], "csv"),
         ("review\tn\na bag\t1\n", ["--text-columns", "review"], "tsv"),
     ],
 )

@@ -183,7 +183,7 @@ def test_given_labels_are_authoritative(tmp_path):
         read_rows(CLASSES, source, "dev", ("a", "c"))
     assert str(error.value) == (
         f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model or training file has 'a', 'c': correct it in"
-        " the file, or in id2label of the model's config.json, or take a model fine-tuned on it"
+        " the file, or in id2label of its config.json, or take a model that has the label"
     )
 
 
@@ -209,6 +209,14 @@ def test_a_label_in_another_case_is_the_models_if_it_is_no_other(tmp_path):
     assert read_rows(CLASSES, source, "dev", ("NEGATIVE", "POSITIVE")).labels.tolist() == [1, 0]
     with pytest.raises(InputError, match="unknown label 'positive'"):
         read_rows(CLASSES, source, "dev", ("negative", "Positive", "POSITIVE"))
+
+
+def test_numbers_in_the_place_of_names_are_told_what_they_may_be(tmp_path):
+    source = DataSource(dev=write(tmp_path, "dev.tsv", "text\tlabel\nq\t1\nr\t0\n"))
+    with pytest.raises(
+        InputError, match="write the names; if these are the model's numbers, 'bad' for 0, 'good' for 1"
+    ):
+        read_rows(CLASSES, source, "dev", ("bad", "good"))
 
 
 def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):
@@ -281,7 +289,7 @@ def test_a_row_of_a_headerless_file_is_counted_from_its_first_line(tmp_path):
     write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t2\t\tTwo.\n")
     with pytest.raises(
         InputError,
-        match=r"train.tsv:2: unknown label '2'; the model or training file has 'unacceptable', 'acceptable'",
+        match=r"train.tsv:2: unknown label '2'; .* has 'unacceptable', 'acceptable'",
     ):
         read_rows(get_task("cola"), DataSource(data=str(tmp_path)), "train")
 
@@ -320,8 +328,8 @@ def test_a_test_file_without_labels_is_no_training_file(tmp_path):
             "train",
             "d/train.tsv: no such file; in the directory: other.txt. Task 'classification' needs",
         ),
-        ({"train": "no.tsv"}, "train", "no.tsv: no such file: give --train FILE"),
-        ({"train": "d"}, "train", "d: a directory, not a file: give --train FILE"),
+        ({"train": "no.tsv"}, "train", "no.tsv: no such file: correct --train"),
+        ({"train": "d"}, "train", "d: a directory, not a file: correct --train"),
         (
             {"train": "d/other.txt"},
             "train",

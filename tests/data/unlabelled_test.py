@@ -169,6 +169,12 @@ def test_shares_that_cannot_be_are_refused(changes: dict[str, Any], message: str
         read_rows(CLASSES, tb.DataSource(train=str(reviews / "train.tsv")), "dev")
 
 
+def test_texts_alone_are_told_how_to_get_a_dev_set() -> None:
+    for more in ({}, {"dev_share": 0.1}):
+        with pytest.raises(tb.InputError, match=r"split off from --unlabelled rows: add --dev .* --label-column pred"):
+            tb.DataSource(unlabelled=("texts.txt",), **more)
+
+
 def test_ids_occur_once(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text,label\n7,a,good\n8,b,bad\n7,c,bad\n")
     source = tb.DataSource(train=str(tmp_path / "a.csv"), id_column="id")

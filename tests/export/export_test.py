@@ -269,7 +269,7 @@ def test_of_several_exported_files_the_fastest_runs_and_is_named(
     shutil.copytree(exported, tmp_path / "some")
     assert exported_file(tmp_path / "some") == (tmp_path / "some/onnx/model_quantized.onnx", tmp_path / "some")
     tb.load_predictor(tmp_path / "some")
-    assert "some: of 3 exported files, onnx/model_quantized.onnx" in capsys.readouterr().err
+    assert "some: holds 3 exported files: onnx/model_quantized.onnx is taken" in capsys.readouterr().err
     tb.load_predictor(tmp_path / "some/onnx/model_quantized.onnx")
     (tmp_path / "some/onnx/model_quantized.onnx").unlink()
     shutil.rmtree(tmp_path / "some/stablehlo")

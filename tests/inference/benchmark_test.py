@@ -83,9 +83,10 @@ def test_the_slowest_calls_are_told_where_there_are_enough(monkeypatch: pytest.M
 def test_each_program_gets_the_rows_padded_as_it_needs_them() -> None:
     loaded = runners.RUNNERS["JAX"].load(str(TINY))._replace(max_length=40)
     ours, trimmed = (module._batches(by, loaded, Shape(2, None), TEXTS) for by in ("JAX", "ONNX Runtime"))
-    lengths = sorted(len(row) for row in loaded.tokenizer([text for (text,) in TEXTS])["input_ids"])
-    assert [batch.input_ids.shape for batch in trimmed] == [(2, lengths[1]), (1, lengths[2])]
-    assert [len(batch.input_ids) for batch in ours] == [2, 2], "the last is filled up"
+    assert len(TEXTS) == 3
+    lengths = sorted(len(row) for row in loaded.tokenizer([text for (text,) in [*TEXTS, TEXTS[0]]])["input_ids"])
+    assert [batch.input_ids.shape for batch in trimmed] == [(2, lengths[1]), (2, lengths[3])], "the first text again"
+    assert [len(batch.input_ids) for batch in ours] == [2, 2]
     for mine, other in zip(ours, trimmed, strict=True):
         rows, longest = other.input_ids.shape
         np.testing.assert_array_equal(mine.input_ids[:rows, :longest], other.input_ids)

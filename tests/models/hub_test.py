@@ -59,11 +59,10 @@ def test_a_file_of_weights_is_refused_with_its_directory() -> None:
         tb.load_hf(TINY / "model.safetensors")
 
 
-def test_a_size_that_is_written_otherwise_is_told_its_form() -> None:
-    with pytest.raises(
-        tb.InputError, match=r"^4-312: no such directory, .*; the size of a new student is written as 4x"
-    ):
-        tb.load_hf("4-312")
+def test_a_file_that_is_no_part_of_a_model_is_refused_without_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(tb.InputError, match=r"rows.csv: is a file; give the directory of the model, with its config"):
+        tb.load_hf(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize("name", ["owner/name", "no-such-directory"])

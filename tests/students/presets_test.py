@@ -45,6 +45,12 @@ def test_a_pruned_teachers_head_width_is_not_passed_on() -> None:
     assert (student.head_dim, student.attention_head_dim) == (None, 16)
 
 
+@pytest.mark.parametrize("size", ["4-312", "4X312", "4by312", "4_312", "4,312"])
+def test_sizes_that_are_written_otherwise_are_told_their_form(size: str) -> None:
+    with pytest.raises(tb.InputError, match=f"^student size '{size}': a size is written as 4x312$"):
+        student_shape(size)
+
+
 @pytest.mark.parametrize(
     "size", ["0x384", "6x", "x384", "6x0", "6xx384", "6x384x", "6x384x1536x12x2", "6x" + "9" * 5000]
 )
@@ -69,7 +75,7 @@ def test_sizes_without_heads_that_fit_are_refused(size: str, message: str) -> No
         tb.student_config(size, MINILM)
 
 
-@pytest.mark.parametrize("model", ["bert", "owner/6x384", "./6x384", "x", "6X384", "model-6x384", ""])
+@pytest.mark.parametrize("model", ["bert", "owner/6x384", "./6x384", "x", "model-6x384", ""])
 def test_other_names_are_no_sizes(model: str) -> None:
     assert student_shape(model) is None
 

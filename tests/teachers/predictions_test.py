@@ -109,8 +109,8 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
             "soft.jsonl:2: the confidence is 90; it must be above 0, and at most 1",
         ),
         (
-            json.dumps({"text": "a", "label": "goood"}),
-            "soft.jsonl:2: unknown class 'goood'; the classes are 'bad', 'good'",
+            json.dumps({"text": "a", "label": "Good"}),
+            "soft.jsonl:2: unknown class 'Good'; the classes are 'bad', 'good': write it as 'good'",
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": 0.9, "bad": 0.3}}),
@@ -118,7 +118,7 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": 0.9, "ugly": 0.1}}),
-            "soft.jsonl:2: unknown class 'ugly'; the classes are 'bad', 'good'",
+            "soft.jsonl:2: unknown class 'ugly'; the classes are 'bad', 'good': correct it, or remove the record and",
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": "x", "bad": 0.1}}),

@@ -48,7 +48,7 @@ def benchmark(
         json_file: write all figures here, as JSON.
     """
     if json_file is not None and not json_file.parent.is_dir():
-        raise InputError(f"{json_file}: not in an existing directory")
+        raise InputError(f"{json_file}: not in an existing directory: make it first")
     if json_file is not None and json_file.is_dir():
         raise InputError(f"{json_file}: a directory; --json takes a file")
     if threads is not None:
@@ -84,13 +84,14 @@ def _texts(
 ) -> list[tuple[str, ...]]:
     """The texts of a file; words of a list are joined."""
     from tinybert_jax.data.stream import SUFFIXES, stream_rows, table_form
+    from tinybert_jax.data.suspects import unknown_kind
     from tinybert_jax.settings.sources import TextForm
 
     form = form or SUFFIXES.get(path.suffix.lower())
     if not path.is_file():
         raise InputError(f"{path}: no such file: give --input FILE")
     if form is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: add --from txt, tsv, csv or jsonl")
+        raise unknown_kind(path, "add --from txt, tsv, csv or jsonl")
     texts = TextForm.of(columns, templates, ("text",))
     with path.open("rb") as lines:
         rows = [row.texts for row in stream_rows(path, lines, table_form(path, form), texts, takes_words=True)]

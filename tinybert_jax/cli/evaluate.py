@@ -42,7 +42,7 @@ def evaluate(
     """
     for path in (json_file, predictions):
         if path is not None and not path.parent.is_dir():
-            raise InputError(f"{path}: not in an existing directory")
+            raise InputError(f"{path}: not in an existing directory: make it first")
     if json_file is not None and json_file.is_dir():
         raise InputError(f"{json_file}: a directory; --json takes a file")
     from tinybert_jax.inference import evaluate

@@ -65,13 +65,14 @@ def predict(
     if input is not None and input.is_dir():
         raise InputError(f"{input}: a directory, not a file: give --input FILE")
     if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out}: not in an existing directory")
+        raise InputError(f"{out}: not in an existing directory: make it first")
     if out is not None and out.exists():
         raise InputError(f"{out}: exists already; choose another --out")
     from tqdm import tqdm
 
     from tinybert_jax.data.batches import PROGRESS_FROM
     from tinybert_jax.data.stream import SUFFIXES, Row, stream_rows, table_form
+    from tinybert_jax.data.suspects import unknown_kind
     from tinybert_jax.inference.predict import (
         ROWS_AT_ONCE,
         Writer,
@@ -86,7 +87,9 @@ def predict(
 
     form = from_ or ("txt" if input is None else SUFFIXES.get(path.suffix.lower()))
     if form is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: add --from txt, tsv, csv or jsonl")
+        raise unknown_kind(path, "add --from txt, tsv, csv or jsonl")
+    if to is None and out is not None and out.suffix and out.suffix.lower() not in SUFFIXES:
+        raise unknown_kind(out, "add --to tsv, csv or jsonl")
     written = to or (None if out is None else SUFFIXES.get(out.suffix.lower())) or form
     predictor = load_predictor(model, max_length, batch_size, int8=int8, truncate_dim=truncate_dim)
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):

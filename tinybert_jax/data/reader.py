@@ -24,6 +24,7 @@ from tinybert_jax.data.suspects import (
     other_separator,
     refuse_json,
     refuse_one_value,
+    unknown_kind,
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
@@ -80,13 +81,12 @@ def read_checked(
     Raises:
         InputError: `path:line: what is wrong and what to do`.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: unknown kind of file {path.suffix.lower()!r}: give one of {', '.join(SUFFIXES)}")
-    text = decode(path, data).rstrip("\r\n")
-    if not text.strip():
+    if (suffix := path.suffix.lower()) not in SUFFIXES:
+        raise unknown_kind(path, f"give one of {', '.join(SUFFIXES)}")
+    if not (text := decode(path, data).rstrip("\r\n")).strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
-    if path.suffix.lower() in JSON_SUFFIXES:
+    if suffix in JSON_SUFFIXES:
         refuse_one_value(path, text)
         records = _json_records(path, text, form, label_column, needs_label, id_column, label_sets is not None)
     else:

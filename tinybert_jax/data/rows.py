@@ -269,7 +269,10 @@ def _answer(ids: dict[str, int], written: Sequence[str]) -> str:
     numbers = sorted(set(ids.values()))
     if any(f"LABEL_{number}" not in ids for number in numbers):
         known = ", ".join(map(repr, ids))
-        remedy = "correct it in the file, or in id2label of the model's config.json, or take a model fine-tuned on it"
+        remedy = "correct it in the file, or in id2label of its config.json, or take a model that has the label"
+        if all(label.isdecimal() for label in written):
+            numbered = ", ".join(f"{name!r} for {number}" for name, number in ids.items())
+            remedy = f"write the names; if these are the model's numbers, {numbered}"
         return f"the model or training file has {known}: {remedy}"
     labels = sorted(set(written))
     names = labels if len(labels) == len(numbers) else ["..."] * len(numbers)
@@ -300,13 +303,13 @@ def split_path(task: Task, source: DataSource, split: SplitName) -> Path:
     if source.data is None:
         file = {"train": source.train, "dev": source.dev, "test": source.test}[split]
         if file is None:
-            or_share = ", or --dev-share 0.1, which splits off training rows" if split == "dev" else ""
-            raise InputError(f"no {split} file is given: add --{split} FILE{or_share}")
+            others = ", or --dev-share 0.1, which splits off training rows" if split == "dev" else ""
+            if split == "dev" and source.test is not None:
+                others += "; --split test reads that of --test"
+            raise InputError(f"no {split} file is given: add --{split} FILE{others}")
         path = Path(file)
         if not path.is_file():
-            raise InputError(
-                f"{path}: {'a directory, not a' if path.is_dir() else 'no such'} file: give --{split} FILE"
-            )
+            raise InputError(f"{path}: {'a directory, not a' if path.is_dir() else 'no such'} file: correct --{split}")
         return path
     folder = Path(source.data)
     if not folder.is_dir():

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[int, str]]:
 
 
 def _with_plain_first(path: Path, lines: Iterator[tuple[int, str]], column: str) -> Iterator[tuple[int, str]]:
-    """The lines, whose first is no JSON object, and no header with the column of the texts."""
+    """The lines, whose first is no JSON object and no header of a table."""
     for number, line in itertools.islice(lines, 1):
         if form := _likely_form(line.strip("\r\n"), column):
             raise InputError(
@@ -116,10 +117,10 @@ def _likely_form(line: str, column: str) -> str | None:
     if line.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
             return "jsonl" if isinstance(json.loads(line), dict) else None
-    for form, delimiter in (("tsv", "\t"), ("csv", ",")):
-        if column in (cell.strip('"') for cell in line.split(delimiter)) and (delimiter in line or form == "csv"):
-            return form
-    return None
+    if "\t" in line:
+        return "tsv"
+    is_header = re.fullmatch(r'"?\w+"?([,;]"?\w+"?)+', line)  # single words, without spaces between them
+    return "csv" if is_header or column in (cell.strip('"') for cell in line.split(",")) else None
 
 
 def _text_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:

@@ -169,3 +169,11 @@ def odd_class(names: Sequence[str]) -> str:
         if first.setdefault(key, name) != name:
             return f"{first[key]!r} and {name!r} are read as two classes: if they are one, write them alike"
     return ""
+
+
+def unknown_kind(path: Path, advice: str) -> InputError:
+    """The error of a file whose suffix no reader or writer has; of a spreadsheet, it says how to make a .csv."""
+    suffix = path.suffix.lower()
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return InputError(f"{path}: is a spreadsheet: save the sheet as .csv, in UTF-8")
+    return InputError(f"{path}: unknown kind of file {suffix!r}: {advice}")

@@ -215,10 +215,13 @@ def _latencies(
 
 
 def _batches(by: str, loaded: Loaded, shape: Shape, texts: Sequence[tuple[str, ...]]) -> list[Batch]:
-    """Random texts of a length; or all texts, each batch padded as the program needs it."""
+    """Random texts of a length; or all texts, the first of them again where the last batch is not full, each batch
+    padded as the program needs it.
+    """
     if shape.tokens is not None:
         return [random_batch(shape.texts, shape.tokens, loaded.config.vocab_size)]
-    tokens = encode(texts, loaded.tokenizer, loaded.max_length)
+    full = -(-len(texts) // shape.texts) * shape.texts
+    tokens = encode([texts[i % len(texts)] for i in range(full)], loaded.tokenizer, loaded.max_length)
     batches = [batch for _, batch in eval_batches(tokens, shape.texts, bucket_lengths(loaded.max_length))]
     return [*map(_trimmed, batches)] if RUNNERS[by].any_length else batches
 

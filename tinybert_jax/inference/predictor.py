@@ -288,7 +288,8 @@ def load_predictor(
         name, (file, directory) = str(directory), exported
         several = exported_files(directory)
         if len(several) > 1 and Path(name).name != file.name:
-            print(f"note: {name}: of {len(several)} exported files, {file.relative_to(directory)}", file=sys.stderr)
+            taken = file.relative_to(directory)
+            print(f"note: {name}: holds {len(several)} exported files: {taken} is taken", file=sys.stderr)
         config = load_config(directory)
         params: Params = {}
         step = load_step(file)

@@ -44,7 +44,12 @@ def student_shape(model: str) -> dict[str, int] | None:
     """
     if model in STUDENTS:
         return dict(STUDENTS[model])
-    if not re.fullmatch("(?=.*[0-9])[0-9x]*x[0-9x]*", model) or os.path.isdir(model):
+    if os.path.isdir(model):
+        return None
+    meant = re.sub("by|[ ,*X_×-]+", "x", model)
+    if meant != model and re.fullmatch("[0-9]+(x[0-9]+){1,3}", meant):
+        raise InputError(f"student size {model!r}: a size is written as {meant}")
+    if not re.fullmatch("(?=.*[0-9])[0-9x]*x[0-9x]*", model):
         return None
     numbers = [int(number) if 0 < len(number) < 10 else 0 for number in model.split("x")]
     if len(numbers) > len(SIZES) or min(numbers) < 1:

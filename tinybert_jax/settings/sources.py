@@ -156,6 +156,12 @@ class DataSource:
                 raise InputError(f"dev_share is {self.dev_share}; it must be above 0 and below 1")
             if self.dev is not None or self.tfds is not None:
                 raise InputError("dev_share is for training rows without a dev set: leave it out, or the dev set")
+        if self.unlabelled and not files and self.data is None and self.tfds is None:
+            raise InputError(
+                "no dev set is split off from --unlabelled rows: add --dev FILE, with labels; a teacher may give them:"
+                " tinybert predict --model TEACHER --input SOME.txt --out dev.tsv, and then --dev dev.tsv"
+                " --label-column prediction"
+            )
         if sum([self.data is not None, files, self.tfds is not None]) != 1:
             raise InputError("give the data in one way: --data DIR, or --train FILE --dev FILE, or --tfds NAME")
         if self.label_delimiter is not None and not self.label_delimiter.strip(" "):

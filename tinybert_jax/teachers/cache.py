@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +238,9 @@ class TeacherCache:
                     for spec, array in zip(specs, arrays, strict=True)
                 ]
 
-        append_parts(folder, f"{self.title}: {len(examples):,} rows", len(specs), parts)
+        title = f"{self.title}: {len(examples):,} rows"
+        print(f"computing the teacher's outputs, which are kept: {title}", file=sys.stderr, flush=True)
+        append_parts(folder, title, len(specs), parts)
 
 
 def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithTargets:

@@ -261,7 +261,10 @@ def _logits(record: Record, ids: Mapping[str, int], count: int, multi_label: boo
         kind = "logit" if "logits" in fields else "probability"
         values = {label: _number(x, where, f"{kind} of {label!r}") for label, x in _by_class(record).items()}
     if unknown := [label for label in values if label not in ids]:
-        raise InputError(f"{where}: unknown class {unknown[0]!r}; the classes are {', '.join(map(repr, ids))}")
+        same = [label for label in ids if label.lower() == unknown[0].lower()]
+        advice = f"write it as {same[0]!r}" if same else "correct it, or remove the record and its row"
+        known = ", ".join(map(repr, ids))
+        raise InputError(f"{where}: unknown class {unknown[0]!r}; the classes are {known}: {advice}")
     if len({ids[label] for label in values}) < len(values):
         raise InputError(f"{where}: two of {', '.join(map(repr, values))} are the same class: keep one of the two")
     if "logits" in fields:

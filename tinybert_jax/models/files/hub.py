@@ -12,6 +12,7 @@ from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.weights import TORCH_FILE, no_weights, weights_file, weights_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
+MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt")  # of files in a model's directory
 DESCRIPTIONS = ["config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt"]
 DESCRIPTIONS += ["special_tokens*", "added_tokens.json"]
 DESCRIPTIONS += ["modules.json", "[0-9]_*/*", "sentence_*config.json", "config_sentence_transformers.json"]
@@ -37,7 +38,9 @@ def resolve(name: str) -> Path:
         return path
     hub_id = HUB_ID.fullmatch(name)
     if os.path.isfile(path):
-        raise InputError(f"{name}: is a file; give the directory of the model: {path.parent}")
+        part = path.suffix in MODEL_SUFFIXES
+        advice = f": {path.parent}" if part else ", with its config.json and weights"
+        raise InputError(f"{name}: is a file; give the directory of the model{advice}")
     if hub_id is None or os.path.exists(path):
         raise InputError(
             f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name, or"
@@ -70,7 +73,6 @@ def resolve(name: str) -> Path:
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
         raise InputError(
             f"{name}: no such directory, and it could not be fetched from the Hugging Face hub ({first_line(error)})"
-            + ("; the size of a new student is written as 4x312" if re.fullmatch("[0-9]+[^0-9x]+[0-9]+", name) else "")
         ) from None
 
 
