@@ -10,6 +10,7 @@ import numpy as np
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.predictor import Predictor, load_predictor
+from tinybert_jax.inference.step import EVAL_BATCH_SIZE
 from tinybert_jax.models.fit import check_outputs
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task, get_task
@@ -23,7 +24,7 @@ def evaluate(
     source: DataSource,
     split: Literal["dev", "test", "train"] = "dev",
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = EVAL_BATCH_SIZE,
     predictions: Path | None = None,
     needs_scores: bool = True,
     int8: bool = False,

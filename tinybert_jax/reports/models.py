@@ -18,6 +18,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.inference.evaluate import named_scores, outputs_on
 from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import Predictor, load_predictor
+from tinybert_jax.inference.step import EVAL_BATCH_SIZE
 from tinybert_jax.inference.timing import call_seconds
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.hub import resolve
@@ -68,7 +69,7 @@ class Model:
 def run_model(model: Model, task: Task, source: DataSource, max_length: int) -> None:
     """Fill in what a model scores and weighs. What it cannot do is its note."""
     try:
-        predictor = load_predictor(model.path, max_length, head=task.head)
+        predictor = load_predictor(model.path, max_length, EVAL_BATCH_SIZE, task.head)
         for part, split, logits in outputs_on(predictor, task, source):
             fill_scores(model, task, part, split, logits)
             if part is task:

@@ -13,7 +13,7 @@ from tinybert_jax.batch import Examples, Params
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_shares, place, tree_shardings
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.step import make_predict_step, predict_logits
+from tinybert_jax.inference.step import EVAL_BATCH_SIZE, make_predict_step, predict_logits
 from tinybert_jax.models.heads import HEADS, ClassAxis, head_losses
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
@@ -27,7 +27,6 @@ from tinybert_jax.teachers.ensemble import AveragedTargets, class_mask
 from tinybert_jax.teachers.teacher import Teacher
 from tinybert_jax.training.inputs import Inputs, Lesson
 
-EVAL_BATCH_SIZE = 64
 FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
 
 
