@@ -197,7 +197,7 @@ def drop_layer(tensors) -> None:
         (
             lambda t: t.update({"classifier.bias": np.zeros(5, np.float32)}),
             r"'classifier\.bias' has the shape \(5,\); config.json makes it \(3,\): it names 3 labels, and the model"
-            " has 5: write all into its id2label",
+            " has 5: write so many into its id2label",
         ),
         (
             lambda t: t.update(
@@ -356,6 +356,9 @@ def test_a_checkpoint_of_tensorflow_is_named(directory: Path) -> None:
     (directory / "config.json").rename(directory / "bert_config.json")
     (directory / "model.safetensors").rename(directory / "bert_model.ckpt.data-00000-of-00001")
     with pytest.raises(tb.InputError, match=r"no, a checkpoint of TensorFlow: convert it"):
+        tb.load_hf(directory)
+    shutil.copy(TINY / "model.safetensors", directory)
+    with pytest.raises(tb.InputError, match=r"an old one: rename its bert_config.json to config.json$"):
         tb.load_hf(directory)
 
 

@@ -68,6 +68,8 @@ def _what_is_there(directory: Path) -> str:
         return f" no, a run's: its model is {directory / 'student'}"
     if (directory / "adapter_config.json").is_file():
         return f" no, {ADAPTER}"
+    if (directory / "bert_config.json").is_file() and weights_files(directory):
+        return " an old one: rename its bert_config.json to config.json"
     if next(directory.glob("*.ckpt*"), None):
         return (
             " no, a checkpoint of TensorFlow: convert it with transformers 4 (transformers-cli convert --model_type"

@@ -300,8 +300,8 @@ def _remedy(config: BertConfig, path: tuple[str, ...], written: tuple[int, ...])
     """What to do about a tensor whose shape is not the config's."""
     if path in (("classifier", "kernel"), ("classifier", "bias")) and written and written[0] != config.num_labels:
         return (
-            f"it names {config.num_labels} labels, and the model has {written[0]}: write all into its id2label, in the"
-            " order in which the model was trained"
+            f"it names {config.num_labels} labels, and the model has {written[0]}: write so many into its id2label, in"
+            " the order in which the model was trained"
         )
     return "take the config.json that was saved with these weights"
 
