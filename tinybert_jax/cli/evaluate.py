@@ -11,6 +11,7 @@ import tyro
 from tinybert_jax.cli.options import Source, TaskName
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
+from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 
 
 def evaluate(
@@ -19,7 +20,7 @@ def evaluate(
     source: Source,
     split: Literal["dev", "test", "train"] = "dev",
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = EVAL_BATCH_SIZE,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     predictions: Path | None = None,
     int8: bool = False,

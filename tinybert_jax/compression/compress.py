@@ -17,7 +17,7 @@ from tinybert_jax.compression.table import build_method, check_methods
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.devices.sharding import make_mesh
 from tinybert_jax.errors import InputError, check_unused
-from tinybert_jax.inference.step import EVAL_BATCH_SIZE, make_predict_step, predict_logits
+from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE
 from tinybert_jax.models.files.card import front_matter, shown, task_results, without_places
@@ -26,6 +26,7 @@ from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_head, check_outputs
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters
+from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task, get_task

@@ -10,8 +10,8 @@ import numpy as np
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.predictor import Predictor, load_predictor
-from tinybert_jax.inference.step import EVAL_BATCH_SIZE
 from tinybert_jax.models.fit import check_outputs
+from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.tasks.kinds import load_split, second_task, with_template_of

@@ -14,8 +14,6 @@ from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.data.batches import PROGRESS_FROM, eval_batches
 from tinybert_jax.devices.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
 
-EVAL_BATCH_SIZE = 64  # rows that are scored at once; an exported int8 model's outputs depend on it a little
-
 
 def outputs(
     step: Callable[..., Any],

@@ -18,7 +18,6 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.inference.evaluate import named_scores, outputs_on
 from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import Predictor, load_predictor
-from tinybert_jax.inference.step import EVAL_BATCH_SIZE
 from tinybert_jax.inference.timing import call_seconds
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.hub import resolve
@@ -26,6 +25,7 @@ from tinybert_jax.models.files.weights import weights_files
 from tinybert_jax.models.parameters import count_parameters, encoder_macs
 from tinybert_jax.models.quantized import int8_bytes
 from tinybert_jax.reports.students import TOGETHER
+from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task
 from tinybert_jax.tasks.split import Reading, Split, Table

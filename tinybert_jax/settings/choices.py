@@ -22,6 +22,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
 WEIGHT_BITS = range(2, 9)  # that dense layers may be rounded to
 MIN_LENGTH = 8  # tokens of the longest text that a run or a tokenizer may allow
+EVAL_BATCH_SIZE = 64  # rows that are scored at once; an exported int8 model's outputs depend on it a little
 STUDENTS: dict[str, dict[str, Any]] = {
     "tinybert-4l-312d": {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200},
     "tinybert-6l-768d": {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072},

@@ -76,7 +76,7 @@ def load_passages(
 def scored_queries(
     task: Task, source: DataSource, split: SplitName, rows: Rows, passages: Passages
 ) -> list[np.ndarray]:
-    """The row numbers of each query with a relevant passage. Of a dev or test split, a note counts the other queries.
+    """The row numbers of each query with a relevant passage. A note counts the other queries of a dev or test split.
 
     Raises:
         InputError: a labelled dev or test split has no such query.

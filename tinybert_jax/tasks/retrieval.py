@@ -34,9 +34,9 @@ def load_retrieval(
     relevance 0 for it. Each query and each passage is computed once: logits are [q + p, d], of the queries and then of
     the passages, in the order in which they first appear.
     """
-    check_has_dev(task, source, split)
     if split == "train":
         return load_vectors(task, source, split, tokenizer, max_length, labels)
+    check_has_dev(task, source, split)
     pairs = read_rows(task, with_texts(source, 2), split)
     check_relevance(task, source, split, pairs)
     queries = Passages.of(pairs)
@@ -65,9 +65,6 @@ def load_retrieval(
             result.append((unit[count:] @ unit[queries.queries[group[0]]], relevance))
         return result
 
-    def mean(metric: Any, vectors: np.ndarray) -> float:
-        return float(np.mean([metric(*one) for one in ranked(vectors)]))
-
     def score(vectors: np.ndarray) -> dict[str, float]:
         each = ranked(vectors)
         return {name: float(np.mean([RANKING_METRICS[name](*one) for one in each])) for name in task.metrics}
@@ -83,7 +80,7 @@ def load_retrieval(
         (),
         pairs.labels is not None,
         score,
-        lambda vectors: mean(pairs_in_order, vectors),
+        lambda vectors: float(np.mean([pairs_in_order(*one) for one in ranked(vectors)])),
         predictions,
         task.selection,
         IN_ORDER,

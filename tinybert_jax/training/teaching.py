@@ -13,11 +13,12 @@ from tinybert_jax.batch import Examples, Params
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import batch_shares, place, tree_shardings
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.step import EVAL_BATCH_SIZE, make_predict_step, predict_logits
+from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.heads import HEADS, ClassAxis, head_losses
 from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.objectives.prediction import prediction_objective
 from tinybert_jax.settings.arithmetic import arithmetic
+from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
 from tinybert_jax.settings.tasks import get_task
