@@ -296,9 +296,9 @@ def resumed_beside_another(
     return [(result.directory / "model.safetensors").read_bytes() for result in results]
 
 
-def logged(out: Path) -> list[dict[str, Any]]:
+def logged(out: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The lines of a run's log."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
 
 
 # of all commands that are disturbed: equal stages are compiled once

@@ -14,6 +14,7 @@ from conftest import (
     NER_WORDS,
     QA_WORDS,
     distillation,
+    logged,
     write_conll,
     write_model,
     write_reviews,
@@ -106,6 +107,8 @@ def test_the_page_says_what_the_models_score_lose_and_cost(
         ):
             assert title in page.texts["summary"] or f"{title}." in page.texts["p"]
     assert any("the methods" not in line and line.startswith("| prune |") for line in lines)
+    flops = [sum(line["flops"] for line in logged(run, "speed.jsonl")) for run in runs]
+    assert all(any(f" and {count:.2g} FLOPs" in title for title in page.texts["summary"]) for count in flops)
 
 
 def test_what_the_teacher_alone_learnt_is_shown_in_its_layers(pruned: Result) -> None:

@@ -18,6 +18,8 @@ from safetensors.numpy import load_file
 
 import tinybert_jax as tb
 from tinybert_jax.devices import processes
+from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.parameters import forward_flops
 from tinybert_jax.training import chain, record, run
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.run import Result
@@ -171,14 +173,17 @@ def test_distillation_learns_from_the_teacher_and_logs_every_term(
         assert {".best_params" in names for names in saved} == {has_best}, "where nothing is evaluated, none is best"
 
 
-def test_a_run_logs_its_speed_and_the_share_of_real_tokens(teacher_result: Result) -> None:
+def test_a_run_logs_its_speed_its_operations_and_the_share_of_real_tokens(teacher_result: Result) -> None:
     """The words of the reviews, [CLS] and [SEP] fill part of the 16 positions; each epoch has all of them once."""
+    config, _ = load_hf(teacher_result.directory)
+    a_step = 32 * 3 * forward_flops(config, 16)  # backward computes twice what forward does
     out = teacher_result.directory.parent
-    speeds = [json.loads(line) for line in (out / "speed.jsonl").read_text().splitlines()]
+    speeds = logged(out, "speed.jsonl")
     steps = [line for line in logged(out) if "loss" in line]
     assert [line["step"] for line in speeds] == [line["step"] for line in steps]
-    for line in speeds:
+    for line, before in zip(speeds, [0, *(line["step"] for line in speeds)], strict=False):
         assert 0.3 < line["real_tokens"] < 1
+        assert line["flops"] == pytest.approx((line["step"] - before) * a_step)
         assert line["tokens"] / line["seconds"] == pytest.approx(line["tokens_per_second"], rel=0.01)
     assert all(0.3 < line["real_tokens"] <= 1 for line in steps)
 

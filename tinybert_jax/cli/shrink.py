@@ -43,8 +43,8 @@ def shrink(
         keep: the aim: the fastest model that keeps so much of the teacher's score, as 97% or 0.97.
         max_ms: the aim: the best model that takes at most so many milliseconds for a text, on this machine.
         max_mb: the aim: the best model of at most so many megabytes.
-        budget: about how long the training may take, as 2h or 45m; default: 100, 200 and 400 steps of the layers'
-            stage, and half as many of predictions.
+        budget: about how long the training may take, besides compilation and scoring, as 2h or 45m; default: 100, 200
+            and 400 steps of the layers' stage, and half as many of predictions.
         batch_size: rows per step.
         max_length: tokens per row; longer rows are cut; default: the length that the teacher was trained with.
         seed: decides initial values, dropout and the order of the rows.

@@ -74,16 +74,20 @@ def training(runs: Sequence[Run]) -> Section | None:
     says = (
         "The loss is the sum of its terms, each times its weight. Terms are drawn without their weights; one of weight"
         " 0 is only watched. In attention/1 and the like, the number is the student's layer. A stage with dev scores"
-        " keeps the state of the best one, not the last."
+        " keeps the state of the best one, not the last. FLOPs are counted, not measured: those of the student forward"
+        " and backward, and of the teacher forward where it ran in the step; padding is included. Members of a"
+        " population are counted together."
     )
     return Section("Training", (Text(says), *blocks)) if blocks else None
 
 
 def _spent(run: Run) -> str:
-    """How long the training took, without evaluations, and how fast it was."""
-    seconds, tokens = (sum(float(line.get(name, 0)) for line in run.speed) for name in ("seconds", "tokens"))
+    """How long the training took, on how many tokens, and what it computed, all without evaluations."""
+    names = ("seconds", "tokens", "flops")
+    seconds, tokens, flops = (sum(float(line.get(name, 0)) for line in run.speed) for name in names)
     duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} hours"
-    return f"trained for {duration} on {tokens:,.0f} tokens, evaluations not counted"
+    computed = f" and {flops:.2g} FLOPs" if all("flops" in line for line in run.speed) else ""  # older logs lack them
+    return f"trained for {duration} on {tokens:,.0f} tokens{computed}, evaluations not counted"
 
 
 def _stage(run: Run, stage: str) -> list[Block]:

@@ -63,24 +63,26 @@ class SpeedLog:
     """How fast a stage trained, in `speed.jsonl`: apart from the metrics, which repeat to the bit where time does not.
 
     A line covers the steps since the last one, without evaluations and checkpoints: real tokens (no padding), the
-    share that they are of all positions, and the real tokens a second. The first lines include compilation.
+    share that they are of all positions, the real tokens a second, and floating-point operations by count, padding
+    included (`cost.step_flops`). The first lines include compilation.
     """
 
     def __init__(self, out: Path, stage: str, start_step: int) -> None:
         self._stage = stage
         self._file = _continued_log(out / "speed.jsonl", stage, start_step)
-        self._tokens, self._positions, self._seconds = 0.0, 0, 0.0
+        self._tokens, self._positions, self._flops, self._seconds = 0.0, 0, 0.0, 0.0
         self.restart()
 
     def restart(self) -> None:
         """What was done since the last step is not counted."""
         self._last = time.perf_counter()
 
-    def add(self, positions: int, real: float) -> None:
-        """Count a step that is done, on that many positions, of which a share is real."""
+    def add(self, positions: int, flops: float, real: float) -> None:
+        """Count a step that is done, of so many operations, on that many positions, of which a share is real."""
         now = time.perf_counter()
         self._seconds, self._last = self._seconds + now - self._last, now
         self._tokens, self._positions = self._tokens + positions * real, self._positions + positions
+        self._flops += flops
 
     def write(self, step: int) -> None:
         """Log what was counted, as of `step`, and start anew."""
@@ -89,10 +91,11 @@ class SpeedLog:
             "real_tokens": round(self._tokens / self._positions, 4),
             "seconds": round(self._seconds, 4),
             "tokens_per_second": round(self._tokens / self._seconds, 1),
+            "flops": self._flops,
         }
         self._file.write(json.dumps({"stage": self._stage, "step": step} | numbers) + "\n")
         self._file.flush()
-        self._tokens, self._positions, self._seconds = 0.0, 0, 0.0
+        self._tokens, self._positions, self._flops, self._seconds = 0.0, 0, 0.0, 0.0
 
     def close(self) -> None:
         self._file.close()
@@ -118,8 +121,8 @@ class StageLog:
         """What was done since the bar moved was no training, so its estimate of the time leaves it out."""
         self._bar.unpause()
 
-    def step(self, step: int, positions: int, numbers: dict[str, jax.Array]) -> None:
-        """Fetch the numbers of a step whose batch has that many positions, show and log them.
+    def step(self, step: int, positions: int, flops: float, numbers: dict[str, jax.Array]) -> None:
+        """Fetch the numbers of a step of so many operations, whose batch has that many positions; show and log them.
 
         A member whose loss, gradient or updated parameters are not finite diverges.
 
@@ -138,7 +141,7 @@ class StageLog:
         living = self._diverged.living
         self._bar.update()
         if self._speed is not None:
-            self._speed.add(positions, members[0]["real_tokens"])
+            self._speed.add(positions, flops, members[0]["real_tokens"])
         log_now = step % LOG_EVERY == 0 or step == self._bar.total
         if log_now or step == self._first:
             self._bar.set_postfix(loss=_range([members[i]["loss"] for i in living]), refresh=False)

@@ -199,7 +199,9 @@ def _train(
                 log.compiled()
             if running is not None:
                 log.step(*running)
-            running = step, batch.input_ids.size, numbers
+            length, known = batch.input_ids.shape[-1], batch.targets is not None
+            flops = step_flops(objective, stage.batch_size, length, len(run.experiments), known)
+            running = step, batch.input_ids.size, flops, numbers
             checkpoints.check()
             stopping = stop.agreed(last=step == total)
             score_now = scored and (step % evaluate_every == 0 or step == total)
