@@ -1,9 +1,9 @@
-"""A student's start: random, a copy of the teacher's layers, or a projection of the teacher."""
+"""The table of starts of a student: random, a copy of the teacher's layers, or a projection of the teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import assert_never
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,15 +59,14 @@ def from_teacher(
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """The parameters that a start takes from the teacher: `{"encoder"}`, "projections" for "spectral", "cls" for
-    "copy" of a masked LM, and the dense layer behind the pooling of an embedding model, for which others have no
-    place.
+    """The parameters that a start takes from the teacher: `{"encoder"}`, which "random" leaves empty, "projections"
+    for "spectral", "cls" for "copy" of a masked LM, and the dense layer behind the pooling of an embedding model.
 
-    "random" takes none. A teacher's factors of low rank are multiplied. In a student without token types, the
-    teacher's first type is part of the positions.
+    A teacher's factors of low rank are multiplied. In a student without token types, the teacher's first type is part
+    of the positions.
 
     Args:
-        start: "random", "copy" (`copy_layers`) or "spectral" (`spectral_start`).
+        start: a row of `STARTS`.
         student: the config of the student.
         teacher: the config of the teacher.
         teacher_params: with at least "encoder".
@@ -77,18 +76,10 @@ def from_teacher(
     Raises:
         InputError: the student cannot start like this from this teacher.
     """
-    if start != "random":
-        teacher, teacher_params = unfactored(teacher, teacher_params)
-    match start:
-        case "random":
-            return {"encoder": {}}
-        case "copy":
-            params = copy_layers(student, teacher, teacher_params, layer_map)
-        case "spectral":
-            params = spectral_start(student, teacher, teacher_params, batches, layer_map)
-            params[EMBEDDING_DENSE] = _projected(params["projections"]["hidden"]["kernel"], teacher_params)
-        case _:
-            assert_never(start)
+    take = STARTS[start].take
+    if take is None:
+        return {"encoder": {}}
+    params = take(student, *unfactored(teacher, teacher_params), layer_map, batches)
     return params if student.type_vocab_size else _without_token_types(params)
 
 
@@ -106,20 +97,16 @@ def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
     Raises:
         InputError: "copy" needs equal widths and heads; "spectral" needs equal heads and a narrower student.
     """
-    if start == "spectral":
-        check_narrower(student, teacher)
-    elif start == "copy":
-        for name in (
-            "hidden_size",
-            "embedding_width",
-            "num_attention_heads",
-            "attention_head_dim",
-            "intermediate_size",
-        ):
-            student_size, teacher_size = getattr(student, name), getattr(teacher, name)
-            if student_size != teacher_size:
-                sizes = f"the student has {student_size}, the teacher {teacher_size}"
-                raise InputError(f"start 'copy' needs equal {name}: {sizes}")
+    if start != "auto":
+        STARTS[start].check(student, teacher)
+
+
+def _check_equal(student: BertConfig, teacher: BertConfig) -> None:
+    for name in ("hidden_size", "embedding_width", "num_attention_heads", "attention_head_dim", "intermediate_size"):
+        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+        if student_size != teacher_size:
+            sizes = f"the student has {student_size}, the teacher {teacher_size}"
+            raise InputError(f"start 'copy' needs equal {name}: {sizes}")
 
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
@@ -129,7 +116,7 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
     """
-    check_start("copy", student, teacher)
+    _check_equal(student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     bert = unshared(teacher, teacher_params)[1]["encoder"]
     first = np.array(mapped)[:: student.num_hidden_layers // student.layer_groups]  # of each group
@@ -137,6 +124,20 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     masked_lm = {"cls": {"predictions": teacher_params["cls"]["predictions"]}} if "cls" in teacher_params else {}
     heads = masked_lm | {name: teacher_params[name] for name in (EMBEDDING_DENSE,) if name in teacher_params}
     return {"encoder": bert | {"encoder": bert["encoder"] | {"layer": layers}}} | heads
+
+
+def _copied(
+    student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap, _: Iterable[Batch]
+) -> Params:
+    return copy_layers(student, teacher, teacher_params, layer_map)
+
+
+def _spectral(
+    student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap, batches: Iterable[Batch]
+) -> Params:
+    params = spectral_start(student, teacher, teacher_params, batches, layer_map)
+    params[EMBEDDING_DENSE] = _projected(params["projections"]["hidden"]["kernel"], teacher_params)
+    return params
 
 
 def _projected(kernel: Array | np.ndarray, teacher_params: Params) -> Params:
@@ -155,3 +156,18 @@ def _without_token_types(params: Params) -> Params:
         positions = jnp.asarray(embeddings["position_embeddings"]["embedding"]) + first_type
         embeddings["position_embeddings"] = {"embedding": positions}
     return params | {"encoder": params["encoder"] | {"embeddings": embeddings}}
+
+
+class StartMethod(NamedTuple):
+    """A row of the table of starts."""
+
+    check: Callable[[BertConfig, BertConfig], None]  # raises InputError where a student and teacher do not fit
+    # a student's config, a teacher's with its parameters, layer map and batches -> parameters; None: it takes nothing
+    take: Callable[[BertConfig, BertConfig, Params, LayerMap, Iterable[Batch]], Params] | None
+
+
+STARTS: dict[NamedStart, StartMethod] = {
+    "random": StartMethod(lambda student, teacher: None, None),
+    "copy": StartMethod(_check_equal, _copied),
+    "spectral": StartMethod(check_narrower, _spectral),
+}
