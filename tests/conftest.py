@@ -73,6 +73,21 @@ def run_here(command: list[str]) -> None:
 
 
 TINY = Path(__file__).parent / "fixtures" / "tiny-bert"
+# of the models among the fixtures, those that have each family and each head at least once
+FEW_MODELS = [
+    *("tiny-bert", "tiny-albert-mlm", "tiny-distilbert-token", "tiny-electra", "tiny-mobilebert"),
+    *("tiny-mpnet-encoder", "tiny-roberta-qa"),
+]
+
+
+def rest_long(cases: Iterable[Any], few: Sequence[Any] = FEW_MODELS) -> list[Any]:
+    """Values for `parametrize`: `make test` takes those among `few`, and the others are marked `long`."""
+    every = list(cases)
+    assert any(case in few for case in every), f"none of {few} is a case"
+    return [
+        case if case in few else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.long)
+        for case in every
+    ]
 
 
 @pytest.fixture

@@ -262,7 +262,8 @@ def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, 
         assert left < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
-@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), pytest.param(tb.Movement(0.4), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), tb.Movement(0.4)])
 def test_students_that_are_compressed_already_are_refused(
     method: Any, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -118,10 +118,10 @@ def test_the_fit_is_better_than_no_fit_on_held_out_tokens_and_else_changes_nothi
 @pytest.mark.parametrize(
     ("name", "labels"),
     [
-        ("tiny-bert", np.arange(40, dtype=np.int32) % 3),
-        ("tiny-bert-token", np.arange(400, dtype=np.int32).reshape(40, 10) % 5),
+        pytest.param("tiny-bert", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
+        pytest.param("tiny-bert-token", np.arange(400, dtype=np.int32).reshape(40, 10) % 5, marks=pytest.mark.long),
         ("tiny-bert-qa", np.tile(np.array([[1, 2]], np.int32), (40, 1))),
-        ("tiny-roberta", np.arange(40, dtype=np.int32) % 3),
+        pytest.param("tiny-roberta", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
         ("tiny-distilbert", np.arange(40, dtype=np.int32) % 3),
     ],
 )

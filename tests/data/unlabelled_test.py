@@ -63,7 +63,8 @@ def test_a_missing_number_is_nan(reviews: Path, unlabelled: tuple[str, ...], tmp
     assert np.isnan(rows.labels).nonzero()[0].tolist() == [len(rows.texts) - i for i in (3, 2, 1)]
 
 
-@pytest.mark.parametrize("labelled", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("labelled", [True, False])
 def test_a_student_learns_from_them_in_both_stages(
     labelled: bool, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(module, "is_installed", lambda name: name not in packages and is_installed(name))
 
 
+@pytest.mark.long
 def test_every_program_is_timed_with_every_shape(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "torch")
     result = tb.benchmark([str(TINY), str(exported)], (1, 3), (8, 12), TEXTS, measure_memory=False)

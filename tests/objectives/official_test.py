@@ -169,6 +169,7 @@ def test_the_stored_transformer_loss_and_gradients(stored: Stored) -> None:
     assert_close(grads, stored.part("transformer"), "gradients")
 
 
+@pytest.mark.long
 def test_the_stored_prediction_loss_and_gradients(stored: Stored) -> None:
     loss, grads = prediction_loss(stored.ours, stored.training["temperature"])
     assert loss == pytest.approx(float(stored.part("loss")["prediction"]), rel=TOLERANCE)
