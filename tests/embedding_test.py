@@ -275,6 +275,7 @@ def test_what_does_not_fit_is_refused_in_a_line(
 LOSS = ("--embedding-loss", "cosine")
 
 
+@pytest.mark.long
 def test_a_compressed_embedding_model_is_one(teacher: Path, texts: Path, tmp_path: Path) -> None:
     (texts / "some.tsv").write_text("text\n" + "\n".join(sentences(texts)) + "\n")
     source = tb.DataSource(train=str(texts / "some.tsv"), dev=str(texts / "dev.tsv"))

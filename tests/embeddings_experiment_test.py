@@ -35,7 +35,8 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["teacher", pytest.param("dense", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["teacher", "dense"])
 def test_a_projected_teacher_gives_its_vectors_on_their_directions(
     embeddings: ModuleType, files: Path, name: str
 ) -> None:

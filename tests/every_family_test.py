@@ -19,7 +19,6 @@ from conftest import (
     NEUTRAL,
     QA_WORDS,
     logged,
-    rest_long,
     rewrite_reviews,
     write_conll,
     write_model,
@@ -95,7 +94,7 @@ def teacher(family: str, pairs: tb.DataSource, tmp_path_factory: pytest.TempPath
     return result.directory
 
 
-@pytest.mark.parametrize("family", rest_long(ARCHITECTURES, ["roberta"]), indirect=True)
+@pytest.mark.long
 def test_a_classifier_of_pairs_is_described_evaluated_and_asked(
     family: str, teacher: Path, pairs: tb.DataSource
 ) -> None:

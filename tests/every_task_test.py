@@ -65,6 +65,7 @@ def general(text: Path, pretrained: Path, blank_student: Path, tmp_path_factory:
     return out
 
 
+@pytest.mark.long
 def test_general_distillation_lowers_every_term_and_its_student_starts_a_task(
     general: Path, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

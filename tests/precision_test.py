@@ -66,7 +66,7 @@ def value_and_grad(name: str, dtype: str, student: tb.BertConfig, batch: tb.Batc
     return jax.jit(jax.value_and_grad(loss)), trainable, targets
 
 
-@pytest.mark.parametrize("name", rest_long(OBJECTIVES, ["transformer"]))
+@pytest.mark.parametrize("name", rest_long(OBJECTIVES, ["prediction"]))
 def test_no_product_is_float32s(name: str) -> None:
     step, *arguments = value_and_grad(name, "bfloat16", STUDENT, batch_of(2, 16, name == "masked_lm"))
     products = re.findall(r"stablehlo\.dot_general.* : \((.*)\) -> ", step.lower(*arguments).as_text())
@@ -81,9 +81,8 @@ def test_no_product_of_relations_is_float32s() -> None:
     assert len([operands for operands in products if "xf32>" in operands]) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "student"), rest_long(OBJECTIVES_OF, [("prediction", STUDENT)]), ids=[*OBJECTIVES, "relations"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "student"), OBJECTIVES_OF, ids=[*OBJECTIVES, "relations"])
 def test_each_leafs_gradient_is_near_that_of_float32(name: str, student: tb.BertConfig) -> None:
     """A sum over 2,048 tokens in bfloat16 would miss some of them."""
     gradients = []

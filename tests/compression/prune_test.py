@@ -125,7 +125,7 @@ def test_the_fit_is_better_than_no_fit_on_held_out_tokens_and_else_changes_nothi
         ("tiny-distilbert", np.arange(40, dtype=np.int32) % 3),
     ],
 )
-@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_every_kind_of_task_and_family_is_pruned_to_its_share(name: str, labels: np.ndarray, uniform: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from tinybert_jax.export.onnx_model import onnx_model

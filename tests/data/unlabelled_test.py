@@ -146,6 +146,7 @@ def test_a_class_whose_rows_are_all_in_the_dev_set_is_known(tmp_path: Path) -> N
     assert in_dev == {True, False}
 
 
+@pytest.mark.long
 def test_a_run_with_a_dev_share_is_scored_on_it(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     source = tb.DataSource(train=str(reviews / "train.tsv"), dev_share=0.3)
     experiment = distillation(teacher, Path("2x16"), reviews, source=source)

@@ -106,6 +106,7 @@ def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, 
     assert_close(*attention_gradients(objective, student, plain, compute), 1e-5 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.long
 def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> None:
     rows, tokens = 2, 256
 
@@ -312,9 +313,8 @@ def test_projections_to_another_width_than_the_teachers_are_refused(preset: str)
         objective.init(jax.random.key(2), STUDENT_PARAMS | {"fit_dense": fit_dense(32)})
 
 
-@pytest.mark.parametrize(
-    ("depth", "mapped"), [pytest.param(6, (1, 1, 2, 3, 3, 4), marks=pytest.mark.long), (3, (1, 3, 4))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("depth", "mapped"), [(6, (1, 1, 2, 3, 3, 4)), (3, (1, 3, 4))])
 def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_layers(depth: int, mapped) -> None:
     config = dataclasses.replace(STUDENT, num_hidden_layers=depth)
     params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(1))

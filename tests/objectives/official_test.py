@@ -176,6 +176,7 @@ def test_the_stored_prediction_loss_and_gradients(stored: Stored) -> None:
     assert_close_gradients(grads, stored.part("prediction"))
 
 
+@pytest.mark.long
 def test_the_stored_parameters_after_steps_of_bert_adam(stored: Stored) -> None:
     training = {name: value for name, value in stored.training.items() if name != "temperature"}
     assert_close(after_steps(stored.ours, **training), stored.part("after"), "parameters")

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_pair
-from conftest import rest_long
 from safetensors import safe_open
 
 import tinybert_jax as tb
@@ -113,7 +112,8 @@ def test_the_loss_is_a_mean_over_queries_whatever_fills_groups_and_batches(name:
 HYPER = tb.Hyper()
 
 
-@pytest.mark.parametrize("name", rest_long(OBJECTIVES, ["labels"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_parts_of_a_batch_add_up_and_keep_queries_whole(name: str) -> None:
     objective, batch = OBJECTIVES[name], batch_of(make_queries(make_tokens()), 0, 1, 2, -1)
 

@@ -180,7 +180,7 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
 
 @pytest.mark.parametrize(
     ("preset", "kept"),
-    [("default", "bfloat16"), pytest.param("paper", "float32", marks=pytest.mark.long), ("official", "float32")],
+    rest_long([("default", "bfloat16"), ("paper", "float32"), ("official", "float32")], [("default", "bfloat16")]),
 )
 def test_only_the_default_preset_keeps_layers_in_fewer_bits(
     preset: str, kept: str, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
