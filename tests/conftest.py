@@ -51,7 +51,7 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session", autouse=True)
 def _shapes_of_a_session() -> Iterator[None]:
-    """A model's shapes follow from its config: they are traced once, since that takes longer than to load its weights."""
+    """A model's shapes follow from its config; traced once, they do not take longer than to load its weights."""
     from tinybert_jax.models.files import tensors
 
     with pytest.MonkeyPatch.context() as patch:
