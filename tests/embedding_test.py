@@ -195,7 +195,8 @@ def test_an_export_gives_the_vectors_and_the_states_that_are_pooled(
     np.testing.assert_allclose(states, out.last_hidden_state, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["onnx-int8", pytest.param("stablehlo", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["onnx-int8", "stablehlo"])
 def test_other_formats_give_the_vectors_too(run: Any, form: str, texts: Path, tmp_path: Path) -> None:
     tb.export_model(str(run.directory), tmp_path / "out", (form,))
     ours, exported = (tb.load_predictor(path).embed(sentences(texts)) for path in (run.directory, tmp_path / "out"))

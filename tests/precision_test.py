@@ -74,6 +74,7 @@ def test_no_product_is_float32s(name: str) -> None:
     assert [operands for operands in products if "xf32>" in operands] == []
 
 
+@pytest.mark.long
 def test_no_product_of_relations_is_float32s() -> None:
     step, *arguments = value_and_grad("transformer", "bfloat16", TWO_HEADS, batch_of(2, 16, masked=False))
     products = re.findall(r"stablehlo\.dot_general.* : \((.*)\) -> ", step.lower(*arguments).as_text())

@@ -467,7 +467,8 @@ def test_tags_are_those_of_evaluate_for_given_words_and_spans_are_cut_from_texts
     assert line.split("\t")[1].split() == ["(", words[0][0], ")", *words[0][1:], "."]
 
 
-@pytest.mark.parametrize("version", ["1.1", pytest.param("2.0", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_answers_are_those_of_evaluate(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     model = with_head(tmp_path / "reader", tb.BertForQuestionAnswering, ("LABEL_0", "LABEL_1"))
     data = write_squad(tmp_path / "data", version, train=1, dev=20)

@@ -115,7 +115,7 @@ def test_every_family_and_head_is_factorised_and_loads_again(name: str, tmp_path
 @pytest.mark.parametrize(
     "name", rest_long(["tiny-bert", "tiny-bert-mlm", "tiny-albert", "tiny-roberta"], ["tiny-bert"])
 )
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("pruned", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_onnx_file_is_the_model(name: str, pruned: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from tinybert_jax.export.onnx_model import onnx_model

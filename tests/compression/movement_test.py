@@ -67,6 +67,7 @@ def test_scores_fall_by_the_gradient_of_the_masked_weight_times_the_weight() -> 
         np.testing.assert_allclose(scores[path], expected, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.long
 def test_weights_become_zero_by_the_schedule_and_stay_so_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movement, "EVERY", 4)
     settings = tb.Movement(0.8)

@@ -122,7 +122,7 @@ def test_the_fit_is_better_than_no_fit_on_held_out_tokens_and_else_changes_nothi
         pytest.param("tiny-bert-token", np.arange(400, dtype=np.int32).reshape(40, 10) % 5, marks=pytest.mark.long),
         ("tiny-bert-qa", np.tile(np.array([[1, 2]], np.int32), (40, 1))),
         pytest.param("tiny-roberta", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
-        ("tiny-distilbert", np.arange(40, dtype=np.int32) % 3),
+        pytest.param("tiny-distilbert", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.long)])
@@ -228,6 +228,7 @@ def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str)
         tb.Prune(**changes)
 
 
+@pytest.mark.long
 def test_a_pruned_model_of_unlike_layers_is_pruned_to_the_share_of_what_is_left() -> None:
     config, params = tb.load_hf(TINY)
     examples = rows(config, np.arange(40, dtype=np.int32) % 3)

@@ -102,7 +102,7 @@ def test_the_pooler_of_a_bare_encoder_is_an_output() -> None:
     np.testing.assert_allclose(outputs["pooler_output"], expected.pooled, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", rest_long(ACTIVATIONS, ["gelu", "relu"]))
 @pytest.mark.parametrize("shape", rest_long([{}, {"head_dim": 3}, {"pad_token_id": 1, "model_type": "roberta"}], [{}]))
 def test_every_activation_and_shape_is_written(activation: str, shape: dict[str, Any]) -> None:
     sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -295,6 +295,7 @@ def test_two_programs_of_one_shape_are_two_teachers(
     assert prints[0] != prints[1]
 
 
+@pytest.mark.long
 def test_a_model_without_a_head_is_exported(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", hidden_size=16, num_hidden_layers=2, intermediate_size=32)
     (result,) = tb.export_model(str(model), tmp_path / "out")

@@ -135,6 +135,7 @@ def test_a_file_for_one_shape_is_timed_with_that_one(exported: Path, tmp_path: P
     assert note.startswith(f"{file}: not timed with 1 text of 12 tokens in ONNX Runtime (")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(module.memory() is None, reason="this system has no /proc")
 def test_memory_is_that_of_a_process_with_the_model_alone(exported: Path) -> None:
     notes: dict[str, None] = {}

@@ -70,7 +70,12 @@ def test_scores_are_of_float32_where_jax_has_float64() -> None:
 
 @pytest.mark.parametrize(
     "layers",
-    [(), pytest.param((0,), marks=pytest.mark.long), (1, 3), pytest.param((0, 1, 2, 3), marks=pytest.mark.long)],
+    [
+        pytest.param((), marks=pytest.mark.long),
+        pytest.param((0,), marks=pytest.mark.long),
+        (1, 3),
+        pytest.param((0, 1, 2, 3), marks=pytest.mark.long),
+    ],
 )
 def test_qkv_layers_choose_among_queries_keys_and_values_and_change_nothing_else(layers: tuple[int, ...]) -> None:
     every, some = apply(qkv_layers=(0, 1, 2, 3)), apply(qkv_layers=layers)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FEW_MODELS, TINY, distillation, rest_long
+from conftest import TINY, distillation, rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.export.export import program
@@ -66,7 +66,11 @@ def test_gradients_pass_through_the_rounding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"), rest_long(product(MODELS, [8, 4]), [("tiny-bert", 4), *((name, 8) for name in FEW_MODELS)])
+    ("name", "bits"),
+    rest_long(
+        product(MODELS, [8, 4]),
+        [("tiny-bert", 4), ("tiny-bert", 8), ("tiny-albert-mlm", 8), ("tiny-mpnet-encoder", 8)],
+    ),
 )
 def test_what_is_trained_is_what_int8_gives(name: str, bits: int) -> None:
     config, params = tb.load_hf(FIXTURES / name)

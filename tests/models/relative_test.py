@@ -67,7 +67,7 @@ def test_layers_learn_scores_with_their_biases() -> None:
     assert np.abs(grads["encoder"][TABLE]["embedding"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("start", ["copy", "spectral"])
+@pytest.mark.parametrize("start", ["copy", pytest.param("spectral", marks=pytest.mark.long)])
 def test_a_student_starts_with_the_biases_of_its_teacher(start: Any) -> None:
     sizes = {"copy": {"num_hidden_layers": 1}, "spectral": {"num_hidden_layers": 1, "hidden_size": 4, "head_dim": 2}}
     student = dataclasses.replace(CONFIG, **sizes[start])

@@ -185,7 +185,8 @@ def test_a_batch_of_filler_alone_gives_0_and_no_gradient() -> None:
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("preset", rest_long(PRESETS, ["default"]))
+@pytest.mark.long
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_trainable_leaf_of_every_stage_is_reached(preset: str) -> None:
     for objective in objectives(preset):
         trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
@@ -275,9 +276,7 @@ BROUGHT = {
 
 @pytest.mark.parametrize(
     ("name", "preset"),
-    rest_long(
-        product(BROUGHT, PRESETS), [("fit_dense", "default"), ("fit_denses", "official"), ("projections", "default")]
-    ),
+    rest_long(product(BROUGHT, PRESETS), [("projections", "default")]),
 )
 def test_projections_that_a_student_brings_are_trained_on_and_not_exported(name: str, preset: str) -> None:
     """The original code starts the `fit_denses` of its own second-version checkpoints anew, and says nothing."""
@@ -291,7 +290,7 @@ def test_projections_that_a_student_brings_are_trained_on_and_not_exported(name:
     assert jax.tree.structure(exported) == jax.tree.structure(STUDENT_PARAMS)
 
 
-@pytest.mark.parametrize("name", ["fit_dense", "fit_denses"])
+@pytest.mark.parametrize("name", ["fit_dense", pytest.param("fit_denses", marks=pytest.mark.long)])
 def test_every_state_passes_its_own_projection_or_the_shared_one(name: str) -> None:
     objective = transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset="paper")
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS | BROUGHT[name]), make_batch()

@@ -129,6 +129,7 @@ def test_parts_of_a_batch_add_up_and_keep_queries_whole(name: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), parts, whole)
 
 
+@pytest.mark.long
 def test_targets_of_rows_are_those_of_their_groups_and_a_teacher_reads_its_own_tokens() -> None:
     objective, tokens = OBJECTIVES["margin_mse"], make_tokens()
     queries = make_queries(TwoVocabularies(tokens, make_tokens(1)))

@@ -207,7 +207,11 @@ def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_
     [
         ("moved/teacher", "teacher is left out: "),
         ({"name": "function", "fingerprint": "v1", "labels": []}, "was a function, which no run keeps"),
-        ({"name": "ensemble", "members": ["{teacher}", "{teacher}"]}, "was the mean of several"),
+        pytest.param(
+            {"name": "ensemble", "members": ["{teacher}", "{teacher}"]},
+            "was the mean of several",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_teacher_that_cannot_be_shown_is_told_in_a_line(

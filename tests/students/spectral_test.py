@@ -116,6 +116,7 @@ def test_it_does_not_depend_on_how_far_the_text_is_padded() -> None:
         np.testing.assert_allclose(leaf, expected, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.long
 def test_attention_scores_are_the_best_of_their_rank_on_the_sample() -> None:
     """Where the student's heads are as wide as the teacher's, only the narrower states stand between their scores."""
     wide = dataclasses.replace(STUDENT, head_dim=8)

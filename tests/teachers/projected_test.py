@@ -80,6 +80,7 @@ def test_a_projected_teacher_gives_its_vectors_on_their_directions(vector: dict[
     )
 
 
+@pytest.mark.long
 def test_a_teacher_of_another_vocabulary_is_measured_on_its_own_tokens() -> None:
     teacher, tokens = make_teacher(), make_tokens(100)
     both = TwoVocabularies(make_tokens(100, seed=1), tokens)

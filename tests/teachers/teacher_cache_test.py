@@ -67,7 +67,7 @@ def asked(what: str = "logits", teacher: str = "a", compact: bool = False) -> ca
 
 @pytest.mark.parametrize(
     ("what", "compact"),
-    rest_long([(what, False) for what in OBJECTIVES] + [("layers", True)], [("logits", False), ("layers", True)]),
+    rest_long([(what, False) for what in OBJECTIVES] + [("layers", True)], [("logits", False)]),
 )
 def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
     what: str, compact: bool, tmp_path: Path
@@ -98,6 +98,7 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
                     assert not kept_row.any()
 
 
+@pytest.mark.long
 def test_a_teacher_with_another_vocabulary_is_asked_in_its_own_tokens(tmp_path: Path) -> None:
     asking, examples = asked(), TwoVocabularies(make_tokens(0), make_tokens(1))
     known = asking.with_targets(examples, 1e9, tmp_path)

@@ -114,7 +114,8 @@ def test_a_call_of_no_words_is_refused(tokenizer, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("preset", ["default", pytest.param("official", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["default", "official"])
 def test_a_masked_sentence_is_padded_by_less_than_8_tokens_or_a_quarter(tokenizer, model, tmp_path, preset):
     masks, predict = [], compiled(model, RULES[preset].asked)
 
