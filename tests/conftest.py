@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -48,6 +49,16 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _shapes_of_a_session() -> Iterator[None]:
+    """A model's shapes follow from its config; traced once, they do not take longer than to load its weights."""
+    from tinybert_jax.models.files import tensors
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "_shapes", functools.cache(tensors._shapes))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of this test's own."""
@@ -73,6 +84,21 @@ def run_here(command: list[str]) -> None:
 
 
 TINY = Path(__file__).parent / "fixtures" / "tiny-bert"
+# of the models among the fixtures, those that have each family and each head at least once
+FEW_MODELS = [
+    *("tiny-bert", "tiny-albert-mlm", "tiny-distilbert-token", "tiny-electra", "tiny-mobilebert"),
+    *("tiny-mpnet-encoder", "tiny-roberta-qa"),
+]
+
+
+def rest_long(cases: Iterable[Any], few: Sequence[Any] = FEW_MODELS) -> list[Any]:
+    """Values for `parametrize`: `make test` takes those among `few`, and the others are marked `long`."""
+    every = list(cases)
+    assert any(case in few for case in every), f"none of {few} is a case"
+    return [
+        case if case in few else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.long)
+        for case in every
+    ]
 
 
 @pytest.fixture

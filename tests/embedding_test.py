@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BAD, GOOD, NEUTRAL, TINY, logged, write_json, write_model, write_sentence_model
+from conftest import BAD, GOOD, NEUTRAL, TINY, logged, rest_long, write_json, write_model, write_sentence_model
 from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
@@ -119,6 +119,7 @@ def arguments(teacher: Path, texts: Path, out: Path, *more: object) -> list[obje
     ]
 
 
+@pytest.mark.long
 def test_the_commands_distil_score_and_write_vectors(
     teacher: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -158,7 +159,10 @@ def test_the_commands_distil_score_and_write_vectors(
 
 
 @pytest.mark.parametrize(
-    ("mode", "width", "normalize"), [("cls_token", None, True), ("mean_tokens", 10, True), ("max_tokens", 10, False)]
+    ("mode", "width", "normalize"),
+    rest_long(
+        [("cls_token", None, True), ("mean_tokens", 10, True), ("max_tokens", 10, False)], [("mean_tokens", 10, True)]
+    ),
 )
 def test_an_export_gives_the_vectors_and_the_states_that_are_pooled(
     mode: str, width: int | None, normalize: bool, texts: Path, tmp_path: Path
@@ -191,6 +195,7 @@ def test_an_export_gives_the_vectors_and_the_states_that_are_pooled(
     np.testing.assert_allclose(states, out.last_hidden_state, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["onnx-int8", "stablehlo"])
 def test_other_formats_give_the_vectors_too(run: Any, form: str, texts: Path, tmp_path: Path) -> None:
     tb.export_model(str(run.directory), tmp_path / "out", (form,))
@@ -271,6 +276,7 @@ def test_what_does_not_fit_is_refused_in_a_line(
 LOSS = ("--embedding-loss", "cosine")
 
 
+@pytest.mark.long
 def test_a_compressed_embedding_model_is_one(teacher: Path, texts: Path, tmp_path: Path) -> None:
     (texts / "some.tsv").write_text("text\n" + "\n".join(sentences(texts)) + "\n")
     source = tb.DataSource(train=str(texts / "some.tsv"), dev=str(texts / "dev.tsv"))
@@ -280,6 +286,7 @@ def test_a_compressed_embedding_model_is_one(teacher: Path, texts: Path, tmp_pat
     assert np.sum(vectors[0] * vectors[1], axis=1).min() > 0.98
 
 
+@pytest.mark.long
 def test_a_default_prompt_stands_before_the_rows_of_teacher_and_student(
     teacher: Path, source: tb.DataSource, texts: Path, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +311,7 @@ def test_a_default_prompt_stands_before_the_rows_of_teacher_and_student(
     assert json.loads((run.directory / "config_sentence_transformers.json").read_text()) == settings
 
 
+@pytest.mark.long
 def test_other_tasks_leave_the_modules_behind(teacher: Path, reviews: Path, texts: Path, tmp_path: Path) -> None:
     source = tb.DataSource(data=str(reviews))
     stages = (tb.Stage("supervised", max_steps=1),)

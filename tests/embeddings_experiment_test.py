@@ -35,6 +35,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["teacher", "dense"])
 def test_a_projected_teacher_gives_its_vectors_on_their_directions(
     embeddings: ModuleType, files: Path, name: str
@@ -57,6 +58,7 @@ def test_the_mean_of_words_leaves_special_tokens_out(embeddings: ModuleType) -> 
     assert embeddings.word_means(table, tokens, [1, 2]).tolist() == [[10.0, 11.0], [0.0, 0.0]]
 
 
+@pytest.mark.long
 def test_students_and_what_is_untrained_stand_in_one_table(
     embeddings: ModuleType, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -94,6 +94,7 @@ def teacher(family: str, pairs: tb.DataSource, tmp_path_factory: pytest.TempPath
     return result.directory
 
 
+@pytest.mark.long
 def test_a_classifier_of_pairs_is_described_evaluated_and_asked(
     family: str, teacher: Path, pairs: tb.DataSource
 ) -> None:
@@ -139,6 +140,7 @@ def test_masked_words_are_learnt_and_propose_the_variants_that_a_student_learns_
     assert result.scores["accuracy"] > 0.9
 
 
+@pytest.mark.long
 @ROBERTA
 def test_a_copy_attends_as_its_teacher(teacher: Path, pairs: tb.DataSource, tmp_path: Path) -> None:
     one = tb.Stage("transformer", max_steps=1, learning_rate=1e-9)
@@ -166,7 +168,8 @@ def test_answers_and_tags_are_learnt_on_the_right_words(
     assert evaluate.evaluate(str(result.directory), task, source, predictions=predictions) == result.scores
 
 
-@pytest.mark.parametrize("family", ["roberta", pytest.param("distilbert", marks=pytest.mark.long)], indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["roberta", "distilbert"], indirect=True)
 def test_a_number_is_learnt(family: str, reviews: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_scored_reviews(tmp_path / "data", reviews)
@@ -240,6 +243,7 @@ def test_the_recipe_of_distilbert_makes_a_distilbert_that_learns_a_task(
     assert answers[0].label == "bad"
 
 
+@pytest.mark.long
 def test_a_distilbert_starts_with_the_function_of_its_teacher_on_single_texts(
     masked_lm: Path, corpus: tb.CorpusSource, tmp_path: Path
 ) -> None:
@@ -256,6 +260,7 @@ def test_a_distilbert_starts_with_the_function_of_its_teacher_on_single_texts(
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
+@pytest.mark.long
 @NARROWER
 def test_a_model_teaches_a_narrower_one_from_a_spectral_start(
     family: str, teacher: Path, pairs: tb.DataSource, tmp_path: Path

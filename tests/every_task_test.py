@@ -65,6 +65,7 @@ def general(text: Path, pretrained: Path, blank_student: Path, tmp_path_factory:
     return out
 
 
+@pytest.mark.long
 def test_general_distillation_lowers_every_term_and_its_student_starts_a_task(
     general: Path, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_general_distillation_lowers_every_term_and_its_student_starts_a_task(
     assert "accuracy" in tb.run(experiment, tmp_path / "run").scores
 
 
+@pytest.mark.long
 def test_masked_lm_training_prints_its_cost_and_gives_a_checkpoint_its_head(
     text: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -140,6 +142,7 @@ def mnli(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tb
     return source, path / "run", tb.run(experiment, path / "run")
 
 
+@pytest.mark.long
 def test_mnli_selects_on_the_matched_set_scores_both_and_writes_both_submissions(
     mnli: tuple[tb.DataSource, Path, Result], tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def distilled(teacher: Path, student: str, reviews: Path, out: Path, **changes: 
     return tb.run(experiment, out)
 
 
+@pytest.mark.long
 def test_a_teacher_of_another_vocabulary_teaches_its_predictions_and_no_more(
     teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -222,9 +226,8 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.long)], ids=lambda kind: kind.task
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.task)
 def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path: Path) -> None:
     source = tb.DataSource(data=str(kind.write(tmp_path / "data")))
     model = write_model(tmp_path / "bert", words=kind.words, **MIDDLE)
@@ -242,6 +245,7 @@ def test_answers_and_tags_are_learnt_distilled_and_written(kind: Kind, tmp_path:
     assert kind.predictions(predictions) == 48
 
 
+@pytest.mark.long
 def test_answers_may_be_missing_in_squad_2(tmp_path: Path) -> None:
     source = tb.DataSource(data=str(write_squad(tmp_path / "data", "2.0")))
     model = write_model(tmp_path / "bert", words=QA_WORDS, **MIDDLE)
@@ -268,6 +272,7 @@ def augmented(pretrained: Path, reviews: Path, tmp_path_factory: pytest.TempPath
     return path / "table"
 
 
+@pytest.mark.long
 def test_as_in_the_authors_code_a_row_has_its_variants_beside_itself_with_preset_official(
     augmented: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -285,6 +290,7 @@ def test_as_in_the_authors_code_a_row_has_its_variants_beside_itself_with_preset
         build.build(model, "classification", source, out, variants=1, **settings)
 
 
+@pytest.mark.long
 def test_a_run_trains_on_augmented_rows_and_resumes_to_the_same_bits(
     augmented: Path, teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -324,6 +330,7 @@ def test_a_model_without_a_masked_lm_head_cannot_augment(pretrained: Path, revie
     assert not (tmp_path / "table").exists()
 
 
+@pytest.mark.long
 def test_a_teacher_with_other_heads_teaches_its_relations(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:

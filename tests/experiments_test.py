@@ -61,6 +61,7 @@ def test_the_demos_table_is_over_pytorch_where_it_was_timed(quickstart: ModuleTy
     assert [line.rpartition(" | ")[2] for line in lines if line.startswith("| teacher, JAX")] == ["1.0x |"]
 
 
+@pytest.mark.long
 def test_the_demo_scores_and_times_every_form(
     quickstart: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_what_is_wrong_with_an_experiments_input_ends_it_with_a_line(
         shared.run_main(lambda: ablations.estimate(named, 1, 100.0))
 
 
+@pytest.mark.long
 def test_scores_from_before_a_change_of_what_they_depend_on_are_not_taken(
     shared: ModuleType, full: tb.Experiment, tmp_path: Path
 ) -> None:

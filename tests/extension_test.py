@@ -237,6 +237,7 @@ def test_a_compression_method_is_settings_and_a_row(
     assert (both[0].directory / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.long
 def test_a_teacher_is_a_row(
     common: dict[str, Any], blank_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

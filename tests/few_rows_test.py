@@ -34,6 +34,7 @@ def test_the_messages_are_a_csv_of_three_classes(few_rows: ModuleType, tmp_path:
     assert len(read.texts) + len(read_rows(get_task("classification"), source, "dev").texts) == 400
 
 
+@pytest.mark.long
 def test_students_of_few_rows_are_compared_by_their_commands(
     few_rows: ModuleType, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

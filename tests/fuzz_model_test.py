@@ -139,6 +139,7 @@ def check_weights(folder: Path, content: bytes) -> None:
         }
 
 
+@pytest.mark.long
 @law(6)
 @given(st.fixed_dictionaries({name: st.sampled_from(list(KINDS)) for name in sorted(TENSORS)}))
 def test_weights_of_any_float_are_read_as_they_are_written(folder, kinds):
@@ -179,6 +180,7 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
     return header
 
 
+@pytest.mark.long
 @law(60)
 @given(headers())
 @example({name.replace(".layer.1.", ".layer.\u00b2."): entry for name, entry in HEADER.items()})

@@ -63,6 +63,7 @@ def test_what_it_measures_needs_none_of_the_command_lines_packages(tmp_path: Pat
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.long
 def test_a_part_runs_without_them_and_those_of_torch_are_skipped(tmp_path: Path) -> None:
     env, out = environment(tmp_path, (*ABSENT, *TORCH)), tmp_path / "new" / "gpu.jsonl"
     done = run("--tiny", "--minutes", 30, "--parts", "torch", "population", "--out", out, env=env)

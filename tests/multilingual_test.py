@@ -21,6 +21,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "tiny-multilingual"
 UNREAD = tuple(f"word{chr(97 + i)}" for i in range(26))  # of other languages, which no row has
 
 
+@pytest.mark.long
 def test_its_vocabulary_is_cut_and_its_padding_is_that_of_the_tokenizer(tmp_path: Path) -> None:
     config, params = tb.load_hf(FIXTURE)
     tokenizer = tb.load_tokenizer(FIXTURE, config)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.objectives.masked_lm import masked_lm_objective
@@ -65,7 +66,7 @@ def value_and_grad(name: str, dtype: str, student: tb.BertConfig, batch: tb.Batc
     return jax.jit(jax.value_and_grad(loss)), trainable, targets
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", rest_long(OBJECTIVES, ["prediction"]))
 def test_no_product_is_float32s(name: str) -> None:
     step, *arguments = value_and_grad(name, "bfloat16", STUDENT, batch_of(2, 16, name == "masked_lm"))
     products = re.findall(r"stablehlo\.dot_general.* : \((.*)\) -> ", step.lower(*arguments).as_text())
@@ -73,6 +74,7 @@ def test_no_product_is_float32s(name: str) -> None:
     assert [operands for operands in products if "xf32>" in operands] == []
 
 
+@pytest.mark.long
 def test_no_product_of_relations_is_float32s() -> None:
     step, *arguments = value_and_grad("transformer", "bfloat16", TWO_HEADS, batch_of(2, 16, masked=False))
     products = re.findall(r"stablehlo\.dot_general.* : \((.*)\) -> ", step.lower(*arguments).as_text())
@@ -80,6 +82,7 @@ def test_no_product_of_relations_is_float32s() -> None:
     assert len([operands for operands in products if "xf32>" in operands]) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "student"), OBJECTIVES_OF, ids=[*OBJECTIVES, "relations"])
 def test_each_leafs_gradient_is_near_that_of_float32(name: str, student: tb.BertConfig) -> None:
     """A sum over 2,048 tokens in bfloat16 would miss some of them."""

@@ -11,13 +11,14 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import NER_WORDS, write_conll, write_model, write_scored_reviews, write_squad
+from conftest import NER_WORDS, rest_long, write_conll, write_model, write_scored_reviews, write_squad
 from in_process import assert_refused, tinybert, write
 
 import tinybert_jax as tb
@@ -85,8 +86,9 @@ def as_table(form: str) -> str:
     return "\r\n".join(["n\ttext\tlabel", *(f"{i}\t{text}\tx" for i, text in enumerate(TEXTS))]) + "\r\n\r\n"
 
 
-@pytest.mark.parametrize("from_pipe", [False, True])
-@pytest.mark.parametrize("form", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("form", "from_pipe"), rest_long(product(["csv", "tsv"], [False, True]), [("csv", False), ("tsv", True)])
+)
 def test_a_table_is_written_in_its_form_with_all_its_columns(
     form: str, from_pipe: bool, model: Path, tmp_path: Path, feed: Feed, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -232,11 +234,11 @@ def test_what_cannot_be_done_is_told(
     ("content", "columns", "form"),
     [
         ('{"text": "a bag"}\n', [], "jsonl"),
-        ("n,text\n1,a bag\n", [], "csv"),
+        pytest.param("n,text\n1,a bag\n", [], "csv", marks=pytest.mark.long),
         ('"text"\r\na bag\n', [], "csv"),
         ("id,comment\n1,a bag\n", ["--text-columns", "comment"], "csv"),
         ("id,words,verdict\n1,a bag,good\n", ["--text-columns", "words"], "csv"),
-        ("review\tn\na bag\t1\n", ["--text-columns", "review"], "tsv"),
+        pytest.param("review\tn\na bag\t1\n", ["--text-columns", "review"], "tsv", marks=pytest.mark.long),
     ],
 )
 def test_a_pipe_that_looks_like_no_texts_is_refused_until_its_format_is_named(
@@ -364,8 +366,9 @@ def test_an_interrupted_prediction_leaves_a_part_and_does_not_speak_of_resuming(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tsv.part", "rows.txt"]
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv", "tsv"])
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    ("pairs", "form"), rest_long(product([False, True], ["jsonl", "csv", "tsv"]), [(True, "jsonl")])
+)
 def test_predictions_of_classes_are_soft_labels_of_the_same_rows(
     form: str, pairs: bool, model: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -406,7 +409,8 @@ def test_distill_takes_what_predict_wrote(
     assert accuracy > 0.85
 
 
-@pytest.mark.parametrize("form", ["jsonl", pytest.param("csv", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_predictions_of_numbers_are_soft_labels_too(
     form: str, reviews: Path, blank_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +467,7 @@ def test_tags_are_those_of_evaluate_for_given_words_and_spans_are_cut_from_texts
     assert line.split("\t")[1].split() == ["(", words[0][0], ")", *words[0][1:], "."]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_answers_are_those_of_evaluate(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     model = with_head(tmp_path / "reader", tb.BertForQuestionAnswering, ("LABEL_0", "LABEL_1"))

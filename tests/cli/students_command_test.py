@@ -48,6 +48,7 @@ def test_a_row_is_that_of_the_model_itself(pretrained: Path) -> None:
     assert row.macs == 2 * layer
 
 
+@pytest.mark.long
 def test_shares_are_the_teachers_and_the_speed_is_measured_when_asked_for(
     pretrained: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

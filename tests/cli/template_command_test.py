@@ -27,6 +27,7 @@ def rows(reviews: Path, tmp_path: Path) -> list[object]:
     return ["--task", "classification", "--data", tmp_path / "data"]
 
 
+@pytest.mark.long
 def test_a_model_keeps_the_template_that_it_was_trained_with(
     rows: list[object], blank_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

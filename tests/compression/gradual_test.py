@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distillation, logged, on_devices, resumed_beside_another
+from conftest import distillation, logged, on_devices, rest_long, resumed_beside_another
 from small_model import CONFIG, make_params, rows
 
 import tinybert_jax as tb
@@ -76,6 +76,7 @@ def test_what_is_chosen_is_what_the_search_of_pruning_at_once_finds(share: float
     assert not chosen.units[2, 5]
 
 
+@pytest.mark.long
 def test_importance_is_of_the_changes_of_the_loss_by_finite_differences() -> None:
     settings, batch = tb.GradualPrune(0.5), rows().batch(np.arange(16), 6, 0)
     wrapped = gradual.wrap(settings, supervised_objective(CONFIG), CONFIG, rows())
@@ -109,7 +110,7 @@ def test_closed_gates_take_away_all_weights_of_a_head_and_a_unit() -> None:
     assert layer["output"]["dense"]["kernel"][1].all()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", rest_long(RULES, ["fisher"]))
 @pytest.mark.parametrize("macs", [0.25, pytest.param(0.6, marks=pytest.mark.long)])
 def test_gates_close_by_the_rule_reach_the_share_and_are_fixed_from_then_on(
     macs: float, rule: Any, monkeypatch: pytest.MonkeyPatch
@@ -262,7 +263,8 @@ def test_a_mesh_that_splits_heads_and_members_prunes_each_member(teacher: Path, 
         assert left < 0.41 * encoder_macs(*tb.load_hf(teacher), 10.0)
 
 
-@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), pytest.param(tb.Movement(0.4), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", [tb.GradualPrune(0.4), tb.Movement(0.4)])
 def test_students_that_are_compressed_already_are_refused(
     method: Any, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:

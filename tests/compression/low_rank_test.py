@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, distillation
+from conftest import TINY, distillation, rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.compression.calibration import calibration_batches, id_counts
@@ -92,7 +92,7 @@ def test_inputs_that_never_vary_do_no_harm() -> None:
     assert not _decompose(np.zeros((6, 5)), x.T @ x, 2)[0].any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rest_long(MODELS))
 def test_every_family_and_head_is_factorised_and_loads_again(name: str, tmp_path: Path) -> None:
     config, params = tb.load_hf(FIXTURES / name)
     examples = rows(config)
@@ -112,8 +112,10 @@ def test_every_family_and_head_is_factorised_and_loads_again(name: str, tmp_path
     np.testing.assert_allclose(outputs(smaller, factors, inputs), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-mlm", "tiny-albert", "tiny-roberta"])
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(
+    "name", rest_long(["tiny-bert", "tiny-bert-mlm", "tiny-albert", "tiny-roberta"], ["tiny-bert"])
+)
+@pytest.mark.parametrize("pruned", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_onnx_file_is_the_model(name: str, pruned: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from tinybert_jax.export.onnx_model import onnx_model

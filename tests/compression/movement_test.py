@@ -55,17 +55,19 @@ def train(settings: tb.Movement, steps: int) -> tuple[list[Any], list[Params], O
     return carried, models, wrapped
 
 
+@pytest.mark.long
 def test_scores_fall_by_the_gradient_of_the_masked_weight_times_the_weight() -> None:
     carried, _, _ = train(tb.Movement(0.5), 1)
     objective, params = supervised_objective(CONFIG), make_params()
     batch = rows().batch(np.arange(16), 6, 0)
-    gradients = jax.grad(lambda tree: objective.loss(tree, (), batch, tb.Hyper(), None)[0])(params)
+    gradients = jax.jit(jax.grad(lambda tree: objective.loss(tree, (), batch, tb.Hyper(), None)[0]))(params)
     scores, weights = traverse_util.flatten_dict(carried[0][NAME]["scores"]), kernels_of(params)
     for path, gradient in kernels_of(gradients).items():
         expected = jnp.where(weights[path] == 0, movement.NEVER, -gradient * weights[path])
         np.testing.assert_allclose(scores[path], expected, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.long
 def test_weights_become_zero_by_the_schedule_and_stay_so_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movement, "EVERY", 4)
     settings = tb.Movement(0.8)

@@ -118,14 +118,14 @@ def test_the_fit_is_better_than_no_fit_on_held_out_tokens_and_else_changes_nothi
 @pytest.mark.parametrize(
     ("name", "labels"),
     [
-        ("tiny-bert", np.arange(40, dtype=np.int32) % 3),
-        ("tiny-bert-token", np.arange(400, dtype=np.int32).reshape(40, 10) % 5),
+        pytest.param("tiny-bert", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
+        pytest.param("tiny-bert-token", np.arange(400, dtype=np.int32).reshape(40, 10) % 5, marks=pytest.mark.long),
         ("tiny-bert-qa", np.tile(np.array([[1, 2]], np.int32), (40, 1))),
-        ("tiny-roberta", np.arange(40, dtype=np.int32) % 3),
-        ("tiny-distilbert", np.arange(40, dtype=np.int32) % 3),
+        pytest.param("tiny-roberta", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
+        pytest.param("tiny-distilbert", np.arange(40, dtype=np.int32) % 3, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_every_kind_of_task_and_family_is_pruned_to_its_share(name: str, labels: np.ndarray, uniform: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from tinybert_jax.export.onnx_model import onnx_model
@@ -228,6 +228,7 @@ def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str)
         tb.Prune(**changes)
 
 
+@pytest.mark.long
 def test_a_pruned_model_of_unlike_layers_is_pruned_to_the_share_of_what_is_left() -> None:
     config, params = tb.load_hf(TINY)
     examples = rows(config, np.arange(40, dtype=np.int32) % 3)

@@ -62,7 +62,8 @@ def test_gradients_of_shared_layers_are_the_sums_of_their_layers() -> None:
         return jnp.sum(jnp.sin(out.logits)) + jnp.sum(jnp.cos(out.hidden_states[2]))
 
     shared, each = (
-        jax.grad(lambda p, c=c: loss(c, p))(p)["encoder"]["encoder"]["layer"] for c, p in ((config, params), whole)
+        jax.jit(jax.grad(lambda p, c=c: loss(c, p)))(p)["encoder"]["encoder"]["layer"]
+        for c, p in ((config, params), whole)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b.reshape(2, 2, *b.shape[1:]).sum(axis=1), atol=2e-5), shared, each
@@ -158,6 +159,7 @@ def test_a_part_of_the_layers_is_shared_alone_and_onnx_stores_it_once(part: Any,
     assert note_shared(config, shared).startswith(f"{repeated / 1e6:.1f} M")
 
 
+@pytest.mark.long
 def test_a_part_that_is_shared_stays_shared_in_training(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     stages = (
         tb.Stage("transformer", epochs=1, learning_rate=5e-3),

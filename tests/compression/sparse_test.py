@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, distillation
+from conftest import FEW_MODELS, TINY, distillation, rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.compression import sparse as module
@@ -161,7 +161,10 @@ def test_inputs_that_say_little_are_no_trouble(tokens: int) -> None:
 @pytest.mark.parametrize(
     ("name", "criterion"),
     [
-        *((path.name, "sparsegpt") for path in sorted(FIXTURES.glob("tiny-*")) if "mobilebert" not in path.name),
+        *rest_long(
+            [(path.name, "sparsegpt") for path in sorted(FIXTURES.glob("tiny-*")) if "mobilebert" not in path.name],
+            [(name, "sparsegpt") for name in FEW_MODELS],
+        ),
         ("tiny-bert", "wanda"),
         ("tiny-bert", "magnitude"),
     ],

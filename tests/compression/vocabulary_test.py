@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from conftest import BAD, GOOD, NEUTRAL, distillation, family_tokenizer, logged, write_model
+from conftest import BAD, GOOD, NEUTRAL, distillation, family_tokenizer, logged, rest_long, write_model
 
 import tinybert_jax as tb
 from tinybert_jax.compression.vocabulary import ids_of_files, smaller_vocabulary
@@ -23,7 +23,7 @@ TEXTS = ["we bought lovely chips", "the stale chips was burnt", "a bag"]
 OTHER = ["it was tasty and rather bland"]
 
 
-@pytest.fixture(params=["bert", "roberta", "xlm-roberta", "distilbert"])
+@pytest.fixture(params=rest_long(["bert", "roberta", "xlm-roberta", "distilbert"], ["bert"]))
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[tb.BertConfig, Any, Any]:
     """A model with a masked-LM head, and its tokenizer."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}

@@ -63,7 +63,8 @@ def test_a_missing_number_is_nan(reviews: Path, unlabelled: tuple[str, ...], tmp
     assert np.isnan(rows.labels).nonzero()[0].tolist() == [len(rows.texts) - i for i in (3, 2, 1)]
 
 
-@pytest.mark.parametrize("labelled", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("labelled", [True, False])
 def test_a_student_learns_from_them_in_both_stages(
     labelled: bool, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_class_whose_rows_are_all_in_the_dev_set_is_known(tmp_path: Path) -> N
     assert in_dev == {True, False}
 
 
+@pytest.mark.long
 def test_a_run_with_a_dev_share_is_scored_on_it(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     source = tb.DataSource(train=str(reviews / "train.tsv"), dev_share=0.3)
     experiment = distillation(teacher, Path("2x16"), reviews, source=source)

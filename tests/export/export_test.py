@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, distillation, write_model
+from conftest import FEW_MODELS, TINY, distillation, rest_long, write_model
 from safetensors.numpy import load_file, save_file
 
 import tinybert_jax as tb
@@ -64,7 +64,7 @@ def joined(outputs: dict[str, np.ndarray]) -> np.ndarray:
     return outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rest_long(MODELS))
 def test_onnx_of_every_family_and_head_is_the_model(name: str) -> None:
     config, params = tb.load_hf(FIXTURES / name)
     inputs, real = inputs_of(config)
@@ -102,8 +102,8 @@ def test_the_pooler_of_a_bare_encoder_is_an_output() -> None:
     np.testing.assert_allclose(outputs["pooler_output"], expected.pooled, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [{}, {"head_dim": 3}, {"pad_token_id": 1, "model_type": "roberta"}])
+@pytest.mark.parametrize("activation", rest_long(ACTIVATIONS, ["gelu", "relu"]))
+@pytest.mark.parametrize("shape", rest_long([{}, {"head_dim": 3}, {"pad_token_id": 1, "model_type": "roberta"}], [{}]))
 def test_every_activation_and_shape_is_written(activation: str, shape: dict[str, Any]) -> None:
     sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 14, "initializer_range": 0.4}
@@ -175,6 +175,7 @@ def test_the_layout_is_that_of_other_programs(exported: Path) -> None:
     assert len(modes) == 1  # of the umask, also those of safetensors
 
 
+@pytest.mark.long
 def test_an_exported_model_teaches(exported: Path, blank_student: Path, reviews: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"  # as optimum writes it
     shutil.copytree(exported, flat)
@@ -294,6 +295,7 @@ def test_two_programs_of_one_shape_are_two_teachers(
     assert prints[0] != prints[1]
 
 
+@pytest.mark.long
 def test_a_model_without_a_head_is_exported(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", hidden_size=16, num_hidden_layers=2, intermediate_size=32)
     (result,) = tb.export_model(str(model), tmp_path / "out")
@@ -303,6 +305,6 @@ def test_a_model_without_a_head_is_exported(tmp_path: Path) -> None:
 
 
 def test_heads_of_the_table_are_all_exported() -> None:
-    heads = {head_of(*reversed(tb.load_hf(FIXTURES / name))) for name in MODELS}
+    heads = {head_of(*reversed(tb.load_hf(FIXTURES / name))) for name in FEW_MODELS}
     vectors = {name for name, row in HEADS.items() if row.gives_vectors}  # embedding_test exports those
     assert heads | vectors == set(HEADS)

@@ -46,6 +46,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(module, "is_installed", lambda name: name not in packages and is_installed(name))
 
 
+@pytest.mark.long
 def test_every_program_is_timed_with_every_shape(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "torch")
     result = tb.benchmark([str(TINY), str(exported)], (1, 3), (8, 12), TEXTS, measure_memory=False)
@@ -134,6 +135,7 @@ def test_a_file_for_one_shape_is_timed_with_that_one(exported: Path, tmp_path: P
     assert note.startswith(f"{file}: not timed with 1 text of 12 tokens in ONNX Runtime (")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(module.memory() is None, reason="this system has no /proc")
 def test_memory_is_that_of_a_process_with_the_model_alone(exported: Path) -> None:
     notes: dict[str, None] = {}

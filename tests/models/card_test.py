@@ -43,6 +43,7 @@ def student(
     return experiment, tb.run(experiment, folder / "tiny"), folder
 
 
+@pytest.mark.long
 def test_a_students_card_names_its_teachers_base_and_takes_over_what_it_says(
     student: tuple[tb.Experiment, Result, Path],
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_students_card_names_its_teachers_base_and_takes_over_what_it_says(
     ]
 
 
+@pytest.mark.long
 def test_what_is_compressed_and_exported_says_so_too_and_int8_claims_no_scores_of_floats(
     student: tuple[tb.Experiment, Result, Path], reviews: Path, tmp_path: Path
 ) -> None:

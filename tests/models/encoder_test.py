@@ -37,7 +37,17 @@ def test_preset_students_have_the_papers_parameter_counts(preset: str, count: in
     assert count_parameters(params) == count
 
 
-@pytest.mark.parametrize("layers", [(), (0,), (1, 3), (0, 1), (3,), (0, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (),
+        pytest.param((0,), marks=pytest.mark.long),
+        (1, 3),
+        pytest.param((0, 1), marks=pytest.mark.long),
+        pytest.param((3,), marks=pytest.mark.long),
+        pytest.param((0, 1, 2, 3), marks=pytest.mark.long),
+    ],
+)
 def test_score_layers_choose_among_the_scores_of_all_layers(layers: tuple[int, ...]) -> None:
     every, some = apply(), apply(score_layers=layers)
     np.testing.assert_array_equal(some.attention_scores, every.attention_scores[np.array(layers, int)])
@@ -58,7 +68,15 @@ def test_scores_are_of_float32_where_jax_has_float64() -> None:
         assert attention_scores(query, query).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("layers", [(), (0,), (1, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param((), marks=pytest.mark.long),
+        pytest.param((0,), marks=pytest.mark.long),
+        (1, 3),
+        pytest.param((0, 1, 2, 3), marks=pytest.mark.long),
+    ],
+)
 def test_qkv_layers_choose_among_queries_keys_and_values_and_change_nothing_else(layers: tuple[int, ...]) -> None:
     every, some = apply(qkv_layers=(0, 1, 2, 3)), apply(qkv_layers=layers)
     np.testing.assert_array_equal(some.qkv, every.qkv[np.array(layers, int)])
@@ -80,13 +98,15 @@ def test_values_that_come_out_are_those_of_the_layer() -> None:
     np.testing.assert_allclose(out.qkv[0, 2], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_gradients_through_chosen_scores_equal_those_through_all() -> None:
     def loss(params, layers, pick):
         out = tb.BertForSequenceClassification(CONFIG).apply({"params": params}, IDS, score_layers=layers)
         return jnp.sum(jnp.sin(out.attention_scores[pick]))
 
-    chosen = jax.grad(loss)(PARAMS, (1, 2), jnp.array([0, 1]))
-    every = jax.grad(loss)(PARAMS, None, jnp.array([1, 2]))
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    chosen = gradient(PARAMS, (1, 2), jnp.array([0, 1]))
+    every = gradient(PARAMS, None, jnp.array([1, 2]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), chosen, every)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.models.heads import HEADS
@@ -73,7 +74,7 @@ def loss_of(objective: Objective, params: dict, teacher: dict, batch: tb.Batch, 
     return float(loss(trainable, targets, batch, tb.Hyper(**hyper)))
 
 
-@pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])
+@pytest.mark.parametrize("head", rest_long(["tokens", "span", "masked_lm"], ["tokens"]))
 def test_supervised_loss_is_the_cross_entropy_of_what_is_labelled(head: str) -> None:
     batch, params = make_batch(head), params_of(head, STUDENT, 1)
     objective = supervised_objective(STUDENT, head)
@@ -92,7 +93,7 @@ def test_supervised_loss_is_the_cross_entropy_of_what_is_labelled(head: str) -> 
     )
 
 
-@pytest.mark.parametrize("head", ["tokens", "span"])
+@pytest.mark.parametrize("head", rest_long(["tokens", "span"], ["span"]))
 def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperature(head: str) -> None:
     batch, params, teacher = make_batch(head), params_of(head, STUDENT, 1), params_of(head, TEACHER, 0)
     student_logits = logits_of(head, STUDENT, params, batch) / 2
@@ -105,7 +106,7 @@ def test_prediction_loss_is_the_cross_entropy_against_the_teacher_at_a_temperatu
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["tokens", "span", "masked_lm"])
+@pytest.mark.parametrize("head", rest_long(["tokens", "span", "masked_lm"], ["masked_lm"]))
 def test_longer_padding_changes_nothing(head: str) -> None:
     batch, params, teacher = make_batch(head), params_of(head, STUDENT, 1), params_of(head, TEACHER, 0)
     widths = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0} | ({} if head == "span" else {"labels": -1})
@@ -128,6 +129,7 @@ def test_a_sequence_in_which_nothing_is_masked_does_not_count_as_solved() -> Non
     np.testing.assert_allclose(loss_of(objective, params, {}, empty), first, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_batch_in_which_nothing_is_masked_contributes_nothing() -> None:
     batch, params = make_batch("masked_lm"), params_of("masked_lm", STUDENT, 1)
     objective = masked_lm_objective(STUDENT)
@@ -160,6 +162,7 @@ def test_official_has_no_arithmetic_for_answers_and_tags() -> None:
             prediction_objective(STUDENT, TEACHER, "official", head)
 
 
+@pytest.mark.long
 def test_a_teacher_of_another_vocabulary_reads_its_own_tokens() -> None:
     teacher_config = dataclasses.replace(TEACHER, vocab_size=50)
     teacher, params = params_of("sequence", teacher_config, 0), params_of("sequence", STUDENT, 1)

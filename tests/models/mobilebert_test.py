@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import rest_long
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
@@ -93,7 +94,7 @@ def test_tables_are_as_large_as_the_eps_needs(eps: float, scale: float) -> None:
     assert tb.BertConfig(layer_norm_eps=eps).table_scale == 1.0
 
 
-@pytest.mark.parametrize("start", ["copy", "spectral"])
+@pytest.mark.parametrize("start", rest_long(["copy", "spectral"], ["copy"]))
 def test_a_student_is_a_bert_that_starts_from_the_product(start: Any) -> None:
     from tinybert_jax.models.parameters import unfactored
     from tinybert_jax.students.start import copy_layers, from_teacher

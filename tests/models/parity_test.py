@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rest_long
 from safetensors.numpy import load_file
 
 import tinybert_jax as tb
@@ -74,7 +75,7 @@ def stored(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {key: expected.pop(key) for key in ("input_ids", "attention_mask", "token_type_ids")}, expected
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", rest_long(STORED))
 def test_loaded_model_gives_the_stored_outputs_of_torch(name: str) -> None:
     inputs, expected = stored(name)
     assert (inputs["attention_mask"] == 0).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import product
 from pathlib import Path
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, distillation
+from conftest import TINY, distillation, rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.export.export import program
@@ -64,8 +65,13 @@ def test_gradients_pass_through_the_rounding() -> None:
     np.testing.assert_allclose(of_kernel, near_x.T @ of_y, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    rest_long(
+        product(MODELS, [8, 4]),
+        [("tiny-bert", 4), ("tiny-bert", 8), ("tiny-albert-mlm", 8), ("tiny-mpnet-encoder", 8)],
+    ),
+)
 def test_what_is_trained_is_what_int8_gives(name: str, bits: int) -> None:
     config, params = tb.load_hf(FIXTURES / name)
     inputs = [jnp.concatenate(parts) for parts in zip(*(inputs_of(config) for _ in range(5)), strict=True)]
@@ -126,6 +132,7 @@ def test_the_predictor_is_in_int8_where_that_is_faster(
     assert "note: float32 stays, as int8 is no faster" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_model_is_trained_as_it_is_computed(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     experiment = distillation(teacher, teacher, reviews, compression=(tb.Quantize(4),))
     result = tb.run(experiment, tmp_path / "out")
@@ -145,7 +152,7 @@ def test_a_model_is_trained_as_it_is_computed(teacher: Path, reviews: Path, tmp_
         tb.load_predictor(program_file.file, int8=True)
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-mlm"])
+@pytest.mark.parametrize("name", ["tiny-bert", pytest.param("tiny-bert-mlm", marks=pytest.mark.long)])
 @pytest.mark.parametrize("bits", [4, 2])
 def test_the_onnx_file_of_a_model_of_few_bits_has_its_bits_and_a_word_table_of_eight(name: str, bits: int) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -48,6 +48,7 @@ def test_distances_share_the_buckets_of_t5() -> None:
     assert spread(table, 3)[0].tolist() == [[0, 17, 18], [1, 0, 17], [2, 1, 0]]
 
 
+@pytest.mark.long
 def test_layers_learn_scores_with_their_biases() -> None:
     objective = transformer_objective(CONFIG, CONFIG, layer_map=(1, 2))
     trainable = objective.init(jax.random.key(0), PARAMS)
@@ -58,7 +59,7 @@ def test_layers_learn_scores_with_their_biases() -> None:
     def attention(encoder: Any) -> Any:
         return objective.loss(trainable | {"encoder": encoder}, targets, BATCH, tb.Hyper(), None)[1]["attention/1"]
 
-    value, grads = jax.value_and_grad(attention)(trainable["encoder"])
+    value, grads = jax.jit(jax.value_and_grad(attention))(trainable["encoder"])
     difference = np.square(outputs(student).attention_scores[0] - outputs(teacher).attention_scores[0])
     pairs = MASK[:, None, :, None] & MASK[:, None, None, :]
     means = [(row * pair).sum() / (pair.sum() * len(row)) for row, pair in zip(difference, pairs, strict=True)]
@@ -66,7 +67,7 @@ def test_layers_learn_scores_with_their_biases() -> None:
     assert np.abs(grads["encoder"][TABLE]["embedding"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("start", ["copy", "spectral"])
+@pytest.mark.parametrize("start", ["copy", pytest.param("spectral", marks=pytest.mark.long)])
 def test_a_student_starts_with_the_biases_of_its_teacher(start: Any) -> None:
     sizes = {"copy": {"num_hidden_layers": 1}, "spectral": {"num_hidden_layers": 1, "hidden_size": 4, "head_dim": 2}}
     student = dataclasses.replace(CONFIG, **sizes[start])

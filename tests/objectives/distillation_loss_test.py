@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distillation, logged
+from conftest import distillation, logged, rest_long
 from safetensors import safe_open
 
 import tinybert_jax as tb
@@ -50,7 +50,7 @@ def test_loss_and_gradient_are_torchs(kind: str) -> None:
     np.testing.assert_allclose(weighted, total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rest_long(KINDS, ["numbers", "tags"]))
 def test_a_row_without_a_label_has_the_soft_term_alone(kind: str) -> None:
     """Its hard term is 0, in value and gradient, and the mean is still over all rows, as accumulated parts need it."""
     batch, tensors, _ = stored(kind)
@@ -84,7 +84,9 @@ def value(preset: str, settings: tb.Prediction, **hyper: Any) -> tuple[float, di
     return float(total), {name: float(metric) for name, metric in metrics.items()}
 
 
-@pytest.mark.parametrize(("preset", "factor"), [("default", 16.0), ("paper", 1.0), ("official", 1.0)])
+@pytest.mark.parametrize(
+    ("preset", "factor"), [("default", 16.0), pytest.param("paper", 1.0, marks=pytest.mark.long), ("official", 1.0)]
+)
 def test_the_factor_of_the_temperature_is_the_presets_or_chosen(preset: str, factor: float) -> None:
     without, _ = value(preset, tb.Prediction(temperature=4.0, temperature_squared=False))
     with_factor, _ = value(preset, tb.Prediction(temperature=4.0, temperature_squared=True))

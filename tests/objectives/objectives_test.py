@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rest_long
 from small_pair import (
     STUDENT,
     STUDENT_PARAMS,
@@ -86,8 +88,9 @@ def test_transformer_loss_is_the_sum_of_equations_7_to_9() -> None:
     np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "dtype"), rest_long(product(PRESETS, ["float32", "bfloat16"]), [("default", "float32")])
+)
 def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, dtype: str) -> None:
     student, compute = STUDENT, tb.Compute(dtype)
     counted = jnp.ones((4, 8)) if preset == "paper" else make_batch().attention_mask
@@ -103,6 +106,7 @@ def test_gradient_of_the_attention_loss_is_that_through_the_scores(preset: str, 
     assert_close(*attention_gradients(objective, student, plain, compute), 1e-5 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.long
 def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> None:
     rows, tokens = 2, 256
 
@@ -124,7 +128,7 @@ def test_memory_grows_by_less_than_the_scores_of_a_layer_with_every_layer() -> N
     assert (temporary_bytes(8) - temporary_bytes(4)) / 4 < scores_of_a_layer / 2
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", rest_long(PRESETS, ["default"]))
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["transformer", "prediction", "supervised"])
 def test_a_batch_of_numpy_arrays_as_the_data_give_it_is_as_good(index: int, preset: str) -> None:
     objective, batch = objectives(preset)[index], make_batch()
@@ -171,6 +175,7 @@ def test_filler_rows_change_nothing(index: int) -> None:
     np.testing.assert_allclose(value(objective, trainable, filled), value(objective, trainable, batch), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_batch_of_filler_alone_gives_0_and_no_gradient() -> None:
     for objective in objectives():
         trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)
@@ -180,6 +185,7 @@ def test_a_batch_of_filler_alone_gives_0_and_no_gradient() -> None:
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_trainable_leaf_of_every_stage_is_reached(preset: str) -> None:
     for objective in objectives(preset):
@@ -268,8 +274,10 @@ BROUGHT = {
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", BROUGHT)
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    rest_long(product(BROUGHT, PRESETS), [("projections", "default")]),
+)
 def test_projections_that_a_student_brings_are_trained_on_and_not_exported(name: str, preset: str) -> None:
     """The original code starts the `fit_denses` of its own second-version checkpoints anew, and says nothing."""
     objective = transformer_objective(STUDENT, TEACHER, preset=preset)
@@ -282,7 +290,7 @@ def test_projections_that_a_student_brings_are_trained_on_and_not_exported(name:
     assert jax.tree.structure(exported) == jax.tree.structure(STUDENT_PARAMS)
 
 
-@pytest.mark.parametrize("name", ["fit_dense", "fit_denses"])
+@pytest.mark.parametrize("name", ["fit_dense", pytest.param("fit_denses", marks=pytest.mark.long)])
 def test_every_state_passes_its_own_projection_or_the_shared_one(name: str) -> None:
     objective = transformer_objective(STUDENT, TEACHER, layer_map=(3, 2), preset="paper")
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS | BROUGHT[name]), make_batch()
@@ -304,6 +312,7 @@ def test_projections_to_another_width_than_the_teachers_are_refused(preset: str)
         objective.init(jax.random.key(2), STUDENT_PARAMS | {"fit_dense": fit_dense(32)})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("depth", "mapped"), [(6, (1, 1, 2, 3, 3, 4)), (3, (1, 3, 4))])
 def test_depths_that_do_not_divide_and_deeper_students_learn_from_the_mapped_layers(depth: int, mapped) -> None:
     config = dataclasses.replace(STUDENT, num_hidden_layers=depth)

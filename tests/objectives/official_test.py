@@ -169,12 +169,14 @@ def test_the_stored_transformer_loss_and_gradients(stored: Stored) -> None:
     assert_close(grads, stored.part("transformer"), "gradients")
 
 
+@pytest.mark.long
 def test_the_stored_prediction_loss_and_gradients(stored: Stored) -> None:
     loss, grads = prediction_loss(stored.ours, stored.training["temperature"])
     assert loss == pytest.approx(float(stored.part("loss")["prediction"]), rel=TOLERANCE)
     assert_close_gradients(grads, stored.part("prediction"))
 
 
+@pytest.mark.long
 def test_the_stored_parameters_after_steps_of_bert_adam(stored: Stored) -> None:
     training = {name: value for name, value in stored.training.items() if name != "temperature"}
     assert_close(after_steps(stored.ours, **training), stored.part("after"), "parameters")

@@ -76,6 +76,7 @@ def test_a_tasks_recipe_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [stage.learning_rate for stage in run[0].stages] == [5e-5, 3e-5]
 
 
+@pytest.mark.long
 def test_weight_decay_of_the_stage_applies(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     weights, common = [], {"max_steps": 3, "schedule": "constant", "learning_rate": 1e-2}
     for weight_decay in (0.0, 0.5):

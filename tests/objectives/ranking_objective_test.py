@@ -112,6 +112,7 @@ def test_the_loss_is_a_mean_over_queries_whatever_fills_groups_and_batches(name:
 HYPER = tb.Hyper()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_parts_of_a_batch_add_up_and_keep_queries_whole(name: str) -> None:
     objective, batch = OBJECTIVES[name], batch_of(make_queries(make_tokens()), 0, 1, 2, -1)
@@ -128,6 +129,7 @@ def test_parts_of_a_batch_add_up_and_keep_queries_whole(name: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), parts, whole)
 
 
+@pytest.mark.long
 def test_targets_of_rows_are_those_of_their_groups_and_a_teacher_reads_its_own_tokens() -> None:
     objective, tokens = OBJECTIVES["margin_mse"], make_tokens()
     queries = make_queries(TwoVocabularies(tokens, make_tokens(1)))

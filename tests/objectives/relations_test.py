@@ -40,6 +40,7 @@ def test_gradient_of_the_relations_is_that_through_queries_keys_and_values() -> 
     assert_close(*attention_gradients(objective, TWO_HEADS, plain), 1e-5)
 
 
+@pytest.mark.long
 def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
     objective = transformer_objective(TWO_HEADS, TEACHER, layer_map=(3, 2))
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()
@@ -61,6 +62,7 @@ def test_unlike_heads_learn_relations_of_queries_keys_and_values() -> None:
     assert "attention/1" not in metrics
 
 
+@pytest.mark.long
 def test_relations_ignore_padding_and_filler_and_reach_every_leaf() -> None:
     objective = transformer_objective(TWO_HEADS, TEACHER)
     trainable, batch = objective.init(jax.random.key(2), STUDENT_PARAMS), make_batch()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_pair
+from conftest import rest_long
 from small_pair import make_batch, padded
 
 import tinybert_jax as tb
@@ -52,7 +53,7 @@ def expected_loss(name: str, student: np.ndarray, teacher: np.ndarray) -> float:
     return float(np.mean([(student[i] @ student[j] - teacher[i] @ teacher[j]) ** 2 for i, j in pairs]))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", rest_long(LOSSES, ["similarity"]))
 def test_the_loss_is_the_error_of_the_vectors_whatever_pads_or_fills_the_batch(name: str) -> None:
     batch = make_batch()
     objective = embedding_objective(STUDENT, TEACHER, settings=tb.Embedding(embedding_loss=name))
@@ -64,7 +65,8 @@ def test_the_loss_is_the_error_of_the_vectors_whatever_pads_or_fills_the_batch(n
     filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
     np.testing.assert_allclose(loss_of(objective, STUDENT_PARAMS, filled), expected, rtol=1e-4)
     targets = objective.targets(TEACHER_PARAMS, filled)
-    gradients = jax.grad(lambda p: objective.loss(p, targets, filled, tb.Hyper(), None)[0])(STUDENT_PARAMS)
+    gradient = jax.jit(jax.grad(lambda p: objective.loss(p, targets, filled, tb.Hyper(), None)[0]))
+    gradients = gradient(STUDENT_PARAMS)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert np.abs(gradients["embedding_dense"]["kernel"]).max() > 0
 
@@ -75,6 +77,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(name: str) -> None:
     assert loss_of(objective, TEACHER_PARAMS, make_batch()) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_single_text_has_no_pairs() -> None:
     batch = make_batch(rows=1)
     objective = embedding_objective(NARROW, TEACHER, settings=tb.Embedding(embedding_loss="similarity"))
@@ -179,6 +182,7 @@ def test_a_projection_that_leads_elsewhere_stays_out(teacher: tb.BertConfig, lay
     np.testing.assert_array_equal(exported["embedding_dense"]["kernel"], STUDENT_PARAMS["embedding_dense"]["kernel"])
 
 
+@pytest.mark.long
 def test_a_student_starts_with_the_teacher_s_dense_layer() -> None:
     teacher = dataclasses.replace(TEACHER, embedding=TextVector(width=10))
     params = tb.init_params(tb.BertForEmbedding(teacher), jax.random.key(0))

@@ -60,6 +60,7 @@ def alone(teacher: Path, blank_student: Path, rows: Path, tmp_path_factory: pyte
     return tb.run(experiment, tmp_path_factory.mktemp("alone") / "run")
 
 
+@pytest.mark.long
 def test_the_page_says_what_the_models_score_lose_and_cost(
     teacher: Path,
     teacher_result: Result,
@@ -111,6 +112,7 @@ def test_the_page_says_what_the_models_score_lose_and_cost(
     assert all(any(f" and {count:.2g} FLOPs" in title for title in page.texts["summary"]) for count in flops)
 
 
+@pytest.mark.long
 def test_what_the_teacher_alone_learnt_is_shown_in_its_layers(pruned: Result) -> None:
     runs, others = report.read_all([str(pruned.directory.parent)])
     built = report.make_report(runs, others, measure=False)
@@ -148,6 +150,7 @@ KINDS: dict[str, tuple[Callable[[Path], tuple[Path, tuple[str, ...]]], set[str]]
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", KINDS)
 def test_every_kind_of_task_has_a_page_with_the_sections_that_make_sense(task: str, tmp_path: Path) -> None:
     make, more = KINDS[task]
@@ -207,7 +210,11 @@ def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_
     [
         ("moved/teacher", "teacher is left out: "),
         ({"name": "function", "fingerprint": "v1", "labels": []}, "was a function, which no run keeps"),
-        ({"name": "ensemble", "members": ["{teacher}", "{teacher}"]}, "was the mean of several"),
+        pytest.param(
+            {"name": "ensemble", "members": ["{teacher}", "{teacher}"]},
+            "was the mean of several",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_teacher_that_cannot_be_shown_is_told_in_a_line(
@@ -268,6 +275,7 @@ def test_runs_of_two_tasks_have_no_page(
     assert_refused(capsys, code, "the runs are of the tasks classification and regression")
 
 
+@pytest.mark.long
 def test_a_page_is_titled_by_the_population_and_not_by_the_text_of_a_name(alone: Result, tmp_path: Path) -> None:
     one, other = ("a member of none", "eight")
     single, many = (Path(shutil.copytree(alone.directory.parent, tmp_path / name)) for name in (one, other))

@@ -44,6 +44,7 @@ def files(out: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 def test_a_search_ends_the_same_wherever_it_was_stopped(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_search_ends_the_same_wherever_it_was_stopped(
     assert files(stopped) == files(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_the_command_prints_plan_pick_and_reason(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -112,6 +114,7 @@ def test_the_command_prints_plan_pick_and_reason(
     assert_refused(capsys, code, "exists already; choose another --out")
 
 
+@pytest.mark.long
 def test_an_aim_that_nothing_reaches_says_how_near(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -54,7 +54,7 @@ def metrics(params, layer_map="uniform") -> dict[str, float]:
     return {name: float(value) for name, value in terms.items()}
 
 
-@pytest.mark.parametrize("layer_map", ["uniform", (3, 1)])
+@pytest.mark.parametrize("layer_map", ["uniform", pytest.param((3, 1), marks=pytest.mark.long)])
 def test_every_term_of_the_loss_starts_far_below_that_of_a_random_start(layer_map) -> None:
     params = STARTED if layer_map == "uniform" else start(layer_map=layer_map)
     random, fitted = metrics(STUDENT_PARAMS, layer_map), metrics(params, layer_map)
@@ -62,6 +62,7 @@ def test_every_term_of_the_loss_starts_far_below_that_of_a_random_start(layer_ma
         assert fitted[name] < 0.75 * random[name], name
 
 
+@pytest.mark.long
 def test_positions_behind_padding_are_fitted_where_they_are() -> None:
     teacher, student = (
         dataclasses.replace(config, model_type="roberta", pad_token_id=1, max_position_embeddings=16)
@@ -115,6 +116,7 @@ def test_it_does_not_depend_on_how_far_the_text_is_padded() -> None:
         np.testing.assert_allclose(leaf, expected, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.long
 def test_attention_scores_are_the_best_of_their_rank_on_the_sample() -> None:
     """Where the student's heads are as wide as the teacher's, only the narrower states stand between their scores."""
     wide = dataclasses.replace(STUDENT, head_dim=8)

@@ -125,6 +125,7 @@ def test_a_label_that_training_rows_lack_is_named(sets: Path, tmp_path: Path) ->
         read_rows(TASK, source, "dev")
 
 
+@pytest.mark.long
 def test_options_of_other_tasks_are_refused(sets: Path, reviews: Path, tagger: Any, teacher: Path) -> None:
     common = {"max_length": 16}
     with pytest.raises(tb.InputError, match="one label a row: leave out --label-delimiter"):
@@ -182,6 +183,7 @@ def test_scores_and_tables_count_classes() -> None:
     assert rows == [["a", "2", "1.000", "0.500", "0.667"], ["b", "1", "0.500", "1.000", "0.667"]]
 
 
+@pytest.mark.long
 def test_a_teacher_and_its_student_learn_and_are_scored(tagger: Any, blank: Path, sets: Path, tmp_path: Path) -> None:
     assert tagger.scores["macro_f1"] > 0.9
     config = json.loads((tagger.directory / "config.json").read_text())
@@ -265,6 +267,7 @@ def test_a_function_that_gives_no_probabilities_is_refused(sets: Path, blank: Pa
         distilled(teacher, blank, sets, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_an_exported_model_agrees_and_teaches(tagger: Any, blank: Path, sets: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     from tinybert_jax.export.export import export_model
@@ -275,6 +278,7 @@ def test_an_exported_model_agrees_and_teaches(tagger: Any, blank: Path, sets: Pa
     assert result.scores["micro_f1"] > 0.9
 
 
+@pytest.mark.long
 def test_predictors_give_sets_that_teach_again(
     tagger: Any,
     blank: Path,

@@ -77,7 +77,7 @@ def taught(experiment: tb.Experiment, rows: np.ndarray) -> np.ndarray:
     return np.asarray(examples.batch(rows, 16, 0).targets)
 
 
-@pytest.mark.parametrize("of", ["probabilities", "logits"])
+@pytest.mark.parametrize("of", ["probabilities", pytest.param("logits", marks=pytest.mark.long)])
 def test_targets_are_the_weighted_mean_of_the_members(
     of: str, teacher: Path, turned: Path, other_words: Path, blank_student: Path, reviews: Path, capsys: Any
 ) -> None:
@@ -105,6 +105,7 @@ def test_targets_are_the_weighted_mean_of_the_members(
         assert f"{name}: accuracy 0." in lines or f"{name}: accuracy 1." in lines
 
 
+@pytest.mark.long
 def test_an_ensemble_teaches_and_its_outputs_are_computed_once(
     teacher: Path, turned: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_an_ensemble_teaches_and_its_outputs_are_computed_once(
     assert described["weights"] == [0.5, 0.5]
 
 
+@pytest.mark.long
 def test_only_what_a_stage_reads_is_computed(
     teacher: Path, turned: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,20 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import logged
+from conftest import logged, rest_long
 
 import tinybert_jax as tb
 
 MODERNBERT = {"model_type": "modernbert", "hidden_activation": "gelu", "global_rope_theta": 160000.0}
 DEBERTA = {"model_type": "deberta-v2", "relative_attention": True, "type_vocab_size": 0, "pos_att_type": ["p2c"]}
-FAMILIES = pytest.mark.parametrize(
-    ("described", "title", "architecture"),
-    [(MODERNBERT, "A ModernBERT", "ModernBert"), (DEBERTA, "A DeBERTa", "DebertaV2")],
-    ids=["modernbert", "deberta"],
-)
+NAMES = ("described", "title", "architecture")
+FAMILIES = [(MODERNBERT, "A ModernBERT", "ModernBert"), (DEBERTA, "A DeBERTa", "DebertaV2")]
+IDS = ["modernbert", "deberta"]
 
 
-@FAMILIES
+@pytest.mark.parametrize(NAMES, FAMILIES, ids=IDS)
 def test_their_weights_are_refused_with_what_can_be_done(
     described: dict[str, Any], title: str, architecture: str, directory: Path
 ) -> None:
@@ -31,7 +29,7 @@ def test_their_weights_are_refused_with_what_can_be_done(
         tb.load_hf(directory)
 
 
-@FAMILIES
+@pytest.mark.parametrize(NAMES, rest_long(FAMILIES, FAMILIES[1:]), ids=IDS)
 def test_an_exported_one_teaches_its_predictions(
     described: dict[str, Any],
     title: str,

@@ -44,6 +44,7 @@ def experiment(model: Path, data: Path, teacher: Path, **changes: Any) -> tb.Exp
     return tb.Experiment(**described | changes)
 
 
+@pytest.mark.long
 def test_a_student_learns_from_probabilities_alone(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     """The labels of the training file are turned round, and the student believes the predictions."""
     teacher = write_predictions(tmp_path / "soft.jsonl", read_rows(reviews), sure)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.data.tokens import Tokens, TwoVocabularies
@@ -62,7 +63,9 @@ def test_principal_directions_keep_the_most_of_dot_products() -> None:
         principal_directions(vectors[:2], 3)
 
 
-@pytest.mark.parametrize("vector", [{"normalize": True}, {"width": 12, "normalize": True}, {"width": 12}])
+@pytest.mark.parametrize(
+    "vector", rest_long([{"normalize": True}, {"width": 12, "normalize": True}, {"width": 12}], [{"width": 12}])
+)
 def test_a_projected_teacher_gives_its_vectors_on_their_directions(vector: dict[str, Any]) -> None:
     teacher, tokens = make_teacher(**vector), make_tokens(100)
     vectors = vectors_of(teacher, tokens)
@@ -77,6 +80,7 @@ def test_a_projected_teacher_gives_its_vectors_on_their_directions(vector: dict[
     )
 
 
+@pytest.mark.long
 def test_a_teacher_of_another_vocabulary_is_measured_on_its_own_tokens() -> None:
     teacher, tokens = make_teacher(), make_tokens(100)
     both = TwoVocabularies(make_tokens(100, seed=1), tokens)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.batch import Examples
@@ -64,7 +65,10 @@ def asked(what: str = "logits", teacher: str = "a", compact: bool = False) -> ca
     return cache.TeacherCache(objective, params, [teacher], sharding.make_mesh(), 4, buckets)
 
 
-@pytest.mark.parametrize(("what", "compact"), [(what, False) for what in OBJECTIVES] + [("layers", True)])
+@pytest.mark.parametrize(
+    ("what", "compact"),
+    rest_long([(what, False) for what in OBJECTIVES] + [("layers", True)], [("logits", False)]),
+)
 def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
     what: str, compact: bool, tmp_path: Path
 ) -> None:
@@ -94,6 +98,7 @@ def test_the_targets_in_a_batch_are_those_that_the_step_would_compute(
                     assert not kept_row.any()
 
 
+@pytest.mark.long
 def test_a_teacher_with_another_vocabulary_is_asked_in_its_own_tokens(tmp_path: Path) -> None:
     asking, examples = asked(), TwoVocabularies(make_tokens(0), make_tokens(1))
     known = asking.with_targets(examples, 1e9, tmp_path)
@@ -120,6 +125,7 @@ def test_the_same_teacher_and_rows_are_read_and_others_are_computed(
     assert len(computed) == 3
 
 
+@pytest.mark.long
 def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +179,10 @@ def test_runs_that_ask_something_else_of_a_teacher_do_not_share_its_answers(
     assert len(set(keys[1:])) == len(keys[1:])
 
 
-@pytest.mark.parametrize(("preset", "kept"), [("default", "bfloat16"), ("paper", "float32"), ("official", "float32")])
+@pytest.mark.parametrize(
+    ("preset", "kept"),
+    rest_long([("default", "bfloat16"), ("paper", "float32"), ("official", "float32")], [("default", "bfloat16")]),
+)
 def test_only_the_default_preset_keeps_layers_in_fewer_bits(
     preset: str, kept: str, blank_student: Path, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -222,7 +231,7 @@ def test_a_computation_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.glob("parts/targets/.partial-*"))
 
 
-@pytest.mark.parametrize("damage", ["cut off", "a bit", "no checksums"])
+@pytest.mark.parametrize("damage", rest_long(["cut off", "a bit", "no checksums"], ["a bit"]))
 def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     first = asked().with_targets(make_tokens(0), 1e9, tmp_path)
     logits = np.array(first.flat[0])
@@ -235,6 +244,7 @@ def test_a_damaged_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.flat[0], logits)
 
 
+@pytest.mark.long
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     """21 rows of 2 logits are 168 bytes: two sets fit into 500 with their checksums, and of three the one that was
     used longest ago goes. One of 168 into 100 does not: the steps are to compute it.

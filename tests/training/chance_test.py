@@ -60,7 +60,14 @@ def test_chance_is_nearly_zero_for_the_f1_of_tags_and_answers(
         assert score("t", {"dev": dev}, {"dev": np.zeros((200, 2), np.float32)}, ()) == {"f1": 0.1}
 
 
-@pytest.mark.parametrize(("task", "seed"), [("classification", 0), ("regression", 0), ("ner", 1)])
+@pytest.mark.parametrize(
+    ("task", "seed"),
+    [
+        ("classification", 0),
+        pytest.param("regression", 0, marks=pytest.mark.long),
+        pytest.param("ner", 1, marks=pytest.mark.long),
+    ],
+)
 def test_a_model_that_learnt_nothing_is_told_so_at_the_end(
     task: str, seed: int, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -121,6 +128,7 @@ def test_a_model_of_skewed_classes_is_measured_by_the_score_that_selects(
     assert bool(failure) == bool(told)
 
 
+@pytest.mark.long
 def test_of_few_rows_a_teacher_at_chance_gives_a_warning(
     ignorant: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

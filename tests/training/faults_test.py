@@ -115,6 +115,7 @@ def test_a_finished_stage_whose_newest_checkpoint_is_damaged_resumes_to_the_same
     assert weights(tmp_path / "run") == unbroken
 
 
+@pytest.mark.long
 def test_a_number_that_is_not_finite_in_a_batch_ends_the_run_and_spares_the_checkpoints(
     pretrained: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_each_member_of_a_step_is_its_run_alone_bit_for_bit(kind: str) -> None:
         jax.tree.map(np.testing.assert_array_equal, population.member(together, i), population.member(alone, 0))
 
 
+@pytest.mark.long
 def test_all_members_at_once_agree_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """`vmap` takes the place of one after the other; loss and gradient norm of the third step agree."""
     objective, students = transformer_objective(STUDENT, TEACHER), make_students(3)
@@ -125,6 +126,7 @@ def test_what_members_take_from_the_teacher_at_their_start_is_computed_once(
     assert not np.array_equal(kernels[1], kernels[2])
 
 
+@pytest.mark.long
 def test_the_teacher_is_computed_once_for_all_members() -> None:
     """The calls are counted while the step runs."""
     objective, mesh = prediction_objective(STUDENT, TEACHER), sharding.make_mesh()
@@ -169,6 +171,7 @@ def weights(result: Any) -> bytes:
     return (result.directory / "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_each_member_of_a_run_is_its_run_alone_bit_for_bit(together: Any, tmp_path: Path) -> None:
     experiments, out, results = together
     assert len({weights(result) for result in results}) == 3
@@ -180,6 +183,7 @@ def test_each_member_of_a_run_is_its_run_alone_bit_for_bit(together: Any, tmp_pa
         assert logged[0].read_text() == logged[1].read_text()
 
 
+@pytest.mark.long
 def test_a_population_that_was_stopped_resumes_to_the_same_bits(
     together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +208,7 @@ def diverging(experiments: list[tb.Experiment], number: int, stage: int) -> list
     return [*experiments[:number], changed, *experiments[number + 1 :]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "named"), [(0, "1-transformer"), (1, "2-prediction")])
 def test_a_member_that_diverges_ends_alone_and_the_others_are_as_without_it(
     stage: int, named: str, together: Any, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -227,6 +232,7 @@ def test_a_member_that_diverges_ends_alone_and_the_others_are_as_without_it(
         assert logged[0].read_text() == logged[1].read_text()
 
 
+@pytest.mark.long
 def test_who_asks_while_a_stages_last_step_is_saved_does_not_get_the_next_stage(
     together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +250,7 @@ def test_who_asks_while_a_stages_last_step_is_saved_does_not_get_the_next_stage(
     assert weights(tb.run(experiments[1], tmp_path / "run", resume=True)) == weights(whole[1])
 
 
+@pytest.mark.long
 def test_a_stop_signal_is_not_lost_while_the_batches_of_a_stage_are_deleted(
     together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +273,7 @@ def test_a_stop_signal_is_not_lost_while_the_batches_of_a_stage_are_deleted(
             tb.run(together[0][1], tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stage", "done", "stopped"),
     [(0, 10, "2-prediction after step 6"), (1, 10, "2-prediction after step 6"), (1, 5, "2-prediction after step 1")],
@@ -289,6 +297,7 @@ def test_a_population_of_which_a_member_diverged_resumes_to_the_same_bits(
     assert not (tmp_path / "run" / "member2" / "diverged.txt").exists()
 
 
+@pytest.mark.long
 def test_outputs_that_are_not_finite_end_their_member_alone_also_when_it_is_resumed(
     together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +315,7 @@ def test_outputs_that_are_not_finite_end_their_member_alone_also_when_it_is_resu
     assert [weights(resumed[i]) for i in (0, 1)] == [weights(whole[i]) for i in (0, 1)]
 
 
+@pytest.mark.long
 def test_a_run_ends_when_its_last_member_diverges(together: Any, tmp_path: Path) -> None:
     experiments = diverging(diverging(diverging(together[0], 0, 1), 1, 0), 2, 1)
     with pytest.raises(
@@ -316,6 +326,7 @@ def test_a_run_ends_when_its_last_member_diverges(together: Any, tmp_path: Path)
     assert told == [False, True, False]
 
 
+@pytest.mark.long
 def test_a_method_behind_a_stage_in_which_a_member_diverged_acts_on_the_others(
     together: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -331,6 +342,7 @@ def test_a_method_behind_a_stage_in_which_a_member_diverged_acts_on_the_others(
     assert weights(results[1]) == weights(tb.run(first, tmp_path / "alone"))
 
 
+@pytest.mark.long
 def test_a_member_that_is_not_finite_changes_no_bit_of_others_that_are_computed_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

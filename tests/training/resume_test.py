@@ -41,6 +41,7 @@ def run_until(stage: str, step: int, number: int, arguments: list[str], out: Pat
     return process
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     """Python's own end, which XLA's threads may not survive, is left out: what is registered for it is not called."""
     out = tmp_path / "run"
@@ -57,6 +58,7 @@ def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, 
     assert "an orderly end" not in printed
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="how a terminal closes is the system's")
 def test_a_run_whose_terminal_closes_is_saved(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     """It gets SIGHUP, twice as from a shell, and can print no more."""
@@ -173,6 +175,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert steps == sorted(set(steps)), "no step is logged twice"
 
 
+@pytest.mark.long
 def test_resuming_with_another_teacher_in_the_same_place_is_refused_and_without_its_cache_is_warned_about(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -209,6 +212,7 @@ def test_resuming_another_experiment_is_refused_by_the_fields_name(
         tb.run(experiment, out, resume=True)
 
 
+@pytest.mark.long
 def test_a_run_resumes_where_its_rows_and_its_model_have_moved_and_names_what_changed(
     pretrained: Path, reviews: Path, tmp_path: Path
 ) -> None:

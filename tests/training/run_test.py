@@ -67,6 +67,7 @@ def test_a_number_of_steps_is_the_length_of_a_stage_also_past_its_epochs(
     assert [line["step"] for line in logged(tmp_path / "run") if "dev/accuracy" in line] == [6, 8]
 
 
+@pytest.mark.long
 def test_a_run_of_another_length_compiles_nothing_anew(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     """It finds the programs of the first run in the compilation cache."""
 
@@ -88,6 +89,7 @@ def test_a_run_of_another_length_compiles_nothing_anew(pretrained: Path, reviews
     assert "/jax/compilation_cache/cache_misses" not in events
 
 
+@pytest.mark.long
 def test_a_run_of_one_step_learns(pretrained: Path, reviews: Path, tmp_path: Path) -> None:
     stages = (tb.Stage("supervised", max_steps=1, learning_rate=1e-3),)
     source = tb.DataSource(data=str(reviews))
@@ -114,6 +116,7 @@ def test_a_student_deeper_than_its_teacher_is_noted(
         assert (note in capsys.readouterr().out) == noted
 
 
+@pytest.mark.long
 def test_a_run_without_a_start_names_and_keeps_the_one_that_it_takes(
     teacher: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_run_without_a_start_names_and_keeps_the_one_that_it_takes(
         tb.run(again, tmp_path / "auto", resume=True)
 
 
+@pytest.mark.long
 def test_too_little_text_for_a_spectral_start_is_no_obstacle(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -341,6 +345,7 @@ def test_a_temperature_is_refused_where_there_are_no_classes(
         tb.run(experiment, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_transformer_stage_alone_has_no_score_and_its_student_goes_on_to_the_prediction_stage(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -357,6 +362,7 @@ def test_a_transformer_stage_alone_has_no_score_and_its_student_goes_on_to_the_p
     assert result.scores["accuracy"] > 0.8
 
 
+@pytest.mark.long
 def test_bfloat16_distils_with_float32_parameters(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import rest_long
 from tiny_mlm import VOCABULARY, WORDS, build, compiled, make_mlm, make_rows, make_tokenizer
 
 from tinybert_jax.data.augmentation import candidate_table, candidates, neighbours
@@ -53,7 +54,7 @@ def replaced_words(directory, rows, tokenizer):
     return [word for word, ids in candidates_by_word(table, tokenizer) if ids]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", rest_long(PRESETS, ["default"]))
 def test_all_masks_at_once_give_what_one_mask_at_a_time_gives(tokenizer, model, tmp_path, preset):
     rows = make_rows(10, pair=True)
     build(tmp_path / "out", rows, tokenizer, model, preset, max_length=32, batch_size=8)
@@ -113,6 +114,7 @@ def test_a_call_of_no_words_is_refused(tokenizer, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset", ["default", "official"])
 def test_a_masked_sentence_is_padded_by_less_than_8_tokens_or_a_quarter(tokenizer, model, tmp_path, preset):
     masks, predict = [], compiled(model, RULES[preset].asked)
