@@ -155,6 +155,22 @@ def test_arguments_that_make_no_sense_are_refused(
     assert_refused(capsys, tinybert(monkeypatch, "finetune", *model, *arguments, "--out", tmp_path / "run"), message)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["augment", "--out", "o", "--tsv"],
+        ["evaluate", "--predictions"],
+        ["evaluate", "--json"],
+    ],
+)
+def test_a_file_in_a_missing_directory_is_refused_alike_by_all_commands(
+    command: list[str], reviews: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rest = ["no/such/file", "--model", "m", "--task", "classification", "--data", reviews]
+    code = tinybert(monkeypatch, *command, *rest)
+    assert_refused(capsys, code, "no/such/file: not in an existing directory: make it first")
+
+
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert tinybert(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"{tb.__version__}\n"
