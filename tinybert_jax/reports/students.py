@@ -38,7 +38,8 @@ class Size(NamedTuple):
 def size(name: str, config: BertConfig, tokens: int) -> Size:
     """A classifier of this config, on texts of so many tokens. Nothing is computed."""
     one = jax.ShapeDtypeStruct((1, 2), np.int32)
-    params = jax.eval_shape(HEADS["sequence"].model(config).init, jax.random.key(0), one)["params"]
+    key = jax.eval_shape(jax.random.key, 0)  # a real one would be compiled
+    params = jax.eval_shape(HEADS["sequence"].model(config).init, key, one)["params"]
     count = count_parameters(params)
     return Size(name, config, params, count, 4 * count, int8_bytes(params), forward_flops(config, tokens) / 2)
 
