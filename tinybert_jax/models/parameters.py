@@ -23,6 +23,11 @@ def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
     return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
+def parameter_shapes(model: nn.Module) -> Params:
+    """As `init_params`, but shapes alone: nothing is compiled or computed."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def count_parameters(params: Params) -> int:
     """The number of scalars in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -18,6 +18,8 @@ from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.directory import save_hf
 from tinybert_jax.models.files.tokenizer import keep_text_template
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import count_parameters, parameter_shapes
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training import record
@@ -176,6 +178,15 @@ def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: boo
             f" {teacher.config.num_hidden_layers}",
             flush=True,
         )
+    if teacher is not None:
+        models = (HEADS[inputs.head].model(config) for config in (student, teacher.config))
+        size, teacher_size = (count_parameters(parameter_shapes(model)) for model in models)
+        if size > teacher_size:
+            print(
+                f"note: the student is larger than the teacher: it has {size:,} parameters, and the teacher"
+                f" {teacher_size:,}",
+                flush=True,
+            )
     largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
     if largest > rows_there:
         print(
