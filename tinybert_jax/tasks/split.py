@@ -66,6 +66,14 @@ class Split:
         """Whether all rows have the same label, so that no score can tell a good model from a bad one."""
         return self.rows is not None and len(np.unique(self.tokens.labels, axis=0)) < 2
 
+    def rows_also_in(self, other: Split) -> int:
+        """How many of its rows have the texts of a row of another split."""
+        if self.rows is None or other.rows is None:
+            return 0
+        texts = set(self.rows.texts)
+        both = {row for row in other.rows.texts if row in texts}
+        return sum(row in both for row in self.rows.texts)
+
     def failure(self, logits: np.ndarray) -> str:
         """How a model is no better than one that never read a text, or "" where it is better."""
         skill = self.skill(logits)

@@ -86,6 +86,7 @@ class Inputs:
     lessons: tuple[Lesson, ...]  # one for each teacher, or for each member of an ensemble; none for a corpus
     fingerprints: dict[str, str]  # of the rows, and of the models' files
     passages: Passages | None = None  # of the training rows, where these are for queries
+    known_dev_rows: int = 0  # rows of the dev sets whose texts are those of training rows
 
     @property
     def teacher_model(self) -> TeacherModel | None:
@@ -164,13 +165,14 @@ def load_inputs(experiment: Experiment) -> Inputs:
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        passages = None
+        passages, known_dev_rows = None, 0
         keep_head = loaded is not None and HEADS[head].is_in(loaded, config)
     else:
         task = get_task(experiment.task)
         head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, passages = split.tokens, split.passages
+        known_dev_rows = sum(part.rows_also_in(split) for part in dev.values())
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
@@ -183,9 +185,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
         if teacher is not None:
             members = teacher.members or (teacher,)
-            lessons = tuple(
-                _lesson(experiment, task, teacher, member, tokenizer, split, train, dev) for member in members
-            )
+            lessons = tuple(_lesson(experiment, task, teacher, one, tokenizer, split, train, dev) for one in members)
             if teacher.runs_alone:
                 train = lessons[0].train
             if (width := experiment.vector_width) is not None and HEADS[head].gives_vectors:
@@ -216,6 +216,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         lessons=lessons,
         fingerprints=prints,
         passages=passages,
+        known_dev_rows=known_dev_rows,
     )
 
 
@@ -294,12 +295,7 @@ def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> P
 
 
 def _read_splits(
-    experiment: Experiment,
-    task: Task,
-    source: Any,
-    tokenizer: Any,
-    config: BertConfig,
-    teacher: Teacher | None,
+    experiment: Experiment, task: Task, source: Any, tokenizer: Any, config: BertConfig, teacher: Teacher | None
 ) -> tuple[Split, dict[str, Split]]:
     """The train split, and the dev sets by name. A teacher's labels are authoritative; without one, those of a model
     that has the same."""

@@ -187,6 +187,13 @@ def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: boo
                 f" {teacher_size:,}",
                 flush=True,
             )
+    if inputs.known_dev_rows:
+        rows = sum(len(split.tokens) for split in inputs.dev.values())
+        print(
+            f"note: {inputs.known_dev_rows} of {rows} dev rows have the text of a training row, so that scores are"
+            " better than on new texts",
+            flush=True,
+        )
     largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
     if largest > rows_there:
         print(
