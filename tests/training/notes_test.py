@@ -51,3 +51,16 @@ def test_dev_rows_that_are_training_rows_too_are_noted(
             tb.run(experiment, tmp_path / "run")
         notes = [line for line in capsys.readouterr().out.splitlines() if "dev rows" in line]
         assert [line[: len(note)] for line in notes] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(("step", "is_told"), [("prepare", False), ("initial_params", True)])
+def test_what_was_chosen_is_told_when_nothing_was_refused(
+    step: str, is_told: bool, pretrained: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The teacher's exam, in `prepare`, is the last check; then parameters are computed."""
+    monkeypatch.setattr(run, step, far_enough)
+    source = tb.DataSource(data=str(reviews))
+    experiment = tb.Experiment("classification", source, str(pretrained), (tb.Stage("supervised"),), max_length=16)
+    with pytest.raises(tb.InputError, match="far enough"):
+        tb.run_population([experiment], tmp_path / "run", note="recipe: a")
+    assert ("recipe: a\n" in capsys.readouterr().out) == is_told

@@ -30,12 +30,12 @@ def execute(
 ) -> None:
     """Run an experiment, or a population of them, and print the scores, or how it was stopped.
 
-    A note is printed first. With a page, it is written at the end.
+    A note is printed when everything is checked. With a page, it is written at the end.
     """
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-    from tinybert_jax.devices.processes import is_primary, join
+    from tinybert_jax.devices.processes import join
     from tinybert_jax.training.diverged import Diverged
     from tinybert_jax.training.loop import Stopped
     from tinybert_jax.training.run import run_population
@@ -47,10 +47,8 @@ def execute(
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
     join(devices.coordinator, devices.num_processes, devices.process_id)
-    if note is not None and is_primary():
-        print(note, flush=True)
     try:
-        results = run_population(experiments, out, resume, mesh)
+        results = run_population(experiments, out, resume, mesh, note)
     except Stopped as stopped:
         print(f"{stopped}\ncontinue with the same command and --resume")
         return
