@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -32,6 +33,22 @@ def test_evaluate_prints_scores_and_writes_json_and_predictions(
     predicted = [line.split("\t")[1] for line in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]]
     gold = [line.split("\t")[1] for line in (reviews / "dev.tsv").read_text().splitlines()[1:]]
     assert sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) == accuracy
+
+
+def test_a_model_whose_classes_are_swapped_is_told_so(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    model = shutil.copytree(teacher, tmp_path / "swapped")
+    config = json.loads((model / "config.json").read_text())
+    names = {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}
+    (model / "config.json").write_text(json.dumps(config | names))
+    for path, is_swapped in ((teacher, False), (model, True)):
+        arguments = ["evaluate", "--model", path, "--task", "classification", "--data", reviews, "--max-length", 16]
+        assert tinybert(monkeypatch, *arguments) == 0
+        warning = f"warning: {path}: its predictions on the dev set are no better than chance (correlation with"
+        printed = capsys.readouterr().err
+        assert (warning in printed) == is_swapped
+        assert ("or check its label order ('good', 'bad')" in printed) == is_swapped
 
 
 @pytest.mark.parametrize(
