@@ -32,7 +32,10 @@ def set_config(directory: Path, **values: object) -> None:
 
 BAD_DATA = {
     "short row": (lambda d: write(d / "train.tsv", "text\tlabel\na bag\tgood\nno label\n"), "train.tsv:3: "),
-    "unknown label": (lambda d: write(d / "dev.tsv", "text\tlabel\na bag\tugly\n"), "dev.tsv:2: "),
+    "unknown label": (
+        lambda d: write(d / "dev.tsv", "text\tlabel\na bag\tugly\n"),
+        "/data/train.tsv has 'bad', 'good'",
+    ),
     "empty file": (lambda d: write(d / "train.tsv", ""), "train.tsv"),
     "not UTF-8": (lambda d: write(d / "train.tsv", b"text\tlabel\ncaf\xe9\tgood\n"), "train.tsv:2: "),
     "missing column": (lambda d: write(d / "train.tsv", "sentence\tlabel\na bag\tgood\n"), "train.tsv:1: "),
@@ -57,7 +60,7 @@ BAD_MODEL = {
     "no classifier": (lambda t, s: (shutil.rmtree(t), shutil.copytree(s, t)), "holds no sequence classifier"),
     "other labels": (
         lambda t, s: set_config(t, id2label={"0": "negative", "1": "positive"}),
-        "train.tsv:",
+        "/teacher has 'negative', 'positive'",
     ),
 }
 

@@ -76,6 +76,16 @@ def test_evaluate_refuses_what_does_not_fit(
     assert_refused(capsys, code, message)
 
 
+def test_the_model_whose_classes_a_file_does_not_have_is_named(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write(tmp_path / "dev.tsv", "text\tlabel\na lovely bag\tfine\nstale chips\tbad\n")
+    arguments = ["--model", teacher, "--task", "classification", "--dev", tmp_path / "dev.tsv"]
+    code = tinybert(monkeypatch, "evaluate", *arguments)
+    message = f"{tmp_path / 'dev.tsv'}:2: unknown label 'fine'; {teacher} has 'bad', 'good': correct it in the file"
+    assert_refused(capsys, code, message)
+
+
 def test_predictions_that_cannot_be_written_are_told_in_a_line(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

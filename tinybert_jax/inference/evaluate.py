@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from tinybert_jax.data.labels import named_by
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.predictor import Predictor, load_predictor
 from tinybert_jax.models.fit import check_outputs
@@ -97,7 +98,8 @@ def outputs_on(
     for part in (task, second):
         if part is None:
             continue
-        loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
+        with named_by(predictor.name):
+            loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
         if not loaded.labelled and needs_scores:
             raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
         logits = predictor.logits(loaded.tokens)

@@ -18,8 +18,9 @@ from tinybert_jax.data.augmentation import variants
 from tinybert_jax.data.batches import bucket_lengths, stage_steps, steps_per_epoch, train_batches
 from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
+from tinybert_jax.data.labels import named_by
 from tinybert_jax.data.queries import Passages
-from tinybert_jax.data.rows import Rows
+from tinybert_jax.data.rows import Rows, names_from
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig, Compute
@@ -192,7 +193,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
                 teacher = with_projected_vectors(teacher, train, width, _buckets(experiment, len(train)))
                 model, lessons = teacher.model, (dataclasses.replace(lessons[0], teacher=teacher),)
         teacher_config = None if model is None else model.config
-        config, keep_head = fit_head(config, loaded, task, split.label_names, teacher_config)
+        config, keep_head = fit_head(experiment.model, config, loaded, task, split.label_names, teacher_config)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
     prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
     if teacher is not None:
@@ -301,7 +302,8 @@ def _read_splits(
     that has the same."""
 
     def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
-        return load_split(task, source, split, tokenizer, experiment.max_length, labels)
+        with named_by(names_from(task, source) if teacher is None else teacher.name, is_model=teacher is not None):
+            return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
     train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
     if teacher is None and config.id2label != train.label_names and set(config.id2label) == set(train.label_names):
