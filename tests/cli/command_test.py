@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -288,13 +289,13 @@ def test_deterministic_sets_the_flag_of_gpus_before_the_devices_are_asked_for(
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
 
     def stopped(*arguments: object) -> None:
-        raise Stopped(os.environ["XLA_FLAGS"])
+        raise Stopped(os.environ["XLA_FLAGS"], signal.SIGTERM)
 
     monkeypatch.setattr(run, "run_population", stopped)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         arguments = distill_arguments(tmp_path / "t", tmp_path / "s", tmp_path / "d", tmp_path / "run")
-        assert tinybert(monkeypatch, *arguments, "--deterministic") == 0
+        assert tinybert(monkeypatch, *arguments, "--deterministic") == 128 + signal.SIGTERM
     flags = "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
     assert flags in printed.getvalue().splitlines()
 

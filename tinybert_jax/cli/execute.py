@@ -8,12 +8,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinybert_jax.cli.options import Devices, parse_mesh
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.experiment import Experiment
+
+if TYPE_CHECKING:
+    from tinybert_jax.training.loop import Stopped
 
 # disables non-deterministic reductions and autotuned kernels
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -50,8 +53,7 @@ def execute(
     try:
         results = run_population(experiments, out, resume, mesh, note)
     except Stopped as stopped:
-        print(f"{stopped}\ncontinue with the same command and --resume")
-        return
+        end_stopped(stopped)
     except Diverged as diverged:
         raise InputError(str(diverged)) from None
     if any(result.scores for result in results):
@@ -70,6 +72,12 @@ def execute(
             from tinybert_jax.reports.report import write_report
 
             write_page(lambda: write_report([str(out)]))
+
+
+def end_stopped(stopped: Stopped) -> NoReturn:
+    """Say how to continue, and exit as a program does that its signal ends."""
+    print(f"{stopped}\ncontinue with the same command and --resume")
+    sys.exit(128 + stopped.signal)
 
 
 def write_page(write: Callable[[], Sequence[Path]]) -> None:
