@@ -198,9 +198,9 @@ def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: boo
                 flush=True,
             )
     if inputs.known_dev_rows:
-        rows = sum(len(split.tokens) for split in inputs.dev.values())
+        dev_rows = sum(len(split.tokens) for split in inputs.dev.values())
         print(
-            f"note: {inputs.known_dev_rows} of {rows} dev rows have the text of a training row, so that scores are"
+            f"note: {inputs.known_dev_rows} of {dev_rows} dev rows have the text of a training row, so that scores are"
             " better than on new texts",
             flush=True,
         )
