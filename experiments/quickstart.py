@@ -212,7 +212,7 @@ def main() -> None:
         sys.exit(f"quickstart: {diverged}")
     except Stopped as stopped:
         print(f"{stopped}\ncontinue with: {again(args)}")
-        return
+        sys.exit(128 + stopped.signal)
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 

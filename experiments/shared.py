@@ -134,7 +134,7 @@ def _scores(members: list[tb.Experiment], directory: Path) -> Scores:
             results = tb.run_population(members, directory, (directory / "experiment.json").is_file())
         except Stopped as stopped:
             print(f"{stopped}\nthe same command continues")
-            sys.exit()
+            sys.exit(128 + stopped.signal)
         except Diverged as diverged:
             sys.exit(f"{diverged}\ngive a lower rate, and another --out")
         if lost := [result.diverged for result in results if result.diverged]:

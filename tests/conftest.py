@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -46,16 +45,6 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Fixtures wider than one test do not touch the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYBERT_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _shapes_of_a_session() -> Iterator[None]:
-    """A model's shapes follow from its config; traced once, they do not take longer than to load its weights."""
-    from tinybert_jax.models.files import tensors
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors, "_shapes", functools.cache(tensors._shapes))
         yield
 
 

@@ -57,6 +57,16 @@ def check_unused(out: Path) -> None:
         raise InputError(f"{out}: exists already; choose another --out")
 
 
+def check_parent(file: Path) -> None:
+    """Refuse a file that cannot be written because its directory is missing.
+
+    Raises:
+        InputError: it is.
+    """
+    if not file.parent.is_dir():
+        raise InputError(f"{file}: not in an existing directory: make it first")
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,10 @@ def set_config(directory: Path, **values: object) -> None:
 
 BAD_DATA = {
     "short row": (lambda d: write(d / "train.tsv", "text\tlabel\na bag\tgood\nno label\n"), "train.tsv:3: "),
-    "unknown label": (lambda d: write(d / "dev.tsv", "text\tlabel\na bag\tugly\n"), "dev.tsv:2: "),
+    "unknown label": (
+        lambda d: write(d / "dev.tsv", "text\tlabel\na bag\tugly\n"),
+        "/data/train.tsv has 'bad', 'good'",
+    ),
     "empty file": (lambda d: write(d / "train.tsv", ""), "train.tsv"),
     "not UTF-8": (lambda d: write(d / "train.tsv", b"text\tlabel\ncaf\xe9\tgood\n"), "train.tsv:2: "),
     "missing column": (lambda d: write(d / "train.tsv", "sentence\tlabel\na bag\tgood\n"), "train.tsv:1: "),
@@ -57,7 +61,7 @@ BAD_MODEL = {
     "no classifier": (lambda t, s: (shutil.rmtree(t), shutil.copytree(s, t)), "holds no sequence classifier"),
     "other labels": (
         lambda t, s: set_config(t, id2label={"0": "negative", "1": "positive"}),
-        "train.tsv:",
+        "/teacher has 'negative', 'positive'",
     ),
 }
 
@@ -153,6 +157,22 @@ def test_arguments_that_make_no_sense_are_refused(
 ) -> None:
     model = [] if "--model" in arguments else ["--model", str(pretrained)]
     assert_refused(capsys, tinybert(monkeypatch, "finetune", *model, *arguments, "--out", tmp_path / "run"), message)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["augment", "--out", "o", "--tsv"],
+        ["evaluate", "--predictions"],
+        ["evaluate", "--json"],
+    ],
+)
+def test_a_file_in_a_missing_directory_is_refused_alike_by_all_commands(
+    command: list[str], reviews: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rest = ["no/such/file", "--model", "m", "--task", "classification", "--data", reviews]
+    code = tinybert(monkeypatch, *command, *rest)
+    assert_refused(capsys, code, "no/such/file: not in an existing directory: make it first")
 
 
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -269,13 +289,13 @@ def test_deterministic_sets_the_flag_of_gpus_before_the_devices_are_asked_for(
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
 
     def stopped(*arguments: object) -> None:
-        raise Stopped(os.environ["XLA_FLAGS"])
+        raise Stopped(os.environ["XLA_FLAGS"], signal.SIGTERM)
 
     monkeypatch.setattr(run, "run_population", stopped)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         arguments = distill_arguments(tmp_path / "t", tmp_path / "s", tmp_path / "d", tmp_path / "run")
-        assert tinybert(monkeypatch, *arguments, "--deterministic") == 0
+        assert tinybert(monkeypatch, *arguments, "--deterministic") == 128 + signal.SIGTERM
     flags = "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
     assert flags in printed.getvalue().splitlines()
 

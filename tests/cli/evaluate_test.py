@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -34,6 +35,22 @@ def test_evaluate_prints_scores_and_writes_json_and_predictions(
     assert sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) == accuracy
 
 
+def test_a_model_whose_classes_are_swapped_is_told_so(
+    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    model = shutil.copytree(teacher, tmp_path / "swapped")
+    config = json.loads((model / "config.json").read_text())
+    names = {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}
+    (model / "config.json").write_text(json.dumps(config | names))
+    for path, is_swapped in ((teacher, False), (model, True)):
+        arguments = ["evaluate", "--model", path, "--task", "classification", "--data", reviews, "--max-length", 16]
+        assert tinybert(monkeypatch, *arguments) == 0
+        warning = f"warning: {path}: its predictions on the dev set are no better than chance (correlation with"
+        printed = capsys.readouterr().err
+        assert (warning in printed) == is_swapped
+        assert ("or check its label order ('good', 'bad')" in printed) == is_swapped
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,6 +73,16 @@ def test_evaluate_refuses_what_does_not_fit(
     capsys: pytest.CaptureFixture,
 ) -> None:
     code = tinybert(monkeypatch, "evaluate", "--model", teacher, "--data", reviews, *arguments)
+    assert_refused(capsys, code, message)
+
+
+def test_the_model_whose_classes_a_file_does_not_have_is_named(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write(tmp_path / "dev.tsv", "text\tlabel\na lovely bag\tfine\nstale chips\tbad\n")
+    arguments = ["--model", teacher, "--task", "classification", "--dev", tmp_path / "dev.tsv"]
+    code = tinybert(monkeypatch, "evaluate", *arguments)
+    message = f"{tmp_path / 'dev.tsv'}:2: unknown label 'fine'; {teacher} has 'bad', 'good': correct it in the file"
     assert_refused(capsys, code, message)
 
 

@@ -50,10 +50,21 @@ def test_the_folder_is_an_entry_of_the_cache(
     folder = Path(os.environ[NAMES[0]])
     assert folder.parent == cache_dir / "programs"
     assert int(os.environ[NAMES[1]]) == programs.MOST_BYTES
+    folder.mkdir(parents=True)  # as JAX does
+    monkeypatch.delenv(NAMES[0])
     assert tinybert(monkeypatch, "cache") == 0
     assert "what jaxlib" in capsys.readouterr().out
     assert tinybert(monkeypatch, "cache", "--remove", "programs") == 0
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["students"], ["cache"]], ids=lambda arguments: arguments[0])
+def test_a_command_that_compiles_nothing_makes_no_folder(arguments: list[str], tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    command = [sys.executable, "-m", "tinybert_jax.cli", *arguments]
+    environment |= {"TINYBERT_JAX_CACHE": str(tmp_path / "cache")}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_that_the_user_names_stays(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:

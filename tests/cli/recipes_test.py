@@ -9,9 +9,11 @@ from conftest import write_model
 from in_process import distill_arguments, tinybert
 
 from tinybert_jax.cli.train import _width
+from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Start
 from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
 from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.training import run
 
 LEAST = "epochs or 300 steps, whichever is more, at learning rate"
 NARROW = (
@@ -69,11 +71,26 @@ NARROW = (
     ],
 )
 def test_the_recipe_is_printed_where_a_stage_takes_a_number_from_it(
-    student: str, more: list[object], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    student: str, more: list[object], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    notes = []
+
+    def kept(experiments: object, out: object, resume: object, mesh: object, note: str | None) -> None:
+        notes.append(note)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(run, "run_population", kept)
     arguments = distill_arguments(tmp_path / "teacher", Path(student), tmp_path / "data", tmp_path / "run")
-    assert tinybert(monkeypatch, *arguments, *more) == 2  # there is no teacher
-    assert capsys.readouterr().out.strip() == line
+    assert tinybert(monkeypatch, *arguments, *more) == 2
+    assert notes == [line or None]
+
+
+def test_no_recipe_is_told_of_a_run_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = distill_arguments(tmp_path / "teacher", Path("2x16"), tmp_path / "data", tmp_path / "run")
+    assert tinybert(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,9 @@ def test_of_a_model_whose_classes_were_never_named_the_remedy_is_to_name_them(tm
     with pytest.raises(InputError) as error:
         read_rows(CLASSES, source, "dev", labels)
     assert str(error.value) == (
-        f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model's {len(labels)} classes were never named: name them in"
-        f' its config.json, in the order in which it was trained: perhaps "id2label": {example}'
+        f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model or training file has {len(labels)} classes that were"
+        " never named: name them in its config.json, in the order in which it was trained: perhaps"
+        f' "id2label": {example}'
     )
 
 
@@ -224,7 +225,7 @@ def test_labels_of_the_dev_file_are_those_of_the_training_file(tmp_path):
     rows = read_rows(CLASSES, DataSource(train=train, dev=write(tmp_path, "dev.csv", "text,label\nq,b\n")), "dev")
     assert (rows.label_names, rows.labels.tolist()) == (("a", "b"), [1])
     source = DataSource(train=train, dev=write(tmp_path, "dev2.csv", "text,label\nq,z\n"))
-    with pytest.raises(InputError, match=r"dev2.csv:2: unknown label 'z'; the model or training file has 'a', 'b'"):
+    with pytest.raises(InputError, match=rf"dev2.csv:2: unknown label 'z'; {train} has 'a', 'b': correct it in the"):
         read_rows(CLASSES, source, "dev")
 
 
@@ -289,7 +290,7 @@ def test_a_row_of_a_headerless_file_is_counted_from_its_first_line(tmp_path):
     write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t2\t\tTwo.\n")
     with pytest.raises(
         InputError,
-        match=r"train.tsv:2: unknown label '2'; .* has 'unacceptable', 'acceptable'",
+        match=r"train.tsv:2: unknown label '2'; task 'cola' has 'unacceptable', 'acceptable'",
     ):
         read_rows(get_task("cola"), DataSource(data=str(tmp_path)), "train")
 

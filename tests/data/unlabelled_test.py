@@ -74,7 +74,7 @@ def test_a_student_learns_from_them_in_both_stages(
     train = str(reviews / "train.tsv") if labelled else None
     source = tb.DataSource(train=train, dev=str(reviews / "dev.tsv"), unlabelled=(str(tmp_path / "u.txt"),))
     experiment = distillation(teacher, Path("2x16"), reviews, source=source)
-    last = dataclasses.replace(experiment.stages[1], objective=tb.Prediction(hard_weight=0.5))
+    last = dataclasses.replace(experiment.stages[1], objective=tb.Prediction(hard_weight=0.5 if labelled else 0.0))
     experiment = dataclasses.replace(experiment, stages=(experiment.stages[0], last))
     inputs = load_inputs(experiment)
     assert len(inputs.train) == len(texts) * (1 + labelled)
@@ -95,6 +95,12 @@ def test_where_nothing_can_be_learnt_from_them_they_are_refused(
     ):
         with pytest.raises(tb.InputError, match=message):
             dataclasses.replace(experiment, **change)
+    alone = tb.DataSource(dev=str(reviews / "dev.tsv"), unlabelled=unlabelled)
+    for objective in (tb.Prediction(hard_weight=0.5), tb.Patient(hard_weight=tb.Ramp(0.0, 0.5))):
+        with pytest.raises(tb.InputError, match=r"no training row has a label.*: leave out --hard-weight, or add"):
+            dataclasses.replace(experiment, source=alone, stages=(tb.Stage(objective),))
+    for objective in (tb.Prediction(), tb.Patient()):  # the default of Patient is for rows with and without labels
+        dataclasses.replace(experiment, source=alone, stages=(tb.Stage(objective),))
     with pytest.raises(tb.InputError, match="rows without labels are no split that can be scored"):
         evaluate(str(teacher), "classification", source, "train")
     with pytest.raises(tb.InputError, match="rows without labels have no variants: leave out --unlabelled"):

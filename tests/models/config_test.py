@@ -164,7 +164,12 @@ def test_unknown_preset_is_refused_with_the_known_ones() -> None:
         tb.student_config("tinybert-5l", tb.BertConfig())
 
 
-@pytest.mark.parametrize("options", [{}, {"data": "d", "tfds": "glue/sst2"}, {"data": "d", "train": "t"}])
+def test_without_data_the_hint_says_what_evaluate_needs() -> None:
+    with pytest.raises(tb.InputError, match=r"^no data are given: .*; evaluate scores the rows of --dev FILE"):
+        tb.DataSource()
+
+
+@pytest.mark.parametrize("options", [{"data": "d", "tfds": "glue/sst2"}, {"data": "d", "train": "t"}])
 def test_data_is_given_in_exactly_one_way(options: dict) -> None:
     with pytest.raises(tb.InputError, match="in one way"):
         tb.DataSource(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -37,6 +38,17 @@ def test_a_token_that_comes_twice_does_not_hide_ids_outside_the_embedding(direct
     (directory / "vocab.txt").write_text("\n".join([*vocabulary[:90], *["the"] * 20]))
     with pytest.raises(tb.InputError, match="ids go up to 109, but the model's vocab_size is 99"):
         tb.load_tokenizer(directory, config)
+
+
+@pytest.mark.parametrize(("spare", "is_noted"), [(127, False), (128, True)])
+def test_a_tokenizer_of_far_fewer_tokens_than_the_word_table_has_rows_is_noted(
+    spare: int, is_noted: bool, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table is padded to a multiple of at most 128."""
+    config, _ = tb.load_hf(directory)
+    tb.load_tokenizer(directory, dataclasses.replace(config, vocab_size=config.vocab_size + spare))
+    note = f"note: {directory}: the tokenizer has 99 tokens, and the model's word table 227 rows: if its files are cut"
+    assert capsys.readouterr().err.startswith(note) == is_noted
 
 
 def test_a_tokenizer_without_a_rust_backend_is_refused(directory: Path) -> None:

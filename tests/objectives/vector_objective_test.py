@@ -151,12 +151,12 @@ def test_a_student_gets_a_dense_layer_where_it_needs_one(
 ) -> None:
     plain = dataclasses.replace(small_pair.STUDENT, hidden_size=hidden)
     teacher = dataclasses.replace(TEACHER, embedding=TextVector("max", teacher_width, True))
-    config, keeps = fit_head(plain, None, TASKS["embedding"], (), teacher)
+    config, keeps = fit_head("m", plain, None, TASKS["embedding"], (), teacher)
     assert config.embedding == TextVector("max", width, True)
     assert not keeps
     own = dataclasses.replace(plain, embedding=TextVector("cls"))
-    assert fit_head(own, {"encoder": {}}, TASKS["embedding"], (), teacher) == (own, True)
-    assert fit_head(own, None, TASKS["classification"], ("a", "b"))[0].embedding is None
+    assert fit_head("m", own, {"encoder": {}}, TASKS["embedding"], (), teacher) == (own, True)
+    assert fit_head("m", own, None, TASKS["classification"], ("a", "b"))[0].embedding is None
 
 
 def test_the_projection_of_the_layers_becomes_the_dense_layer() -> None:

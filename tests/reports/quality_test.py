@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,12 +119,32 @@ def test_a_term_that_is_the_whole_loss_is_not_drawn_twice() -> None:
         {"stage": "1-prediction", "step": i, "hard": 5.0 - i, "loss": 2.0 / i, "soft": 2.0 / i, "dev/accuracy": 0.5}
         for i in (1, 2)
     ]
-    run = Run("small", Path("small"), {}, {}, metrics, [], Path("small"))
-    section = training([run])
+    assert drawn(metrics, {"name": "prediction"}) == ["dev accuracy", "loss, all terms", "hard"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "is_drawn"),
+    [
+        (0.0, False),
+        (0.5, True),
+        ({"start": 0.0, "end": 0.0, "shape": "linear"}, False),
+        ({"start": 0.0, "end": 1.0, "shape": "linear"}, True),
+    ],
+)
+def test_a_term_without_weight_is_not_drawn(weight: Any, is_drawn: bool) -> None:
+    metrics = [{"stage": "1-prediction", "step": i, "hard": 5.0 - i, "loss": 3.0 / i, "soft": 2.0 / i} for i in (1, 2)]
+    captions = drawn(metrics, {"name": "prediction", "soft_weight": 1.0, "hard_weight": weight})
+    assert captions == ["loss, all terms", *(["hard"] if is_drawn else []), "soft"]
+
+
+def drawn(metrics: list[dict[str, Any]], objective: dict[str, Any]) -> list[str]:
+    """The titles of the curves of a run of one stage."""
+    settings = {"stages": [{"objective": objective}]}
+    section = training([Run("small", Path("small"), settings, {}, metrics, [], Path("small"))])
     assert section is not None
     fold = section.blocks[1]
     assert isinstance(fold, Fold)
     heading, pictures = fold.blocks
     assert heading == Heading("Stage 1: prediction")
     assert isinstance(pictures, Pictures)
-    assert [picture.caption for picture in pictures.pictures] == ["dev accuracy", "loss, all terms", "hard"]
+    return [picture.caption for picture in pictures.pictures]

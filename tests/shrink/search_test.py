@@ -73,7 +73,7 @@ def test_a_search_ends_the_same_wherever_it_was_stopped(
         def call(*arguments: Any, **named: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
-                raise Stopped("stopped")
+                raise Stopped("stopped", 15)
             return real(*arguments, **named)
 
         return call

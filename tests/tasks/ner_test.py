@@ -169,8 +169,8 @@ def test_an_unknown_tag_is_named_by_its_line(tmp_path, tokenizer):
     with pytest.raises(InputError) as error:
         align(sentences, tokenizer, 16, ("O", "B-PER"))
     assert str(error.value) == (
-        f"{tmp_path}/train.txt:6: unknown tag 'B-LOC'; known are 'O', 'B-PER': correct it in the file, or give a"
-        " model of these tags"
+        f"{tmp_path}/train.txt:6: unknown tag 'B-LOC'; the model or training file has 'O', 'B-PER': correct it"
+        " in the file, or give a model of these tags"
     )
 
 

@@ -111,7 +111,7 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
         ),
         (
             json.dumps({"text": "a", "label": "Good"}),
-            "soft.jsonl:2: unknown class 'Good'; the classes are 'bad', 'good': write it as 'good'",
+            "soft.jsonl:2: unknown class 'Good'; the labelled rows have 'bad', 'good': write it as 'good'",
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": 0.9, "bad": 0.3}}),
@@ -119,7 +119,7 @@ def test_numbers_and_pairs_have_predictions_too(blank_student: Path, reviews: Pa
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": 0.9, "ugly": 0.1}}),
-            "soft.jsonl:2: unknown class 'ugly'; the classes are 'bad', 'good': correct it, or remove the record and",
+            "soft.jsonl:2: unknown class 'ugly'; the labelled rows have 'bad', 'good': correct it, or remove",
         ),
         (
             json.dumps({"text": "a", "probabilities": {"good": "x", "bad": 0.1}}),
@@ -235,7 +235,10 @@ def test_a_table_is_refused_by_line(blank_student: Path, reviews: Path, tmp_path
     teacher = tmp_path / "soft.tsv"
     for content, message in (
         ("text\tgood\tbad\na\t0.1\n", r"soft.tsv:2: 2 cells instead of 3 \(text, good, bad\): repair it"),
-        ("text\tgood\tlength\na\t0.1\t0.9\n", "soft.tsv:2: unknown class 'length'; the classes are 'bad', 'good'"),
+        (
+            "text\tgood\tlength\na\t0.1\t0.9\n",
+            "soft.tsv:2: unknown class 'length'; the labelled rows have 'bad', ",
+        ),
         ("text\tlabel\tconfidence\na\tgood\thigh\n", "soft.tsv:2: the confidence is 'high'; it must be a number"),
         ("", "soft.tsv:1: the file holds no prediction"),
         ("text\tgood\tgood\na\t0.1\t0.9\n", "soft.tsv:1: the column 'good' occurs twice: rename one"),
@@ -282,7 +285,7 @@ def test_names_of_classes_are_those_of_the_task(blank_student: Path, reviews: Pa
     np.testing.assert_allclose(likely, [[0.1, 0.9]], rtol=1e-5)
     other = write_predictions(tmp_path / "o.jsonl", read_rows(reviews), lambda label: {"label": "neutral"})
     with pytest.raises(
-        tb.InputError, match=r"o.jsonl:1: unknown class 'neutral'; the classes are 'negative', 'positive'"
+        tb.InputError, match=r"o.jsonl:1: unknown class 'neutral'; the labelled rows have 'negative', 'positive'"
     ):
         load_inputs(experiment(blank_student, tmp_path, other, task="sst2"))
 

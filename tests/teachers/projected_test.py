@@ -104,7 +104,7 @@ def test_a_student_as_wide_as_the_projected_vectors_needs_no_dense_layer(hidden:
     short = with_projected_vectors(make_teacher(normalize=True), make_tokens(20), 4, BUCKETS)
     assert short.model is not None
     student = dataclasses.replace(PLAIN, hidden_size=hidden)
-    config, _ = fit_head(student, None, TASKS["embedding"], (), short.model.config)
+    config, _ = fit_head("m", student, None, TASKS["embedding"], (), short.model.config)
     assert config.embedding == TextVector(width=width, normalize=True)
 
 

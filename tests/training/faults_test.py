@@ -208,7 +208,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
     wait_for(tmp_path / "run", '"step": 10,', *both)
     both[which].send_signal(number)
     (printed, errors), (_, others) = (process.communicate(timeout=120) for process in both)
-    assert [process.returncode for process in both] == [0, 0], errors + others
+    assert [process.returncode for process in both] == 2 * [128 + number], errors + others
     assert "continue with the same command and --resume" in printed
     resumed = world.start_two(tmp_path / "run", "--resume")
     ended = [process.communicate(timeout=300) for process in resumed]
@@ -232,7 +232,7 @@ def test_two_processes_agree_on_a_member_that_diverged_also_when_they_resume(
     wait_for(tmp_path / "run" / "member0", '"2-prediction", "step": 10,', *both)
     both[1].send_signal(signal.SIGTERM)
     ended = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ended
+    assert [process.returncode for process in both] == 2 * [128 + signal.SIGTERM], ended
     assert "continue with the same command and --resume" in ended[0][0]
     both = world.start_two(tmp_path / "run", "--population", "2", "--resume", program=["-c", diverging])
     ended = [process.communicate(timeout=300) for process in both]

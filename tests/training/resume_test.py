@@ -53,7 +53,7 @@ def test_a_second_signal_ends_the_program_at_once(teacher: Path, reviews: Path, 
     process = run_until("1-supervised", 10, signal.SIGTERM, [sys.executable, "-c", program, *arguments], out)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode in (130, 143), errors  # of two that come together, Python may take either for the second
     assert errors.endswith("tinybert: interrupted; if its --out exists, the same command with --resume continues\n")
     assert "an orderly end" not in printed
 
@@ -81,7 +81,7 @@ def test_a_run_whose_terminal_closes_is_saved(teacher: Path, reviews: Path, tmp_
     for _ in range(2):
         process.send_signal(signal.SIGHUP)
         time.sleep(0.1)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
     assert [int(step.name) > 20 for step in (out / "checkpoints" / "1-supervised").iterdir()] == [True]
 
 
@@ -96,7 +96,7 @@ with processes.stop_requests(sharding.make_mesh()) as stop:
         print(stop.agreed(last=True))
 """
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert printed.split() == ["False", "True"]
+    assert printed.split() == ["0", str(int(signal.SIGTERM))]
 
 
 def test_a_signal_before_the_first_step_ends_the_program_in_order(
@@ -128,7 +128,7 @@ main()
         [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
-        130,
+        128 + signal.SIGTERM,
         "tinybert: interrupted; if its --out exists, the same command with --resume continues",
     )
     assert not list(tmp_path.iterdir())
@@ -167,7 +167,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
-        assert process.returncode == 0, errors
+        assert process.returncode == 128 + number, errors
         assert "continue with the same command and --resume" in printed
     run_here(command(teacher, blank_student, reviews, out, "--resume"))
     assert (out / "student" / "model.safetensors").read_bytes() == unbroken

@@ -99,23 +99,6 @@ def test_a_run_of_one_step_learns(pretrained: Path, reviews: Path, tmp_path: Pat
     assert np.abs(after[f"bert.{name}"] - before[name]).max() > 1e-4
 
 
-def test_a_student_deeper_than_its_teacher_is_noted(
-    teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    layers = tb.load_hf(teacher)[0].num_hidden_layers
-
-    def far_enough(*_: object) -> None:
-        raise tb.InputError("far enough")
-
-    monkeypatch.setattr(run, "prepare", far_enough)  # before anything is compiled
-    for depth, noted in ((layers, False), (layers + 1, True)):
-        experiment = distillation(teacher, Path(f"{depth}x16"), reviews, start="random")
-        with pytest.raises(tb.InputError, match="far enough"):
-            tb.run(experiment, tmp_path / str(depth))
-        note = f"note: the student has {depth} layers, and the teacher {layers}\n"
-        assert (note in capsys.readouterr().out) == noted
-
-
 @pytest.mark.long
 def test_a_run_without_a_start_names_and_keeps_the_one_that_it_takes(
     teacher: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture

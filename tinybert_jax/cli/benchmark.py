@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_parent
 from tinybert_jax.reports.tables import print_table
 
 
@@ -47,10 +47,10 @@ def benchmark(
             takes some seconds for each.
         json_file: write all figures here, as JSON.
     """
-    if json_file is not None and not json_file.parent.is_dir():
-        raise InputError(f"{json_file}: not in an existing directory: make it first")
-    if json_file is not None and json_file.is_dir():
-        raise InputError(f"{json_file}: a directory; --json takes a file")
+    if json_file is not None:
+        check_parent(json_file)
+        if json_file.is_dir():
+            raise InputError(f"{json_file}: a directory; --json takes a file")
     if threads is not None:
         _limit(threads)
     from tinybert_jax.inference.benchmark import benchmark

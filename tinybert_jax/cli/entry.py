@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -92,8 +92,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Entry point. Wrong input prints one line and exits with 2; Ctrl-C, SIGTERM and SIGHUP exit with 130. In
-    training, the first signal saves and exits with 0, and the second exits with 130.
+    """Entry point. Wrong input prints one line and exits with 2; Ctrl-C, SIGTERM and SIGHUP exit with 128 and their
+    number: 130, 143 and 129. In training, the first signal saves before, and the second ends the program at once.
     """
     if sys.argv[1:] == ["--version"]:
         print(importlib.metadata.version("tinybert_jax"))
@@ -102,9 +102,9 @@ def main() -> None:
     keep_programs()
     for command in COMMANDS.values():  # --help would keep our line breaks beside its own
         command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; the training loop has its own
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, _interrupt)
     arguments = [expanded(argument) for argument in sys.argv[1:]]
     try:
         check_arguments(arguments, COMMANDS)
@@ -129,12 +129,13 @@ def main() -> None:
         line = f"{error.filename or 'writing failed'}: {error.strerror or error}"
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        number = next(iter(interrupt.args), signal.SIGINT)  # Python's own has no number
         trains = sys.argv[1:2] and sys.argv[1] in ("run", "finetune", "pretrain", "distill", "shrink")
         advice = "; if its --out exists, the same command with --resume continues" if trains else ""
         with contextlib.suppress(OSError):  # the terminal is gone
             print(f"\ntinybert: interrupted{advice}", file=sys.stderr)
-        _end(130, "interrupted", at_once=True)
+        _end(128 + number, "interrupted", at_once=True)
     except Exception as error:
         if processes := _processes():
             processes.wait_if_ending()
@@ -148,6 +149,10 @@ def main() -> None:
             _end(1, line)
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _processes() -> ModuleType | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tinybert_jax.cli.options import Source, TaskName
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_parent
 from tinybert_jax.reports.tables import print_table
 from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 
@@ -42,8 +42,8 @@ def evaluate(
         truncate_dim: of an embedding model: score the first numbers of each vector, so many; default: all.
     """
     for path in (json_file, predictions):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"{path}: not in an existing directory: make it first")
+        if path is not None:
+            check_parent(path)
     if json_file is not None and json_file.is_dir():
         raise InputError(f"{json_file}: a directory; --json takes a file")
     from tinybert_jax.inference import evaluate

@@ -8,12 +8,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinybert_jax.cli.options import Devices, parse_mesh
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.experiment import Experiment
+
+if TYPE_CHECKING:
+    from tinybert_jax.training.loop import Stopped
 
 # disables non-deterministic reductions and autotuned kernels
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -30,12 +33,12 @@ def execute(
 ) -> None:
     """Run an experiment, or a population of them, and print the scores, or how it was stopped.
 
-    A note is printed first. With a page, it is written at the end.
+    A note is printed when everything is checked. With a page, it is written at the end.
     """
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-    from tinybert_jax.devices.processes import is_primary, join
+    from tinybert_jax.devices.processes import join
     from tinybert_jax.training.diverged import Diverged
     from tinybert_jax.training.loop import Stopped
     from tinybert_jax.training.run import run_population
@@ -47,13 +50,10 @@ def execute(
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
     join(devices.coordinator, devices.num_processes, devices.process_id)
-    if note is not None and is_primary():
-        print(note, flush=True)
     try:
-        results = run_population(experiments, out, resume, mesh)
+        results = run_population(experiments, out, resume, mesh, note)
     except Stopped as stopped:
-        print(f"{stopped}\ncontinue with the same command and --resume")
-        return
+        end_stopped(stopped)
     except Diverged as diverged:
         raise InputError(str(diverged)) from None
     if any(result.scores for result in results):
@@ -72,6 +72,12 @@ def execute(
             from tinybert_jax.reports.report import write_report
 
             write_page(lambda: write_report([str(out)]))
+
+
+def end_stopped(stopped: Stopped) -> NoReturn:
+    """Say how to continue, and exit as a program does that its signal ends."""
+    print(f"{stopped}\ncontinue with the same command and --resume")
+    sys.exit(128 + stopped.signal)
 
 
 def write_page(write: Callable[[], Sequence[Path]]) -> None:

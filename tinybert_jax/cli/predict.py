@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import tyro
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, check_parent
 
 STANDARD_INPUT = Path("standard input")  # as messages call it
 
@@ -64,10 +64,10 @@ def predict(
         raise InputError(f"{input}: no such file: give --input FILE, or pipe rows into the command")
     if input is not None and input.is_dir():
         raise InputError(f"{input}: a directory, not a file: give --input FILE")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out}: not in an existing directory: make it first")
-    if out is not None and out.exists():
-        raise InputError(f"{out}: exists already; choose another --out")
+    if out is not None:
+        check_parent(out)
+        if out.exists():
+            raise InputError(f"{out}: exists already; choose another --out")
     from tqdm import tqdm
 
     from tinybert_jax.data.batches import PROGRESS_FROM

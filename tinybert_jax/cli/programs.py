@@ -16,8 +16,9 @@ MOST_BYTES = 2_000_000_000  # programs that were not used for longest make room
 def keep_programs() -> None:
     """Let JAX keep what it compiles in the cache folder, where a resumed run and the next command find it.
 
-    It must come before JAX is imported. An entry is of one jaxlib and one kind of processor. The environment may name
-    another folder, or none, by `JAX_COMPILATION_CACHE_DIR`. Nothing is kept where the folder cannot be written.
+    It must come before JAX is imported, which makes the folder when it first compiles; the next command writes the
+    title. An entry is of one jaxlib and one kind of processor. The environment may name another folder, or none, by
+    `JAX_COMPILATION_CACHE_DIR`. Nothing is kept where the folder cannot be written.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -25,9 +26,12 @@ def keep_programs() -> None:
     digest = hashlib.sha256(f"{version} {instructions()}".encode()).hexdigest()
     try:
         folder = cache_folder(None) / "programs" / digest
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TITLE).write_text(f"what jaxlib {version} compiled", "utf-8")
+        if folder.is_dir():
+            (folder / TITLE).write_text(f"what jaxlib {version} compiled", "utf-8")
     except (OSError, InputError):
+        return
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(MOST_BYTES)  # with it, JAX locks the folder while it writes

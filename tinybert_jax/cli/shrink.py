@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinybert_jax.cli.execute import write_page
+from tinybert_jax.cli.execute import end_stopped, write_page
 from tinybert_jax.cli.options import Source, TaskName
 from tinybert_jax.errors import InputError
 from tinybert_jax.reports.tables import print_table
@@ -70,8 +70,7 @@ def shrink(
     try:
         result = search(plan, out)
     except Stopped as stopped:
-        print(f"{stopped}\ncontinue with the same command and --resume")
-        return
+        end_stopped(stopped)
     print_table(*results_table(result))
     for line in reasons(result, out):
         print(line)

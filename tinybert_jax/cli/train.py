@@ -356,7 +356,7 @@ def _width(teachers: tuple[str, ...]) -> int | None:
 def _train(
     task: str, run: RunFlags, devices: Devices, note: str | None = None, with_page: bool = False, **described: Any
 ) -> None:
-    """Run the experiment that a command describes. The note is printed first."""
+    """Run the experiment that a command describes. The note is printed when everything is checked."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length

@@ -15,6 +15,7 @@ from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, link, markdown, notes, table
 from tinybert_jax.compression.table import build_method, check_methods
 from tinybert_jax.data.batches import bucket_lengths
+from tinybert_jax.data.labels import named_by
 from tinybert_jax.devices.sharding import make_mesh
 from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.inference.step import make_predict_step, predict_logits
@@ -74,7 +75,8 @@ def compress(
     source = with_template_of(tokenizer, row, source)
 
     def load(split: Literal["train", "dev"]) -> Split:
-        return load_split(row, source, split, tokenizer, length, labels)
+        with named_by(model):
+            return load_split(row, source, split, tokenizer, length, labels)
 
     train, dev = load("train"), load("dev")
     if not dev.labelled:

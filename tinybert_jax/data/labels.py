@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 from tinybert_jax.data.suspects import ONE_LABEL, several_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.tasks import Task
+
+
+class UnknownLabel(InputError):
+    """A row has a label that is no class. The message says what names the classes, where that is known."""
+
+    def __init__(self, problem: str, names: str, remedy: str, owner: str = "the model or training file") -> None:
+        super().__init__(f"{problem}; {owner} has {names}: {remedy}")
+        self.problem, self.names, self.remedy = problem, names, remedy
+
+
+@contextlib.contextmanager
+def named_by(owner: str, is_model: bool = True) -> Iterator[None]:
+    """Have the errors of unknown labels say what names the classes: a model, or else a training file or a task."""
+    try:
+        yield
+    except UnknownLabel as error:
+        remedy = error.remedy if is_model else "correct it in the file that is wrong"
+        raise UnknownLabel(error.problem, error.names, remedy, owner) from None
 
 
 def label_ids(task: Task, labels: tuple[str, ...]) -> dict[str, int]:

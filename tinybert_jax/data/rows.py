@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_jax.data.labels import discover_labels, label_ids
+from tinybert_jax.data.labels import UnknownLabel, discover_labels, label_ids, named_by
 from tinybert_jax.data.reader import LabelSets, RawRows, decode, is_quoted_tsv, read_bytes, read_checked
 from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, odd_class, refuse_json
 from tinybert_jax.data.tfds import read_tfds
@@ -90,10 +91,19 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
         names = read_rows(task, source, "train").label_names
     ids = label_ids(task, names)
     ids |= _in_another_case(ids, names, set(_each_label(task, raw)))
-    numbers = (
-        _class_sets(raw, where, split, ids, len(names)) if task.is_multi_label else _class_ids(raw, where, split, ids)
-    )
+    with contextlib.nullcontext() if labels is not None else named_by(names_from(task, source), is_model=False):
+        if task.is_multi_label:
+            numbers = _class_sets(raw, where, split, ids, len(names))
+        else:
+            numbers = _class_ids(raw, where, split, ids)
     return Rows(raw.texts, numbers, names, fingerprint, raw.lines, raw.ids)
+
+
+def names_from(task: Task, source: DataSource) -> str:
+    """What names the classes where no model does: the task, or the training rows."""
+    if task.labels is not None:
+        return f"task {task.name!r}"
+    return source.tfds or str(split_path(task, source, "train"))
 
 
 def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
@@ -261,11 +271,11 @@ def _id(label: str, where: str, ids: dict[str, int], written: Sequence[str]) -> 
     parts = re.split("[;|,]", label)
     if len(parts) > 1 and all(part.strip() in ids for part in parts):
         raise InputError(f"{where}: the label {label!r} is several of {', '.join(map(repr, ids))}: {ONE_LABEL}")
-    raise InputError(f"{where}: unknown label {label!r}; {_answer(ids, written)}")
+    raise UnknownLabel(f"{where}: unknown label {label!r}", *_answer(ids, written))
 
 
-def _answer(ids: dict[str, int], written: Sequence[str]) -> str:
-    """What to do about labels that a model or a training file does not have."""
+def _answer(ids: dict[str, int], written: Sequence[str]) -> tuple[str, str]:
+    """The classes that a model or a training file has, and what to do about labels that it has not."""
     numbers = sorted(set(ids.values()))
     if any(f"LABEL_{number}" not in ids for number in numbers):
         known = ", ".join(map(repr, ids))
@@ -273,13 +283,12 @@ def _answer(ids: dict[str, int], written: Sequence[str]) -> str:
         if all(label.isdecimal() for label in written):
             numbered = ", ".join(f"{name!r} for {number}" for name, number in ids.items())
             remedy = f"write the names; if these are the model's numbers, {numbered}"
-        return f"the model or training file has {known}: {remedy}"
+        return known, remedy
     labels = sorted(set(written))
     names = labels if len(labels) == len(numbers) else ["..."] * len(numbers)
     example = json.dumps({str(number): name for number, name in zip(numbers, names, strict=True)}, ensure_ascii=False)
-    return (
-        f"the model's {len(numbers)} classes were never named: name them in its config.json, in the order in which it"
-        f' was trained: perhaps "id2label": {example}'
+    return f"{len(numbers)} classes that were never named", (
+        f'name them in its config.json, in the order in which it was trained: perhaps "id2label": {example}'
     )
 
 

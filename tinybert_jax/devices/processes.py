@@ -181,39 +181,40 @@ class StopRequests:
     """SIGINT, SIGTERM and SIGHUP, received by this process or by any other."""
 
     def __init__(self, mesh: Mesh) -> None:
-        self._received = False
+        self._received = 0  # the signal's number
         self._mesh = mesh
-        self._pending: Any = None  # the flag that the last call reduced over all processes
-        self._any = jax.jit(lambda flags: flags.any(), out_shardings=replicated(mesh))
+        self._pending: Any = 0  # the number that the last call reduced over all processes
+        self._largest = jax.jit(lambda numbers: numbers.max(), out_shardings=replicated(mesh))
 
     def receive(self, number: int, frame: Any) -> None:
         """The signals' handler; the second signal ends the program."""
         if self._received and number == signal.SIGHUP:  # a terminal that closes sends it twice
             return
         if self._received:
-            raise KeyboardInterrupt
-        self._received = True
+            raise KeyboardInterrupt(number)
+        self._received = number
         for file, message in ((1, b""), (2, b"\nstopping after this step; once more to end at once\n")):
             try:
                 os.write(file, message)  # print is not reentrant
             except OSError:  # the terminal is gone: what the run prints until it has saved must not end it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
-    def agreed(self, last: bool) -> bool:
-        """Whether to stop now. Call it once per step: all processes get the same answer at the same step.
+    def agreed(self, last: bool) -> int:
+        """The number of the signal that asks to stop now, or 0. Call it once per step: all processes get the same
+        answer at the same step.
 
-        With several processes, the flag is all-reduced asynchronously and read one step later, so that the devices do
-        not wait. After the `last` step it is read at once.
+        With several processes, the number is all-reduced asynchronously and read one step later, so that the devices
+        do not wait. After the `last` step it is read at once.
         """
         if jax.process_count() == 1:
             return self._received
-        previous, self._pending = self._pending, self._any(self._flags())
-        return bool(previous) or (last and bool(self._pending))
+        previous, self._pending = self._pending, self._largest(self._numbers())
+        return int(previous) or (int(self._pending) if last else 0)
 
-    def _flags(self) -> jax.Array:
+    def _numbers(self) -> jax.Array:
         sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-        flag = np.array([self._received])  # read once: all devices of a process must hold the same flag
-        return jax.make_array_from_callback((self._mesh.size,), sharding, lambda index: flag)
+        number = np.array([self._received], np.int32)  # read once: all devices of a process must hold the same number
+        return jax.make_array_from_callback((self._mesh.size,), sharding, lambda index: number)
 
 
 @contextmanager

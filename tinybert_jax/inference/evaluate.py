@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from tinybert_jax.data.labels import named_by
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.predictor import Predictor, load_predictor
 from tinybert_jax.models.fit import check_outputs
@@ -44,7 +46,8 @@ def evaluate(
         needs_scores: refuse a split without labels; otherwise it gives no scores.
         int8: as in `load_predictor`.
         truncate_dim: as in `load_predictor`.
-        show: takes the header and the rows of each table of what the model does with each class.
+        show: takes the header and the rows of each table of what the model does with each class. With it, a warning
+            tells of predictions that are no better than chance, as of a model whose classes are swapped.
 
     Raises:
         InputError: the model or the rows cannot be read, do not fit, or have no labels to score; or its outputs are
@@ -70,6 +73,10 @@ def evaluate(
             if show is not None:
                 for table in loaded.tables(logits):
                     show(*table)
+                names = predictor.config.id2label if row.kind.names_classes else ()
+                doubt = "" if loaded.is_constant else loaded.doubt(predictor.name, logits, names, split)
+                if doubt:
+                    print(f"warning: {doubt}", file=sys.stderr)
     return scores
 
 
@@ -91,7 +98,8 @@ def outputs_on(
     for part in (task, second):
         if part is None:
             continue
-        loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
+        with named_by(predictor.name):
+            loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
         if not loaded.labelled and needs_scores:
             raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")
         logits = predictor.logits(loaded.tokens)

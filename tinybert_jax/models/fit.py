@@ -123,6 +123,7 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
 
 
 def fit_head(
+    name: str,
     config: BertConfig,
     loaded: Params | None,
     task: Task,
@@ -148,7 +149,8 @@ def fit_head(
     if has_head and not keep:
         several = ", any number of them in a text" if task.is_multi_label else ""
         print(
-            f"note: the classifier starts anew: its labels {config.id2label} become {labels}{several}", file=sys.stderr
+            f"note: {name}: its classifier starts anew, as its labels {config.id2label} become {labels}{several}",
+            file=sys.stderr,
         )
     problem = task.kind.problem_type or config.problem_type
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,12 @@ from tinybert_jax.models.layers import word_table
 def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
     """Random parameters, in float32, of a `BertModel` or of one of the models of `heads`."""
     return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+@functools.lru_cache(maxsize=64)  # to trace a model takes longer than to read its weights
+def parameter_shapes(model: nn.Module) -> Params:
+    """As `init_params`, but shapes alone: nothing is compiled or computed. Do not change the result, which is kept."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def count_parameters(params: Params) -> int:

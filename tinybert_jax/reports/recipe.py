@@ -72,10 +72,10 @@ def training(runs: Sequence[Run]) -> Section | None:
             title = f"{run.name}: {_spent(run)}" if run.speed else run.name
             blocks.append(Fold(title, tuple(parts), is_open=not blocks))
     says = (
-        "The loss is the sum of its terms, each times its weight. Terms are drawn without their weights; one of weight"
-        " 0 is only watched. In attention/1 and the like, the number is the student's layer. A stage with dev scores"
-        " keeps the state of the best one, not the last. FLOPs are counted, not measured: those of the student forward"
-        " and backward, and of the teacher forward where it ran in the step; padding is included. Members of a"
+        "The loss is the sum of its terms, each times its weight. Terms are drawn without their weights, and one of"
+        " weight 0 is left out. In attention/1 and the like, the number is the student's layer. A stage with dev"
+        " scores keeps the state of the best one, not the last. FLOPs are counted, not measured: those of the student"
+        " forward and backward, and of the teacher forward where it ran in the step; padding is included. Members of a"
         " population are counted together."
     )
     return Section("Training", (Text(says), *blocks)) if blocks else None
@@ -100,10 +100,22 @@ def _stage(run: Run, stage: str) -> list[Block]:
                 group = terms.setdefault(name.partition("/")[0], {})
                 group.setdefault(name, []).append((float(line["step"]), float(value)))
     loss = terms.get("loss", {}).get("loss")
-    shown = {group: parts for group, parts in terms.items() if group in FIRST or loss not in parts.values()}
+    unread = _without_weight(run, stage)
+    shown = {
+        group: parts
+        for group, parts in terms.items()
+        if group in FIRST or (loss not in parts.values() and group not in unread)
+    }
     order = sorted(shown, key=lambda group: FIRST.index(group) if group in FIRST else len(FIRST))
     pictures = tuple(_curve(stage, group, shown[group]) for group in order)
     return [Heading(f"Stage {stage.replace('-', ': ', 1)}"), Pictures(pictures)] if pictures else []
+
+
+def _without_weight(run: Run, stage: str) -> set[str]:
+    """The terms of a stage's loss whose weight is 0 in all its steps."""
+    objective = run.settings["stages"][int(stage.partition("-")[0]) - 1]["objective"]
+    weights = {name.removesuffix("_weight"): x for name, x in objective.items() if name.endswith("_weight")}
+    return {name for name, x in weights.items() if (x["start"] == x["end"] == 0 if isinstance(x, dict) else x == 0)}
 
 
 def _curve(stage: str, group: str, terms: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:

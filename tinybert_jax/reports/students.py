@@ -14,7 +14,7 @@ from tinybert_jax.inference.step import make_predict_step
 from tinybert_jax.inference.timing import call_seconds, random_batch
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.heads import HEADS
-from tinybert_jax.models.parameters import count_parameters, forward_flops
+from tinybert_jax.models.parameters import count_parameters, forward_flops, parameter_shapes
 from tinybert_jax.models.quantized import int8_bytes
 from tinybert_jax.reports.tables import Table
 
@@ -37,8 +37,7 @@ class Size(NamedTuple):
 
 def size(name: str, config: BertConfig, tokens: int) -> Size:
     """A classifier of this config, on texts of so many tokens. Nothing is computed."""
-    one = jax.ShapeDtypeStruct((1, 2), np.int32)
-    params = jax.eval_shape(HEADS["sequence"].model(config).init, jax.random.key(0), one)["params"]
+    params = parameter_shapes(HEADS["sequence"].model(config))
     count = count_parameters(params)
     return Size(name, config, params, count, 4 * count, int8_bytes(params), forward_flops(config, tokens) / 2)
 

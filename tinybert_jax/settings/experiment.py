@@ -106,6 +106,11 @@ class Experiment:
                 raise InputError("rows without labels are for stages with a teacher alone: leave out --unlabelled")
             if self.augmented is not None:
                 raise InputError("rows without labels have no variants: leave out --augmented, or --unlabelled")
+            if not self.source.has_labelled and any(stage.objective.asks_for_labels for stage in self.stages):
+                raise InputError(
+                    "no training row has a label, and hard_weight is that of labels: leave out --hard-weight, or add"
+                    " --train FILE"
+                )
         if any(s.objective.vector_width != self.vector_width for s in self.stages if s.objective.learns_vectors):
             raise InputError("stages have unlike embedding_width: the teacher's vectors have one; give all the same")
         shape = student_shape(self.model)

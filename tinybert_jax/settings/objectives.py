@@ -51,6 +51,11 @@ class ObjectiveSettings:
         return None
 
     @property
+    def asks_for_labels(self) -> bool:
+        """Whether a number says that labels are learnt beside a teacher's outputs, which is in vain without any."""
+        return False
+
+    @property
     def masked_share(self) -> float:
         """The share of a corpus's tokens that are masked, because the objective predicts them."""
         return 0.0
@@ -112,6 +117,10 @@ class Prediction(ObjectiveSettings):
     soft_weight: Number = 1.0
     hard_weight: Number = 0.0
     temperature_squared: bool | None = None  # multiply the soft term by temperature**2; None: as the preset says
+
+    @property
+    def asks_for_labels(self) -> bool:
+        return max(bounds(self.hard_weight)) > 0 and self.hard_weight != type(self).hard_weight
 
     def __post_init__(self) -> None:
         self.check_positive("temperature")

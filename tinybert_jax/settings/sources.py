@@ -162,7 +162,13 @@ class DataSource:
                 " tinybert predict --model TEACHER --input SOME.txt --out dev.tsv, and then --dev dev.tsv"
                 " --label-column prediction"
             )
-        if sum([self.data is not None, files, self.tfds is not None]) != 1:
+        ways = sum([self.data is not None, files, self.tfds is not None])
+        if not ways:
+            raise InputError(
+                "no data are given: add --data DIR, or --train FILE --dev FILE, or --tfds NAME; evaluate scores the"
+                " rows of --dev FILE, and needs no other"
+            )
+        if ways > 1:
             raise InputError("give the data in one way: --data DIR, or --train FILE --dev FILE, or --tfds NAME")
         if self.label_delimiter is not None and not self.label_delimiter.strip(" "):
             raise InputError(f"label_delimiter is {self.label_delimiter!r}; give what stands between labels, say ';'")

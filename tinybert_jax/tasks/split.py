@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +65,26 @@ class Split:
     def is_constant(self) -> bool:
         """Whether all rows have the same label, so that no score can tell a good model from a bad one."""
         return self.rows is not None and len(np.unique(self.tokens.labels, axis=0)) < 2
+
+    def rows_also_in(self, other: Split) -> int:
+        """How many of its rows have the texts of a row of another split."""
+        if self.rows is None or other.rows is None:
+            return 0
+        texts = set(self.rows.texts)
+        both = {row for row in other.rows.texts if row in texts}
+        return sum(row in both for row in self.rows.texts)
+
+    def doubt(self, name: str, logits: np.ndarray, label_names: Sequence[str], split: str = "dev") -> str:
+        """A line on a model that knows nothing of the split's task, or has its classes in another order; "" where its
+        predictions are better than chance. `label_names` are its classes by id, `()` where it has none.
+        """
+        if not (skill := self.skill(logits)) < self.chance:
+            return ""
+        order = f", or check its label order {tuple(label_names)}" if len(label_names) > 1 else ""
+        return (
+            f"{name}: its predictions on the {split} set are no better than chance ({self.measure} {skill:.3f}, and"
+            f" guesses reach {self.chance:.3f}); train it on this task, or for longer{order}"
+        )
 
     def failure(self, logits: np.ndarray) -> str:
         """How a model is no better than one that never read a text, or "" where it is better."""

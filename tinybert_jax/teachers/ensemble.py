@@ -37,7 +37,7 @@ def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher])
             )
     loaded = [load(dataclasses.replace(experiment, teacher=member)) for member in settings.members]
     names = loaded[0].label_names
-    members = [dataclasses.replace(member, order=class_order(task, names, member)) for member in loaded]
+    members = [dataclasses.replace(member, order=class_order(task, loaded[0], member)) for member in loaded]
     with_layers = [
         number
         for number, member in enumerate(members)
@@ -58,20 +58,21 @@ def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher])
     )
 
 
-def class_order(task: Task, names: tuple[str, ...], teacher: Teacher) -> np.ndarray | None:
-    """For each of the classes `names`, its number among the teacher's outputs; None where they are in this order.
+def class_order(task: Task, first: Teacher, teacher: Teacher) -> np.ndarray | None:
+    """For each of the first teacher's classes, its number among a teacher's outputs; None where the order is the same.
 
     Raises:
         InputError: the teacher has other classes.
     """
+    names = first.label_names
     if not task.kind.names_classes or teacher.label_names == names:
         return None
     of_names, of_teacher = label_ids(task, names), label_ids(task, teacher.label_names)
     order = {of_names[label]: of_teacher[label] for label in of_names.keys() & of_teacher.keys()}
     if sorted(order) != list(range(len(names))) or sorted(order.values()) != list(range(len(teacher.label_names))):
         raise InputError(
-            f"{teacher.name}: has the classes {', '.join(teacher.label_names)}, and the first teacher"
-            f" {', '.join(names)}: take teachers of the same classes"
+            f"{teacher.name}: has the classes {', '.join(teacher.label_names)}, and {first.name} {', '.join(names)}:"
+            " take teachers of the same classes"
         )
     return np.array([order[number] for number in range(len(names))])
 

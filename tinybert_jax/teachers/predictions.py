@@ -264,7 +264,7 @@ def _logits(record: Record, ids: Mapping[str, int], count: int, multi_label: boo
         same = [label for label in ids if label.lower() == unknown[0].lower()]
         advice = f"write it as {same[0]!r}" if same else "correct it, or remove the record and its row"
         known = ", ".join(map(repr, ids))
-        raise InputError(f"{where}: unknown class {unknown[0]!r}; the classes are {known}: {advice}")
+        raise InputError(f"{where}: unknown class {unknown[0]!r}; the labelled rows have {known}: {advice}")
     if len({ids[label] for label in values}) < len(values):
         raise InputError(f"{where}: two of {', '.join(map(repr, values))} are the same class: keep one of the two")
     if "logits" in fields:

@@ -18,8 +18,9 @@ from tinybert_jax.data.augmentation import variants
 from tinybert_jax.data.batches import bucket_lengths, stage_steps, steps_per_epoch, train_batches
 from tinybert_jax.data.corpus import corpus
 from tinybert_jax.data.corpus.corpus import Corpus
+from tinybert_jax.data.labels import named_by
 from tinybert_jax.data.queries import Passages
-from tinybert_jax.data.rows import Rows
+from tinybert_jax.data.rows import Rows, names_from
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig, Compute
@@ -86,6 +87,7 @@ class Inputs:
     lessons: tuple[Lesson, ...]  # one for each teacher, or for each member of an ensemble; none for a corpus
     fingerprints: dict[str, str]  # of the rows, and of the models' files
     passages: Passages | None = None  # of the training rows, where these are for queries
+    known_dev_rows: int = 0  # rows of the dev sets whose texts are those of training rows
 
     @property
     def teacher_model(self) -> TeacherModel | None:
@@ -164,13 +166,14 @@ def load_inputs(experiment: Experiment) -> Inputs:
         # when all else fits: of gigabytes of text it takes hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
-        passages = None
+        passages, known_dev_rows = None, 0
         keep_head = loaded is not None and HEADS[head].is_in(loaded, config)
     else:
         task = get_task(experiment.task)
         head = task.head
         split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
         train, passages = split.tokens, split.passages
+        known_dev_rows = sum(part.rows_also_in(split) for part in dev.values())
         check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
         if experiment.augmented is not None:
             train = _augmented(experiment, task, split, tokenizer)
@@ -183,16 +186,14 @@ def load_inputs(experiment: Experiment) -> Inputs:
             )
         if teacher is not None:
             members = teacher.members or (teacher,)
-            lessons = tuple(
-                _lesson(experiment, task, teacher, member, tokenizer, split, train, dev) for member in members
-            )
+            lessons = tuple(_lesson(experiment, task, teacher, one, tokenizer, split, train, dev) for one in members)
             if teacher.runs_alone:
                 train = lessons[0].train
             if (width := experiment.vector_width) is not None and HEADS[head].gives_vectors:
                 teacher = with_projected_vectors(teacher, train, width, _buckets(experiment, len(train)))
                 model, lessons = teacher.model, (dataclasses.replace(lessons[0], teacher=teacher),)
         teacher_config = None if model is None else model.config
-        config, keep_head = fit_head(config, loaded, task, split.label_names, teacher_config)
+        config, keep_head = fit_head(experiment.model, config, loaded, task, split.label_names, teacher_config)
     compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
     prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
     if teacher is not None:
@@ -216,6 +217,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         lessons=lessons,
         fingerprints=prints,
         passages=passages,
+        known_dev_rows=known_dev_rows,
     )
 
 
@@ -294,18 +296,14 @@ def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> P
 
 
 def _read_splits(
-    experiment: Experiment,
-    task: Task,
-    source: Any,
-    tokenizer: Any,
-    config: BertConfig,
-    teacher: Teacher | None,
+    experiment: Experiment, task: Task, source: Any, tokenizer: Any, config: BertConfig, teacher: Teacher | None
 ) -> tuple[Split, dict[str, Split]]:
     """The train split, and the dev sets by name. A teacher's labels are authoritative; without one, those of a model
     that has the same."""
 
     def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
-        return load_split(task, source, split, tokenizer, experiment.max_length, labels)
+        with named_by(names_from(task, source) if teacher is None else teacher.name, is_model=teacher is not None):
+            return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
     train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
     if teacher is None and config.id2label != train.label_names and set(config.id2label) == set(train.label_names):

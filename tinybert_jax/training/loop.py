@@ -48,7 +48,11 @@ MOST_SCORES = 20  # of a stage that names no number of steps between them
 
 
 class Stopped(Exception):
-    """The run was asked to stop; its state is saved and can be resumed."""
+    """The run was asked to stop by a signal; its state is saved and can be resumed."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 class Run(NamedTuple):
@@ -224,11 +228,12 @@ def _train(
                 break
         else:  # a stop signal during the last step also cancels the next stage
             del batches  # it ends here, as KeyboardInterrupt is lost when it is raised while Python deletes an object
-            stopping = index + 1 < len(experiment.stages) and stop.agreed(last=True)
+            stopping = stop.agreed(last=True) if index + 1 < len(experiment.stages) else 0
         checkpoints.finish()
         if stopping:
             step = int(np.max(state.step))
-            raise Stopped(f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}")
+            message = f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}"
+            raise Stopped(message, stopping)
     return state
 
 

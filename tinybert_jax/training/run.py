@@ -18,6 +18,8 @@ from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.directory import save_hf
 from tinybert_jax.models.files.tokenizer import keep_text_template
+from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import count_parameters, parameter_shapes
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training import record
@@ -67,7 +69,11 @@ def run(
 
 
 def run_population(
-    experiments: Sequence[Experiment], out: str | Path, resume: bool = False, mesh: Mapping[str, int] | None = None
+    experiments: Sequence[Experiment],
+    out: str | Path,
+    resume: bool = False,
+    mesh: Mapping[str, int] | None = None,
+    note: str | None = None,
 ) -> list[Result]:
     """Train students together, each behind the same teacher, whose outputs are computed once for all of them.
 
@@ -78,6 +84,7 @@ def run_population(
         out: the run's directory; member i is written to `out/memberI/student` (of a single one, to `out/student`).
         resume: as in `run`.
         mesh: as in `run`.
+        note: a line to print when everything is checked.
 
     Raises:
         InputError: as in `run`; or the experiments do not go together.
@@ -86,7 +93,7 @@ def run_population(
             and have the results that they have without it.
     """
     try:
-        return _run(experiments, Path(os.path.expanduser(out)), resume, mesh)
+        return _run(experiments, Path(os.path.expanduser(out)), resume, mesh, note)
     except OSError as error:
         message = f"{error.filename or out}: {error.strerror or error}"
         if record.is_begun(out):
@@ -96,13 +103,15 @@ def run_population(
         raise InputError(message) from error
 
 
-def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None) -> list[Result]:
+def _run(
+    experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None, note: str | None
+) -> list[Result]:
     if jnp.result_type(float) != jnp.float32:
         raise InputError("JAX_ENABLE_X64 is set, and training is in float32: unset it")
     with processes.primary_first():
         record.check_out(out, resume)
         members = load_population(experiments)
-    experiments = _with_named_starts(experiments, members)
+    experiments, starts = _with_named_starts(experiments, members)
     experiment, inputs = experiments[0], members[0]  # for all that they share
     # every member's objectives refuse what does not fit, before anything is computed
     for member in experiments:
@@ -116,6 +125,9 @@ def _run(experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mappi
     if processes.is_primary():
         _print_notes(experiment, inputs, mesh, chosen=axes is None)
     taught = prepare(experiment, inputs, mesh)
+    if processes.is_primary():  # what was chosen, as nothing was refused
+        for line in filter(None, (note, *starts)):
+            print(line, flush=True)
     models = initial_params(experiments, members)
     diverged = DivergedMembers(experiments, out)
     watch = Watch(experiment, inputs, diverged, mesh)
@@ -176,6 +188,22 @@ def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: boo
             f" {teacher.config.num_hidden_layers}",
             flush=True,
         )
+    if teacher is not None:
+        models = (HEADS[inputs.head].model(config) for config in (student, teacher.config))
+        size, teacher_size = (count_parameters(parameter_shapes(model)) for model in models)
+        if size > teacher_size:
+            print(
+                f"note: the student is larger than the teacher: it has {size:,} parameters, and the teacher"
+                f" {teacher_size:,}",
+                flush=True,
+            )
+    if inputs.known_dev_rows:
+        dev_rows = sum(len(split.tokens) for split in inputs.dev.values())
+        print(
+            f"note: {inputs.known_dev_rows} of {dev_rows} dev rows have the text of a training row, so that scores are"
+            " better than on new texts",
+            flush=True,
+        )
     largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
     if largest > rows_there:
         print(
@@ -218,13 +246,11 @@ def _finish(
     return Result(student, scores, teacher_scores)
 
 
-def _with_named_starts(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Experiment]:
-    """The experiments with the starts that "auto" means, each of which is printed once."""
+def _with_named_starts(
+    experiments: Sequence[Experiment], members: Sequence[Inputs]
+) -> tuple[list[Experiment], list[str]]:
+    """The experiments with the starts that "auto" means, and a line that says why for each of these."""
     starts = [named_start(experiment, inputs) for experiment, inputs in zip(experiments, members, strict=True)]
-    if processes.is_primary():
-        for name, reason in dict.fromkeys(starts):
-            if reason:
-                print(f"start: {name} ({reason})", flush=True)
-    return [
-        dataclasses.replace(experiment, start=name) for experiment, (name, _) in zip(experiments, starts, strict=True)
-    ]
+    lines = [f"start: {name} ({reason})" for name, reason in dict.fromkeys(starts) if reason]
+    named = zip(experiments, starts, strict=True)
+    return [dataclasses.replace(experiment, start=name) for experiment, (name, _) in named], lines

@@ -132,13 +132,7 @@ def score(
         split = dev[dev_name]
         if not np.isfinite(logits).all():
             raise InputError(f"{name}: its outputs on the dev set are not finite")
-        skill = split.skill(logits)
-        if skill < split.chance:
-            order = f", or check its label order {tuple(label_names)}" if len(label_names) > 1 else ""
-            message = (
-                f"{name}: its predictions on the dev set are no better than chance ({split.measure}"
-                f" {skill:.3f}, and guesses reach {split.chance:.3f}); train it on this task, or for longer{order}"
-            )
+        if message := split.doubt(name, logits, label_names):
             if len(split.tokens) >= FEW_ROWS:
                 raise InputError(message)
             if processes.is_primary():

@@ -11,7 +11,7 @@ from tinybert_jax.data.augmentation.candidate_table import Settings
 from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.augmentation.variants import check_truncation, load_augmented, variant_texts, write_variants
 from tinybert_jax.data.rows import read_rows, split_path
-from tinybert_jax.errors import InputError, check_seed
+from tinybert_jax.errors import InputError, check_parent, check_seed
 from tinybert_jax.models.files.directory import load_hf
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.hub import fingerprint
@@ -75,8 +75,9 @@ def build(
             raise InputError(
                 "--tsv writes in the layout of the training file, which is no .tsv: leave --tsv out, or give a .tsv"
             )
-        if not tsv.parent.is_dir() or tsv.exists():
-            raise InputError(f"{tsv}: {'exists already' if tsv.exists() else 'not in an existing directory'}")
+        check_parent(tsv)
+        if tsv.exists():
+            raise InputError(f"{tsv}: exists already; choose another --tsv")
     config, params = load_hf(model)
     check_has_head(model, config, params, "masked_lm")
     asked = row.variants if variants is None else variants

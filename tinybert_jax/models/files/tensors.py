@@ -21,6 +21,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.families import FAMILIES
 from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.parameters import parameter_shapes
 
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings", "relative_attention_bias")
 LAYER = ("encoder", "encoder", "layer")
@@ -161,7 +162,9 @@ def _head_paths(config: BertConfig, head: str) -> frozenset[tuple[str, ...]]:
     # one layer: as many as a wrong config says may not fit into memory
     groups = None if config.num_hidden_groups is None else 1
     model = HEADS[head].model(dataclasses.replace(config, num_hidden_layers=1, num_hidden_groups=groups))
-    return frozenset(path for path in traverse_util.flatten_dict(_shapes(model)) if path[0] == HEADS[head].key)
+    return frozenset(
+        path for path in traverse_util.flatten_dict(parameter_shapes(model)) if path[0] == HEADS[head].key
+    )
 
 
 def _to_ours(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -248,12 +251,12 @@ def _check_shapes(
     where: str,
 ) -> None:
     expected = traverse_util.flatten_dict(
-        _shapes(BertModel(config, add_pooler=("encoder", "pooler", "dense", "kernel") in flat))
+        parameter_shapes(BertModel(config, add_pooler=("encoder", "pooler", "dense", "kernel") in flat))
     )
     expected = {("encoder", *path): leaf for path, leaf in expected.items()}
     heads = {path[0] for path in flat} - {"encoder"}
     for key, model in {row.key: row.model for row in HEADS.values() if row.key in heads}.items():
-        shapes = traverse_util.flatten_dict(_shapes(model(config)))
+        shapes = traverse_util.flatten_dict(parameter_shapes(model(config)))
         expected |= {path: leaf for path, leaf in shapes.items() if path[0] == key}
     if NEXT_SENTENCE[0] in flat:
         for path, shape in zip(NEXT_SENTENCE, ((config.hidden_size, 2), (2,)), strict=True):
@@ -309,10 +312,6 @@ def _remedy(config: BertConfig, path: tuple[str, ...], written: tuple[int, ...])
 def _some(names: Iterable[str]) -> str:
     first = sorted(names)
     return ", ".join(first[:3]) + (" ..." if len(first) > 3 else "")
-
-
-def _shapes(model: Any) -> Params:
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 def head_of(params: Params, config: BertConfig) -> str:

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 
 TEMPLATE = "text_template"  # in tokenizer_config.json
+PADDED_BY = 128  # rows: a word table that is padded to a multiple of 8, 64 or 128 has fewer to spare
 
 
 def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face directory, checked against the model's vocabulary.
+
+    A note tells of a word table with so many rows to spare that the tokenizer's files may be cut short.
 
     Raises:
         InputError: there are no tokenizer files, a special token is missing from the vocabulary, an id lies outside
@@ -84,6 +87,12 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         raise InputError(
             f"{path}: the tokenizer's ids go up to {largest}, but the model's vocab_size is {config.vocab_size}:"
             " copy the files of the model's own tokenizer (to one without [MASK], a [MASK] is appended)"
+        )
+    if config.vocab_size - (largest + 1) >= PADDED_BY:
+        print(
+            f"note: {path}: the tokenizer has {largest + 1} tokens, and the model's word table {config.vocab_size}"
+            " rows: if its files are cut short, copy those of the model's own",
+            file=sys.stderr,
         )
     if config.family.positions_after_padding and tokenizer.pad_token_id != config.pad_token_id:
         raise InputError(
