@@ -1,4 +1,4 @@
-"""What all commands that train end with: the run, its scores, and how it was stopped."""
+"""The last part of all commands that train: run the experiment, print its scores or how it was stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def execute(
 ) -> None:
     """Run an experiment, or a population of them, and print the scores, or how it was stopped.
 
-    A note is printed first. With a page, it is written at the end.
+    `note` is printed first. `with_page` writes the report page at the end.
     """
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
@@ -41,7 +41,7 @@ def execute(
     from tinybert_jax.training.run import run_population
 
     # When a read or write fails, Orbax and asyncio log tracebacks before Orbax raises the error, and TensorStore logs
-    # more when the event loop is closed. Our one line, which says what to do, would be lost among them.
+    # more when the event loop is closed. The one line that says what to do would be lost among them.
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
@@ -75,7 +75,7 @@ def execute(
 
 
 def write_page(write: Callable[[], Sequence[Path]]) -> None:
-    """Write the page of what is done already, which no mistake in the page undoes."""
+    """Write the report page. An error is only printed, because the work itself is done."""
     try:
         for file in write():
             print(f"written to {file}")
