@@ -55,7 +55,7 @@ ACTIVATION_BITS = 8  # for the inputs of quantised products
 
 
 def quantise(x: Float[Array, "..."], bits: int, axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Symmetric quantisation: integers, stored as floats, and scales of size 1 on `axis`. Their product is close to x.
+    """Symmetric quantisation: integers, stored as floats, and scales with 1 on `axis`. Their product is close to x.
 
     >>> [array.tolist() for array in quantise(jnp.array([[127.0, 1.0], [-63.5, 2.0]]), 8, axis=0)]
     [[[127.0, 64.0], [-64.0, 127.0]], [[1.0, 0.015748031437397003]]]

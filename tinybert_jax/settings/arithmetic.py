@@ -18,7 +18,7 @@ class Arithmetic:
 
     `padding`: "exclude": means are over real positions. "include": means are over all positions. "zero": means are
     over all positions, and attention scores of padded keys count as 0 on both sides, as in the authors' code.
-    `projections`: "separate": one kernel for embeddings and one for hidden states. "shared": one dense layer with bias.
+    `projections`: "separate": a kernel for embeddings and one for hidden states. "shared": one dense layer with bias.
     """
 
     padding: Padding = "exclude"

@@ -174,8 +174,8 @@ class Sparse(CompressionSettings):
     """Single weights of the encoder's dense layers become zero. The model is smaller when packed, not faster.
 
     "sparsegpt" (Frantar and Alistarh, arXiv 2301.00774) removes the weights that change the outputs least, and adjusts
-    the others. "wanda" (Sun et al., arXiv 2306.11695) removes the smallest |weight| * |input|, "magnitude" the smallest
-    weights.
+    the others. "wanda" (Sun et al., arXiv 2306.11695) removes the smallest products of weight and input norm,
+    "magnitude" the smallest weights.
     """
 
     name = "sparse"

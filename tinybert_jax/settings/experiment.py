@@ -24,9 +24,7 @@ class Experiment:
     source: DataSource | CorpusSource
     model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset or size
     stages: tuple[Stage, ...]
-    teacher: AnyTeacher | None = (
-        None  # a Hugging Face directory, a hub id, a file, a function, or an ensemble of these
-    )
+    teacher: AnyTeacher | None = None  # a Hugging Face directory, a hub id, a file, a function, or an ensemble
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
     start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
