@@ -109,7 +109,7 @@ def check_has_dev(task: Task, source: DataSource, split: SplitName) -> None:
 
 
 def with_texts(source: DataSource, count: int) -> DataSource:
-    """The source, without its columns or templates if their number is another one."""
+    """The source, without its columns or templates unless there are `count` of them."""
     named = source.text_template or source.text_columns
     return source if len(named) == count else dataclasses.replace(source, text_columns=(), text_template=())
 
