@@ -102,7 +102,7 @@ def main() -> None:
         return
     prepare_process()
     keep_programs()
-    for command in COMMANDS.values():  # --help would keep our line breaks beside its own
+    for command in COMMANDS.values():  # else --help would keep the line breaks of docstrings
         command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
@@ -164,7 +164,7 @@ def _end(code: int, message: str, at_once: bool = False) -> None:
     # sys.exit would wait for the others, and end the interpreter while a device may still compute
     if told or at_once:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # its reader is gone
                 stream.flush()
         os._exit(code)
     sys.exit(code)

@@ -45,7 +45,7 @@ def execute(
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # for writes not begun
     join(devices.coordinator, devices.num_processes, devices.process_id)
     if note is not None and is_primary():
         print(note, flush=True)
@@ -66,7 +66,7 @@ def execute(
     if with_page:
         import jax
 
-        if jax.process_count() > 1:  # one process alone cannot compute on the devices of all
+        if jax.process_count() > 1:  # a single process cannot compute on the devices of all processes
             print(f"tinybert report {out} writes a page of the run")
         else:
             from tinybert_jax.reports.report import write_report

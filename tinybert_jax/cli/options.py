@@ -76,8 +76,8 @@ class Methods:
     """The compression methods, and what each leaves of the model."""
 
     # remove attention heads and feed-forward units; the number is the share of the encoder's multiply-adds that is
-    # left, such as 0.5. Importance is measured with the task's labels, about a minute for 20 million parameters on 2
-    # cores
+    # left, such as 0.5. Importance is measured with the task's labels, which takes about a minute for 20 million
+    # parameters on 2 cores
     prune: float | None = None
     # with --prune: remove the same number of heads and units from every layer. It costs some accuracy, but gives JAX
     # the whole speed-up too; without it, layers get different sizes, and only ONNX has the whole speed-up
@@ -99,7 +99,7 @@ class Methods:
     # zero. The model is smaller when packed, not faster. In `distill`, zeros stay zeros; use 0 if --student is sparse
     # already
     sparse: float | None = None
-    # with --sparse 0.5: keep N of each M consecutive inputs of an output, written as N:M, for example 2:4
+    # with --sparse 0.5: instead of a share, keep N of each M consecutive inputs of an output; N:M, for example 2:4
     pattern: str | None = None
     # with --sparse: which weights become zero. sparsegpt: those that change the outputs least, and the others are
     # adjusted; wanda: the smallest weight times input; magnitude: the smallest; movement, in `distill`: those that the

@@ -116,7 +116,7 @@ def predict(
     with _writing(out) as stream:
         writer = Writer("tsv" if written == "txt" else written, str(path))
         silent = (total is not None and total < PROGRESS_FROM) or (out is None and sys.stdout.isatty())
-        delay = 60 if total is None else 0  # seconds: nobody knows how long a pipe is
+        delay = 60 if total is None else 0  # seconds before the bar appears; the length of a pipe is unknown
         with tqdm(total=total, desc="predict", unit="row", disable=silent, delay=delay) as bar:
             count = 0
             for predicted in predict_rows(predictor, chunks, str(path), unanswerable, threshold or THRESHOLD):
@@ -139,7 +139,7 @@ def _read(input: Path | None) -> Iterator[bytes]:
         raise InputError("standard input is closed: give --input FILE")
     if sys.stdin.isatty():
         print("note: reading texts from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
-    # a stream of its own: the interpreter, when it ends, waits for whoever reads from sys.stdin
+    # a separate stream: at its end, the interpreter waits for a thread that reads from sys.stdin
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as lines:
         yield from lines
 
@@ -156,5 +156,5 @@ def _writing(out: Path | None) -> Iterator[BinaryIO]:
     try:
         yield sys.stdout.buffer
     except BrokenPipeError:
-        # the interpreter, when it ends, writes what is left
+        # at its end, the interpreter flushes the rest into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,7 +28,7 @@ def check_heads(method: str, config: BertConfig) -> None:
     """Refuse a model whose heads cannot be removed layer by layer.
 
     Raises:
-        InputError: it has a relative position bias, whose heads all layers share.
+        InputError: it has a relative position bias for each head, which all layers share.
     """
     if config.family.position_buckets:
         raise InputError(

@@ -222,7 +222,7 @@ def _has_labels(raw: RawRows, split: SplitName) -> bool:
 
 
 def _each_label(task: Task, raw: RawRows) -> list[str]:
-    """All labels of all rows, as they are written."""
+    """All labels of all rows, as written in the source."""
     labels = raw.labels or []
     return [label for each in labels for label in each] if task.is_multi_label else labels
 

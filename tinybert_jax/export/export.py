@@ -57,7 +57,7 @@ class Exported(NamedTuple):
     bytes: int
     difference: float  # the largest absolute difference of outputs
     error: float  # the root mean square of the differences, over the standard deviation of the model's outputs
-    agreement: float | None  # the share of rows, tokens or answers with the same label; None: outputs are no classes
+    agreement: float | None  # the share of rows, tokens or answers with the same label; None: no classes
 
 
 class Format(NamedTuple):

@@ -60,7 +60,7 @@ def _load_ours(name: str, int8: bool = False) -> Loaded:
         files, parameters = program_files(parts[0]), _count_in(parts[0])
     else:
         files = weights_files(resolve(name))
-        # the scales of int8 are no parameters of the model
+        # the scales of int8 are not parameters of the model
         parameters = count_parameters(_without_scales(predictor.params))
 
     def run(batch: Batch) -> np.ndarray:

@@ -31,6 +31,7 @@ def distilbert_objective(
     averaged over masked tokens alone, as with `--restrict_ce_to_mask` in the authors' code. So is the hard term, the
     cross-entropy against the masked tokens. The cosine distance is that of the last hidden states, averaged over real
     tokens.
+
     Both models read the masked text. The decoder runs on a quarter of the positions, as in `masked_lm_objective`.
 
     Args:

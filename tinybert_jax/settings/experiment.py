@@ -68,7 +68,7 @@ class Experiment:
 
     @property
     def vector_width(self) -> int | None:
-        """The width to which the teacher's vectors are projected; None: they are learnt as they are."""
+        """The width to which the teacher's vectors are projected; None: they are not projected."""
         return next((stage.objective.vector_width for stage in self.stages if stage.objective.learns_vectors), None)
 
     @property

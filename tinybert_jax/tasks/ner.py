@@ -37,7 +37,7 @@ UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type,
 class Sentences:
     """The words of n sentences, and a tag for each word if the file has tags.
 
-    `lines` are the lines of the sentences' first words in the file `path`, from 1. Each word is on a line of its own.
+    `lines` are the lines of the sentences' first words in the file `path`, from 1. Each word has a separate line.
     """
 
     words: Sequence[tuple[str, ...]]
