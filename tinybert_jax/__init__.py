@@ -1,4 +1,4 @@
-"""TinyBERT distillation in JAX. The public API, imported lazily: `import tinybert_jax as tb` loads no JAX."""
+"""TinyBERT distillation in JAX. The public API is imported on first use, so `import tinybert_jax` loads no JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types that all packages share: parameters, a batch, and the examples of which batches are made."""
+"""The types that all packages share: parameters, a batch, and the examples that batches are made from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Batch(NamedTuple):
     """One global batch. `example_mask` is 0 in filler rows. Every mean over examples divides by the sum of the mask.
 
     `labels` are class ids or float targets [b]; the first and last token of an answer [b, 2]; or a class or token id
-    per token [b, q], where -1 is not counted. `teacher_inputs` are the first three fields in the teacher's vocabulary,
-    if that is another one. `targets` are the cached outputs of the objective's `targets` for these rows, if any.
+    per token [b, q], where -1 is not counted. If the teacher has another vocabulary, `teacher_inputs` are the first
+    three fields in it. `targets` are the cached results of the objective's `targets` for these rows, if any.
     """
 
     input_ids: Any  # int32 [b, q]

@@ -1,4 +1,4 @@
-"""The user's cache folder. An entry is a folder that is published by one rename; a long one is filled in parts."""
+"""The user's cache folder. An entry is a folder that appears by one rename. Large entries are written in parts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import numpy as np
 from tinybert_jax.errors import InputError
 
 T = TypeVar("T")
-SAVE_EVERY = 10.0  # seconds between the moments from which an interrupted `append_parts` goes on
-TITLE = "title.txt"  # in an entry: what it holds, for people
-STALE = 24 * 3600.0  # seconds after which an entry that another run began to write counts as abandoned
-PARTIAL = ".partial-"  # before the name of an entry that is not whole
+SAVE_EVERY = 10.0  # seconds between saves of the progress of `append_parts`
+TITLE = "title.txt"  # file in an entry: what it holds, for `tinybert cache`
+STALE = 24 * 3600.0  # seconds after which an unfinished entry of another run counts as abandoned
+PARTIAL = ".partial-"  # prefix of an entry that is not complete
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
     """`cache_dir`; else `$TINYBERT_JAX_CACHE`, `$XDG_CACHE_HOME/tinybert_jax` or `~/.cache/tinybert_jax`.
 
     Raises:
-        InputError: none of these is there, because the user has no home directory.
+        InputError: none of these is set, and the user has no home directory.
     """
     if cache_dir is not None:
         return cache_dir
@@ -44,17 +44,17 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 
 class Entry(NamedTuple):
-    """An entry of the cache: a folder that is whole, or was interrupted."""
+    """An entry of the cache: a folder that is complete, or whose writing was interrupted."""
 
     path: Path
     bytes: int
     used: float  # seconds since 1970
-    title: str  # what it holds, "" where that was not written down
-    whole: bool
+    title: str  # what it holds; "" if there is no title
+    whole: bool  # complete
 
     @property
     def kind(self) -> str:
-        """What kind of thing it is: `tokens`, `targets` and so on."""
+        """The kind of entry: `tokens`, `targets` and so on."""
         return self.path.parent.name
 
 
@@ -74,7 +74,11 @@ def entries(cache_dir: Path | None = None) -> list[Entry]:
 
 
 def remove(entry: Entry) -> bool:
-    """Remove an entry, unless another process fills it. A run that reads it goes on; a later one fills it anew."""
+    """Remove an entry, unless another process is writing it. Runs that read it continue; a later run writes it again.
+
+    Returns:
+        Whether it was removed.
+    """
     if entry.path.name.startswith(".tmp-") and time.time() - entry.used < STALE:
         return False
     if entry.path.name.startswith(PARTIAL):
@@ -86,10 +90,10 @@ def remove(entry: Entry) -> bool:
 
 
 def cached(entry: Path, build: Callable[[Path], None], load: Callable[[Path], T], resumable: bool = False) -> T:
-    """What `load` makes of the folder `entry`. If the folder is missing or does not load, `build` fills it first.
+    """Return `load(entry)`. If the folder `entry` is missing or does not load, `build` fills it first.
 
-    The folder appears by one rename, so a killed process leaves no half-written entry, and one of two racing processes
-    wins. With `resumable`, `build` is given what an interrupted call has left, to go on from there.
+    The folder appears by one rename. So a killed process leaves no half-written entry, and if two processes race, one
+    wins. With `resumable`, `build` gets the folder of an interrupted call, if there is one, and continues there.
 
     Raises:
         InputError: the cache cannot be written.
@@ -149,12 +153,12 @@ def _folder_to_fill(entry: Path, temporary: Path, resumable: bool) -> Iterator[P
 
 
 def partial_of(entry: Path) -> Path:
-    """The folder of an entry that is not whole."""
+    """The folder of an entry while it is not complete."""
     return entry.parent / f"{PARTIAL}{entry.name}"
 
 
 def _locked(lock: IO[str]) -> bool:
-    """Whether this process has the lock now. Where the file system has none, nobody has it."""
+    """Take the lock without waiting, and return whether that succeeded. It fails on file systems without locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -165,13 +169,13 @@ def _locked(lock: IO[str]) -> bool:
 def append_parts(folder: Path, title: str, files: int, parts: Callable[[int], Iterable[Sequence[bytes]]]) -> None:
     """Write the files `0.bin`, `1.bin`, ... part by part, and their checksums at the end.
 
-    If an earlier call was interrupted, this one goes on after the last part that is known to be on disk.
+    If an earlier call was interrupted, this one continues after the last part that is known to be on disk.
 
     Args:
-        folder: holds nothing, or what an earlier call left.
-        title: says what the files hold, in `tinybert cache`.
-        files: their number.
-        parts: gives the parts from a given number on; each has the next bytes of every file.
+        folder: is empty, or holds the files of an interrupted call.
+        title: what `tinybert cache` prints about the entry.
+        files: the number of files.
+        parts: `parts(i)` yields part i and the following ones. A part has the next bytes of every file.
     """
     (folder / TITLE).write_text(title, "utf-8", "backslashreplace")
     progress, paths = folder / "progress.json", [folder / f"{number}.bin" for number in range(files)]
@@ -212,10 +216,10 @@ def append_parts(folder: Path, title: str, files: int, parts: Callable[[int], It
 
 
 def check_parts(folder: Path) -> None:
-    """Read the files that `append_parts` wrote, and compare their checksums.
+    """Read the files that `append_parts` wrote, and check their checksums.
 
     Raises:
-        ValueError: one differs.
+        ValueError: a checksum is wrong.
     """
     for number, expected in enumerate(json.loads((folder / "checksums.json").read_text("utf-8"))):
         checksum = 0
@@ -229,7 +233,7 @@ def check_parts(folder: Path) -> None:
 def cached_arrays(
     cache_dir: Path | None, kind: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The named arrays that `make` computes, cached under `kind` and `fingerprint`, which covers all they depend on.
+    """The named arrays of `make()`, cached under `kind` and `fingerprint`. The fingerprint covers all they depend on.
 
     Raises:
         InputError: the cache cannot be written.

@@ -22,7 +22,7 @@ class InputError(Exception):
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Check that a value is one of the Literal `choices`. No command-line parser checks experiment files.
+    """Check that a value is one of the Literal `choices`. Experiment files pass no command-line parser.
 
     Raises:
         InputError: it is not.
@@ -32,13 +32,13 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about a name that does not exist: which of those that do is meant, if one is like it."""
+    """The end of a message about an unknown name: asks whether the most similar of `names` is meant, if one is."""
     matches = difflib.get_close_matches(name, sorted(names), 1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def check_seed(name: str, seed: int) -> None:
-    """Check that a seed is a whole number below 2**32. A larger one would give the keys of a smaller one.
+    """Check that a seed is a whole number below 2**32. A larger seed would give the same keys as a smaller one.
 
     Raises:
         InputError: it is not.
@@ -68,5 +68,5 @@ def check_parent(file: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or the error's type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -31,7 +31,7 @@ def attention_mse(
 
     Args:
         student: scores q.k / sqrt(head_dim), without the additive mask.
-        teacher: the same scores of the teacher's mapped layer.
+        teacher: attention scores of the teacher's mapped layer, computed in the same way.
         mask: 1 on real tokens; None: all positions count.
         padding: "exclude" averages over pairs of real tokens. "zero" is the original code's arithmetic: scores of
             padded keys, and scores of -100 and less, count as 0 on both sides, and the mean is over all pairs.
@@ -68,12 +68,12 @@ def relation_kl(
 ) -> Float[Array, ""]:
     """KL divergence of self-attention relations (MiniLMv2, arXiv 2012.15828). The numbers of heads may differ.
 
-    The concatenated heads are split again into `relation_heads`. The relations of a relation head are
+    The heads are concatenated and split again into `relation_heads`. The relations of a relation head are
     softmax(x x^T / sqrt(width)) over the real tokens.
 
     Args:
-        student: queries, keys or values of all heads.
-        teacher: the same of the teacher's mapped layer, of any width.
+        student: queries, keys or values, with all heads concatenated.
+        teacher: queries, keys or values of the teacher's mapped layer, of any width.
         mask: 1 on real tokens.
         relation_heads: the number of relation heads; it divides both widths.
 
@@ -103,7 +103,7 @@ def hidden_mse(
     """Mean squared error of hidden states or embeddings (equations 8 and 9).
 
     Args:
-        student: states that are already projected to the teacher's width.
+        student: states, projected to the teacher's width.
         teacher: states of the teacher's mapped layer.
         mask: 1 on real tokens; None: all positions count, as in the original code.
 
@@ -141,7 +141,7 @@ def cosine_distance(
 
 
 def vector_mse(student: Float[Array, "d"], teacher: Float[Array, "d"]) -> Float[Array, ""]:
-    """Mean squared error of a text's vector. Between vectors of length 1 it is 2 / d times `vector_cosine`.
+    """Mean squared error of a text's vector. For vectors of length 1 it is 2 / d times `vector_cosine`.
 
     >>> float(vector_mse(jnp.array([1.0, 0.0]), jnp.array([0.0, 3.0])))
     5.0
@@ -161,8 +161,9 @@ def vector_cosine(student: Float[Array, "d"], teacher: Float[Array, "d"]) -> Flo
 def similarity_mse(
     student: Float[Array, "b d"], teacher: Float[Array, "b e"], mask: Num[Array, "b"]
 ) -> Float[Array, ""]:
-    """Mean squared error of the cosines between the texts of a batch (Park et al., arXiv 1904.05068, compare distances
-    so). It is a loss of a batch and not of an example, and the widths may differ.
+    """Mean squared error of the cosines between the texts of a batch. It is a loss of a batch, not of an example.
+
+    Park et al. (arXiv 1904.05068) compare distances in this way. The widths of student and teacher may differ.
 
     Args:
         student: vectors.
@@ -170,7 +171,7 @@ def similarity_mse(
         mask: 0 in filler rows.
 
     Returns:
-        A scalar: the mean over pairs of two texts; 0 where there are fewer than two.
+        A scalar: the mean over pairs of different texts; 0 with fewer than two texts.
 
     >>> student, teacher = jnp.eye(3), jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     >>> round(float(similarity_mse(student, teacher, jnp.array([1, 1, 1]))), 4)  # one pair of three, of cosine 1
@@ -182,11 +183,11 @@ def similarity_mse(
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "c"], labels: Num[Array, "c"]) -> Float[Array, ""]:
-    """Cross-entropy of classes that do not exclude each other: the mean over classes, as BCEWithLogitsLoss.
+    """Binary cross-entropy for multi-label rows: the mean over classes, as in torch's BCEWithLogitsLoss.
 
     Args:
-        logits: of each class.
-        labels: 1 for the classes of the row, 0 for the others; or their probabilities.
+        logits: one for each class.
+        labels: 1 for the classes of the row, 0 for the others; or a probability for each class.
 
     Returns:
         A scalar, in nats.
@@ -201,12 +202,12 @@ def sigmoid_cross_entropy(logits: Float[Array, "c"], labels: Num[Array, "c"]) ->
 def soft_sigmoid_cross_entropy(
     student: Float[Array, "c"], teacher: Float[Array, "c"], temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, ""]:
-    """Cross-entropy of the student against the teacher's softened probability of each class: the mean over classes.
+    """Binary cross-entropy against the teacher's softened probabilities in multi-label rows: the mean over classes.
 
     Args:
         student: logits.
         teacher: logits.
-        temperature: divides both. The loss has no factor temperature**2.
+        temperature: divides the logits of both. The loss is not multiplied by temperature**2.
 
     Returns:
         A scalar, in nats.
@@ -226,7 +227,7 @@ def soft_cross_entropy(
     Args:
         student: logits.
         teacher: logits.
-        temperature: divides both. The loss has no factor temperature**2.
+        temperature: divides the logits of both. The loss is not multiplied by temperature**2.
 
     Returns:
         A scalar, in nats.
@@ -250,7 +251,7 @@ def cross_entropy(logits: Float[Array, "c"], label: Int[Array, ""]) -> Float[Arr
 
 
 def squared_error(logits: Float[Array, "1"], target: Float[Array, ""]) -> Float[Array, ""]:
-    """Squared error of a regression head with its one output, in squared units of the target.
+    """Squared error of a regression head's single output, in squared units of the target.
 
     >>> float(squared_error(jnp.array([3.0]), jnp.array(5.0)))
     4.0
@@ -259,7 +260,7 @@ def squared_error(logits: Float[Array, "1"], target: Float[Array, ""]) -> Float[
 
 
 def token_cross_entropy(logits: Float[Array, "q c"], labels: Int[Array, "q"]) -> Float[Array, ""]:
-    """Mean cross-entropy over the tokens whose label is not negative, in nats.
+    """Mean cross-entropy over the tokens with a label of at least 0, in nats.
 
     >>> round(float(token_cross_entropy(jnp.zeros((3, 2)), jnp.array([1, -1, -1]))), 4)
     0.6931
@@ -274,7 +275,7 @@ def soft_token_cross_entropy(
     mask: Shaped[Array, "q"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """Mean of `soft_cross_entropy` over the tokens that `mask` counts.
+    """Mean of `soft_cross_entropy` over the tokens where `mask` is 1.
 
     >>> round(float(soft_token_cross_entropy(jnp.zeros((2, 2)), jnp.ones((2, 2)), jnp.array([1, 0]))), 4)
     0.6931
@@ -283,7 +284,7 @@ def soft_token_cross_entropy(
 
 
 def span_cross_entropy(logits: Float[Array, "q 2"], span: Int[Array, "2"], mask: Num[Array, "q"]) -> Float[Array, ""]:
-    """Mean of the cross-entropies of an answer's first and last token, in nats. Only real positions compete.
+    """Mean of the cross-entropies of an answer's first and last token, in nats. The softmax is over real positions.
 
     >>> round(float(span_cross_entropy(jnp.zeros((4, 2)), jnp.array([0, 1]), jnp.array([1, 1, 0, 0]))), 4)
     0.6931
@@ -298,7 +299,7 @@ def soft_span_cross_entropy(
     mask: Num[Array, "q"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """Mean of the `soft_cross_entropy` of an answer's first and last token, in nats. Only real positions compete.
+    """Mean of `soft_cross_entropy` for an answer's first and last token, in nats. The softmax is over real positions.
 
     >>> zeros = jnp.zeros((4, 2))
     >>> round(float(soft_span_cross_entropy(zeros, zeros, jnp.array([1, 1, 0, 0]))), 4)
@@ -310,13 +311,14 @@ def soft_span_cross_entropy(
 
 
 def margin_mse(student: Float[Array, "c"], teacher: Float[Array, "c"], mask: Num[Array, "c"]) -> Float[Array, ""]:
-    """Mean squared error of the margins of a query's first passage over each other one (Hofstätter et al., arXiv
-    2010.02666, equation 6, with one or more others).
+    """Mean squared error of score margins: the first passage's score minus that of each other passage of the query.
+
+    This is Margin-MSE (Hofstätter et al., arXiv 2010.02666, equation 6), for one or more other passages.
 
     Args:
-        student: scores.
-        teacher: scores.
-        mask: 1 on passages, 0 behind them.
+        student: scores of the query's passages.
+        teacher: scores of the same passages.
+        mask: 1 on passages, 0 on padding after them.
 
     >>> float(margin_mse(jnp.array([3.0, 1.0, 9.0]), jnp.array([4.0, 0.0, 0.0]), jnp.array([1, 1, 0])))
     4.0
@@ -331,7 +333,7 @@ def listwise_cross_entropy(
     mask: Num[Array, "c"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """`soft_cross_entropy` over the passages of a query (ListNet, Cao et al. 2007), in nats.
+    """`soft_cross_entropy` of the scores of a query's passages (ListNet, Cao et al. 2007), in nats.
 
     >>> scores = jnp.array([0.0, 0.0, 9.0])
     >>> round(float(listwise_cross_entropy(scores, scores, jnp.array([1, 1, 0]))), 4)
@@ -343,7 +345,7 @@ def listwise_cross_entropy(
 def relevance_cross_entropy(
     scores: Float[Array, "c"], relevance: Float[Array, "c"], mask: Num[Array, "c"]
 ) -> Float[Array, ""]:
-    """Cross-entropy of a query's scores against each passage's share of the relevance, in nats; 0 where none has any.
+    """Cross-entropy of a query's scores against each passage's share of the relevance, in nats; 0 if none is relevant.
 
     >>> round(float(relevance_cross_entropy(jnp.zeros(3), jnp.array([2.0, 0.0, 0.0]), jnp.array([1, 1, 0]))), 4)
     0.6931
@@ -354,11 +356,11 @@ def relevance_cross_entropy(
 
 
 def _among(scores: Float[Array, "c"], mask: Num[Array, "c"]) -> Float[Array, "c"]:
-    """Scores, very low behind the passages."""
+    """Scores, with a very low value on padding after the passages."""
     return jnp.where(mask > 0, scores.astype(jnp.float32), -1e9)
 
 
 def _over_positions(logits: Float[Array, "q 2"], mask: Num[Array, "q"]) -> tuple[Array, Array]:
-    """The logits of start and end over positions, very low on padding."""
+    """The logits [q] of start and end, with a very low value on padding."""
     start, end = jnp.where(mask[:, None] > 0, logits.astype(jnp.float32), -1e9).T
     return start, end

@@ -1,4 +1,4 @@
-"""Products in the compute dtype, in the backward pass too; what is summed over tokens in float32; unit vectors."""
+"""Matrix products in the compute dtype, with sums over tokens in float32; int8 products; unit vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 def float32_precision() -> str | None:
-    """What JAX_DEFAULT_MATMUL_PRECISION, or its equal in the program, makes of float32 products on accelerators."""
+    """The value of `jax_default_matmul_precision`: how accelerators compute float32 products."""
     precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return precision
 
@@ -22,11 +22,11 @@ def float32_precision() -> str | None:
 def product(
     equation: str, a: Float[Array, "..."], b: Float[Array, "..."], result: Any = jnp.float32
 ) -> Float[Array, "..."]:
-    """`jnp.einsum` of two arrays of one dtype, into `result`; the products of its gradients are in that dtype too.
+    """`jnp.einsum` of two arrays of one dtype, summed in the dtype `result`. Gradients are products in that dtype too.
 
-    The gradient of `a` is summed in `result`, that of `b` in float32: `b` is the kernel where there is one, and its
-    gradient is a sum over all tokens. JAX's own gradients would multiply in float32 where the result is float32; where
-    it is bfloat16, XLA's compiler for CPUs would sum them in bfloat16 (from jaxlib 0.11.2 on).
+    The gradient of `a` is summed in `result`, that of `b` in float32. A kernel must be `b`, because its gradient is a
+    sum over all tokens. With JAX's default gradients, a float32 result would mean products in float32; with a bfloat16
+    result, XLA on CPUs would sum them in bfloat16 (since jaxlib 0.11.2).
     """
     return jnp.einsum(equation, a, b, preferred_element_type=result)
 
@@ -40,7 +40,7 @@ def _backward(equation: str, result: Any, operands: tuple[Array, Array], gradien
     if a.dtype == jnp.float32:
         return jax.vjp(functools.partial(jnp.einsum, equation), a, b)[1](gradient)
     of_a, of_b, of_gradient = re.split(",|->", equation)
-    # the gradient comes first: from the other order einsum makes products for relations that XLA cannot run on a CPU
+    # the gradient comes first: with the other order, XLA cannot run the products of relations on a CPU
     sums = (
         product(f"{of_gradient},{of_b}->{of_a}", gradient, b, result),
         product(f"{of_gradient},{of_a}->{of_b}", gradient, a),
@@ -51,11 +51,11 @@ def _backward(equation: str, result: Any, operands: tuple[Array, Array], gradien
 product.defvjp(_forward, _backward)
 
 
-ACTIVATION_BITS = 8  # of the inputs of quantised products
+ACTIVATION_BITS = 8  # for the inputs of quantised products
 
 
 def quantise(x: Float[Array, "..."], bits: int, axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Symmetric integers, as floats, and scales with 1 on `axis`, whose product is nearest to x.
+    """Symmetric quantisation: integers, stored as floats, and scales with 1 on `axis`. Their product is close to x.
 
     >>> [array.tolist() for array in quantise(jnp.array([[127.0, 1.0], [-63.5, 2.0]]), 8, axis=0)]
     [[[127.0, 64.0], [-64.0, 127.0]], [[1.0, 0.015748031437397003]]]
@@ -67,15 +67,15 @@ def quantise(x: Float[Array, "..."], bits: int, axis: int) -> tuple[Float[Array,
 
 
 def rounded(x: Float[Array, "..."], bits: int, axis: int) -> Float[Array, "..."]:
-    """x on the grid of `quantise`, with the gradient of x: the straight-through estimator (Bengio et al., arXiv
-    1308.3432). The grid reaches as far as x, so no gradient is cut off.
+    """x rounded to the grid of `quantise`. Gradients pass through (straight-through estimator, Bengio et al., arXiv
+    1308.3432). The grid covers all values of x, so no gradient is cut off.
     """
     integers, scale = quantise(jax.lax.stop_gradient(x), bits, axis)
     return x + jax.lax.stop_gradient((integers * scale).astype(x.dtype) - x)
 
 
 def int8_product(x: Float[Array, "... i"], kernel: Any, scale: Float[Array, "o"]) -> Float[Array, "... o"]:
-    """The product, in float32, of x, quantised for each row as it comes, with an int8 kernel [i, o] of scales [o]."""
+    """The float32 product of x and an int8 kernel [i, o] with scales [o]. x is quantised, with a scale per row."""
     integers, x_scale = quantise(x, ACTIVATION_BITS, axis=-1)
     contracted = (((x.ndim - 1,), (0,)), ((), ()))
     sums = jax.lax.dot_general(integers.astype(jnp.int8), kernel, contracted, preferred_element_type=jnp.int32)
@@ -83,7 +83,7 @@ def int8_product(x: Float[Array, "... i"], kernel: Any, scale: Float[Array, "o"]
 
 
 def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """Vectors divided by their norms; one of zeros stays so, and has a gradient of 0.
+    """Vectors divided by their norms. A zero vector stays zero and has a zero gradient.
 
     >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
@@ -95,13 +95,13 @@ def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
 class Dense(nn.Module):
     """A dense layer [..., i] -> [..., features] in the compute dtype.
 
-    Its bias is added in float32. In bfloat16 the bias's gradient, a sum over all tokens, would stop growing after some
-    hundreds of them: a number is lost where what it is added to is 256 times as large.
+    The bias is added in float32. Its gradient is a sum over all tokens. In bfloat16 that sum would stop growing after
+    some hundred tokens, because adding a number to one 256 times as large changes nothing.
 
-    With a rank, the kernel is the product of two dense layers' kernels, "down" [i, rank] and "up" [rank, features].
+    If `rank` is not 0, the kernel is the product of two kernels, "down" [i, rank] and "up" [rank, features].
 
-    With `weight_bits`, both factors of the product are rounded, as if it were in int8, and gradients pass through. An
-    int8 kernel among the parameters, with its "kernel_scale", is multiplied in int8.
+    With `weight_bits`, inputs and kernel are rounded as in int8, and gradients pass through. If the parameters hold an
+    int8 kernel, with its "kernel_scale", the product is computed in int8.
     """
 
     features: int
@@ -124,7 +124,7 @@ class Dense(nn.Module):
         else:
             if self.weight_bits is not None:
                 x, kernel = rounded(x, ACTIVATION_BITS, -1), rounded(jnp.asarray(kernel), self.weight_bits, 0)
-            # not into float32: where devices share i, they send each other parts of the sum, and bfloat16 is enough
+            # not float32: if axis i is sharded, devices exchange partial sums, and bfloat16 is enough for these
             y = product("...i,io->...o", jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype), self.dtype)
         if not self.use_bias:
             return y.astype(self.dtype)

@@ -33,25 +33,28 @@ def augment(
     tsv: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Find words that can replace each word of a task's rows; `distill --augmented OUT` trains on the variants.
+    """Augment the training rows: find words that can replace each word, as in TinyBERT.
 
-    The same command continues after a stop.
+    Then `tinybert distill --augmented OUT` trains on rows with some words replaced (variants). If the command is
+    stopped, give it again: it continues.
 
     Args:
-        model: a Hugging Face directory or hub id with a masked-LM head.
-        task: a row of the task table whose inputs are texts or pairs of texts.
+        model: Hugging Face directory or hub id of a model with a masked-LM head (see `tinybert pretrain --recipe
+            masked_lm`).
+        task: the task. Its rows are texts or pairs of texts.
         source: where the rows are.
-        out: directory of the candidates.
-        glove: a GloVe or word2vec text file (or its .gz), for words of several pieces; default: the model's own word
-            embeddings.
-        preset: default: words of any script; paper: every word; official: as in the authors' code, words of the
-            letters a to z, without stop words (by a list of ours), masked in a pair of texts.
-        variants: number of variants per row in training, the row itself included; with preset official, beside the
-            row, as in the authors' code; default: the task's.
-        max_length: number of tokens of a text that the model reads; default: the task's.
-        batch_size: masked words per compiled call; default: 16 on a CPU, else 64.
-        tsv: also write every variant here, in the layout of the training file.
-        seed: decides the variants that are printed or written; training draws with its own seed.
+        out: directory for the table of candidate words.
+        glove: GloVe or word2vec text file (or its .gz). Words of several pieces take their candidates from it.
+            Default: from the model's word embeddings.
+        preset: which words are replaced. default: words made of letters, in any script; paper: every word; official:
+            as in the authors' code, words of the letters a to z that are not stop words (the list is ours); the
+            masked text is read as a pair with the original one.
+        variants: number of variants per row in training, including the row itself; with preset official, in addition
+            to it. Default: the task's, 10, 20 or 30.
+        max_length: tokens per text; longer texts are truncated. Default: the task's.
+        batch_size: masked words per compiled call. Default: 16 on a CPU, else 64.
+        tsv: also write all variants to this file, in the layout of the training file.
+        seed: seed for the variants that are printed or written to --tsv. Training draws variants with its own seed.
     """
     from tinybert_jax.data.augmentation import build
 

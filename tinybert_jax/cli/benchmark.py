@@ -26,26 +26,27 @@ def benchmark(
     memory: bool = True,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Time models beside each other: in our predictor, and in ONNX Runtime and PyTorch where they are installed.
+    """Compare the speed, size and memory of models, in JAX and, if installed, in ONNX Runtime and PyTorch.
 
-    All are loaded into one process and take turns. A time is that of a call, from token ids to logits: the median, and
-    what 95 % of the calls do not exceed, where there were 20 calls. For example:
+    All models are loaded into one process and take turns. The time is that of one call, from token ids to logits, in
+    milliseconds: the median, and with at least 20 calls the 95th percentile. For example:
 
     tinybert benchmark runs/teacher/student runs/tiny/student runs/export --input reviews.csv --threads 1
 
     Args:
-        models: Hugging Face directories or hub ids, fine-tuned; directories that `tinybert export` wrote, or files in
-            them. The speed-up is over the first.
-        batch_size: numbers of texts that are computed together.
-        max_length: lengths of texts, in tokens.
-        input: a file with texts, .tsv, .csv, .jsonl or .txt: up to 128 of them are timed in their own lengths.
-        from_: the format of the input; default: by its suffix.
-        text_columns: of the input: one column or JSON key, or two for pairs of texts; default: text.
-        text_template: columns of the input joined to a text, as '{title}: {body}'; or two, for pairs.
-        threads: the number of processors to use; default: all.
-        memory: also measure by how much a process grows that loads one model alone and computes the largest shape. It
-            takes some seconds for each.
-        json_file: write all figures here, as JSON.
+        models: Hugging Face directories or hub ids of fine-tuned models, directories that `tinybert export` wrote, or
+            files in them. Speed-ups are relative to the first.
+        batch_size: batch sizes to time, in texts.
+        max_length: lengths of the random texts to time, in tokens.
+        input: a .tsv, .csv, .jsonl or .txt file. Up to 128 of its texts are also timed, at their real lengths.
+        from_: format of --input. Default: by its suffix.
+        text_columns: column (or JSON key) of the texts in --input, or two columns for pairs. Default: text.
+        text_template: template that joins columns of --input to a text, such as '{title}: {body}'; two templates for
+            pairs.
+        threads: number of processor cores to use. Default: all.
+        memory: also measure the memory that each model needs, in a separate process that loads it and computes the
+            largest batch. This takes some seconds per model.
+        json_file: also write all figures to this file, as JSON.
     """
     if json_file is not None:
         check_parent(json_file)
@@ -70,7 +71,7 @@ def benchmark(
 
 
 def _limit(threads: int) -> None:
-    """Let this process use so many processors, from which all libraries take their number of threads."""
+    """Restrict this process to that many processors. All libraries then start as many threads."""
     if not hasattr(os, "sched_setaffinity"):
         raise InputError("--threads: this system cannot limit a process to some of its processors: leave it out")
     allowed = sorted(os.sched_getaffinity(0))

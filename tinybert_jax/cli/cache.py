@@ -13,13 +13,13 @@ SHOWN = 40  # entries; the smaller ones are counted together
 
 
 def cache(remove: str | None = None, unused_days: float = 0.0) -> None:
-    """List what is kept on disk between runs: tokens of rows, outputs of teachers, compiled programs; or remove it.
+    """List or remove what is cached on disk: tokens of rows, teacher outputs, compiled programs and others.
 
-    The folder is $TINYBERT_JAX_CACHE, or ~/.cache/tinybert_jax. A run that needs what was removed computes it again.
+    The folder is $TINYBERT_JAX_CACHE, or ~/.cache/tinybert_jax. Removed entries are computed again when needed.
 
     Args:
-        remove: a kind of entry (tokens, targets, ...) to remove, or all.
-        unused_days: list, or remove, only what was not used for as many days.
+        remove: remove the entries of this kind (tokens, targets, ... as in the list), or all. Default: only list.
+        unused_days: list or remove only entries that have not been used for this number of days.
     """
     folder, now = cache_folder(None), time.time()
     listed = [entry for entry in entries() if now - entry.used >= 86400 * unused_days]

@@ -22,24 +22,25 @@ def compress(
     max_length: int | None = None,
     report: bool = True,
 ) -> None:
-    """Make a fine-tuned model smaller at once, without training, and print what was lost and won.
+    """Make a fine-tuned model smaller without training, and print its size and scores before and after.
 
-    Training rows measure what is important, and the dev rows score. `tinybert distill --teacher MODEL --student OUT`
-    trains the result further, and `tinybert export` writes it as ONNX, without what was pruned.
+    Training rows measure which parameters matter; dev rows score. `tinybert distill --teacher MODEL --student OUT`
+    trains the result further. `tinybert export` writes it as ONNX, without the pruned parts.
 
     Args:
-        model: a Hugging Face directory or hub id, fine-tuned on the task.
-        task: a row of the task table.
+        model: Hugging Face directory or hub id of a model that was fine-tuned on the task.
+        task: the task.
         source: where the rows are.
-        out: the directory of the compressed model; new, or empty.
-        methods: what is done, in the order of these options; each works on what is left by those before it.
-        vocabulary: keep the pieces of the vocabulary that the training rows use (data), or also those of the lines of
-            text files (data FILE ...), all special tokens, and all single characters. It comes before --quantize.
-        pack: write matrices with at least 30 % zeros without them. Only this package reads the file. It is also for a
-            model that is sparse already, with no other method.
-        max_length: tokens per row; default: the length that the model was trained with.
-        report: write report.html and report.md beside the model, as `tinybert report` does, which runs both models on
-            the dev rows again.
+        out: directory for the compressed model. It must be new or empty.
+        methods: compression methods. They are applied in the order of this list.
+        vocabulary: remove the pieces of the vocabulary that no text uses. "data" keeps the pieces of the training
+            rows, "data FILE ..." also those of text files with a text a line. Special tokens and single characters
+            are always kept. This is applied before --quantize.
+        pack: store matrices with at least 30 % zeros without the zeros. Only this package can read the file. It also
+            works without another method, for a model that is already sparse.
+        max_length: tokens per row; longer rows are truncated. Default: the length that the model was trained with.
+        report: write report.html and report.md beside the model, as `tinybert report` does. Both models are run on the
+            dev rows again.
     """
     if vocabulary and vocabulary[0] != "data":
         raise InputError(f"--vocabulary {' '.join(vocabulary)}: give data, and after it files with a text a line")

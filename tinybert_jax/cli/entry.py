@@ -51,11 +51,11 @@ def run(
     """Run an experiment file: a Python file that defines `experiment = tinybert_jax.Experiment(...)`.
 
     Args:
-        experiment: the file.
-        devices: options of every training run.
-        out: directory of the run; default: runs/NAME-seedN.
-        seed: used in place of the file's seed.
-        resume: continue the run in `out`.
+        experiment: the experiment file.
+        devices: devices and processes, as in every training command.
+        out: directory of the run. Default: runs/NAME-seedN, where NAME is the file's name and N the seed.
+        seed: replaces the seed in the file.
+        resume: continue the run in --out.
     """
     if not experiment.is_file():
         raise InputError(f"{experiment}: no such file")
@@ -92,15 +92,17 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Entry point. Wrong input prints one line and exits with 2; Ctrl-C, SIGTERM and SIGHUP exit with 128 and their
-    number: 130, 143 and 129. In training, the first signal saves before, and the second ends the program at once.
+    """Run the command of `sys.argv`. Wrong input prints one line and exits with code 2.
+
+    Ctrl-C, SIGTERM and SIGHUP exit with 128 and the signal's number: 130, 143 and 129. During training, the first
+    signal saves the state before the command ends, and the second ends it at once.
     """
     if sys.argv[1:] == ["--version"]:
         print(importlib.metadata.version("tinybert_jax"))
         return
     prepare_process()
     keep_programs()
-    for command in COMMANDS.values():  # --help would keep our line breaks beside its own
+    for command in COMMANDS.values():  # else --help would keep the line breaks of docstrings
         command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; the training loop has its own
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
@@ -114,7 +116,7 @@ def main() -> None:
             args=arguments,
             description="Make a BERT small and fast: TinyBERT distillation (arXiv 1909.10351) in JAX.",
         )
-        sys.stdout.flush()  # here, where an error of it is told
+        sys.stdout.flush()  # here, where an error in it is reported
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         _end(2, str(error))
@@ -122,8 +124,8 @@ def main() -> None:
         line = f"{error.object!r} is not UTF-8: rename the file or directory"
         print(f"tinybert: error: {line}", file=sys.stderr)
         _end(2, line)
-    except BrokenPipeError:  # of `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes at the end
+    except BrokenPipeError:  # for example after `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes the rest into it
         _end(128 + signal.SIGPIPE, "the reader of the output is gone")
     except OSError as error:  # a full disk, a file that may not be written
         line = f"{error.filename or 'writing failed'}: {error.strerror or error}"
@@ -139,7 +141,7 @@ def main() -> None:
     except Exception as error:
         if processes := _processes():
             processes.wait_if_ending()
-        if "RESOURCE_EXHAUSTED" in str(error):  # of XLA, whose traceback is pages
+        if "RESOURCE_EXHAUSTED" in str(error):  # from XLA; its traceback is several pages long
             line = (
                 "a device's memory is full: take a smaller --batch-size or --max-length; in training,"
                 " --accumulation-steps computes the same batch in parts and --remat keeps fewer activations (in a new"
@@ -156,18 +158,18 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 def _processes() -> ModuleType | None:
-    """`tinybert_jax.devices.processes`; None if nothing has imported it: then no other process has been joined."""
+    """`tinybert_jax.devices.processes`, or None if it is not imported; then this process has joined no others."""
     return sys.modules.get("tinybert_jax.devices.processes")
 
 
 def _end(code: int, message: str, at_once: bool = False) -> None:
-    """Exit. In a run of several processes, the others end too."""
+    """Exit. In a multi-process run, end the other processes too."""
     processes = _processes()
     told = processes is not None and processes.tell_others(message)
     # sys.exit would wait for the others, and end the interpreter while a device may still compute
     if told or at_once:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # its reader is gone
                 stream.flush()
         os._exit(code)
     sys.exit(code)

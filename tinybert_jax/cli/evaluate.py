@@ -26,20 +26,21 @@ def evaluate(
     int8: bool = False,
     truncate_dim: int | None = None,
 ) -> None:
-    """Score a fine-tuned or distilled model, and write its predictions.
+    """Score a fine-tuned or distilled model on a task's rows, and optionally write its predictions.
 
     Args:
-        model: a Hugging Face directory or hub id, or what `tinybert export` wrote.
-        task: a row of the task table.
+        model: Hugging Face directory or hub id, or what `tinybert export` wrote.
+        task: the task.
         source: where the rows are.
-        split: which of the source's splits; a test split without labels needs --predictions.
-        max_length: tokens per row; longer rows are cut; default: the length that the model was trained with.
+        split: the rows to score. A test split without labels needs --predictions.
+        max_length: tokens per row; longer rows are truncated. Default: the length that the model was trained with.
         batch_size: rows per compiled call.
-        json_file: write the metrics here, as JSON.
-        predictions: write the predictions here: a TSV with the columns index and prediction, squad's official JSON, or
-            tokens and tags. A directory gets the file that GLUE's server takes; only GLUE's tasks have one.
-        int8: multiply in 8 bits where this processor is faster with it.
-        truncate_dim: of an embedding model: score the first numbers of each vector, so many; default: all.
+        json_file: also write the scores to this file, as JSON.
+        predictions: write the predictions to this file: a TSV with the columns index and prediction; for squad the
+            official JSON; for ner tokens and tags. For a GLUE task, an existing directory gets the file that GLUE's
+            server takes.
+        int8: multiply in 8 bits, if a short measurement shows that this processor is faster with it.
+        truncate_dim: with embedding models: score only the first TRUNCATE_DIM numbers of each vector. Default: all.
     """
     for path in (json_file, predictions):
         if path is not None:

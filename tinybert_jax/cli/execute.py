@@ -1,4 +1,4 @@
-"""What all commands that train end with: the run, its scores, and how it was stopped."""
+"""The last part of all commands that train: run the experiment, print its scores or how it was stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def execute(
 ) -> None:
     """Run an experiment, or a population of them, and print the scores, or how it was stopped.
 
-    A note is printed when everything is checked. With a page, it is written at the end.
+    `note` is printed when everything is checked. `with_page` writes the report page at the end.
     """
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
@@ -44,11 +44,11 @@ def execute(
     from tinybert_jax.training.run import run_population
 
     # When a read or write fails, Orbax and asyncio log tracebacks before Orbax raises the error, and TensorStore logs
-    # more when the event loop is closed. Our one line, which says what to do, would be lost among them.
+    # more when the event loop is closed. The one line that says what to do would be lost among them.
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_late_io(sys.unraisablehook)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of the writes not begun
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # for writes not begun
     join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
         results = run_population(experiments, out, resume, mesh, note)
@@ -66,7 +66,7 @@ def execute(
     if with_page:
         import jax
 
-        if jax.process_count() > 1:  # one process alone cannot compute on the devices of all
+        if jax.process_count() > 1:  # a single process cannot compute on the devices of all processes
             print(f"tinybert report {out} writes a page of the run")
         else:
             from tinybert_jax.reports.report import write_report
@@ -81,7 +81,7 @@ def end_stopped(stopped: Stopped) -> NoReturn:
 
 
 def write_page(write: Callable[[], Sequence[Path]]) -> None:
-    """Write the page of what is done already, which no mistake in the page undoes."""
+    """Write the report page. An error is only printed, because the work itself is done."""
     try:
         for file in write():
             print(f"written to {file}")

@@ -16,20 +16,20 @@ def export(
     weight_bits: int = 7,
     texts: Path | None = None,
 ) -> None:
-    """Write a model as ONNX, as ONNX in int8, or as StableHLO; run what was written, and compare it with the model.
+    """Write a model as ONNX, as ONNX in int8, or as StableHLO, then run the files and compare their outputs with it.
 
-    The directory has the layout of optimum, sentence-transformers and transformers.js. ONNX Runtime and the tokenizers
-    package suffice to serve it; `tinybert evaluate --model OUT` scores it.
+    The directory has the layout of optimum, sentence-transformers and transformers.js. To serve it, you need only ONNX
+    Runtime and the tokenizers package. `tinybert evaluate --model OUT` scores it.
 
     Args:
-        model: a Hugging Face directory or hub id, with any head or none.
-        out: the directory; new, or empty.
-        to: one or more of: onnx; onnx-int8: dense layers and the word table in 8 bits, about a quarter of the bytes;
-            stablehlo: a JAX program for CPU, CUDA and TPU, with its parameters beside it; stablehlo-int8: the same in
-            8 bits.
-        weight_bits: bits of the weights of onnx-int8. 8 is a little more exact, but only for processors with VNNI or
-            AMX, and ARM: on others, sums of products of 8 bits overflow. 7 is right on all.
-        texts: a file with a text a line, on which the written model is compared; default: random words.
+        model: Hugging Face directory or hub id of a model, with any head or none.
+        out: directory for the files. It must be new or empty.
+        to: one or more formats. onnx: float32; onnx-int8: dense layers and the word table in 8 bits, about a quarter
+            of the bytes; stablehlo: a JAX program for CPU, CUDA and TPU, with its parameters beside it;
+            stablehlo-int8: the same in 8 bits.
+        weight_bits: bits of the weights in onnx-int8. 7 is correct on every processor. 8 is a little more exact, but
+            needs a processor with VNNI or AMX, or an ARM: on others, the sums of 8-bit products overflow.
+        texts: a file with a text a line, on which the outputs are compared. Default: random words.
     """
     lines = None
     if texts is not None:

@@ -19,7 +19,7 @@ HELP = ("--help", "-h")
 
 
 def expanded(argument: str) -> str:
-    """The argument with its user's home directory for `~`, which a shell leaves alone in `--data=~/reviews`.
+    """The argument with `~` replaced by the home directory. A shell does not replace it in `--data=~/reviews`.
 
     >>> expanded("--label-column=a~b"), expanded("a~b")
     ('--label-column=a~b', 'a~b')
@@ -29,11 +29,11 @@ def expanded(argument: str) -> str:
 
 
 def check_arguments(arguments: Sequence[str], commands: Commands) -> None:
-    """Refuse what the parser would answer with a page: a command or option that does not exist, an option that is
-    missing or has no value, and a value that is no number or no word of its option.
+    """Refuse, in one line, mistakes for which the parser would print a page: a command or option that does not exist,
+    a missing option or value, and a value that is not a number or not one of the option's words.
 
     Raises:
-        InputError: names it, and the nearest where there is one.
+        InputError: there is such a mistake. The message names it, and the most similar name if there is one.
     """
     if not arguments:
         raise InputError(f"give a command: {', '.join(commands)}; what they do: tinybert --help")
@@ -60,10 +60,10 @@ def check_arguments(arguments: Sequence[str], commands: Commands) -> None:
 def _check_values(
     command: str, rest: Sequence[str], options: Mapping[str, Option], positionals: Mapping[str, float], more: str
 ) -> None:
-    """Refuse values that an option does not take, and options and arguments that are missing."""
+    """Refuse values that an option does not take, and missing options and arguments."""
     values: dict[str, list[str]] = {}
-    free: list[str] = []  # of no option
-    room = 0.0  # values that the option before may still have
+    free: list[str] = []  # values that follow no option
+    room = 0.0  # how many more values the last option takes
     for argument in rest:
         if _is_option(argument):
             name, (_, equals, value) = _name(argument), argument.partition("=")
@@ -95,7 +95,7 @@ def _is_option(argument: str) -> bool:
 
 
 def _name(argument: str) -> str:
-    """The option of an argument, as the help spells it."""
+    """The name of an argument's option, as the help spells it."""
     return argument.partition("=")[0].replace("_", "-")
 
 
@@ -103,13 +103,13 @@ class Option(NamedTuple):
     """An option of a command, and the values that it takes."""
 
     required: bool
-    most: float  # values: 0 of a flag, 1, or any number
+    most: float  # largest number of values: 0 for a flag, 1, or infinity
     words: tuple[str, ...]
     number: type | None  # int or float, which a value may be
     is_free: bool  # any text is a value
 
     def takes(self, value: str) -> bool:
-        """Whether the value is one."""
+        """Whether the option takes this value."""
         if self.is_free or value in self.words:
             return True
         try:
@@ -119,14 +119,14 @@ class Option(NamedTuple):
 
     @property
     def remedy(self) -> str:
-        """What to give."""
+        """What a message advises to give."""
         number = {int: "a whole number", float: "a number"}.get(self.number or str)
         words = [word for word in self.words if word != "None"]
         return " or ".join(filter(None, (f"one of {', '.join(words)}" if words else "", number)))
 
 
 def option_names(command: Callable[..., Any]) -> Iterator[str]:
-    """The options of a command, `--no-...` of a flag among them: its parameters, and the fields of dataclasses."""
+    """The options of a command, with `--no-...` for flags: its parameters, and the fields of its dataclasses."""
     yield from _options(command)
 
 
@@ -150,9 +150,9 @@ def _options(command: Callable[..., Any]) -> dict[str, Option]:
 
 
 def _positionals(command: Callable[..., Any]) -> dict[str, float]:
-    """The arguments that have no names, as a message calls them, and how many values each may have.
+    """The positional arguments, as a message calls them, and the largest number of values of each.
 
-    A command that takes any number of them says itself what it needs.
+    A command that takes any number of them checks them itself.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     return {
@@ -179,7 +179,7 @@ def _spelled(name: str, kind: Any, required: bool) -> dict[str, Option]:
 
 
 def _types(kind: Any) -> Iterator[Any]:
-    """The types of an option's values: words, numbers and others; and `...` where it takes any number of them."""
+    """The types of an option's values: words, numbers and others; and `...` if it takes any number of values."""
     if _is_annotated(kind):
         yield from _types(typing.get_args(kind)[0])
     elif typing.get_origin(kind) is typing.Literal:

@@ -34,16 +34,19 @@ Moving = Annotated[str, tyro.conf.arg(metavar="NUMBER|START:END")]  # see `setti
 class RunFlags:
     """The options of every training run."""
 
-    out: Path  # directory of the run; the model is written to OUT/student
+    out: Path  # directory of the run. The model is written to OUT/student
     batch_size: int = 32  # rows per step, over all devices together
     accumulation_steps: int = 1  # compute each batch in this many parts, one after the other, to save memory
-    remat: bool = False  # recompute activations in the backward pass: less memory, more work
-    max_length: int | None = None  # tokens per row; longer rows are cut; default: the task's; 128 in pretrain
-    checkpoint_every: int = 500  # steps between checkpoints
+    remat: bool = False  # recompute activations in the backward pass, to save memory. It takes about a third more work
+    # tokens per row. Longer rows are truncated, or split for squad and ner. Default: the task's; 128 in pretrain
+    max_length: int | None = None
+    checkpoint_every: int = 500  # steps between checkpoints, from which --resume continues
     compute_dtype: ComputeDtype = "float32"  # dtype of activations; parameters are float32
-    seed: int = 0  # decides initial values, dropout, the order of the rows, and variants
-    population: int = 1  # number of models, with seeds SEED, SEED + 1, ..., trained together behind one teacher
-    resume: bool = False  # continue the run in --out
+    seed: int = 0  # seed for initial values, dropout, the order of the rows, and the variants of augmented rows
+    # number of models that are trained together, with the seeds SEED, SEED + 1, ... A teacher is computed once for
+    # all; model I is in OUT/memberI
+    population: int = 1
+    resume: bool = False  # continue the run in --out, with the same options
 
     @property
     def stage(self) -> dict[str, Any]:
@@ -55,46 +58,54 @@ class RunFlags:
 class Devices:
     """The devices and processes of a run."""
 
-    mesh: str | None = None  # e.g. data=4,fsdp=2; default: all devices along data that divide every batch evenly
-    coordinator: str | None = None  # HOST:PORT of process 0, in a run of several; auto: as the cluster says
-    num_processes: int | None = None  # number of processes; SLURM, Open MPI and TPU pods say it themselves
-    process_id: int | None = None  # number of this process, from 0; SLURM, Open MPI and TPU pods say it
-    deterministic: bool = False  # on GPUs: the same bits in every run, but slower; CPUs and TPUs always repeat
+    # sizes of the mesh axes data, fsdp, model and member, such as data=4,fsdp=2 (docs/scale.md). Default: axis data
+    # alone, over as many devices as divide every batch evenly
+    mesh: str | None = None
+    # in a multi-process run: HOST:PORT of process 0, or auto to take it from the cluster's environment
+    coordinator: str | None = None
+    # in a multi-process run: number of processes. Not needed on SLURM, Open MPI and TPU pods
+    num_processes: int | None = None
+    # in a multi-process run: index of this process, from 0. Not needed on SLURM, Open MPI and TPU pods
+    process_id: int | None = None
+    # on GPUs: ask XLA for bitwise repeatable runs, which are slower
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
 class Methods:
-    """The compression methods, each by what it leaves."""
+    """The compression methods, and what each leaves of the model."""
 
     # remove attention heads and feed-forward units; the number is the share of the encoder's multiply-adds that is
-    # left. The task's labels say what matters. Half costs about a minute for 20 million parameters on 2 cores
+    # left, such as 0.5. Importance is measured with the task's labels, which takes about a minute for 20 million
+    # parameters on 2 cores
     prune: float | None = None
-    # prune as many heads and units in every layer: less exact, but JAX, too, runs it faster; without this, only ONNX
-    # is faster by all that was removed
+    # with --prune: remove the same number of heads and units from every layer. It costs some accuracy, but gives JAX
+    # the whole speed-up too; without it, layers get different sizes, and only ONNX has the whole speed-up
     uniform: bool = False
-    # with --prune: remove them in the first 70 % of a stage's steps, instead of before it. fisher: those that the loss
-    # depends on least, a few every 20 steps; l0: those whose random gates close, under a penalty on open ones, as in
-    # CoFi, for long runs
+    # with --prune, in `distill`: remove heads and units during the first 70 % of the first stage, instead of before
+    # it. fisher: every 20 steps, those with the least importance; l0: trained random gates decide, as in CoFi, which
+    # needs long runs
     gradual: GradualRule | None = None
-    # let consecutive layers share their parameters, in so many groups, as an ALBERT: smaller, not faster, and worse
-    # until it is trained
+    # share parameters between consecutive layers, in this number of groups, as in ALBERT. The model is smaller, not
+    # faster, and must be trained afterwards
     share: int | None = None
-    # with --share: share that part of the layers alone. The model's class stays, and an ONNX file stores once what is
-    # shared
+    # with --share: share only this part of the layers. The model keeps its class, and only its ONNX file is smaller
     share_part: SharedPart | None = None
-    # make the layers' matrices products of two narrow ones; the number is the share of their parameters that is left
+    # replace the layers' dense matrices by products of two narrow ones; the number is the share of their parameters
+    # that is left, such as 0.6. The model is smaller and faster
     low_rank: float | None = None
-    low_rank_words: float | None = None  # the same for the word table: smaller, not faster
-    # make single weights of the layers' matrices zero; the number is the share of each matrix that becomes zero. The
-    # model is smaller when it is packed, not faster. In `distill`, zeros stay zeros; 0: those of --student
+    low_rank_words: float | None = None  # the same for the word table. The model is smaller, not faster
+    # set single weights of the layers' dense matrices to zero; the number is the share of each matrix that becomes
+    # zero. The model is smaller when packed, not faster. In `distill`, zeros stay zeros; use 0 if --student is sparse
+    # already
     sparse: float | None = None
-    # with --sparse 0.5: instead of a share, all but N of each M consecutive inputs, given as N:M, for example 2:4
+    # with --sparse 0.5: instead of a share, keep N of each M consecutive inputs of an output; N:M, for example 2:4
     pattern: str | None = None
-    # with --sparse. sparsegpt: what costs the outputs least becomes zero, and the rest makes up for it; wanda: weight
-    # times input; magnitude: the weight alone; movement, in `distill`: what the first stage moves towards zero becomes
-    # zero in the first 70 % of its steps. Default: sparsegpt
+    # with --sparse: which weights become zero. sparsegpt: those that change the outputs least, and the others are
+    # adjusted; wanda: the smallest weight times input; magnitude: the smallest; movement, in `distill`: those that the
+    # first stage moves towards zero, in the first 70 % of its steps. Default: sparsegpt
     criterion: Literal[Criterion, "movement"] | None = None
-    # multiply in 8 bits, with weights of 8 or 4; in training, values are rounded as they will be
+    # multiply in 8 bits, with weights of 8 bits (int8) or 4 (int4). `distill` trains with values rounded in this way
     quantize: Literal["int8", "int4"] | None = None
 
     def settings(self, vocabulary: Vocabulary | None = None) -> tuple[CompressionSettings, ...]:

@@ -31,33 +31,36 @@ def predict(
     int8: bool = False,
     truncate_dim: int | None = None,
 ) -> None:
-    """Write what a model predicts for each row of a file or of standard input, beside the row's own columns.
+    """Write a model's prediction for each row of a file or of standard input. The row's columns are kept.
 
-    A classifier gives the likeliest class and the probabilities of all, a regressor a number, a token classifier words
-    with their tags, and a question answering model an answer. Two examples:
+    A classifier writes the most probable class and the probabilities of all classes, a regression model a number, a
+    token classifier words with their tags, a question answering model an answer, an embedding model a vector. Two
+    examples:
 
     tinybert predict --model runs/tiny/student --input reviews.csv --text-columns review --out predicted.csv
 
     head -5 texts.txt | tinybert predict --model runs/tiny/student
 
-    Classes and numbers are soft labels: `tinybert distill --teacher predicted.csv` learns from them.
+    Probabilities and numbers are soft labels: `tinybert distill --teacher predicted.csv` learns from them.
 
     Args:
-        model: a Hugging Face directory or hub id, fine-tuned; or what `tinybert export` wrote.
-        input: .tsv, .csv, .jsonl, or .txt with a text a line; default: standard input.
-        from_: the format of the input; default: by its suffix; of standard input txt.
-        text_columns: one column or JSON key, or two for pairs of texts; default: those of the template that the model
-            was trained with, else text, and for a question answering model question and context.
-        text_template: columns joined to a text, as '{title}: {body}'; or two, for pairs.
-        out: the file that is written; default: standard output.
-        to: the format that is written; default: by the suffix of --out, else that of the input, for txt tsv.
-        unanswerable: a question may have no answer, as in SQuAD 2.0.
-        threshold: the probability above which a text has a class, for a model of the task multi_label; default: 0.5.
-        max_length: tokens per row; longer rows are cut, but for tags and answers they are read in parts; default: the
+        model: Hugging Face directory or hub id of a fine-tuned model, or what `tinybert export` wrote.
+        input: a .tsv, .csv or .jsonl file, or a .txt with a text a line. Default: standard input.
+        from_: format of the input. Default: by the suffix of --input; txt for standard input.
+        text_columns: column (or JSON key) of the texts, or two columns for pairs. Default: those of the template that
+            the model was trained with; else question and context for a question answering model; else text.
+        text_template: template that joins columns to a text, such as '{title}: {body}'; two templates for pairs.
+            Default: the one that the model was trained with.
+        out: the file to write, which must not exist. Default: standard output.
+        to: format of the output. Default: by the suffix of --out; else the format of the input, with tsv for txt.
+        unanswerable: for question answering models of SQuAD 2.0: a question may have no answer.
+        threshold: for models of the task multi_label: a class is predicted if its probability is above this. Default:
+            0.5.
+        max_length: tokens per row; longer rows are truncated, or read in parts for tags and answers. Default: the
             length that the model was trained with.
         batch_size: rows per compiled call.
-        int8: multiply in 8 bits where this processor is faster with it.
-        truncate_dim: of an embedding model: write the first numbers of each vector, so many; default: all.
+        int8: multiply in 8 bits, if a short measurement shows that this processor is faster with it.
+        truncate_dim: for embedding models: write only the first TRUNCATE_DIM numbers of each vector. Default: all.
     """
     path = STANDARD_INPUT if input is None else input
     if input is not None and not input.exists():
@@ -113,7 +116,7 @@ def predict(
     with _writing(out) as stream:
         writer = Writer("tsv" if written == "txt" else written, str(path))
         silent = (total is not None and total < PROGRESS_FROM) or (out is None and sys.stdout.isatty())
-        delay = 60 if total is None else 0  # seconds: nobody knows how long a pipe is
+        delay = 60 if total is None else 0  # seconds before the bar appears; the length of a pipe is unknown
         with tqdm(total=total, desc="predict", unit="row", disable=silent, delay=delay) as bar:
             count = 0
             for predicted in predict_rows(predictor, chunks, str(path), unanswerable, threshold or THRESHOLD):
@@ -136,14 +139,14 @@ def _read(input: Path | None) -> Iterator[bytes]:
         raise InputError("standard input is closed: give --input FILE")
     if sys.stdin.isatty():
         print("note: reading texts from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
-    # a stream of its own: the interpreter, when it ends, waits for whoever reads from sys.stdin
+    # a separate stream: at its end, the interpreter waits for a thread that reads from sys.stdin
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as lines:
         yield from lines
 
 
 @contextlib.contextmanager
 def _writing(out: Path | None) -> Iterator[BinaryIO]:
-    """The stream of `out`, which exists once all is written; or standard output, which a reader may close early."""
+    """A stream to `out`, which appears when all is written; or standard output, which a reader may close early."""
     if out is not None:
         part = out.with_name(out.name + ".part")
         with part.open("wb") as stream:
@@ -153,5 +156,5 @@ def _writing(out: Path | None) -> Iterator[BinaryIO]:
     try:
         yield sys.stdout.buffer
     except BrokenPipeError:
-        # the interpreter, when it ends, writes what is left
+        # at its end, the interpreter flushes the rest into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Compiled programs, kept between commands."""
+"""JAX's compilation cache, kept between commands."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from tinybert_jax.cache import TITLE, cache_folder
 from tinybert_jax.devices.processor import instructions
 from tinybert_jax.errors import InputError
 
-MOST_BYTES = 2_000_000_000  # programs that were not used for longest make room
+MOST_BYTES = 2_000_000_000  # beyond it, the least recently used programs are removed
 
 
 def keep_programs() -> None:
-    """Let JAX keep what it compiles in the cache folder, where a resumed run and the next command find it.
+    """Let JAX keep compiled programs in the cache folder, where a resumed run and the next command find them.
 
-    It must come before JAX is imported, which makes the folder when it first compiles; the next command writes the
-    title. An entry is of one jaxlib and one kind of processor. The environment may name another folder, or none, by
-    `JAX_COMPILATION_CACHE_DIR`. Nothing is kept where the folder cannot be written.
+    Call it before JAX is imported, which makes the folder when it first compiles; the next command writes its title.
+    There is one folder for each jaxlib version and kind of processor. The environment variable
+    `JAX_COMPILATION_CACHE_DIR` names another folder; if it is empty, nothing is kept. Nothing is kept if the folder
+    cannot be written.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

@@ -13,18 +13,20 @@ RunNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metava
 
 
 def report(runs: RunNames, /, out: Path | None = None, measure: bool = True) -> None:
-    """Write what finished runs gave and lost as one page: report.html, which needs no network, and report.md.
+    """Compare finished runs with their teacher on one page: report.html, which needs no network, and report.md.
 
-    Teachers and students are run on the dev rows again: scores, size and speed, classes, calibration, the rows that
-    one has right and the other wrong, layers, training curves, and all settings. For example:
+    Teachers and students are run on the dev rows again. The page shows scores, size and speed, scores by class,
+    calibration, the rows that one model has right and the other wrong, similarity of layers, training curves, and all
+    settings. For example:
 
     tinybert report runs/tiny runs/labels-alone exported/teacher-int8
 
     Args:
-        runs: directories of tinybert distill, finetune or pretrain, of one task. Other models may stand beside them,
-            such as what tinybert compress or export wrote; they are scored on the first run's dev rows.
-        out: the directory of the two files, where older ones are replaced; default: that of the first run.
-        measure: time the models. It takes some seconds for each.
+        runs: directories that tinybert distill, finetune or pretrain wrote (their --out), all of one task. Other
+            models may be added, such as what tinybert compress or export wrote; they are scored on the first run's
+            dev rows.
+        out: directory for the two files; older ones are replaced. Default: the first run's directory.
+        measure: also time the models. This takes some seconds per model.
     """
     if not runs:
         raise InputError("no run is named: give the --out of tinybert distill, finetune or pretrain")

@@ -25,32 +25,32 @@ def shrink(
     resume: bool = False,
     report: bool = True,
 ) -> None:
-    """Find the smallest or fastest student that reaches an aim, and write it as ONNX in int8.
+    """Search for the student that meets one aim for quality, speed or size, and write it as ONNX in int8.
 
-    Students of several sizes, and the teacher pruned, are trained a little; the better half goes on with twice the
-    steps, and again. All are measured as they would be deployed: int8, in ONNX Runtime, one text at a time, in the
-    lengths of the dev rows. For example:
+    Give one of --keep, --max-ms and --max-mb. Students of several sizes, and the teacher pruned, are trained for a few
+    steps. The better half is trained with twice the steps, and half of these again. All are measured as they would be
+    deployed: in int8, in ONNX Runtime, one text at a time, with texts as long as the dev rows. For example:
 
     tinybert shrink --teacher runs/teacher/student --task classification --train reviews.csv --dev-share 0.1 \\
         --keep 97% --out runs/small
 
     Args:
-        teacher: a model fine-tuned on the task: Hugging Face directory or hub id.
-        task: a row of the task table.
-        source: where the rows are; the dev rows score.
-        out: directory of the search. OUT/export is the ONNX model, OUT/student what it was made from, and OUT/pick.py
-            its experiment, which `tinybert run OUT/pick.py --seed 1` repeats with another seed.
-        keep: the aim: the fastest model that keeps so much of the teacher's score, as 97% or 0.97.
-        max_ms: the aim: the best model that takes at most so many milliseconds for a text, on this machine.
-        max_mb: the aim: the best model of at most so many megabytes.
-        budget: about how long the training may take, besides compilation and scoring, as 2h or 45m; default: 100, 200
-            and 400 steps of the layers' stage, and half as many of predictions.
+        teacher: Hugging Face directory or hub id of a model that was fine-tuned on the task.
+        task: the task.
+        source: where the rows are. The dev rows score the candidates.
+        out: directory of the search. OUT/export will be the ONNX model, OUT/student the model it was exported from,
+            and OUT/pick.py its experiment file: `tinybert run OUT/pick.py --seed 1` trains it again with another seed.
+        keep: aim: the fastest model that keeps this share of the teacher's score, such as 97% or 0.97.
+        max_ms: aim: the best model that takes at most this many milliseconds per text on this machine.
+        max_mb: aim: the best model of at most this many megabytes.
+        budget: roughly how long the training may take, such as 2h or 45m, not counting compilation and scoring.
+            Default: 100, then 200, then 400 steps on layers and half as many on predictions, however long they take.
         batch_size: rows per step.
-        max_length: tokens per row; longer rows are cut; default: the length that the teacher was trained with.
-        seed: decides initial values, dropout and the order of the rows.
+        max_length: tokens per row; longer rows are truncated. Default: the length that the teacher was trained with.
+        seed: seed for initial values, dropout and the order of the rows.
         resume: continue the search in --out.
-        report: write report.html and report.md at the end, as `tinybert report` does, of all that was trained, and of
-            the pick in int8.
+        report: write report.html and report.md at the end, as `tinybert report` does, about all trained models and the
+            chosen one in int8.
     """
     from tinybert_jax.shrink.aim import Aim, parse_share
     from tinybert_jax.shrink.plan import described, parse_time

@@ -19,21 +19,21 @@ def students(
     max_length: int = 128,
     measure: bool = False,
 ) -> None:
-    """List students by what they compute: parameters, megabytes, multiply-adds, and shares of the teacher's.
+    """List the parameters, megabytes and multiply-adds of students before training, also as shares of the teacher's.
 
-    Every size that `tinybert distill --student` takes can be asked for. For example:
+    Use it to choose the --student of `tinybert distill`. For example:
 
     tinybert students --teacher runs/teacher/student --student 3x192 6x256 --measure
 
     Args:
-        student: presets or sizes as in `tinybert distill`; default: the presets and a range of sizes.
-        teacher: a Hugging Face directory or hub id, whose vocabulary and proportions the students take; default:
+        student: presets or sizes, as in `tinybert distill`. Default: the presets and a range of sizes.
+        teacher: Hugging Face directory or hub id. The students take its vocabulary and its proportions. Default:
             BERT_BASE.
-        vocabulary_size: rows of the students' word table, for example after `tinybert compress --vocabulary`; default:
-            the teacher's.
-        max_length: tokens of a text.
-        measure: also time each model on this machine, with random parameters: a text alone, and each of 32 together.
-            It takes some seconds for each.
+        vocabulary_size: number of pieces in the students' vocabulary, for example after `tinybert compress
+            --vocabulary`. Default: the teacher's.
+        max_length: tokens per text, for multiply-adds and times.
+        measure: also time each model on this machine, with random parameters: one text, and per text in a batch of 32.
+            This takes some seconds per model.
     """
     if vocabulary_size is not None and vocabulary_size < 1:
         raise InputError(f"--vocabulary-size {vocabulary_size}: give a number of at least 1")

@@ -41,19 +41,20 @@ def finetune(
     learning_rate: float | None = None,
     evaluate_every: int | None = None,
 ) -> None:
-    """Train a BERT on a task's labels, for example to make a teacher.
+    """Fine-tune a BERT on a task's labels, for example to make a teacher.
 
     Args:
-        model: a Hugging Face directory or hub id.
-        task: a row of the task table.
+        model: Hugging Face directory or hub id to start from.
+        task: the task.
         source: where the rows are.
-        run: options of every training run.
-        devices: options of every training run.
-        epochs: passes over the training rows; default: 3, and at least 200 steps.
-        max_steps: length of the training in steps, in place of `epochs`.
-        learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0;
-            default: 3e-5.
-        evaluate_every: steps between evaluations; default: an epoch, and at most 20 times. The best state is kept.
+        run: settings of the run.
+        devices: devices and processes.
+        epochs: passes over the training rows. Default: 3, or 200 steps if that is more.
+        max_steps: length of the training in steps, instead of --epochs.
+        learning_rate: peak learning rate. It rises linearly over the first 10 % of the steps, then falls linearly to
+            0. Default: 3e-5.
+        evaluate_every: steps between evaluations on the dev rows. The best checkpoint is kept. Default: one epoch, or
+            a twentieth of all steps if that is more.
     """
     stage = Stage(
         WORDS[get_task(task).kind.supervised_by](),
@@ -103,69 +104,80 @@ def distill(
 ) -> None:
     """Distil a fine-tuned BERT into a small student: first its layers, then its predictions.
 
+    For example:
+
+    tinybert distill --teacher runs/teacher/student --student 4x312 --task sst2 --data SST-2 --out runs/tiny
+
     Args:
-        teacher: a model fine-tuned on the task, of a family in docs/training.md: Hugging Face directory or hub id; or
-            an exported model, such as an ONNX file; or predictions of anything, a .jsonl, .tsv, .csv or .parquet file
-            (docs/llm-labels.md). Several of them teach together, by the mean of their outputs.
-        student: tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d; or a size, LAYERSxWIDTH as 6x384, also with the
-            feed-forward width (6x384x1536; default: in the teacher's proportion) and the heads (6x384x1536x12;
-            default: the teacher's where they divide the width, else fewer of nearly their width); or a directory to
-            start from, which comes first if it has a size's name.
-        task: a row of the task table.
+        teacher: one teacher, or several whose outputs are averaged. A teacher is a model that was fine-tuned on the
+            task (Hugging Face directory or hub id, of a family in docs/training.md); an exported model, such as an
+            ONNX file; or a file of predictions, .jsonl, .tsv, .csv or .parquet (docs/llm-labels.md).
+        student: a preset (tinybert-4l-312d, tinybert-6l-768d, tinybert-3l-192d); a size LAYERSxWIDTH, such as 6x384;
+            or a model directory or hub id to start from. A size may go on with the feed-forward width (6x384x1536;
+            default: the teacher's proportion) and the number of heads (6x384x1536x12; default: the teacher's if it
+            divides the width, else fewer of about the same width). A directory whose name is a size is taken as a
+            directory.
+        task: the task.
         source: where the rows are.
-        run: options of every training run.
-        devices: options of every training run.
-        methods: as in `tinybert compress`, but what is left learns on. --student is a directory, for --prune a
-            fine-tuned one such as the teacher's own. They act before the first stage, --gradual and movement in it.
-        one_by_one: go through all stages after each method, instead of once after all of them.
-        stage: both: layers ("transformer"), then predictions; or one of them; or another method in their place, for as
-            many steps as --prediction-epochs or --prediction-steps say: patient: PKD, outputs, labels and the states
-            of [CLS] together, for a student of the teacher's width; supervised: the labels alone, the baseline.
-        preset: default: the paper's losses, padding left out; paper: padding included; official: the arithmetic and
-            optimizer of the authors' code, but with BERT's own head, where theirs has a ReLU and no dropout.
-        teacher_weights: a weight for each of several teachers; default: equal weights.
-        teacher_average: what the mean of several teachers is of.
-        layer_teacher: which of several teachers teaches its layers; default: the first that is a model.
-        layer_map: the teacher layers that teach; a list names one for each student layer, counted from 1.
-        start: the first values of a student that is given by preset or size. random; copy: the mapped layers of a
-            teacher with the same widths; spectral: the teacher projected onto the principal components of its hidden
-            states; auto: with preset default, copy if all widths agree, spectral if the student has the teacher's
-            heads and is narrower, else random. With the presets paper and official, and if no stage learns from the
-            teacher, auto is random.
-        augmented: a directory that `tinybert augment` wrote for these rows; both stages also train on its variants.
-        transformer_epochs: epochs of the first stage; default: the task's, and no fewer steps than the recipe's.
-        transformer_steps: length of the first stage in steps, in place of its epochs.
-        transformer_learning_rate: learning rate of the first stage, which is constant; default: the recipe's
+        run: settings of the run.
+        devices: devices and processes.
+        methods: compression methods, in the order of this list. --student must be a directory, and for --prune a
+            fine-tuned model, such as the teacher. The methods are applied before the first stage, --gradual and
+            movement during it; then the compressed model is trained.
+        one_by_one: with several compression methods: run all stages after each method, instead of once after all.
+        stage: both: first transformer, then prediction. transformer: match embeddings, attention and hidden states;
+            prediction: match the outputs; patient: PKD, match outputs, labels and states of [CLS], for a student as
+            wide as the teacher; supervised: learn from labels alone, as a baseline. The --prediction-... options set
+            the length and the learning rate of the last three.
+        preset: details of the losses and the optimizer. default: the paper's losses, without padding; paper: padding
+            is included; official: as in the authors' code, except that BERT's classifier is kept (docs/training.md).
+        teacher_weights: with several teachers: one weight for each. Default: equal weights.
+        teacher_average: with several teachers: whether to average their probabilities or their logits.
+        layer_teacher: with several teachers: the one whose layers are learnt. Default: the first that is a model.
+        layer_map: which teacher layers the student learns from. uniform: evenly spaced; top: the last ones; bottom:
+            the first ones; or a list with one teacher layer for each student layer, counted from 1.
+        start: initial values of a --student that is a preset or a size. random; copy: the mapped teacher layers, if
+            all widths agree; spectral: the teacher projected onto the principal components of its hidden states, if
+            the student is narrower and has as many heads; auto: the first of copy, spectral and random that is
+            possible, but random with presets paper and official and if no stage learns from the teacher.
+        augmented: a directory that `tinybert augment` wrote for these rows. All stages also train on its variants.
+        transformer_epochs: epochs of the transformer stage. Default: the task's, or the recipe's least number of
+            steps if that is more (docs/recipes.md).
+        transformer_steps: length of the transformer stage in steps, instead of --transformer-epochs.
+        transformer_learning_rate: learning rate of the transformer stage. It is constant. Default: the recipe's
             (docs/recipes.md).
-        prediction_epochs: epochs of the second stage; default: the task's, and no fewer steps than the recipe's.
-        prediction_steps: length of the second stage in steps, in place of its epochs.
-        prediction_learning_rate: peak of the learning rate in the second stage, which rises linearly over the first
-            10 % of the steps and falls to 0; default: the recipe's.
-        temperature: divides both sides' logits in the second stage. A number, or one that moves over the stage's
-            steps: 4:1 in a straight line, 4:1:cosine slowly at both ends. Default: 1; of patient 10.
-        hard_weight: weight of the true labels in the second stage, beside the teacher's outputs; likewise. Default: 0;
-            of patient 0.5.
-        soft_weight: weight of the teacher's outputs in the second stage; likewise. Default: 1; of patient 0.5.
-        patience_weight: weight of the states of [CLS] in patient; likewise. Default: 100.
-        temperature_squared: multiply the term of the teacher's outputs by temperature**2, so that a temperature
-            changes its form and not its weight; default: with preset default, and not with paper and official.
-        embedding_loss: of task embedding, in the second stage. mse, the default: the error of the vectors; cosine: of
-            their directions; similarity: of the cosines between the texts of a batch.
-        embedding_width: of task embedding: project the teacher's vectors on so many of their principal directions, and
-            learn these shorter ones; default: learn them as they are.
-        matryoshka_dims: of task embedding, with --embedding-loss similarity: vectors that can be cut, as 128 64: their
-            first 128 and 64 numbers learn the cosines of whole vectors too.
-        ranking_loss: of task ranking, in the second stage. margin_mse, the default: the error of the margins of a
-            relevant passage over the others of its query; listwise: of the distributions over all of them.
-        candidates: of task ranking, in the second stage: the most passages of a query that are compared at once, which
-            are one row of a batch; default: 8.
-        evaluate_every: steps between evaluations in the second stage; default: an epoch, and at most 20 times. The
-            best state is kept.
-        teacher_cache_gb: disk space, in GB, for the teacher's outputs (logits, hidden states, queries and keys). If
-            they fit, a stage of several epochs computes them once; 0: the teacher runs in every step. With preset
-            default, all but the logits are kept in bfloat16.
-        report: write report.html and report.md at the end, as `tinybert report` does, which runs teacher and student
-            on the dev rows again.
+        prediction_epochs: epochs of the other stages. Default: the task's, or the recipe's least number of steps if
+            that is more.
+        prediction_steps: length of the other stages in steps, instead of --prediction-epochs.
+        prediction_learning_rate: peak learning rate of the other stages. It rises linearly over the first 10 % of the
+            steps, then falls linearly to 0. Default: the recipe's.
+        temperature: number that divides the logits of teacher and student in the soft loss. It may change during the
+            stage: 4:1 goes from 4 to 1 linearly, 4:1:cosine along half a cosine. Default: 1; 10 in patient.
+        hard_weight: weight of the loss against the labels. It may change during the stage, as --temperature. Default:
+            0; 0.5 in patient.
+        soft_weight: weight of the loss against the teacher's outputs. It may change likewise. Default: 1; 0.5 in
+            patient.
+        patience_weight: weight of the loss of [CLS] states in --stage patient. It may change likewise. Default: 100.
+        temperature_squared: multiply the soft loss by temperature**2, so that a higher temperature does not lower its
+            weight. Default: True with preset default, False with paper and official.
+        embedding_loss: for tasks embedding and retrieval: what of the vectors is compared. mse: the numbers; cosine:
+            the directions; similarity: the cosines between the texts of a batch, also for vectors of different
+            widths. Default: mse.
+        embedding_width: for tasks embedding and retrieval: make vectors of this width. The student learns the
+            teacher's vectors projected onto that many principal directions. Default: the teacher's width.
+        matryoshka_dims: with --embedding-loss similarity: lengths to which vectors can be truncated later, such as 128
+            64. The first 128 and the first 64 numbers then learn the cosines too. Default: none.
+        ranking_loss: for task ranking. margin_mse: the score margins of a relevant passage over the others of its
+            query; listwise: the softmax over a query's passages at --temperature. Default: margin_mse.
+        candidates: for task ranking: largest number of passages of a query that are compared at once. They are one
+            row of a batch. Default: 8.
+        evaluate_every: steps between evaluations on the dev rows, in all stages except transformer. The best
+            checkpoint is kept. Default: one epoch, or a twentieth of the stage if that is more.
+        teacher_cache_gb: disk space for teacher outputs (logits, hidden states, queries and keys), in GB. If they fit,
+            a stage of more than one epoch computes them once; if not, or with 0, the teacher runs in every step. With
+            preset default, all except logits are stored in bfloat16.
+        report: write report.html and report.md at the end, as `tinybert report` does. Teacher and student are run on
+            the dev rows again.
     """
     kinds = stage_kinds(stage, get_task(task))
     distils = any(kind.distils for kind in kinds)
@@ -269,35 +281,36 @@ def pretrain(
     processes: int = 1,
     teacher_cache_gb: float = 20.0,
 ) -> None:
-    """General distillation on raw text, from a BERT as pretrained; or masked-LM training of a BERT.
+    """Train on raw text: general distillation from a pretrained BERT, or masked-LM training.
 
-    The paper's recipe is --batch-size 256 and 3 epochs of Wikipedia at --max-length 128; --accumulation-steps computes
-    such a batch in parts. What the training will cost is printed before it starts.
+    The paper's recipe is 3 epochs of Wikipedia with --batch-size 256 and --max-length 128; --accumulation-steps
+    computes such a batch in parts. The expected cost is printed before training starts.
 
     Args:
-        corpus: text files (UTF-8, .gz too), or one directory of shards built from them.
-        run: options of every training run.
-        devices: options of every training run.
-        teacher: a BERT that was not fine-tuned: Hugging Face directory or hub id; masked_lm needs none, and that of
-            distilbert must have a masked-LM head.
-        student: a preset or a size as in `tinybert distill`, or a directory to start from, such as a model that is to
-            get a masked-LM head.
-        recipe: transformer: TinyBERT's general distillation: embeddings, attention and hidden states of the teacher;
-            distilbert: DistilBERT's: the teacher's predictions of masked words at temperature 2, the words themselves,
-            and the last hidden states. It keeps the teacher's width, and makes a student without token types.
-            masked_lm: predict masked words, without a teacher, which gives a model the head that `tinybert augment`
-            needs.
+        corpus: UTF-8 text files, also .gz, or one directory of shards that are built already.
+        run: settings of the run.
+        devices: devices and processes.
+        teacher: Hugging Face directory or hub id of a BERT that was pretrained but not fine-tuned. Recipe distilbert
+            needs one with a masked-LM head, recipe masked_lm needs none.
+        student: a preset or a size, as in `tinybert distill`, or a model directory or hub id to start from.
+        recipe: transformer: TinyBERT's general distillation, which matches embeddings, attention and hidden states;
+            distilbert: DistilBERT's, which matches the teacher's predictions of masked tokens at temperature 2 and its
+            last hidden states, and learns the masked tokens too, for a student of the teacher's width, without token
+            types; masked_lm: masked-LM training without a teacher, for example to give a model the head that `tinybert
+            augment` needs.
         preset: as in `tinybert distill`.
         layer_map: as in `tinybert distill`.
-        start: as in `tinybert distill`; the paper's general distillation starts at random.
+        start: as in `tinybert distill`. The paper's general distillation starts with random.
         epochs: passes over the corpus.
-        max_steps: length of the training in steps, in place of `epochs`.
-        learning_rate: peak of the learning rate, which rises linearly over the first 10 % of the steps and falls to 0.
-        masking_probability: share of the tokens that masked_lm and distilbert predict, at most 0.2; transformer masks
-            nothing.
-        one_document_per_line: each line is a document; default: blank lines separate documents.
-        pairs: sequences are pairs of text A and its continuation, or random text B, as in BERT's training.
-        short_sequence_probability: share of the sequences that are cut to a random shorter length.
+        max_steps: length of the training in steps, instead of --epochs.
+        learning_rate: peak learning rate. It rises linearly over the first 10 % of the steps, then falls linearly to
+            0.
+        masking_probability: share of the tokens that are masked and predicted in masked_lm and distilbert, at most
+            0.2. Recipe transformer masks nothing.
+        one_document_per_line: every line is a document. Default: blank lines separate documents.
+        pairs: make sequences of two texts, half of them A and its continuation B, half A and a random B, as in BERT's
+            pretraining. Default: one text.
+        short_sequence_probability: probability that a sequence is cut to a random shorter length.
         processes: number of processes that tokenise the text.
         teacher_cache_gb: as in `tinybert distill`.
     """
@@ -330,7 +343,7 @@ def pretrain(
 def _named_teacher(
     names: tuple[str, ...], weights: tuple[float, ...] | None, average: Average, layer_teacher: str | None
 ) -> str | Ensemble:
-    """The teacher that a command names: one, or several together."""
+    """The teacher that the command's options name: a single one or an ensemble."""
     if len(names) > 1:
         return Ensemble(names, weights, average, layer_teacher)
     if not names:
@@ -343,7 +356,7 @@ def _named_teacher(
 
 
 def _width(teachers: tuple[str, ...]) -> int | None:
-    """The hidden size of the first teacher that is a model; what cannot be read is refused later."""
+    """The hidden size of the first teacher that is a model, or None. Unreadable teachers are refused later."""
     from tinybert_jax.models.files.directory import load_config
     from tinybert_jax.models.files.hub import resolve
 
@@ -356,7 +369,7 @@ def _width(teachers: tuple[str, ...]) -> int | None:
 def _train(
     task: str, run: RunFlags, devices: Devices, note: str | None = None, with_page: bool = False, **described: Any
 ) -> None:
-    """Run the experiment that a command describes. The note is printed when everything is checked."""
+    """Run the experiment that a command's options describe. `note` is printed when everything is checked."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length

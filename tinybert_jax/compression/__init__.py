@@ -1,1 +1,1 @@
-"""What makes a model smaller beside distillation: methods that act at once, and methods that act in training."""
+"""Compression methods beside distillation: some change a model at once, others act during training."""

@@ -1,4 +1,4 @@
-"""What compression methods share: what they read of the training rows, and which models they refuse."""
+"""Functions that compression methods share: samples of training rows, and checks of models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROWS_AT_ONCE = 1000
 
 
 def check_dense(method: str, config: BertConfig) -> None:
-    """Refuse a model whose dense layers are factors already.
+    """Refuse a model whose dense layers are factorised.
 
     Raises:
-        InputError: says what comes first.
+        InputError: they are.
     """
     if config.ranks._replace(word_embeddings=0) != FULL_RANK:
         raise InputError(f"{method} cannot follow low rank: the dense layers are factors already")
@@ -28,7 +28,7 @@ def check_heads(method: str, config: BertConfig) -> None:
     """Refuse a model whose heads cannot be removed layer by layer.
 
     Raises:
-        InputError: its heads have biases that all layers share.
+        InputError: it has a relative position bias for each head, which all layers share.
     """
     if config.family.position_buckets:
         raise InputError(
@@ -38,20 +38,20 @@ def check_heads(method: str, config: BertConfig) -> None:
 
 
 def check_outputs(method: str, head: str) -> None:
-    """Refuse a head without outputs that labels teach, by whose losses the method measures what is important.
+    """Refuse a model without a task's head, because the method measures importance by the head's loss on labels.
 
     Raises:
-        InputError: names the head.
+        InputError: it has no such head.
     """
     if not HEADS[head].on_tasks or HEADS[head].losses is None:
         raise InputError(f"{method} needs a model with the head of a task, and this one has a {HEADS[head].title}")
 
 
 def check_whole(method: str, config: BertConfig) -> None:
-    """Refuse a model whose dense layers or word table are factors already, or are quantised.
+    """Refuse a model whose dense layers or word table are factorised or quantised.
 
     Raises:
-        InputError: says what comes first.
+        InputError: they are.
     """
     check_dense(method, config)
     if config.ranks != FULL_RANK:
@@ -61,13 +61,13 @@ def check_whole(method: str, config: BertConfig) -> None:
 
 
 def calibration_batches(examples: Examples, rows: int) -> list[Batch]:
-    """Batches of so many random rows, the same every time."""
+    """Batches of `rows` random rows, the same in every call."""
     steps = -(-min(rows, len(examples)) // BATCH_SIZE)
     return list(train_batches(examples, BATCH_SIZE, bucket_lengths(int(examples.lengths.max())), 0, 0, steps))
 
 
 def id_counts(examples: Examples, size: int) -> np.ndarray:
-    """How often each of `size` ids comes in all rows."""
+    """The number of occurrences of each of `size` ids in all rows, int64 [size]."""
     rows, length, counts = np.arange(len(examples)), int(examples.lengths.max()), np.zeros(size, np.int64)
     for first in range(0, len(rows), ROWS_AT_ONCE):
         batch = examples.batch(rows[first : first + ROWS_AT_ONCE], length, 0)

@@ -1,4 +1,4 @@
-"""Compress a fine-tuned model at once, without training, and score it after each method."""
+"""Compression of a fine-tuned model without training, with scores after each method."""
 
 from __future__ import annotations
 
@@ -44,20 +44,23 @@ def compress(
     max_length: int | None = None,
     pack: bool = False,
 ) -> list[Link]:
-    """Apply compression methods to a fine-tuned model, one after the other, and write the last result to a directory.
+    """Apply compression methods to a fine-tuned model, one after the other, and write the result to a directory.
 
     Args:
-        model: a Hugging Face directory or hub id, fine-tuned on the task.
+        model: Hugging Face directory or hub id of a model that was fine-tuned on the task.
         task: a row of the task table.
-        source: where the rows are: training rows measure what is important, dev rows score.
-        methods: settings, in their order.
-        out: the directory, new or empty. It holds the model and a model card with the chain.
-        max_length: tokens a row; default: what the model was trained with.
-        pack: write matrices with many zeros without them; only this library reads the file.
+        source: where the rows are. Training rows measure importance, dev rows score.
+        methods: settings, in the order in which they are applied.
+        out: a new or empty directory, for the model and a model card with the table of results.
+        max_length: tokens per row; default: the length that the model was trained with.
+        pack: store matrices with many zeros without the zeros. Only this package can read the file.
+
+    Returns:
+        The model's scores and size before the methods and after each.
 
     Raises:
-        InputError: the model or the rows cannot be read or do not fit, `out` is not empty, or a method cannot follow
-            what came before it.
+        InputError: the model or the rows cannot be read or do not fit, `out` is not empty, or a method is not possible
+            after another one.
     """
     out, row = Path(out), get_task(task)
     if trained := [settings.name for settings in methods if settings.min_steps]:
@@ -99,7 +102,7 @@ def compress(
         scores = _scores(settings.name, config, params, row.head, dev, length)
         note = "; ".join(filter(None, (note, method.note(config, params))))
         chain.append(link(settings.name, config, params, tokens, scores)._replace(note=note))
-    tokenizer.model_max_length = length  # of the texts that were measured
+    tokenizer.model_max_length = length  # that of the measured texts
     save_hf(out, config, params, tokenizer, packed=pack)
     if pack:
         sizes = ((out / PACKED_FILE).stat().st_size / 1e6, 4 * count_parameters(params) / 1e6)

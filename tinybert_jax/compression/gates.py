@@ -1,7 +1,7 @@
-"""Gates on attention heads and feed-forward units: how they act on parameters, what they cost, and which to keep open.
+"""Gates on attention heads and feed-forward units: their effect on parameters, their cost, and the choice among them.
 
-A gate is a number in [0, 1] on what a head or a unit gives. A closed one also takes away the weights that feed it, so
-that they are zeros which no gradient reaches.
+A gate is a number in [0, 1] that multiplies the output of a head or a unit. If it is 0 (closed), the weights that
+compute this output are set to zero too, so that they get no gradient.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Gates(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Multiply-adds of a head and of a unit."""
+    """Multiply-adds of one head and of one unit."""
 
     heads: float
     units: float
 
 
 class Rule(NamedTuple):
-    """What closes gates in training. Its state is a dict of float arrays, in which "gates" are those that are decided.
+    """A rule that closes gates in training. Its state is a dict of float arrays; "gates" are the decided gates.
 
-    init(gates) -> state: what it has beside "gates".
-    act(state, hyper, key) -> gates, share, penalty: the gates of a step, the share of the multiply-adds that they
-    leave or are expected to leave, and what is added to the loss. Without a key, nothing is random.
-    learn(state, gradients, hyper) -> state: by the gradients of the loss.
+    init(gates) -> state: the entries beside "gates".
+    act(state, hyper, key) -> gates, share, penalty: the gates of a step, the (expected) share of multiply-adds that
+    they leave, and a term that is added to the loss. Without a key, nothing is random.
+    learn(state, gradients, hyper) -> state: updates the state, from the gradients of the loss.
     """
 
     init: Callable[[Gates], dict[str, Any]]
@@ -49,17 +49,17 @@ class Rule(NamedTuple):
 
 
 def read_by_outputs(config: BertConfig, params: Params) -> Gates:
-    """1 for the heads and units that an output projection reads; 0 for the others, whose rows are zeros."""
+    """1 for heads and units that an output projection reads, 0 for those whose rows are zeros."""
     return Gates(*(jnp.asarray(read, jnp.float32) for read in heads_and_units_read(config, params)))
 
 
 def are_open(gates: Gates) -> Gates:
-    """1 where a gate lets anything through, else 0; no gradient."""
+    """1 for gates above 0, else 0, without gradient."""
     return jax.tree.map(lambda gate: jax.lax.stop_gradient(jnp.asarray(gate > 0, jnp.float32)), gates)
 
 
 def gated(params: Params, gates: Gates) -> Params:
-    """The parameters with the gates on the rows of the output projections, and without what feeds closed ones."""
+    """The parameters with gates on the rows of the output projections, and with zero inputs to closed gates."""
     params, mask = prune.masked(params, gates), are_open(gates)
     layer = params["encoder"]["encoder"]["layer"]
 
@@ -76,7 +76,7 @@ def gated(params: Params, gates: Gates) -> Params:
 
 
 def share_of(gates: Gates, cost: Cost) -> Array:
-    """The share of the multiply-adds of all heads and units that these have, each counted as much as its number.
+    """The share of the multiply-adds of all heads and units that gates leave. A gate counts by its value.
 
     >>> float(share_of(Gates(jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5]])), Cost(3.0, 1.0)))
     0.5
@@ -86,9 +86,10 @@ def share_of(gates: Gates, cost: Cost) -> Array:
 
 
 def choose(importance: Gates, gates: Gates, cost: Cost, share: Any) -> Gates:
-    """The gates of the largest total importance within a share of the multiply-adds, as 1, and the others as 0.
+    """The gates with the largest total importance within a share of the multiply-adds: 1 for them, 0 for the others.
 
-    It is what `prune.select` finds, but for rounding, and can be compiled. Closed gates stay closed.
+    The result is that of `prune.select`, except for rounding to multiples of units, and it can be compiled. Closed
+    gates stay closed.
     """
     values = [jnp.where(gate > 0, x, -1.0).ravel() for gate, x in zip(gates, importance, strict=True)]
     ranks, totals = [], []
@@ -97,7 +98,7 @@ def choose(importance: Gates, gates: Gates, cost: Cost, share: Any) -> Gates:
         ranks.append(jnp.argsort(order, stable=True))
         totals.append(jnp.append(0.0, jnp.cumsum(jnp.maximum(x[order], 0.0))))
     budget = share * sum(one * x.size for one, x in zip(cost, values, strict=True))
-    left = budget - cost.heads * jnp.arange(len(totals[0]))  # after so many heads, for units
+    left = budget - cost.heads * jnp.arange(len(totals[0]))  # for units, by the number of heads
     units = jnp.clip(jnp.floor(left / cost.units), 0, values[1].size).astype(jnp.int32)
     heads = jnp.argmax(jnp.where(left >= 0, totals[0] + totals[1][units], -1.0))
     chosen = [(rank < count) & (x >= 0) for rank, count, x in zip(ranks, (heads, units[heads]), values, strict=True)]

@@ -1,7 +1,7 @@
-"""Structured pruning in training: attention heads and feed-forward units are removed while a model learns.
+"""Structured pruning during training: attention heads and feed-forward units are removed while a model learns.
 
-A rule closes their gates in the first stage, until the share of multiply-adds is left. What is closed is zeros from
-then on, and is cut out of the model before it is written.
+A rule closes gates in the first stage, until the share of multiply-adds is left. Closed heads and units are zeros from
+then on, and are cut out of the model before it is saved.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from tinybert_jax.settings.stages import Hyper
 
 EVERY = 20  # steps between changes of the gates
 DECAY = 0.9  # of the running mean of squared gradients
-TOLERANCE = 1e-5  # of the share that is reached: sums are in float32
+TOLERANCE = 1e-5  # for the share, because sums are in float32
 
 
 def build(settings: GradualPrune) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     sizes = functools.partial(check_sizes, settings.name)
     return Method(check=sizes, apply=check, wrap=functools.partial(wrap, settings), finish=finish)
 
 
 def check_sizes(method: str, config: BertConfig) -> None:
-    """Refuse a model whose dense layers are factors, or whose heads cannot be removed.
+    """Refuse a model whose dense layers are factorised, or whose heads cannot be removed.
 
     Raises:
         InputError: as `check_dense` and `check_heads`.
@@ -50,10 +50,10 @@ def check_sizes(method: str, config: BertConfig) -> None:
 
 
 def check(config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
-    """The model as it is.
+    """Refuse a model that is pruned already. Returns the model unchanged.
 
     Raises:
-        InputError: it has layers of unlike sizes, which are padded with zeros.
+        InputError: it has layers of different sizes, padded with zeros.
     """
     if not all(read.all() for read in heads_and_units_read(config, params)):
         raise InputError("pruning in training needs a whole model, and this one is pruned already: use --prune alone")
@@ -61,10 +61,10 @@ def check(config: BertConfig, params: Params, examples: Examples) -> tuple[BertC
 
 
 def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examples: Examples) -> Objective:
-    """The objective of a stage with gates, which close until the share of multiply-adds is left.
+    """The objective with gates, which close until the share of multiply-adds is left.
 
-    A stage that begins with a model of that share leaves it as it is. So the first stage prunes, and the later ones
-    train what is left.
+    If a stage begins with a model that has reached the share, gates do not change. So the first stage prunes, and
+    later stages train the rest.
     """
     cost, name = Cost(*prune.costs(config, float(np.mean(examples.lengths)))), settings.name
     rule = RULES[settings.by](settings, cost)
@@ -106,13 +106,13 @@ def wrap(settings: GradualPrune, objective: Objective, config: BertConfig, examp
 
 
 def finish(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
-    """The model without the heads and units that are zeros, but for those that fill layers up to the largest."""
+    """The model without heads and units that are zeros, except those that pad layers to the largest one."""
     params = jax.tree.map(np.asarray, params)
     return prune.removed(config, params, prune.Kept(*heads_and_units_read(config, params)))
 
 
 def allowed_share(settings: GradualPrune, progress: Any) -> Any:
-    """The share of the multiply-adds that the cubic schedule leaves after that share of the steps.
+    """The share of multiply-adds that the cubic schedule leaves when the share `progress` of the steps is done.
 
     >>> settings = GradualPrune(macs=0.2, until=0.5)
     >>> [round(float(allowed_share(settings, progress)), 6) for progress in (0.0, 0.25, 0.5, 1.0)]
@@ -122,9 +122,9 @@ def allowed_share(settings: GradualPrune, progress: Any) -> Any:
 
 
 def fisher(settings: GradualPrune, cost: Cost) -> Rule:
-    """Those of the least importance are closed by a schedule, and stay closed.
+    """The rule that closes the least important gates on a schedule. Closed gates stay closed.
 
-    Importance is the running mean of the squared gradient of a gate, by the loss of the stage on a batch.
+    Importance is the running mean of the squared gradient of the stage's loss on a batch with respect to a gate.
     """
 
     def init(gates: Gates) -> dict[str, Any]:

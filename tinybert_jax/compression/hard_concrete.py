@@ -1,7 +1,7 @@
-"""L0 regularisation by hard-concrete gates, whose expected share of open ones is held to a target.
+"""L0 regularisation with hard-concrete gates. A Lagrangian keeps the expected share of open gates at a target.
 
-Sources: Louizos et al., arXiv 1712.01312 (the gates), Xia et al., arXiv 2204.00408 (CoFi: the Lagrangian, and what the
-gates are in the end).
+Sources: Louizos et al., arXiv 1712.01312 (the gates); Xia et al., arXiv 2204.00408 (CoFi: the Lagrangian, and the
+final values of the gates).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tinybert_jax.settings.compression import GradualPrune
 from tinybert_jax.settings.stages import Hyper
 
 TEMPERATURE = 2 / 3
-LOW, HIGH = -0.1, 1.1  # what a sigmoid is stretched to, before it is cut off at 0 and 1
-AT_START, LIMIT = 2.5, 4.6  # of the logits
-SOFTNESS = 0.8  # of the gates in the end
+LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this range, then clipped to [0, 1]
+AT_START, LIMIT = 2.5, 4.6  # initial value and largest absolute value of logits
+SOFTNESS = 0.8  # factor on the logits in the final values of gates
 ANNEALED = 0.5  # share of the steps in which the target falls
-# Rates are of a whole stage, so that a short one goes as far as a long one
-TRAVEL = 20.0  # by which a logit can move
-ASCENT = 1000.0  # by which a multiplier grows for a gap of 1
-MULTIPLIERS = (0.0, 100.0)  # at the start; without the second, the share swings about the target
+# Rates are for a whole stage, so that short and long stages have the same effect.
+TRAVEL = 20.0  # the largest way of a logit
+ASCENT = 1000.0  # the growth of a multiplier for a gap of 1
+MULTIPLIERS = (0.0, 100.0)  # initial values; without the second one, the share oscillates around the target
 
 
 def sample(logits: Array, key: PRNGKeyArray) -> Array:
-    """Random gates in [0, 1]. The logits have a gradient where a gate is neither 0 nor 1."""
+    """Random gates in [0, 1]. A logit has a gradient if its gate is neither 0 nor 1."""
     noise = jax.random.logistic(key, logits.shape)
     return jnp.clip(jax.nn.sigmoid((noise + logits) / TEMPERATURE) * (HIGH - LOW) + LOW, 0.0, 1.0)
 
@@ -40,14 +40,14 @@ def chance(logits: Array) -> Array:
 
 
 def fixed(logits: Array) -> Array:
-    """What an open gate is in the end."""
+    """The final value of an open gate."""
     return jax.nn.sigmoid(logits * SOFTNESS / TEMPERATURE)
 
 
 def rule(settings: GradualPrune, cost: Cost) -> Rule:
-    """The chances are trained with the loss and a Lagrangian, whose multipliers are trained, too.
+    """The rule that trains the gates' probabilities to be open, by the loss and a Lagrangian with trained multipliers.
 
-    At `until`, those with the largest chances are decided to be open, as many as the share allows.
+    At `until`, the gates with the largest probabilities are decided to be open, as many as the share allows.
     """
 
     def target(progress: Any) -> Any:
@@ -72,9 +72,9 @@ def rule(settings: GradualPrune, cost: Cost) -> Rule:
         return gates, share, state["multipliers"][0] * gap + state["multipliers"][1] * jnp.square(gap)
 
     def learn(state: Any, gradients: Any, hyper: Hyper) -> Any:
-        """Adam on the logits, gradient ascent on the multipliers; and, in the end, a decision."""
+        """Adam on the logits and gradient ascent on the multipliers; from `until` on, the decision."""
         steps, progress = state["steps"] + 1, hyper.progress
-        of_step = progress / jnp.maximum(state["steps"], 1.0)  # a step's share of all; 0 for the first
+        of_step = progress / jnp.maximum(state["steps"], 1.0)  # one step's share of all steps; 0 in the first step
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state["mean"], gradients["logits"])
         square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, state["square"], gradients["logits"])
 

@@ -25,38 +25,39 @@ from tinybert_jax.models.parameters import resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import LowRank
 
-RIDGE = 1e-6  # of the inputs' second moments, relative to their mean
-MULTIPLE = 8  # that large ranks are rounded down to
+RIDGE = 1e-6  # added to the inputs' second moments, relative to their mean
+MULTIPLE = 8  # large ranks are rounded down to a multiple of this
 
 
 def build(settings: LowRank) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     return Method(apply=functools.partial(factorise, settings))
 
 
 def factorise(settings: LowRank, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
-    """Replace dense layers and the word table by factors of low rank.
+    """Replace dense layers and the word table by low-rank factors.
 
-    Every matrix of the layers keeps the same share. Ranks by marginal gain, over all matrices, were worse on SST-2.
+    Every matrix of the layers keeps the same share. Ranks chosen by marginal gain over all matrices were worse on
+    SST-2.
 
     Args:
         settings: the shares of the parameters that are left.
-        config: of the model.
-        params: of the model.
-        examples: training rows, whose tokens the layers' inputs are measured on.
+        config: the model's config.
+        params: the model's parameters.
+        examples: training rows, on which the inputs of the layers are measured.
 
     Returns:
-        The model with `ranks`.
+        The model, with `ranks` in its config.
 
     Raises:
-        InputError: the model has factors already, or multiplies in int8.
+        InputError: the model is factorised already, or quantised.
     """
     check_whole("low rank", config)
     model = jax.tree.map(np.asarray, params)
     ranks: dict[str, int] = {}
     if settings.words is not None:
         table = model["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-        counts = id_counts(examples, len(table))  # which has more rows than words where devices share them
+        counts = id_counts(examples, len(table))  # the table may be padded beyond the vocabulary
         ranks["word_embeddings"], model = _factorise_words(settings.words, model, counts)
     if settings.dense is not None:
         of_dense, layer = _factorise_dense(settings, config, params, examples)
@@ -67,7 +68,7 @@ def factorise(settings: LowRank, config: BertConfig, params: Params, examples: E
 
 
 def _with_low_rank_words(config: BertConfig, params: Params) -> str:
-    """The `model_type` with which a class of `transformers` has a word table of low rank; where none has, the same."""
+    """The `model_type` whose class in `transformers` has a word table of low rank; the same if there is none."""
     model_type = config.family.low_rank_words
     if model_type is None or not config.loads_in_transformers:
         return config.model_type
@@ -76,7 +77,7 @@ def _with_low_rank_words(config: BertConfig, params: Params) -> str:
 
 
 def _factorise_words(share: float, params: Params, counts: np.ndarray) -> tuple[int, Params]:
-    """The rank, and the parameters with the word table as a product; frequent words count more."""
+    """The rank, and the parameters with a factorised word table. Frequent words get a higher weight."""
     embeddings = params["encoder"]["embeddings"]
     table = np.asarray(embeddings["word_embeddings"]["embedding"], np.float64)
     rank = max(1, int(share * table.size / sum(table.shape)))
@@ -96,7 +97,7 @@ def _factorise_words(share: float, params: Params, counts: np.ndarray) -> tuple[
 def _factorise_dense(
     settings: LowRank, config: BertConfig, params: Params, examples: Examples
 ) -> tuple[dict[str, int], Params]:
-    """The ranks by name of dense layer, and the stacked layers with factors."""
+    """The rank of each dense layer, by name, and the stacked layers with factors."""
     share = settings.dense
     assert share is not None
     moments = _moments(settings, config, params, examples)
@@ -115,13 +116,13 @@ def _factorise_dense(
 
 
 def _rank(share: float, shape: tuple[int, ...]) -> int:
-    """The rank at which factors have that share of a matrix's parameters; of large ones, a multiple of MULTIPLE."""
+    """The rank at which factors have that share of a matrix's parameters. Large ranks are multiples of MULTIPLE."""
     rank = share * np.prod(shape) / sum(shape)
     return max(1, int(rank) if rank < 4 * MULTIPLE else int(rank // MULTIPLE) * MULTIPLE)
 
 
 def _moments(settings: LowRank, config: BertConfig, params: Params, examples: Examples) -> dict[str, list[np.ndarray]]:
-    """The second moments [i, i] of the inputs of every dense layer, by name; of shared layers, their sums."""
+    """The second moments [i, i] of the inputs of every dense layer, by name, summed over layers that are shared."""
     alone, model = unshared(config, jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size)))
     sample = Sample.take(calibration_batches(examples, settings.rows))
     repeats = config.num_hidden_layers // config.layer_groups
@@ -137,7 +138,7 @@ def _moments(settings: LowRank, config: BertConfig, params: Params, examples: Ex
 
 
 def _decompose(kernel: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The factors [i, rank] and [rank, o] that change the outputs least, for inputs of that second moment.
+    """The factors [i, rank] and [rank, o] that change the outputs least, for inputs with this second moment.
 
     Rows and columns of zeros, which pad a pruned layer, stay zeros.
     """
@@ -150,7 +151,7 @@ def _decompose(kernel: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.nd
         # E^1/2 V' whitens; its inverse is V E^-1/2
         u, s, v = np.linalg.svd(root[:, None] * (vectors.T @ kernel[np.ix_(rows, columns)]), full_matrices=False)
         count = min(rank, len(s))
-        # the rotation spreads the singular values over all ranks, so that int8 has no large ones beside small ones
+        # the rotation spreads the singular values over all ranks, so that int8 does not mix large and small values
         scale = np.sqrt(s[:count])[:, None] * scipy.fft.dct(np.eye(count), norm="ortho")
         down[rows, :count] = (vectors / root) @ u[:, :count] @ scale
         up[:count, columns] = scale.T @ v[:count]

@@ -17,16 +17,15 @@ def _unchanged(config: BertConfig, params: Params, examples: Examples) -> tuple[
 class Method(NamedTuple):
     """A compression method.
 
-    check(config): refuses a model by its sizes, before anything is computed.
-    apply(config, params, examples) -> config, params: what happens at once, before a stage. Parameters are numpy
-    arrays.
-    wrap(objective, config, examples) -> objective: what is trained. Masks and gates act in its `init`, `loss` and
-    `export`; what is carried and not trained is the entry "carried" of its trainable tree.
-    finish(config, params) -> config, params: what happens to the trained model before a later stage's methods, and
-    before it is written; None: nothing.
-    retokenize(config, params, tokenizer, examples) -> config, params, tokenizer: what changes the tokenizer too, after
-    which rows are tokenised again; None: it stays. Only `compress` can do that.
-    note(config, params) -> str: what to say of the result beside its scores and size; "" is nothing.
+    check(config): refuses a model by its config, before anything is computed.
+    apply(config, params, examples) -> config, params: changes the model before a stage. Parameters are numpy arrays.
+    wrap(objective, config, examples) -> objective: changes what is trained. Masks and gates act in `init`, `loss` and
+    `export` of the new objective; their state is in the entry "carried" of the trainable tree.
+    finish(config, params) -> config, params: changes the trained model before a later stage's methods, and before the
+    model is saved; None: no change.
+    retokenize(config, params, tokenizer, examples) -> config, params, tokenizer: changes the tokenizer too; then rows
+    are tokenised again. None: no change. Only `compress` supports this.
+    note(config, params) -> str: a note about the result beside its scores and size; "" for none.
     """
 
     check: Callable[[BertConfig], None] = lambda config: None

@@ -1,7 +1,8 @@
 """Movement pruning: single weights that training moves towards zero become zero, while a model learns.
 
-Source: Sanh et al., arXiv 2005.07683. A weight's score falls by the gradient of its mask, which is the gradient of the
-masked weight times the weight: straight through the choice. The highest scores of each matrix keep their weights.
+Source: Sanh et al., arXiv 2005.07683. In each step, a weight's score falls by the gradient of its mask, which is the
+gradient of the masked weight times the weight (straight-through). The weights with the highest scores of each matrix
+are kept.
 """
 
 from __future__ import annotations
@@ -25,29 +26,30 @@ from tinybert_jax.settings.compression import Movement
 from tinybert_jax.settings.stages import Hyper
 
 EVERY = 20  # steps between choices
-NEVER = -1e30  # the score of what is zero at the start, and stays so
-TOLERANCE = 1e-6  # of the share: it is in float32
+NEVER = -1e30  # the score of weights that are zero at the start, which stay zero
+TOLERANCE = 1e-6  # for the share, because it is in float32
 
 
 def build(settings: Movement) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     return Method(
         check=functools.partial(check_dense, settings.name), wrap=functools.partial(wrap, settings), note=note_zeros
     )
 
 
 def wrap(settings: Movement, objective: Objective, config: BertConfig, examples: Examples) -> Objective:
-    """The objective of a stage whose weights become zero, until the share of each matrix is.
+    """The objective with masks on weights, which become 0 until the share of each matrix is reached.
 
-    A stage that begins with that share keeps its zeros. So the first stage prunes, and the later ones train the rest.
+    If a stage begins with that share of zeros, masks do not change. So the first stage prunes, and later stages train
+    the rest.
     """
     name = settings.name
 
     def taken_apart(trainable: Params) -> tuple[Params, Any]:
-        """The trainable tree that the objective knows, with masked kernels; and the state."""
+        """The trainable tree of the objective, with masked kernels; and the state of this method."""
         known, state = take_carried(trainable, name)
         masks = traverse_util.flatten_dict(state["masks"])
-        # + 0.0, so that no -0.0 is written
+        # + 0.0 turns -0.0 into 0.0
         kernels = {path: kernel * masks[path] + 0.0 for path, kernel in kernels_of(known).items()}
         return with_kernels(known, kernels), state
 
@@ -91,7 +93,7 @@ def wrap(settings: Movement, objective: Objective, config: BertConfig, examples:
 
 
 def share_at(settings: Movement, progress: Any) -> Any:
-    """The share of the weights that is zero after that share of the steps.
+    """The share of weights that are zero when the share `progress` of the steps is done.
 
     >>> settings = Movement(share=0.8, until=0.5)
     >>> [round(float(share_at(settings, progress)), 6) for progress in (0.0, 0.25, 0.5, 1.0)]
@@ -101,7 +103,8 @@ def share_at(settings: Movement, progress: Any) -> Any:
 
 
 def _highest(scores: Float[Array, "l i o"], share: Any) -> Float[Array, "l i o"]:
-    """1 for the weights of each layer above those that a share removes; what equals the highest of these goes too."""
+    """1 for the weights of each layer that are kept when that share with the lowest scores is removed. Ties with the
+    highest removed score are removed too."""
     flat = jnp.sort(scores.reshape(len(scores), -1), axis=1)
     removed = jnp.ceil(share * flat.shape[1] - TOLERANCE).astype(jnp.int32)
     highest = jnp.take(flat, jnp.maximum(removed - 1, 0), axis=1)

@@ -3,8 +3,8 @@
 Sources: Kwon et al., arXiv 2204.09656 (masks, Fisher information, search); K-prune, arXiv 2308.03449 (the remaining
 weights are fitted to the whole model's outputs, layer by layer).
 
-Layers are stacked, so all are as wide as the widest: where a layer keeps less, it ends with zeros. Zeros stay zeros in
-training, because no gradient reaches them. The ONNX writer leaves them out.
+Layers are stacked, so all are as wide as the widest, and layers that keep less are padded with zeros. Zeros stay zeros
+in training, because they get no gradient. The ONNX writer leaves them out.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from tinybert_jax.models.parameters import heads_and_units_read, resize_vocabula
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.settings.compression import Prune
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean variance of the inputs; the best on held-out tokens is taken
-FEW_TOKENS = 100  # fewer are not fitted to
-HELD_OUT = 5  # every fifth part of the tokens
-UNITS = 8  # that a layer keeps are a multiple of it, where that is little of the whole
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean variance of the inputs; the best on held-out tokens is used
+FEW_TOKENS = 100  # with fewer tokens, nothing is fitted
+HELD_OUT = 5  # every fifth part of the tokens is held out
+UNITS = 8  # large layers keep a multiple of this number of units
 
 
 class Kept(NamedTuple):
-    """Which heads [l, h] and units [l, f] are left, as bool; or a number for each, as their importance."""
+    """An array [l, h] for heads and one [l, f] for units: bool, which are kept; or float, such as their importance."""
 
     heads: np.ndarray
     units: np.ndarray
 
 
 def build(settings: Prune) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     return Method(check=functools.partial(check_heads, settings.name), apply=functools.partial(prune, settings))
 
 
@@ -54,13 +54,13 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
 
     Args:
         settings: the share, and how it is reached.
-        config: of the model.
-        params: with a head that is trained on the labels of `examples`.
-        examples: training rows, with labels.
+        config: the model's config.
+        params: the model's parameters, with a head that is trained on the labels of `examples`.
+        examples: training rows with labels.
 
     Returns:
-        The smaller model: fewer heads of the same width (`head_dim`) and a smaller `intermediate_size`, which are
-        those of the largest layer.
+        The smaller model. It has fewer heads of the same width (`head_dim`) and a smaller `intermediate_size`, as many
+        as the largest layer keeps.
 
     Raises:
         InputError: the model has no head, no row has a label, or the model is factorised, quantised or shared.
@@ -76,7 +76,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     tokens = float(np.mean(examples.lengths))
     kept, cost = Kept(*heads_and_units_read(config, model)), costs(config, tokens)
     sizes = [one * mask.size for one, mask in zip(cost, kept, strict=True)]
-    # the share of all heads and units that there are; where layers are padded with zeros, not all
+    # the share of heads and units that are not padding
     there = float(np.average([mask.mean() for mask in kept], weights=sizes))
     gradients = _mask_gradients(config, head, head_losses(head, config))
     for round_ in range(1, settings.rounds + 1):
@@ -90,20 +90,20 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
 
 
 def costs(config: BertConfig, tokens: float) -> tuple[float, float]:
-    """Multiply-adds of a head and of a unit, on a row of that many tokens."""
+    """Multiply-adds of a head and of a unit, on a row of `tokens` tokens."""
     projections = 4 * tokens * config.hidden_size * config.attention_head_dim
     return projections + 2 * tokens**2 * config.attention_head_dim, 2 * tokens * config.hidden_size
 
 
 def select(importance: Kept, kept: Kept, cost: tuple[float, float], share: float, uniform: bool) -> Kept:
-    """The heads and units of the largest total importance within a share of the multiply-adds.
+    """The heads and units with the largest total importance within a share of the multiply-adds.
 
     Args:
-        importance: of every head and unit.
-        kept: those that may be chosen.
-        cost: of a head and of a unit.
-        share: of the cost of all heads and units, the removed ones included.
-        uniform: choose as many in every layer.
+        importance: the importance of every head and unit.
+        kept: which of them may be chosen.
+        cost: multiply-adds of a head and of a unit.
+        share: share of the cost of all heads and units, including removed ones.
+        uniform: choose the same number in every layer.
 
     >>> both = Kept(np.array([[4.0, 1.0], [3.0, 2.0]]), np.array([[1.0, 5.0], [6.0, 7.0]]))
     >>> every = Kept(np.ones((2, 2), bool), np.ones((2, 2), bool))
@@ -136,7 +136,7 @@ def select(importance: Kept, kept: Kept, cost: tuple[float, float], share: float
 
 
 def _rounded(kept: Kept, importance: Kept) -> Kept:
-    """The units of each layer brought to a multiple of UNITS, by the most important others or without the least."""
+    """Round the number of units of each layer to a multiple of UNITS: add the most important or drop the least."""
     width = kept.units.shape[1]
     if width < 32 * UNITS or width % UNITS:
         return kept
@@ -148,7 +148,7 @@ def _rounded(kept: Kept, importance: Kept) -> Kept:
 
 
 def _mask_gradients(config: BertConfig, head: str, loss_of: HeadLosses) -> Callable[[Params, Batch], Any]:
-    """The compiled `(params, batch) -> (gradients, labelled rows)` of masks on all heads and units, which are 1."""
+    """The compiled `(params, batch) -> (gradients of masks on all heads and units, number of labelled rows)`."""
     model: Any = HEADS[head].model(config)
     shape = config.num_hidden_layers, config.num_attention_heads
     ones = Kept(jnp.ones(shape), jnp.ones((shape[0], config.intermediate_size)))  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def _importance(gradients: Callable[[Params, Batch], Any], params: Params, batch
 
 
 def masked(params: Params, masks: Any) -> Params:
-    """The parameters with masks on the rows of the output projections: on what heads and units give."""
+    """The parameters with masks on the rows of the output projections, that is, on the outputs of heads and units."""
     layer = params["encoder"]["encoder"]["layer"]
     attention, output = layer["attention"], layer["output"]
     kernels = [attention["output"]["dense"]["kernel"], output["dense"]["kernel"]]
@@ -195,7 +195,7 @@ def _with_kernels(params: Params, attention_kernel: Any, output_kernel: Any) -> 
 
 
 def _repaired(config: BertConfig, params: Params, sample: Sample, kept: Kept, targets: list[Sums]) -> Params:
-    """Parameters whose output projections read only what is kept, and bring the sums nearest to the targets."""
+    """Parameters whose output projections read only kept heads and units, and are refitted to the target sums."""
     of_heads = np.repeat(kept.heads, config.attention_head_dim, axis=1)
 
     def fitted(site: Site) -> Params:
@@ -214,16 +214,16 @@ def _repaired(config: BertConfig, params: Params, sample: Sample, kept: Kept, ta
 
 
 def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel and bias that predict y [n, o] from x [n, i], by ridge regression towards those that there are.
+    """The kernel and bias that predict y [n, o] from x [n, i], by ridge regression towards the current ones.
 
-    The strength of the ridge is the best of RIDGES, or infinite, on held-out tokens.
+    The strength of the ridge is the one of RIDGES, or infinity, that is best on held-out tokens.
     """
     if not x.shape[1]:
         return kernel, y.mean(axis=0)
     if len(x) < FEW_TOKENS:
         return kernel, bias
-    parts = np.arange(len(x)) * 100 // len(x) % HELD_OUT == 0  # whole stretches of text
-    rest = y - x @ kernel  # that the kernel does not predict
+    parts = np.arange(len(x)) * 100 // len(x) % HELD_OUT == 0  # held-out tokens, in whole stretches of text
+    rest = y - x @ kernel  # the residual of the current kernel
 
     def solver(x: np.ndarray, rest: np.ndarray) -> Callable[[float], tuple[np.ndarray, np.ndarray]]:
         mean, rest_mean = x.mean(axis=0), rest.mean(axis=0)
@@ -251,7 +251,7 @@ def _fit(x: np.ndarray, y: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> 
 
 
 def removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig, Params]:
-    """The model without what is not kept; layers that keep fewer than the largest end with zeros."""
+    """The model with only the kept heads and units. Layers that keep fewer than the largest are padded with zeros."""
     width = config.attention_head_dim
     heads = max(1, int(kept.heads.sum(axis=1).max()))
     units = max(1, int(kept.units.sum(axis=1).max()))
@@ -260,7 +260,7 @@ def removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig,
     attention = layer["attention"]
 
     def gathered(leaf: np.ndarray, axis: int, mask: np.ndarray, size: int) -> np.ndarray:
-        """What each layer keeps on the axis, and zeros up to the size."""
+        """The kept entries of each layer on the axis, padded with zeros to `size`."""
         result = []
         for of_layer, mask_of_layer in zip(leaf, mask, strict=True):
             part = np.compress(mask_of_layer, of_layer, axis=axis)

@@ -1,4 +1,4 @@
-"""Quantization: a model whose dense layers multiply in int8, in training as after it."""
+"""Quantization: the model's dense layers multiply in int8, also in training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinybert_jax.settings.compression import Quantize
 
 
 def build(settings: Quantize) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     return Method(apply=functools.partial(quantize, settings))
 
 

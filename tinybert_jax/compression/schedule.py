@@ -1,4 +1,4 @@
-"""How fast a method acts while a stage trains."""
+"""The schedule of methods that act during a stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def cubic_fall(progress: Any, until: float) -> Any:
 
     Args:
         progress: the share of the steps that are done.
-        until: the share at which it is 0, and stays so.
+        until: the progress from which on it is 0.
 
     >>> [float(cubic_fall(progress, 0.5)) for progress in (0.0, 0.25, 0.5, 1.0)]
     [1.0, 0.125, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""Parameter sharing: groups of consecutive layers with the parameters of the first, or with a part of them."""
+"""Parameter sharing: in groups of consecutive layers, all take the parameters, or a part, of the first layer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tinybert_jax.models.parameters import unshared
 from tinybert_jax.objectives.objective import Objective, acting
 from tinybert_jax.settings.compression import Share, SharePart
 
-# by part, its names below "layer"
+# part -> its names below "layer"
 PARTS: dict[str, tuple[str, ...]] = {"attention": ("attention",), "feed_forward": ("intermediate", "output")}
 
 
 def build(settings: Share) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     return Method(check=functools.partial(check, settings), apply=functools.partial(share, settings))
 
 
 def build_part(settings: SharePart) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     checks = functools.partial(check_part, settings)
     return Method(check=checks, apply=functools.partial(share_part, settings), wrap=keep_shared, note=note_shared)
 
@@ -36,7 +36,7 @@ def check(settings: Share, config: BertConfig) -> None:
     """Refuse a model that cannot share its layers.
 
     Raises:
-        InputError: the number of groups does not divide that of layers, or the family has no shared form.
+        InputError: the number of groups does not divide the number of layers, or the family has no form with sharing.
     """
     _check_groups(settings.groups, config)
     if not config.family.shares_layers and config.family.shared is None:
@@ -47,7 +47,7 @@ def check_part(settings: SharePart, config: BertConfig) -> None:
     """Refuse a model that cannot share a part of its layers.
 
     Raises:
-        InputError: the number of groups does not divide that of layers, or the model shares whole layers.
+        InputError: the number of groups does not divide the number of layers, or the model shares whole layers.
     """
     _check_groups(settings.groups, config)
     if config.family.shares_layers:
@@ -62,7 +62,7 @@ def _check_groups(groups: int, config: BertConfig) -> None:
 def share_part(
     settings: SharePart, config: BertConfig, params: Params, examples: Examples
 ) -> tuple[BertConfig, Params]:
-    """The model whose groups of layers have the attention, or the feed-forward network, of their first layer.
+    """The model with the attention, or the feed-forward network, of the first layer in all layers of each group.
 
     Raises:
         InputError: as `check_part`.
@@ -76,7 +76,7 @@ def share_part(
 
 
 def keep_shared(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
-    """The objective of a student whose layers learn together wherever a stage finds their parameters equal."""
+    """The objective with parameters trained as one that are equal in several layers at the start of a stage."""
 
     def first(trainable: Params) -> Any:
         return jax.tree.map(_first_equal, _layer(trainable))
@@ -88,14 +88,14 @@ def keep_shared(objective: Objective, config: BertConfig, examples: Examples) ->
 
 
 def note_shared(config: BertConfig, params: Params) -> str:
-    """How many of the parameters are another layer's, and what that is good for."""
+    """A note about the number of shared parameters, and its use."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_layer(params))]
     repeated = sum(int((_first_equal(leaf) != np.arange(len(leaf))).sum()) * leaf[0].size for leaf in leaves)
     return f"{repeated / 1e6:.1f} M of the parameters are another layer's; smaller in ONNX, which stores them once"
 
 
 def _first_equal(leaf: Any) -> Any:
-    """For each layer the first layer that has the same values, int32 [l]."""
+    """For each layer, the index of the first layer with the same values, int32 [l]."""
     flat = leaf.reshape(len(leaf), -1)
     equal = (flat[:, None] == flat[None]).all(axis=2)
     return equal.argmax(axis=1).astype(np.int32)
@@ -111,9 +111,9 @@ def _with_layer(params: Params, layer: Params) -> Params:
 
 
 def share(settings: Share, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
-    """An ALBERT whose groups of layers have the parameters of their first layer.
+    """An ALBERT in which all layers of a group have the parameters of the group's first layer.
 
-    With as many groups as layers, it is the same function as the BERT.
+    With as many groups as layers, it computes the same function as the BERT.
 
     Raises:
         InputError: as `check`.
@@ -133,6 +133,6 @@ def share(settings: Share, config: BertConfig, params: Params, examples: Example
         config,
         model_type=config.family.shared or config.model_type,
         num_hidden_groups=settings.groups,
-        classifier_dropout=config.classifier_dropout_rate,  # ALBERT's default is another
+        classifier_dropout=config.classifier_dropout_rate,  # ALBERT has another default
     )
     return config, params | {"encoder": encoder | {"encoder": {"layer": layer}}}

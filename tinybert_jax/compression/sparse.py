@@ -1,7 +1,7 @@
-"""Pruning of single weights: a share of each dense matrix of the encoder, or N of each M consecutive inputs, is left.
+"""Pruning of single weights: a share of each dense matrix of the encoder, or all but N of each M consecutive inputs.
 
-Sources: SparseGPT, arXiv 2301.00774; Wanda, arXiv 2306.11695. Embeddings, LayerNorm, biases, pooler and heads stay.
-Weights that are zero already stay zero, and do not count towards the share.
+Sources: SparseGPT, arXiv 2301.00774; Wanda, arXiv 2306.11695. Embeddings, LayerNorm, biases, pooler and heads do not
+change. Weights that are already zero stay zero, and do not count towards the share.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tinybert_jax.models.sample import Sample
 from tinybert_jax.objectives.objective import Objective, acting
 from tinybert_jax.settings.compression import Sparse
 
-BLOCK = 128  # inputs among which SparseGPT chooses together
-DAMPING = 0.01  # of the mean diagonal of the second moments of inputs, added to it
-KERNELS = {name: (*path, "kernel") for name, path in DENSE.items()}  # below "layer"
+BLOCK = 128  # number of inputs among which SparseGPT chooses at once
+DAMPING = 0.01  # share of the mean diagonal of the inputs' second moments that is added to the diagonal
+KERNELS = {name: (*path, "kernel") for name, path in DENSE.items()}  # paths below "layer"
 
 
 def build(settings: Sparse) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
     return Method(apply=functools.partial(sparse, settings), wrap=keep_zeros, note=note_zeros)
 
 
 def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
-    """Make single weights of the encoder's dense layers zero.
+    """Set single weights of the encoder's dense layers to zero.
 
-    Layers come one after the other, so that each sees the inputs that the sparse layers before it give. Layers that
-    share parameters are measured in the whole model, all layers of a group together.
+    Layers are pruned one after the other, so the inputs of each come from sparse layers. Layers that share parameters
+    are measured in the whole model, all layers of a group together.
 
     Raises:
         InputError: M of the pattern N:M does not divide the inputs of a matrix, or the model is factorised or
@@ -80,12 +80,12 @@ def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examp
 
 
 def sparse_kernel(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """A kernel [i, o] with zeros.
+    """The kernel [i, o] after pruning of single weights.
 
     Args:
-        settings: how many, where, and by which criterion.
-        kernel: the weights, as they are.
-        moment: float64 [i, i]: the sum of x x' over inputs x. "magnitude" does not read it.
+        settings: share or pattern, and criterion.
+        kernel: the kernel before.
+        moment: float64 [i, i]: the sum of x x' over inputs x. "magnitude" does not use it.
 
     >>> kernel = np.array([[3.0, 0.1], [1.0, 2.0], [0.0, 5.0], [2.0, 0.2]], np.float32)
     >>> sparse_kernel(Sparse(pattern="2:4", criterion="magnitude"), kernel, np.eye(4)).T.tolist()
@@ -95,12 +95,12 @@ def sparse_kernel(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> n
 
 
 def _wanda(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Those of the smallest product with their input become zero, compared within each output."""
+    """Remove the weights with the smallest product of weight and input norm, compared within each output."""
     return _without_lowest(settings, kernel, np.abs(kernel) * np.sqrt(np.diag(moment))[:, None], _lowest)
 
 
 def _magnitude(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """The smallest become zero, compared within the matrix."""
+    """Remove the smallest weights, compared within the whole matrix."""
     return _without_lowest(settings, kernel, np.abs(kernel), _lowest_of_all)
 
 
@@ -121,7 +121,7 @@ def _moment(inputs: np.ndarray) -> np.ndarray:
 
 
 def _sparsegpt(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Inputs in their order: what is removed of one is made up for, as well as it can be, by those that follow."""
+    """Remove weights input by input. The weights of later inputs are adjusted to compensate for each removal."""
     free, weights = kernel != 0, kernel.astype(np.float64)
     hessian, size = 2.0 * moment, len(kernel)
     dead = np.diag(hessian) == 0  # inputs that are always 0
@@ -131,7 +131,7 @@ def _sparsegpt(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.n
     inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(hessian), np.eye(size))
     upper = scipy.linalg.cholesky((inverse + inverse.T) / 2)
     kept, group = settings.group
-    block = max(1, BLOCK // group) * group if group else BLOCK  # no group lies in two blocks
+    block = max(1, BLOCK // group) * group if group else BLOCK  # a group must not cross blocks
     for first in range(0, size, block):
         last = min(first + block, size)
         of_block, factor = weights[first:last], upper[first:last, first:last]
@@ -146,7 +146,7 @@ def _sparsegpt(settings: Sparse, kernel: np.ndarray, moment: np.ndarray) -> np.n
                 removed[here] |= _outside_pattern(scores, free[first:last][here], kept, group)
             errors[i] = np.where(removed[i], of_block[i], 0.0) / factor[i, i]
             of_block[i:] -= factor[i, i:, None] * errors[i]
-            of_block[i, removed[i]] = 0.0  # but for rounding, it is
+            of_block[i, removed[i]] = 0.0  # removes the rounding error
         weights[last:] -= upper[first:last, last:].T @ errors
     return weights.astype(np.float32)
 
@@ -159,7 +159,7 @@ CRITERIA: dict[str, Callable[[Sparse, np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _lowest(scores: np.ndarray, free: np.ndarray, share: float) -> np.ndarray:
-    """The share of the free entries of each column that score lowest, as bool."""
+    """A mask of the entries with the lowest scores: that share of the free entries of each column."""
     order = np.argsort(np.where(free, scores, np.inf), axis=0, kind="stable")
     removed = np.zeros(scores.shape, bool)
     counts = np.round(share * free.sum(axis=0))
@@ -168,12 +168,12 @@ def _lowest(scores: np.ndarray, free: np.ndarray, share: float) -> np.ndarray:
 
 
 def _lowest_of_all(scores: np.ndarray, free: np.ndarray, share: float) -> np.ndarray:
-    """As `_lowest`, of all columns together."""
+    """As `_lowest`, but over all columns together."""
     return _lowest(scores.reshape(-1, 1), free.reshape(-1, 1), share).reshape(scores.shape)
 
 
 def _outside_pattern(scores: np.ndarray, free: np.ndarray, kept: int, group: int) -> np.ndarray:
-    """All but the `kept` highest of each `group` consecutive entries of a column, as bool."""
+    """A mask of all entries except the `kept` highest of each `group` consecutive entries of a column."""
     grouped = np.where(free, scores, -1.0).reshape(-1, group, scores.shape[1])
     removed = np.zeros(grouped.shape, bool)
     np.put_along_axis(removed, np.argsort(grouped, axis=1, kind="stable")[:, : group - kept], True, axis=1)
@@ -181,20 +181,20 @@ def _outside_pattern(scores: np.ndarray, free: np.ndarray, kept: int, group: int
 
 
 def kernels_of(params: Params) -> dict[tuple[str, ...], Any]:
-    """The kernels of the dense layers, stacked, by their paths below "layer"."""
+    """The stacked kernels of the dense layers, by their paths below "layer"."""
     layer = traverse_util.flatten_dict(params["encoder"]["encoder"]["layer"])
     return {path: layer[path] for path in KERNELS.values()}
 
 
 def with_kernels(params: Params, kernels: Mapping[tuple[str, ...], Any]) -> Params:
-    """The parameters with other kernels in the places that `kernels_of` reads."""
+    """The parameters with these kernels in place of those of `kernels_of`."""
     encoder = params["encoder"]
     layer = traverse_util.unflatten_dict(traverse_util.flatten_dict(encoder["encoder"]["layer"]) | kernels)
     return params | {"encoder": encoder | {"encoder": encoder["encoder"] | {"layer": layer}}}
 
 
 def keep_zeros(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
-    """The objective of a student whose zeros, as each stage finds them, stay zeros."""
+    """The objective with zeros fixed: weights that are zero at the start of a stage stay zero."""
 
     def masks(trainable: Params) -> Any:
         flat = {path: (kernel != 0).astype(np.float32) for path, kernel in kernels_of(trainable).items()}
@@ -211,7 +211,7 @@ def keep_zeros(objective: Objective, config: BertConfig, examples: Examples) -> 
 
 
 def note_zeros(config: BertConfig, params: Params) -> str:
-    """How many of the weights are zero, and what that is good for."""
+    """A note about the share of zero weights, and its use."""
     kernels = [np.asarray(kernel) for kernel in kernels_of(params).values()]
     zeros = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / sum(kernel.size for kernel in kernels)
     return f"{zeros:.1%} of the weights of the encoder's dense layers are zero; smaller when packed, not faster"

@@ -1,4 +1,4 @@
-"""The table of compression methods: from the settings of a method to what it does."""
+"""The table of compression methods: from the settings of a method to its functions."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def build_method(settings: CompressionSettings) -> Method:
 
 
 def check_methods(methods: Sequence[CompressionSettings], config: BertConfig, head: str) -> None:
-    """Refuse methods that cannot act on a model, and those that would undo, or cannot read, what others made before.
+    """Refuse methods that are not possible on a model, or not after another method.
 
     Args:
-        methods: settings, in their order.
-        config: of the model.
-        head: the model's, a row of `models.heads.HEADS`.
+        methods: settings, in the order in which they are applied.
+        config: the model's config.
+        head: the model's head, a row of `models.heads.HEADS`.
 
     Raises:
-        InputError: as `Method.check` and `check_outputs`; or names the first pair.
+        InputError: as `Method.check` and `check_outputs`; or a method cannot follow another one.
     """
     for method in methods:
         build_method(method).check(config)

@@ -1,6 +1,6 @@
-"""A smaller vocabulary: the pieces that given texts use, all special tokens, and all single characters.
+"""A smaller vocabulary: only the pieces that occur in some texts, all special tokens, and all single characters.
 
-The tokens of the given texts stay the same. In other texts, words whose pieces are gone are cut into smaller ones.
+The tokens of these texts stay the same. In other texts, words whose pieces were removed are cut into smaller pieces.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tinybert_jax.models.parameters import select_pieces
 from tinybert_jax.settings.compression import Vocabulary
 
 LINES_AT_ONCE = 1000
-CONTINUES = "##"  # before a piece of WordPiece that does not begin a word
+CONTINUES = "##"  # prefix of a WordPiece piece that does not begin a word
 
 
 def build(settings: Vocabulary) -> Method:
-    """The method of the settings."""
+    """The method with these settings."""
 
     def retokenize(
         config: BertConfig, params: Params, tokenizer: Any, examples: Examples
@@ -43,14 +43,14 @@ def build(settings: Vocabulary) -> Method:
 
 
 def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
-    """The ids of the lines of text files.
+    """The ids that occur in the lines of text files.
 
     Raises:
         InputError: a file cannot be read.
     """
     used: set[int] = set()
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # that of the last call stays
+    backend.no_truncation()  # removes that of the last call
     backend.no_padding()
     for path in paths:
         text = read_text(Path(path))
@@ -65,13 +65,13 @@ def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
 def smaller_vocabulary(
     config: BertConfig, params: Params, tokenizer: Any, used: Iterable[int]
 ) -> tuple[BertConfig, Params, Any]:
-    """The model and its tokenizer with the used ids, all special tokens, and all single characters.
+    """The model and its tokenizer with only the used ids, all special tokens, and all single characters.
 
     Raises:
-        InputError: the tokenizer is none of WordPiece, BPE and Unigram.
+        InputError: the tokenizer is not WordPiece, BPE or Unigram.
     """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    for transient in ("truncation", "padding"):  # of the last call
+    for transient in ("truncation", "padding"):  # settings of the last call
         described[transient] = None
     model, ids = described["model"], dict(tokenizer.get_vocab())
     kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
@@ -82,7 +82,7 @@ def smaller_vocabulary(
     tokens = {i: token for token, i in ids.items()}
     kept = {tokens[i] for i in used if i in tokens} | {entry["content"] for entry in described["added_tokens"]}
     kept |= {token for token in ids if len(_bare(token)) <= 1 or re.fullmatch("<0x[0-9A-F]{2}>", token)}
-    if config.family.positions_after_padding:  # its id is the first position, so it must not move
+    if config.family.positions_after_padding:  # positions start after the padding id, so that must not change
         kept |= {tokens[i] for i in range(config.pad_token_id) if i in tokens}
     if kind == "BPE":
         kept = _with_parts(kept, model["merges"])
@@ -104,20 +104,20 @@ def smaller_vocabulary(
 
 
 def _bare(token: str) -> str:
-    """A piece without the mark that it begins a word, or does not."""
+    """A piece without the prefix that marks the beginning or the continuation of a word."""
     for mark in (CONTINUES, *SPACES):
         token = token.removeprefix(mark)
     return token
 
 
 def _pair(merge: Any) -> tuple[str, str]:
-    """The two tokens of a merge, of which files have two forms."""
+    """The two tokens of a merge, which files store as a string or as a list."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second
 
 
 def _with_parts(kept: set[str], merges: Sequence[Any]) -> set[str]:
-    """Also the tokens that the kept ones are merged of."""
+    """The kept tokens, and all tokens from which they are merged."""
     kept = set(kept)
     for first, second in map(_pair, reversed(merges)):  # a token is merged before it is part of another
         if first + second in kept:
@@ -126,7 +126,7 @@ def _with_parts(kept: set[str], merges: Sequence[Any]) -> set[str]:
 
 
 def _renumbered(part: Any, new: dict[str, int]) -> Any:
-    """A post-processor's description with new ids: it names special tokens in several forms."""
+    """A post-processor's description with new ids. Its special tokens may be in several forms."""
     if isinstance(part, dict):
         if "ids" in part and "tokens" in part:
             return part | {"ids": [new[token] for token in part["tokens"]]}

@@ -1,4 +1,4 @@
-"""A sample's way through the layers of an encoder, in which every dense layer may be replaced as it is reached."""
+"""A forward pass of a sample through an encoder, layer by layer, in which each dense layer may be replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinybert_jax.models.layers import Embeddings, Intermediate, SelfAttention
 from tinybert_jax.models.relative import position_bias
 from tinybert_jax.models.sample import Sample
 
-# the dense layers of a layer, in their order: names, and their places below "layer"
+# the dense layers of a layer, in the order of the forward pass: names and paths below "layer"
 DENSE: dict[str, tuple[str, ...]] = {
     "query": ("attention", "self", "query"),
     "key": ("attention", "self", "key"),
@@ -28,13 +28,13 @@ DENSE: dict[str, tuple[str, ...]] = {
 
 
 class Site(NamedTuple):
-    """A dense layer that the walk has reached."""
+    """A dense layer that the forward pass has reached."""
 
     layer: int
     name: str  # a row of DENSE
     inputs: np.ndarray  # float32 [n, i]: a row for each real token
-    residual: np.ndarray  # float32 [n, d]: what the half of the layer began with
-    dense: Params  # its parameters, as they are
+    residual: np.ndarray  # float32 [n, d]: the input of this half of the layer
+    dense: Params  # its current parameters
 
 
 class Sums(NamedTuple):
@@ -47,17 +47,17 @@ class Sums(NamedTuple):
 def walk(
     config: BertConfig, params: Params, sample: Sample, choose: Callable[[Site], Params]
 ) -> tuple[Params, list[Sums]]:
-    """Go through the layers of a model, with the dense layers that `choose` gives.
+    """Run a sample through the layers of a model, and replace each dense layer by the result of `choose`.
 
     Args:
-        config: of the model; its layers share no parameters.
-        params: of the model, as numpy arrays.
+        config: the model's config; its layers share no parameters.
+        params: the model's parameters, as numpy arrays.
         sample: the texts.
-        choose: gives the parameters that a dense layer has from then on, in the order of DENSE. The inputs that it
-            sees come from what it chose before.
+        choose: returns the new parameters of a dense layer. It is called in the order of DENSE, with inputs that were
+            computed with the dense layers chosen before.
 
     Returns:
-        The parameters with all chosen dense layers, and the sums of each layer.
+        The parameters with the chosen dense layers, and the sums of each layer.
     """
     encoder = params["encoder"]
     embed = jax.jit(lambda p, ids, types: Embeddings(config).apply({"params": p}, ids, types, True))
@@ -119,7 +119,7 @@ def dense(x: np.ndarray, params: Params) -> np.ndarray:
 
 
 def at(tree: Params, path: tuple[str, ...]) -> Params:
-    """The branch at a path."""
+    """The branch of a tree at a path."""
     return functools.reduce(lambda branch, name: branch[name], path, tree)
 
 

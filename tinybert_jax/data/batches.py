@@ -10,16 +10,16 @@ import numpy as np
 from tinybert_jax.batch import Batch, Examples
 from tinybert_jax.settings.stages import Stage
 
-PROGRESS_FROM = 10_000  # rows; fewer are done too fast for a progress bar
-FEW_STEPS = 2000  # of a whole run; on a CPU, padding costs fewer of them less than it takes to compile more lengths
+PROGRESS_FROM = 10_000  # rows; with fewer, no progress bar is shown
+FEW_STEPS = 2000  # in runs with fewer steps, more padding costs less on a CPU than compiling more lengths
 
 
 def bucket_lengths(max_length: int, steps: int = FEW_STEPS) -> tuple[int, ...]:
     """The lengths that batches are padded to, up to `max_length`. They are few, because each is compiled once.
 
-    A `max_length` up to 16 is the only one. Up to 128, they are multiples of 8 up to 32 and of 16 above. For longer
-    texts, they are multiples of 32 with wider steps above 128. A run of fewer than `FEW_STEPS` steps has those that
-    double. docs/benchmarks.md has the share of real positions.
+    A `max_length` up to 16 is the only length. Up to 128, lengths are multiples of 8 up to 32, and of 16 above. For
+    longer texts, they are multiples of 32, with wider steps above 128. A run of fewer than `FEW_STEPS` steps has only
+    powers of two from 16 on. docs/benchmarks.md has the share of real positions.
 
     >>> bucket_lengths(64)
     (8, 16, 24, 32, 48, 64)
@@ -42,7 +42,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def stage_steps(stage: Stage, rows: int) -> int:
-    """The number of steps of a stage over that many training rows: `max_steps`, or else `epochs`, and `min_steps`."""
+    """The number of steps of a stage with `rows` training rows: `max_steps`; or `epochs`, but at least `min_steps`."""
     if stage.max_steps is not None:
         return stage.max_steps
     return max(stage.epochs * steps_per_epoch(rows, stage.batch_size), stage.min_steps or 0)
@@ -125,10 +125,9 @@ def train_batches(
 def eval_batches(
     examples: Examples, batch_size: int, buckets: tuple[int, ...], first: int = 0
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """All rows once, shortest first: batches with their row numbers, int32 [batch_size], -1 for filler, from the batch
-    of number `first` on.
+    """Batches of all rows, shortest first, from batch number `first` on: (row numbers, batch).
 
-    The row numbers put predictions back into the order of the file.
+    Row numbers are int32 [batch_size], -1 for filler. They serve to put predictions back into the order of the file.
     """
     order = np.argsort(examples.lengths, kind="stable")
     table, padded = _cut_batches(order, examples.lengths, batch_size, buckets)

@@ -65,10 +65,10 @@ def discover_labels(written: list[str], may_be_several: bool = False) -> tuple[s
 
     Args:
         written: the labels of all rows.
-        may_be_several: a row may have several, so that a label which is several ones was not parted.
+        may_be_several: a row may have several labels. Then a label that looks like several was not split.
 
     Raises:
-        InputError: one is several labels, or there are too many to be classes.
+        InputError: a label looks like several labels, or there are too many labels to be classes.
     """
     if several := several_labels(written):
         if may_be_several:

@@ -1,4 +1,4 @@
-"""Rows that are passages for queries: which of them belong to a query, and batches of queries."""
+"""Rows that are passages for queries: the rows of each query, and batches of queries."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tinybert_jax.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """The query of each of n rows, and how relevant its passage is for it."""
+    """For each of n rows, its query and the relevance of its passage."""
 
     queries: np.ndarray  # int [n], the number of the query
-    relevance: np.ndarray  # float32 [n], 0 and more; NaN where it is not known
+    relevance: np.ndarray  # float32 [n], at least 0; NaN if unknown
 
     @classmethod
     def of(cls, rows: Rows) -> Passages:
-        """Those of rows whose first text is the query. Equal texts are one query, wherever they stand."""
+        """The passages of rows whose first text is the query. Equal texts are the same query, anywhere in the file."""
         numbers: dict[str, int] = {}
         queries = [numbers.setdefault(query, len(numbers)) for query, _ in rows.texts]
         return cls(np.array(queries, np.int64), rows.labels_or_zeros)
@@ -32,20 +32,20 @@ class Passages:
         return np.split(order, np.flatnonzero(np.diff(self.queries[order])) + 1)
 
     def groups(self, size: int) -> np.ndarray:
-        """Groups of rows that are compared: a relevant passage of a query, and then others of the same query.
+        """Groups of rows that are compared: first a relevant passage of a query, then others of the same query.
 
-        The passages that are not relevant are cut into parts of `size - 1`. Each part, and each relevant passage,
-        is in one group or more. Where all or none are relevant, or it is not known, the one of the highest relevance,
-        the first of equals, counts as relevant. A query with one passage has no group.
+        A query's passages that are not relevant are cut into parts of `size - 1`. Each part and each relevant passage
+        is in at least one group. If all passages are relevant, none is, or relevance is unknown, only the passage with
+        the highest relevance (the first in a tie) counts as relevant. A query with a single passage has no group.
 
         Args:
-            size: of the largest group, at least 2.
+            size: size of the largest group, at least 2.
 
         Returns:
-            Row numbers, int32 [groups, at most size], -1 behind a smaller group.
+            Row numbers, int32 [groups, at most size], -1 after the end of a smaller group.
 
         Raises:
-            InputError: every query has one passage.
+            InputError: every query has a single passage.
 
         >>> passages = Passages(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 0, 0, 0, 1], np.float32))
         >>> passages.groups(2).tolist(), passages.groups(8).tolist()
@@ -73,13 +73,14 @@ class Passages:
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Groups of the passages of queries, as `batch.Examples`: a group is one row, so a batch never parts it.
+    """Groups of passages as `batch.Examples`: a group is one row, so it is never split over batches.
 
-    All arrays of a batch are [b, c, ...] of b groups of c passages. `example_mask` is 0 behind a smaller group.
+    All arrays of a batch are [b, c, ...], for b groups of c passages. `example_mask` is 0 after the end of a smaller
+    group.
     """
 
     rows: Examples
-    groups: np.ndarray  # int32 [n, c], row numbers, -1 behind a smaller group
+    groups: np.ndarray  # int32 [n, c], row numbers, -1 after the end of a smaller group
 
     @property
     def lengths(self) -> np.ndarray:
@@ -95,8 +96,8 @@ class Queries:
         return len(self.groups)
 
     def batch(self, rows: np.ndarray, length: int, epoch: int = 0) -> Batch:
-        """The batch of the groups of these numbers, -1 for filler, padded to `length` tokens."""
-        import jax  # tasks are read without it
+        """The batch of groups with these numbers, -1 for filler, padded to `length` tokens."""
+        import jax  # here, because reading a task does not need it
 
         numbers = np.where(rows[:, None] >= 0, self.groups[rows], -1)
         flat = self.rows.batch(numbers.ravel(), length, epoch)

@@ -1,4 +1,4 @@
-"""The one strict reader of local files (.tsv, .csv, JSON lines): every row is right, or an error names its line."""
+"""The strict reader of local files (.tsv, .csv, JSON lines): every row is right, or an error names its line."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ SUFFIXES = (".tsv", ".csv", *JSON_SUFFIXES)
 
 
 class RawRows(NamedTuple):
-    """Rows as their source holds them. `lines` are their numbers, from 1 in a file, from 0 in a TFDS set."""
+    """Rows as written in their source. `lines` are their numbers, from 1 in a file, from 0 in a TFDS set."""
 
     texts: list[tuple[str, ...]]
-    labels: list[Any] | None  # strings; of rows with any number of labels, tuples of them
+    labels: list[Any] | None  # strings; in multi-label tasks, tuples of strings
     lines: list[int]
-    ids: list[str] | None = None  # of the rows, where a column of them was asked for
+    ids: list[str] | None = None  # None if no id column was named
 
 
 class LabelSets(NamedTuple):
-    """That a row has any number of labels, and how a cell or string holds them. JSON may have a list."""
+    """How a cell or string holds any number of labels. In JSON, labels may also be a list."""
 
-    delimiter: str | None  # None: none was named
+    delimiter: str | None  # None: none is named
 
 
 def read_checked(
@@ -62,21 +62,21 @@ def read_checked(
 ) -> RawRows:
     """Parse the content of a file and check its form. What the labels mean is not checked.
 
-    A .tsv is split at tabs and has no quotes, as in the GLUE files, unless they are those of pandas and csv writers
-    (`suspects.has_csv_quotes`); a .csv has the usual quotes. A byte order mark, CRLF line ends, and blank lines at the
+    A .tsv is split at tabs and has no quotes, as in the GLUE files, unless pandas or another CSV writer quoted it
+    (`suspects.has_csv_quotes`). A .csv has the usual quotes. A byte order mark, CRLF line ends, and blank lines at the
     end are accepted.
 
     Args:
         path: its suffix gives the format, and errors name it.
         data: the content.
-        form: the columns, or JSON keys, of the texts, and how these are made of them.
+        form: the columns, or JSON keys, and how texts are made from them.
         label_column: the column, or JSON key, of the label.
         needs_label: every row must have a label. Otherwise the label column may be absent or its cells empty.
         headerless: the columns of a file without a header.
         has_damaged_rows: leave out table rows that are cut short, with a note, if rows need a label; and accept pairs
             in which one text is empty.
         id_column: the column, or JSON key, of the rows' ids.
-        label_sets: rows have any number of labels; None: one.
+        label_sets: in multi-label tasks, how labels are written; None: a row has one label.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
@@ -252,7 +252,7 @@ def check_width(path: Path, line: int, values: list[str], header: list[str]) -> 
 
 
 def is_quoted_tsv(path: Path, text: str) -> bool:
-    """Whether the text is that of a .tsv with the quotes of a .csv."""
+    """Whether the text is a .tsv with the quotes of a .csv."""
     return path.suffix.lower() == ".tsv" and has_csv_quotes(text)
 
 
@@ -327,7 +327,7 @@ def _json_records(
 
 
 def json_parts(where: str, value: Mapping[str, Any], form: TextForm) -> dict[str, Any]:
-    """The values of a form's columns; those that a template joins become strings, null an empty one.
+    """The values of a form's columns. Values that a template joins become strings, and null becomes "".
 
     Raises:
         InputError: a template has a list, an object or a number that is not finite.
@@ -374,7 +374,7 @@ def json_text(path: Path, line: int, column: str, value: Any) -> str:
     """A value of a JSON object that must be a text.
 
     Raises:
-        InputError: it is none, or holds what no text file can.
+        InputError: it is not a string, or it has characters that a text file cannot hold.
     """
     if not isinstance(value, str):
         raise InputError(f"{path}:{line}: {column!r} is {json_type(value)} instead of a string: write a string")

@@ -32,11 +32,11 @@ UNLABELLED = {"", "-1", "-1.0"}  # placeholders for labels in the test sets of b
 class Rows:
     """The rows of one split.
 
-    `texts` holds one or two strings per row. `labels` holds class ids, int32 [n], numbers, float32 [n], or, where a
-    row has any number of classes, a 1 for each of them, int32 [n, c]; it is None in a test split without labels.
-    Training rows without a label have -1 or NaN. `label_names` are the classes by id,
-    `()` in regression. `fingerprint` covers the content and the columns, not `label_names`. `lines` are the rows'
-    numbers, from 1 in a file, from 0 in a TFDS set. `ids` are those of the source's id column, if it has one.
+    `texts` has one or two strings per row. `labels` are class ids, int32 [n]; numbers, float32 [n]; or in multi-label
+    tasks 1 for each class of a row, int32 [n, c]. `labels` is None in a test split without labels. Training rows
+    without a label have -1 or NaN. `label_names` are the classes by id, `()` in regression. `fingerprint` covers the
+    content and the columns, not `label_names`. `lines` are the rows' numbers, from 1 in a file, from 0 in a TFDS set.
+    `ids` are the values of the source's id column, if it names one.
     """
 
     texts: Sequence[tuple[str, ...]]
@@ -48,7 +48,7 @@ class Rows:
 
     @property
     def labels_or_zeros(self) -> np.ndarray:
-        """The labels; without labels, zeros of the same dtype, which nothing reads."""
+        """The labels; without labels, zeros of the same dtype as placeholders."""
         dtype = np.int32 if self.label_names else np.float32
         return np.zeros(len(self.texts), dtype) if self.labels is None else self.labels
 
@@ -60,8 +60,7 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
         task: a row of the task table.
         source: where the rows are. Its columns, if it names any, replace the task's.
         split: train, dev or test. Only test may lack labels.
-        labels: the class names by id, for example a teacher's; they are authoritative. None: the task's, or those in
-            the training file.
+        labels: the class names by id, for example a teacher's. None: the task's, or those in the training file.
 
     Raises:
         InputError: a file or column is missing, a row is malformed (`path:line: reason`), a label is unknown, or the
@@ -75,7 +74,7 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
         return Rows(raw.texts, _numbers(raw, where, split), (), fingerprint, raw.lines, raw.ids)
     names = labels if labels is not None else task.labels
     if names is None and split == "train":
-        try:  # all rows of a rare class may be in the dev set that is split off
+        try:  # from the whole file: with a dev share, all rows of a rare class may be in the dev set
             names = discover_labels(_each_label(task, whole[0]), task.is_multi_label)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
@@ -107,7 +106,7 @@ def names_from(task: Task, source: DataSource) -> str:
 
 
 def known_labels(task: Task, source: DataSource) -> tuple[str, ...]:
-    """The class names of the task, or else those of the labelled training and dev rows; () where none is labelled.
+    """The class names of the task, or else those of the labelled training and dev rows; () if no row is labelled.
 
     Raises:
         InputError: as `read_rows`.
@@ -125,7 +124,7 @@ def _read(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, st
 
 
 def _read_file_of(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows, str, str]:
-    """As `_read`, all rows of the file that holds a split: with a dev share, those of the training file."""
+    """As `_read`, but all rows of the file that has the split: with a dev share, those of the training file."""
     read = _read_file if source.tfds is None else read_tfds
     if source.dev_share is None or split == "test":
         return read(task, source, split)
@@ -137,7 +136,7 @@ def _read_file_of(task: Task, source: DataSource, split: SplitName) -> tuple[Raw
 def _part_of(
     whole: tuple[RawRows, str, str], task: Task, source: DataSource, split: SplitName
 ) -> tuple[RawRows, str, str]:
-    """As `_read`, the split's part of what `_read_file_of` gives."""
+    """As `_read`: the part of the result of `_read_file_of` that belongs to the split."""
     if source.dev_share is None or split == "test":
         return whole
     raw, where, fingerprint = whole
@@ -155,14 +154,14 @@ def _part_of(
 
 
 def _dev_rows(texts: Sequence[tuple[str, ...]], share: float, seed: int) -> list[bool]:
-    """Whether each row is one of the dev set: rows of equal texts are all, or none. A new row moves few others."""
+    """Whether each row is in the dev set. Rows with equal texts stay together, and a new row moves few others."""
     order = {row: hashlib.sha256(f"{seed} {json.dumps(row)}".encode()).digest() for row in texts}
     dev = set(sorted(order, key=lambda row: order[row])[: max(1, round(share * len(order)))])
     return [row in dev for row in texts]
 
 
 def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | None) -> Rows:
-    """The training rows, those with a label first."""
+    """The training rows, first those with a label."""
     missing = float("nan") if task.is_regression else -1
     dtype = np.float32 if task.is_regression else np.int32
     if source.has_labelled:
@@ -178,7 +177,7 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
 
 
 def read_texts(task: Task, source: DataSource) -> Rows:
-    """The rows of the training file, if there is one, and of the files of `unlabelled`, none of them with a label.
+    """The rows of the training file, if there is one, and of the files of `unlabelled`, all without labels.
 
     Raises:
         InputError: as `read_rows`.
@@ -189,7 +188,7 @@ def read_texts(task: Task, source: DataSource) -> Rows:
 
 
 def _joined(task: Task, source: DataSource, rows: Rows, files: Sequence[str]) -> Rows:
-    """The rows, and behind them those of files without labels, which have none."""
+    """The rows, followed by the rows of files without labels."""
     texts, lines, ids, prints = [*rows.texts], [*rows.lines], rows.ids, [rows.fingerprint]
     for file in files:
         raw, fingerprint = _read_unlabelled(task, source, Path(file))
@@ -224,7 +223,7 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
 
 
 def _quoted(path: Path, data: bytes) -> list[str]:
-    """The part of a file's fingerprint that says that it is read with quotes, which a .tsv was not in version 0.1."""
+    """The part of a fingerprint that says that a .tsv is read with quotes. Others keep the fingerprint of 0.1."""
     return ["quoted"] if path.suffix.lower() == ".tsv" and is_quoted_tsv(path, decode(path, data)) else []
 
 
@@ -233,13 +232,13 @@ def _has_labels(raw: RawRows, split: SplitName) -> bool:
 
 
 def _each_label(task: Task, raw: RawRows) -> list[str]:
-    """All labels of all rows, as they are written."""
+    """All labels of all rows, as written in the source."""
     labels = raw.labels or []
     return [label for each in labels for label in each] if task.is_multi_label else labels
 
 
 def _in_another_case(ids: dict[str, int], names: tuple[str, ...], written: set[str]) -> dict[str, int]:
-    """The ids of labels that are no name, and that one name alone is in another case: `positive` for `POSITIVE`."""
+    """The ids of labels that differ from exactly one name only in case, such as `positive` for `POSITIVE`."""
     folded = Counter(name.casefold() for name in names)
     by_case = {name.casefold(): i for i, name in enumerate(names) if folded[name.casefold()] == 1}
     return {label: by_case[label.casefold()] for label in written - ids.keys() if label.casefold() in by_case}
@@ -265,7 +264,7 @@ def _class_sets(raw: RawRows, where: str, split: SplitName, ids: dict[str, int],
 
 
 def _id(label: str, where: str, ids: dict[str, int], written: Sequence[str]) -> int:
-    """The id of one of the labels that are written in a file."""
+    """The id of a label in a file."""
     if label in ids:
         return ids[label]
     parts = re.split("[;|,]", label)
@@ -275,7 +274,7 @@ def _id(label: str, where: str, ids: dict[str, int], written: Sequence[str]) -> 
 
 
 def _answer(ids: dict[str, int], written: Sequence[str]) -> tuple[str, str]:
-    """The classes that a model or a training file has, and what to do about labels that it has not."""
+    """The classes that a model or a training file has, and what to do about labels that it does not have."""
     numbers = sorted(set(ids.values()))
     if any(f"LABEL_{number}" not in ids for number in numbers):
         known = ", ".join(map(repr, ids))
@@ -308,7 +307,7 @@ def _numbers(raw: RawRows, where: str, split: SplitName) -> np.ndarray | None:
 
 
 def split_path(task: Task, source: DataSource, split: SplitName) -> Path:
-    """The path of the split's file, which exists."""
+    """The path of the split's file. It is checked to exist."""
     if source.data is None:
         file = {"train": source.train, "dev": source.dev, "test": source.test}[split]
         if file is None:

@@ -19,8 +19,8 @@ from tinybert_jax.settings.sources import TextForm
 
 SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 QUOTED_TSV = "quoted tsv"
-QUOTES_IN = 1 << 24  # bytes of a file in which quotes are looked for
-LONGEST_CELL = 2**31 - 1  # characters; by default the csv module refuses more than 131,072
+QUOTES_IN = 1 << 24  # number of first bytes of a file in which quotes are detected
+LONGEST_CELL = 2**31 - 1  # characters; the csv module's default limit is 131,072
 
 
 class Row(NamedTuple):
@@ -41,16 +41,15 @@ def stream_rows(
 ) -> Iterator[Row]:
     """The rows of a file's lines, checked as `reader.read_checked` checks a file.
 
-    A .txt has one text a line, and blank lines are left out. In the other formats, blank lines may stand at the end.
+    A .txt has one text a line, and blank lines are left out. Other formats may have blank lines at the end.
 
     Args:
-        path: what errors call the file.
-        lines: with their line ends.
-        form: one of the values of SUFFIXES, or what `table_form` gives.
-        text_form: the columns, or JSON keys, of the texts, and how these are made of them; of a .txt, the name of its
-            only one.
-        takes_words: a text of JSON lines may also be a list of words.
-        is_guess: nobody said that the lines are texts, so a first line that looks like another format is refused.
+        path: the file's name in errors.
+        lines: the lines, with line ends.
+        form: a value of SUFFIXES, or the result of `table_form`.
+        text_form: the columns, or JSON keys, and how texts are made from them; for a .txt, the name of the text.
+        takes_words: in JSON lines, a text may also be a list of words.
+        is_guess: `form` is a default, so a first line that looks like another format is refused.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.
@@ -72,7 +71,7 @@ def stream_rows(
 
 
 def table_form(path: Path, form: str) -> str:
-    """The form of a file: of a .tsv whose cells are quoted, as pandas does it, QUOTED_TSV, with a note."""
+    """The form of a file. For a .tsv that pandas or another CSV writer quoted, it is QUOTED_TSV, with a note."""
     if form != "tsv":
         return form
     with path.open("rb") as file:
@@ -102,7 +101,7 @@ def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[int, str]]:
 
 
 def _with_plain_first(path: Path, lines: Iterator[tuple[int, str]], column: str) -> Iterator[tuple[int, str]]:
-    """The lines, whose first is no JSON object and no header of a table."""
+    """The lines. Refuses a first line that is a JSON object or a table's header."""
     for number, line in itertools.islice(lines, 1):
         if form := _likely_form(line.strip("\r\n"), column):
             raise InputError(

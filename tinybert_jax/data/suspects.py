@@ -1,4 +1,4 @@
-"""What a file may be that its name does not say: data that would be read without an error, and wrongly."""
+"""Detection of data that would be read wrongly without an error, because the file is not what its name says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinybert_jax.errors import InputError
 
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
-LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # as Python, JSON and numpy write them
+LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # a list as Python, JSON or numpy writes it
 BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
 QUOTES_ARE_NO_PART = "its cells are quoted, as pandas does it; the quotes are no part of them"
 ONE_VALUE = (
@@ -25,7 +25,7 @@ ONE_LABEL = "each row needs one label (for several: --task multi_label)"
 
 
 def holds_json(text: str) -> bool:
-    """Whether the text is JSON lines, or one JSON object or list of them.
+    """Whether the text is JSON lines, a JSON object, or a list of JSON objects or lists.
 
     >>> holds_json('{"text": "fine", "label": 1}'), holds_json("[1] a citation"), holds_json("{ O")
     (True, False, False)
@@ -43,7 +43,7 @@ def holds_json(text: str) -> bool:
 
 
 def refuse_json(path: Path, text: str, expected: str) -> None:
-    """Refuse JSON in a file whose name promises something else.
+    """Refuse JSON in a file whose name says that it is something else.
 
     Raises:
         InputError: the file holds JSON.
@@ -53,7 +53,7 @@ def refuse_json(path: Path, text: str, expected: str) -> None:
 
 
 def refuse_one_value(path: Path, text: str) -> None:
-    """Refuse a file of JSON that is one value over all its lines, or one object of columns, and no JSON lines.
+    """Refuse a JSON file that is a single value or an object of columns, instead of JSON lines.
 
     Raises:
         InputError: it is such a file.
@@ -71,11 +71,11 @@ def refuse_one_value(path: Path, text: str) -> None:
 
 
 def has_csv_quotes(text: str) -> bool:
-    """Whether a table with tabs has quotes as pandas and csv writers set them, which GLUE's files have not.
+    """Whether a table with tabs is quoted as pandas and other CSV writers do it. GLUE's files are not.
 
-    It has if quotation marks are at both ends of a cell and, within it, doubled, and nowhere else; all rows then have
-    as many cells; and one cell has a doubled mark, or all of the first line's are quoted, or without quotes the rows
-    would not have as many cells.
+    It is, if three conditions hold. Quotation marks are only at both ends of a cell or doubled within it. All rows,
+    read with quotes, have the same number of cells. And a cell has a doubled mark, or all cells of the first line are
+    quoted, or the rows would have different numbers of cells if read without quotes.
 
     >>> has_csv_quotes('text\\tlabel\\n"a ""good"" film"\\tx'), has_csv_quotes('text\\tlabel\\n"Good!"\\tx')
     (True, False)
@@ -91,14 +91,14 @@ def has_csv_quotes(text: str) -> bool:
 
 
 def other_separator(header: Sequence[str], separator: str) -> str:
-    """What separates the columns of a header that was read as one cell; "" if nothing does."""
+    """The name of another separator in a header that was read as one cell; "" if there is none."""
     if len(header) != 1:
         return ""
     return next((name for sign, name in SEPARATORS.items() if sign != separator and sign in header[0]), "")
 
 
 def counts_rows(values: Sequence[str], least: int = 3) -> bool:
-    """Whether that many values or more are 0, 1, 2, ... or 1, 2, 3, ...: an index, and no texts or labels.
+    """Whether the values, at least `least`, are 0, 1, 2, ... or 1, 2, 3, ...: an index instead of texts or labels.
 
     >>> counts_rows(["1", "2", "3"]), counts_rows(["1", "3", "2"])
     (True, False)
@@ -112,10 +112,10 @@ def counts_rows(values: Sequence[str], least: int = 3) -> bool:
 
 
 def several_labels(labels: Sequence[str]) -> str:
-    """A label that is several ones, as the labels of other rows show; "" if none is.
+    """A label that is several labels; "" if there is none.
 
-    That is a written list, a row of zeros and ones, or labels with a semicolon, bar or comma between them, each of
-    which is a label elsewhere, alone or beside others.
+    It is a written list, a row of zeros and ones, or labels with a semicolon, bar or comma between them, each of which
+    occurs in another row too, alone or with others.
 
     >>> several_labels(["a;b", "a", "b"]), several_labels(["Toys, games", "Books"]), several_labels(["['a']", "x"])
     ('a;b', '', "['a']")
@@ -136,7 +136,7 @@ def several_labels(labels: Sequence[str]) -> str:
 
 
 def are_bits(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the rows' labels are a zero or one for each class, and no names.
+    """Whether the rows' labels are a zero or one for each class, instead of names.
 
     >>> are_bits([("1", "0", "1"), ("0", "0", "1")]), are_bits([("1", "0"), ("1",)])
     (True, False)
@@ -146,14 +146,14 @@ def are_bits(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def bit_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The columns of a table that hold zeros and ones alone, if there are several: one for each class."""
+    """The columns of a table with only zeros and ones, which may be one for each class; [] if there is only one."""
     columns = zip(header, zip(*rows, strict=False), strict=False)
     bits = [name for name, cells in columns if {"0", "1"}.issuperset(cells)]
     return bits if len(bits) > 1 else []
 
 
 def odd_class(names: Sequence[str]) -> str:
-    """What is odd about the names of classes: one stands for no label, or two are one that is written in two ways.
+    """A message if a class name stands for a missing label, or two names are spellings of one; "" if none is.
 
     >>> odd_class(["neg", "pos"]), odd_class(["Pos", "neg", "pos"])
     ('', "'Pos' and 'pos' are read as two classes: if they are one, write them alike")
@@ -172,7 +172,7 @@ def odd_class(names: Sequence[str]) -> str:
 
 
 def unknown_kind(path: Path, advice: str) -> InputError:
-    """The error of a file whose suffix no reader or writer has; of a spreadsheet, it says how to make a .csv."""
+    """The error for a file with an unknown suffix. For a spreadsheet, it says how to make a .csv."""
     suffix = path.suffix.lower()
     if suffix in (".xlsx", ".xls", ".ods"):
         return InputError(f"{path}: is a spreadsheet: save the sheet as .csv, in UTF-8")

@@ -60,7 +60,7 @@ def read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows
 
 
 def _label_text(label: Any, class_names: list[str] | None) -> str:
-    """A label, or a part of a text, as a file would write it; TFDS stores a missing class as -1, which becomes ""."""
+    """A label or a part of a text, as written in a file. A missing class, -1 in TFDS, becomes ""."""
     if class_names is not None:
         return class_names[label] if label >= 0 else ""
     return label.decode() if isinstance(label, bytes) else str(label)

@@ -102,7 +102,7 @@ def barrier(name: str) -> None:
 
 
 def from_primary(text: str) -> str:
-    """Process 0's text, in every process. The coordinator passes it on; no device takes part."""
+    """Process 0's text, in every process. It is passed by the coordinator, without a collective on devices."""
     if jax.process_count() == 1:
         return text
     client, key = global_state.client, f"{SHARED}/{next(_shared)}"
@@ -114,7 +114,7 @@ def from_primary(text: str) -> str:
 
 
 def tree_from_primary(tree: Any) -> Any:
-    """Process 0's arrays, in every process. Devices of different kinds can compute different bits."""
+    """Process 0's arrays, in every process, because different kinds of devices can compute different bits."""
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 

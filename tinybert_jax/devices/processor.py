@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CPUINFO, STAT, STATUS = Path("/proc/cpuinfo"), Path("/proc/stat"), Path("/proc/self/status")  # of Linux
-# as Linux calls them, and as their makers do
+# Linux's name -> the makers' name
 INT8_INSTRUCTIONS = {
     "avx512_vnni": "AVX512-VNNI",
     "avx_vnni": "AVX-VNNI",
@@ -23,11 +23,11 @@ class Processor(NamedTuple):
     """A kind of processor."""
 
     name: str
-    int8: tuple[str, ...] | None  # its instructions for products in 8 bits; None: not known
+    int8: tuple[str, ...] | None  # its instructions for products in 8 bits; None: unknown
 
 
 def processor() -> Processor:
-    """The kind that this machine has. Only Linux says which instructions it has."""
+    """The processor of this machine. Its instructions are known on Linux only."""
     facts = _facts()
     name = facts.get("model name") or platform.processor() or platform.machine()
     flags = instructions()
@@ -37,25 +37,25 @@ def processor() -> Processor:
 
 
 def instructions() -> str:
-    """All sets of instructions that this machine has, as Linux lists them; "" where nothing lists them."""
+    """All instruction sets of this machine, as Linux lists them; "" on other systems."""
     facts = _facts()
     return facts.get("flags") or facts.get("Features") or ""  # the latter on ARM
 
 
 def _facts() -> dict[str, str]:
-    """What Linux says of the first processor, by name."""
+    """The fields of Linux's /proc/cpuinfo for the first processor."""
     lines = CPUINFO.read_text("utf-8", "replace").splitlines() if CPUINFO.is_file() else []
     pairs = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
     return dict(reversed(pairs))
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_share() -> float:
-    """The share of the machine's processors that other work keeps busy, over one second; 0 where it cannot be read."""
+    """The share of the machine's processors that other work uses, measured over one second; 0 if it is unknown."""
 
     def jiffies() -> list[int]:
         return [int(number) for number in STAT.read_text().split("\n", 1)[0].split()[1:9]]
@@ -72,13 +72,13 @@ class Memory(NamedTuple):
     """The memory of this process in MB."""
 
     now: float
-    most: float  # that it has had
+    most: float  # the peak so far
 
 
 def memory() -> Memory | None:
-    """The resident memory of this process; None where the system has no /proc.
+    """The resident memory of this process; None if the system has no /proc.
 
-    `resource.getrusage` would count what the process that started this one had.
+    `resource.getrusage` would include the peak of the process that started this one.
     """
     if not STATUS.is_file():
         return None

@@ -1,1 +1,1 @@
-"""The way out: ONNX, with int8 where it is asked for, and StableHLO. What is written is run and compared at once."""
+"""Export to ONNX and StableHLO, in float32 or int8. The written files are run and compared with the model."""

@@ -1,4 +1,4 @@
-"""Export a model directory: write it in other formats, run what was written, and compare it with the model."""
+"""Export of a model directory: write it in other formats, run the files, and compare their outputs with the model."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from tinybert_jax.models.heads import EACH, HEADS, head_losses
 from tinybert_jax.models.quantized import quantized
 from tinybert_jax.settings.choices import ExportFormat
 
-PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO program runs on
-ROWS, WORDS, LONGEST = 64, 64, 128  # random rows that are compared; words and tokens of the longest
-MOST_ROWS, BATCH_SIZE = 1000, 4  # texts that are compared; rows at once: outputs may be as wide as a vocabulary
+PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO program
+ROWS, WORDS, LONGEST = 64, 64, 128  # number of random rows to compare; words and tokens of the longest row
+MOST_ROWS, BATCH_SIZE = 1000, 4  # largest number of texts to compare; few at once, as outputs may be very wide
 LOADS = """
 ```python
 import tinybert_jax as tb
@@ -51,13 +51,13 @@ predict = tb.load_predictor("this directory")
 
 
 class Exported(NamedTuple):
-    """A file that was written, and how its outputs differ from the model's on the compared rows."""
+    """A written file, and how its outputs differ from the model's on the compared rows."""
 
     file: Path
     bytes: int
     difference: float  # the largest absolute difference of outputs
     error: float  # the root mean square of the differences, over the standard deviation of the model's outputs
-    agreement: float | None  # the share of rows, tokens or answers with the same label; None: outputs are no classes
+    agreement: float | None  # the share of rows, tokens or answers with the same label; None: no classes
 
 
 class Format(NamedTuple):
@@ -65,8 +65,8 @@ class Format(NamedTuple):
 
     path: str  # in the directory
     write: Callable[[BertConfig, Params, int, Path], None]  # config, params, bits of weights, file
-    largest_error: float  # beyond which what was written is refused; see `Exported.error`
-    advice: str = ""  # what else may be tried then
+    largest_error: float  # a file with a larger `Exported.error` is refused
+    advice: str = ""  # then, what else to try
     in_int8: bool = False
 
 
@@ -77,19 +77,19 @@ def export_model(
     weight_bits: int = 7,
     texts: Sequence[str] | None = None,
 ) -> list[Exported]:
-    """Write a model for deployment, with its config and tokenizer; each file is run and compared with the model.
+    """Write a model for deployment, with its config and tokenizer. Each file is run and compared with the model.
 
     Args:
-        model: a Hugging Face directory or hub id, with any head or none.
-        out: a directory, new or empty. It is laid out as optimum, sentence-transformers and transformers.js read it.
+        model: Hugging Face directory or hub id of a model, with any head or none.
+        out: a new or empty directory. It gets the layout of optimum, sentence-transformers and transformers.js.
         formats: rows of FORMATS: "onnx", "onnx-int8", "stablehlo", "stablehlo-int8".
-        weight_bits: of "onnx-int8": 8 for processors with VNNI or AMX, and ARM; 7 for all. A model that is quantised
-            to fewer keeps them.
-        texts: what is compared on; default: random words.
+        weight_bits: for "onnx-int8": 7 is correct on all processors; 8 needs VNNI, AMX or ARM. A model that is
+            quantised to fewer bits keeps these.
+        texts: the texts for the comparison; default: random words.
 
     Raises:
-        InputError: the model cannot be read, `out` is not empty, a package is missing, a format in floats is asked for
-            of a quantised model, or what was written differs from the model by more than its format allows.
+        InputError: the model cannot be read, `out` is not empty, a package is missing, the format is in floats and the
+            model is quantised, or a file differs from the model by more than its format allows.
     """
     for name in formats:
         check_choice("to", name, ExportFormat)
@@ -107,7 +107,7 @@ def export_model(
     compared = (texts or _random_texts(tokenizer))[:MOST_ROWS]
     rows = encode([(text,) for text in compared], tokenizer, length)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # renamed at the end: what fails leaves nothing behind
+    # renamed at the end, so a failure leaves nothing behind
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         written = Path(folder) / "export"
         save_description(written, config, params, tokenizer)
@@ -133,7 +133,7 @@ def export_model(
 
 
 def table(results: Sequence[Exported]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what was written, and how it compares."""
+    """A table, header and rows, of the written files and their differences from the model."""
     header = ["file", "MB", "largest difference", "error / standard deviation", "same labels"]
     rows = [
         [
@@ -149,7 +149,7 @@ def table(results: Sequence[Exported]) -> tuple[list[str], list[list[str]]]:
 
 
 def _card(model: str, config: BertConfig, head: str, formats: Sequence[str], results: Sequence[Exported]) -> str:
-    """`README.md` of the directory. The model's own scores are those of files in floats; int8 would have others."""
+    """The `README.md` of the directory. It has the model's scores only for files in floats, as int8 changes them."""
     title = f"{shown(model)}, exported"
     of_model: dict[str, Any] = {} if hub_id(model) else read_metadata(model)
     in_int8 = [FORMATS[name].in_int8 for name in formats]
@@ -184,7 +184,7 @@ def _random_texts(tokenizer: Any) -> list[str]:
 
 
 def program(config: BertConfig, params: Params) -> Callable[..., Array]:
-    """The pure `(params, input_ids, attention_mask, token_type_ids) -> outputs` of a model.
+    """The pure function `(params, input_ids, attention_mask, token_type_ids) -> outputs` of a model.
 
     Outputs are the logits, or the vectors of texts; without a head, the last hidden states.
     """
@@ -226,7 +226,7 @@ def _compare(file: Path, config: BertConfig, params: Params, rows: Tokens, lengt
             continue
         same, labels = same + int((best[0] == best[1]).sum()), labels + best[0].size
     mean, square = moments / count
-    # a single output has no deviation: its size counts then
+    # a single output has no standard deviation, so its size is used
     deviation = max(float(np.sqrt(max(square - mean**2, 0.0))), 1e-2 * float(np.sqrt(square)))
     error = float(np.sqrt(squares / count)) / deviation
     size = sum(part.stat().st_size for part in program_files(file))
@@ -242,7 +242,7 @@ def _write_onnx(config: BertConfig, params: Params, weight_bits: int | None, fil
 
 
 def _write_stablehlo(config: BertConfig, params: Params, weight_bits: int, file: Path) -> None:
-    """A program for all PLATFORMS, with any number of rows and tokens; parameters are its argument, in a file."""
+    """Write a program for all PLATFORMS and any number of rows and tokens, and its parameters to a separate file."""
     size = jax.export.symbolic_shape("b, q", constraints=[f"q <= {config.max_tokens}"])
     described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     inputs = [jax.ShapeDtypeStruct(size, jnp.int32)] * 3

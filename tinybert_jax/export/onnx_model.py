@@ -20,27 +20,27 @@ from tinybert_jax.models.files.tensors import head_of
 from tinybert_jax.models.parameters import ranks_used, rows_read
 from tinybert_jax.models.quantized import to_int8
 
-MASKED = -1e9  # what is added to the scores of padding, as in `layers`
-LARGEST = 2**31 - 2**24  # bytes of constants in a file of protocol buffers, which has 2 GB at most
+MASKED = -1e9  # added to the scores of padding, as in `layers`
+LARGEST = 2**31 - 2**24  # bytes of constants, because a file of protocol buffers has at most 2 GB
 
 
 def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = None) -> onnx.ModelProto:
     """The ONNX model of an encoder with its head.
 
-    Inputs are `input_ids` and `attention_mask`, and `token_type_ids` where the family has them, int64 [batch,
-    sequence]. Outputs are named as in optimum: `logits`; `start_logits` and `end_logits`; `last_hidden_state` and
-    `sentence_embedding` of an embedding model; or, without a head, `last_hidden_state` and, with a pooler,
+    Inputs are `input_ids`, `attention_mask` and, if the family has them, `token_type_ids`, int64 [batch, sequence].
+    Outputs have the names of optimum: `logits`; `start_logits` and `end_logits`; for embedding models
+    `last_hidden_state` and `sentence_embedding`; without a head `last_hidden_state` and, with a pooler,
     `pooler_output`.
 
     Args:
-        config: of the model.
-        params: as `load_hf` gives them.
-        weight_bits: None: all is float32. 8: dense layers and the word table are int8, with the inputs of dense layers
-            quantised as they come. 7: the same with half of the range, for processors without VNNI, on which sums of
-            two products of 8 bits overflow.
+        config: the model's config.
+        params: the model's parameters as `load_hf` returns them.
+        weight_bits: None: everything is float32. 8: dense layers and the word table are int8, and the inputs of dense
+            layers are quantised at run time. 7: the same with half of the range, for processors without VNNI, on which
+            the sum of two 8-bit products overflows.
 
     Raises:
-        InputError: the model has more than 2 GB, or a head that has no writer.
+        InputError: the model has more than 2 GB, or a head that cannot be exported.
     """
     params = jax.tree.map(np.asarray, jax.device_get(params))
     fewer = weight_bits if weight_bits is None or config.weight_bits is None else min(weight_bits, config.weight_bits)
@@ -55,14 +55,14 @@ def onnx_model(config: BertConfig, params: Params, weight_bits: int | None = Non
 
 
 class _Model:
-    """The parts of a BERT, each of which adds its nodes to the graph."""
+    """The parts of a BERT. Each adds its nodes to the graph."""
 
     def __init__(self, graph: Graph, config: BertConfig, params: Params) -> None:
         self.graph, self.config, self.params = graph, config, params
 
     def encoder(self, first_alone: bool = False) -> str:
-        """The last hidden states [batch, sequence, d]; `first_alone`: of the first token [batch, 1, d]. Then the last
-        layer computes the keys and values of all tokens, and all else of the first.
+        """The last hidden states [batch, sequence, d]; with `first_alone`, only the first token's [batch, 1, d]. Then
+        the last layer computes only keys and values for all tokens, and everything else for the first.
         """
         graph, layers = self.graph, self.params["encoder"]["encoder"]["layer"]
         mask = graph.add("Cast", "attention_mask", to=onnx.TensorProto.FLOAT)
@@ -84,12 +84,12 @@ class _Model:
         return x
 
     def first(self, x: str, axis: int) -> str:
-        """The part of x at the first place of an axis, which stays."""
+        """The first entry of x on an axis. The axis is kept."""
         start, end, of_axis = (self.graph.constant(f"index_{i}", [i], np.int64) for i in (0, 1, axis))
         return self.graph.add("Slice", x, start, end, of_axis)
 
     def embeddings(self) -> str:
-        """Words, positions and token types, normalised."""
+        """The sum of the embeddings of words, positions and token types, normalised."""
         graph, config = self.graph, self.config
         tables = self.params["encoder"]["embeddings"]
         x = graph.add("Add", self.words(), self.positions(tables["position_embeddings"]["embedding"]))
@@ -111,7 +111,7 @@ class _Model:
         return self.graph.float_dense(rows, projection["kernel"], projection["bias"], "word_embeddings_projection")
 
     def word_rows(self) -> str:
-        """The rows of the word table, before their projection where there is one."""
+        """The rows of the word table, before a projection."""
         graph, table = self.graph, self.word_table()
         if graph.table_bits is None:
             return graph.add("Gather", graph.constant("word_embeddings", table), "input_ids")
@@ -121,7 +121,7 @@ class _Model:
         return graph.add("Mul", graph.add("Cast", rows, to=onnx.TensorProto.FLOAT), scale)
 
     def word_table(self) -> np.ndarray:
-        """The table without the rows that only pad it."""
+        """The word table without padding rows."""
         table = self.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
         return np.asarray(table[: self.config.vocab_size])
 
@@ -140,7 +140,7 @@ class _Model:
         return graph.add("Slice", graph.constant("position_embeddings", table), starts, shape, axes)
 
     def position_bias(self) -> str:
-        """The biases of relative positions [h, q, k], from those of all distances that there can be."""
+        """The relative position bias [h, q, k], from the biases of all possible distances."""
         graph, longest = self.graph, self.config.max_tokens
         distances = np.arange(1 - longest, longest)
         table = relative.bias_table(self.config, self.params["encoder"])
@@ -153,12 +153,12 @@ class _Model:
         return graph.add("Transpose", graph.add("Gather", table, rows), perm=[2, 0, 1])
 
     def layer(self, x: str, context: str, mask: str, params: Params, name: str) -> str:
-        """One layer for the tokens x, which attend to `context`, without the heads and units that the output
-        projections do not read.
+        """One layer for the tokens x, which attend to `context`. Pruned heads and units, which the output projections
+        do not read, are left out.
         """
         attention = params["attention"]
         read = rows_read(attention["output"]["dense"])
-        # a head is read as a whole; all are, where there is a bias for each
+        # a head is kept or left out as a whole; with a relative position bias, all are kept
         read = read.reshape(-1, self.config.attention_head_dim).any(axis=1).repeat(self.config.attention_head_dim)
         read |= bool(self.config.family.position_buckets)
         projections = {part: _columns(dense, read) for part, dense in attention["self"].items()}
@@ -175,7 +175,7 @@ class _Model:
         return self.residual(inner, x, _without_rows(output, units), f"{name}.output", eps)
 
     def attention(self, x: str, context: str, mask: str, params: Params, name: str) -> str:
-        """Multi-head attention of x to `context`; the division of the scores is part of the queries' weights."""
+        """Multi-head attention of x to `context`. The division of the scores is folded into the queries' weights."""
         graph, width = self.graph, self.config.attention_head_dim
         heads = _last(params["query"])["kernel"].shape[1] // width
         split = graph.constant(f"split_{heads}", [0, 0, heads, width], np.int64)
@@ -193,7 +193,7 @@ class _Model:
         return graph.add("Reshape", attended, graph.constant(f"join_{heads}", [0, 0, heads * width], np.int64))
 
     def residual(self, x: str | None, residual: str, params: Params, name: str, eps: float) -> str:
-        """`LayerNorm(dense(x) + residual)`; without x, its dense layer is its bias."""
+        """`LayerNorm(dense(x) + residual)`; if x is None, the dense layer gives only its bias."""
         if x is None:
             added = self.graph.constant(f"{name}.bias", _last(params["dense"])["bias"])
         else:
@@ -202,13 +202,13 @@ class _Model:
         return self.layer_norm(total, params["LayerNorm"], f"{name}.LayerNorm", eps)
 
     def pooled(self, states: str, output: str | None = None) -> str:
-        """The first token's state through the pooler, or what the family has in its place."""
+        """The first token's state after the pooler, or after the family's layer in its place."""
         first = self.graph.add("Gather", states, self.graph.constant("first", 0, np.int64), axis=1)
         pooled = self.dense(first, self.params["encoder"]["pooler"]["dense"], "pooler.dense")
         return self.activation(pooled, self.config.family.pooler_activation, output)
 
     def dense(self, x: str, params: Params, name: str) -> str:
-        """A dense layer; factors are multiplied where that costs no more."""
+        """A dense layer. Low-rank factors are multiplied if their product does not cost more."""
         if "up" not in params:
             return self.graph.dense(x, params["kernel"], params["bias"], name)
         used, up = ranks_used(params), params["up"]
@@ -222,7 +222,7 @@ class _Model:
         return self.graph.layer_norm(x, params["scale"], params["bias"], eps, name)
 
     def activation(self, x: str, name: str, output: str | None = None) -> str:
-        """A row of `ACTIVATIONS`, under the names of `models.layers`."""
+        """An activation, by its name in `models.layers.ACTIVATIONS`."""
         return ACTIVATIONS[name](self.graph, x, output)
 
 
@@ -232,7 +232,7 @@ TOKENS: list[str | int] = ["batch", "sequence"]
 
 
 def _bare(model: _Model) -> Shapes:
-    """The hidden states, and the pooler where there is one."""
+    """The hidden states, and the pooler's output if there is one."""
     states = model.encoder()
     model.graph.add("Identity", states, name="last_hidden_state")
     shapes = {"last_hidden_state": [*TOKENS, model.config.hidden_size]}
@@ -267,7 +267,7 @@ def _span(model: _Model) -> Shapes:
 
 
 def _embedding(model: _Model) -> Shapes:
-    """The states, which sentence-transformers pools itself, and the vector of each text."""
+    """The hidden states, which sentence-transformers pools itself, and the vector of each text."""
     graph, config = model.graph, model.config
     how = config.embedding
     assert how is not None, "the head is there if the config says how"
@@ -298,7 +298,7 @@ def _max(graph: Graph, states: str, mask: str) -> str:
     return graph.add("ReduceMax", masked, axes=[1], keepdims=0)
 
 
-# by pooling, of states [b, q, d] and a mask [b, q, 1]: as `heads.POOLED`
+# pooling -> function of states [b, q, d] and a mask [b, q, 1], as `heads.POOLED`
 POOLINGS: dict[str, Callable[[Graph, str, str], str]] = {
     "cls": lambda graph, states, mask: graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1),
     "mean": _mean,
@@ -307,7 +307,7 @@ POOLINGS: dict[str, Callable[[Graph, str, str], str]] = {
 
 
 def _masked_lm(model: _Model) -> Shapes:
-    """The masked-LM head; its decoder is the word table, which is stored once."""
+    """The masked-LM head. Its decoder shares the word table."""
     graph, config, predictions = model.graph, model.config, model.params["cls"]["predictions"]
     x = model.dense(model.encoder(), predictions["transform"]["dense"], "transform.dense")
     x = model.activation(x, config.family.lm_activation or config.hidden_act)
@@ -324,7 +324,7 @@ def _masked_lm(model: _Model) -> Shapes:
     return {"logits": [*TOKENS, config.vocab_size]}
 
 
-# by row of `models.heads.HEADS`: adds all nodes of a model with that head, and gives its outputs with their shapes
+# row of `models.heads.HEADS` -> function that adds all nodes of a model, and returns its outputs with their shapes
 WRITERS: dict[str, Callable[[_Model], Shapes]] = {
     "encoder": _bare,
     "sequence": _sequence,
@@ -336,23 +336,23 @@ WRITERS: dict[str, Callable[[_Model], Shapes]] = {
 
 
 def _last(dense: Params) -> Params:
-    """The parameters that give a dense layer's outputs: of factors, the second."""
+    """The parameters that give a dense layer's outputs: with low-rank factors, the second one."""
     return dense.get("up", dense)
 
 
 def _with_last(dense: Params, change: Callable[[np.ndarray], np.ndarray]) -> Params:
-    """The dense layer with its outputs changed, by their kernel and bias."""
+    """The dense layer with a change to the kernel and bias that give its outputs."""
     changed = {key: change(leaf) for key, leaf in _last(dense).items()}
     return dense | {"up": changed} if "up" in dense else changed
 
 
 def _columns(dense: Params, read: np.ndarray) -> Params:
-    """The dense layer with the outputs that are read."""
+    """The dense layer with only the outputs that are read."""
     return _with_last(dense, lambda leaf: np.asarray(leaf[..., read]))
 
 
 def _without_rows(output: Params, read: np.ndarray) -> Params:
-    """The second half's parameters whose dense layer has the inputs that it reads."""
+    """The parameters of an output projection, with only the inputs that it reads."""
     dense = output["dense"]
     if "down" in dense:
         return output | {"dense": dense | {"down": {"kernel": dense["down"]["kernel"][read]}}}

@@ -16,12 +16,12 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 def push(directory: str | Path, to: str, private: bool = False) -> str:
-    """Upload a model directory to the Hugging Face hub, into a repository that is made if there is none.
+    """Upload a model directory to a repository of the Hugging Face hub, which is created if it does not exist.
 
-    Files of the same names are replaced there, and others stay.
+    Files with the same names are replaced; others stay.
 
     Args:
-        directory: what a training, `compress` or `export` wrote, or another Hugging Face directory.
+        directory: a directory that training, `compress` or `export` wrote, or another Hugging Face directory.
         to: the repository, as `owner/name`.
         private: make the repository private. One that is public already is refused.
 
@@ -29,8 +29,8 @@ def push(directory: str | Path, to: str, private: bool = False) -> str:
         The address of the repository.
 
     Raises:
-        InputError: there is no model in the directory, `to` is no name of a repository, there is no token, or the hub
-            cannot be reached or refuses.
+        InputError: there is no model in the directory, `to` is not owner/name, there is no token, or the hub cannot be
+            reached or refuses.
     """
     path = Path(os.path.expanduser(directory))
     if not path.is_dir():

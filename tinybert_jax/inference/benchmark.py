@@ -1,4 +1,4 @@
-"""Latency and memory of models, each in all programs that run it here, in turn in one process."""
+"""Latency and memory of models in all programs that can run them here. They take turns in one process."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from tinybert_jax.models.fit import check_positions, check_token_types
 from tinybert_jax.models.quantized import int8_is_faster
 from tinybert_jax.settings.choices import MIN_LENGTH
 
-TURNS, SECONDS, LEAST_CALLS = 5, 0.5, 2  # of each model and shape; the latter two of each turn
-FEW_CALLS = 20  # below which no call stands for the slowest 5 %
-TEXTS = 128  # of a file, evenly spaced
+TURNS, SECONDS, LEAST_CALLS = 5, 0.5, 2  # for each model and shape; seconds and calls are per turn
+FEW_CALLS = 20  # with fewer calls, there is no 95th percentile
+TEXTS = 128  # largest number of texts of a file, evenly spaced
 
 
 class Side(NamedTuple):
-    """A model, by its directory, hub id or file, and a word of RUNNERS."""
+    """A model (directory, hub id or file) in a program, a word of RUNNERS."""
 
     model: str
     by: str
 
 
 class Machine(NamedTuple):
-    """What was measured on."""
+    """The machine of a measurement."""
 
     processor: Processor
-    processors: int  # that this process may use
+    processors: int  # number that this process may use
     busy: float  # the share of the processors that other work took before
     device: str  # JAX's
     versions: dict[str, str]
 
 
 class Shape(NamedTuple):
-    """So many texts together, of so many tokens; None: the lengths of the texts of a file."""
+    """A batch size and the number of tokens per text; None: texts of a file at their real lengths."""
 
     texts: int
     tokens: int | None
@@ -73,12 +73,12 @@ class Measured(NamedTuple):
     side: Side
     bytes: int  # of the files of its parameters
     parameters: int | None  # None: the file does not say
-    memory: float | None  # MB that a process of its own grew by; None: not measured
+    memory: float | None  # MB by which a separate process grew; None: not measured
     latencies: tuple[Latency, ...]
 
 
 class Benchmark(NamedTuple):
-    """What was measured, and what could not be, in a line each."""
+    """The measurements, and a note about each one that was not possible."""
 
     machine: Machine
     measured: list[Measured]
@@ -92,16 +92,16 @@ def benchmark(
     texts: Sequence[tuple[str, ...]] = (),
     measure_memory: bool = True,
 ) -> Benchmark:
-    """Time models in all programs that run them here: ours, ONNX Runtime, and PyTorch where it is installed.
+    """Time models in all programs that can run them here: JAX and, if installed, ONNX Runtime and PyTorch.
 
-    The sides take turns, so a busy moment of the machine meets all of them.
+    Models take turns, so a busy moment of the machine affects all of them.
 
     Args:
-        models: Hugging Face directories, hub ids, directories with exported files, or such files.
-        batch_sizes: texts that are computed together.
-        lengths: tokens of each text; they are random.
-        texts: if any, up to TEXTS of these texts, or pairs of texts, are timed, too, in their own lengths.
-        measure_memory: also load each model in a process of its own.
+        models: Hugging Face directories, hub ids, directories with exported files, or exported files.
+        batch_sizes: numbers of texts per batch.
+        lengths: numbers of tokens per text; these texts are random.
+        texts: texts or pairs of texts; up to TEXTS of them are timed too, at their real lengths.
+        measure_memory: also load each model in a separate process and measure its memory.
 
     Raises:
         InputError: a model cannot be read, has no head, or fewer positions than one of the `lengths`; a number is too
@@ -142,7 +142,7 @@ def benchmark(
 
 
 def spread(texts: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the texts, evenly spaced.
+    """At most `most` of the texts, evenly spaced.
 
     >>> spread([*"abcdefghij"], 4), spread([*"ab"], 4)
     (['a', 'c', 'f', 'h'], ['a', 'b'])
@@ -161,7 +161,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _load(models: Sequence[str], notes: dict[str, None]) -> dict[Side, Loaded]:
-    """Every model in every program that runs it here."""
+    """Load every model in every program that can run it here."""
     sides: dict[Side, Loaded] = {}
     for side in (Side(*part) for model in models for part in parts_of(model)):
         package = RUNNERS[side.by].package
@@ -215,8 +215,8 @@ def _latencies(
 
 
 def _batches(by: str, loaded: Loaded, shape: Shape, texts: Sequence[tuple[str, ...]]) -> list[Batch]:
-    """Random texts of a length; or all texts, the first of them again where the last batch is not full, each batch
-    padded as the program needs it.
+    """Batches of random texts of one length; or of all texts, padded as the program needs it. The last batch is filled
+    up with the first texts.
     """
     if shape.tokens is not None:
         return [random_batch(shape.texts, shape.tokens, loaded.config.vocab_size)]
@@ -227,14 +227,14 @@ def _batches(by: str, loaded: Loaded, shape: Shape, texts: Sequence[tuple[str, .
 
 
 def _trimmed(batch: Batch) -> Batch:
-    """The real rows, as long as the longest of them."""
+    """The batch without filler rows, and without padding beyond its longest row."""
     rows, longest = batch.example_mask > 0, int(batch.attention_mask.sum(axis=1).max())
     arrays = (array[rows, :longest] for array in batch[:3])
     return batch._replace(**dict(zip(Batch._fields[:3], arrays, strict=True)))
 
 
 def _grown_alone(side: Side, texts: int, tokens: int, notes: dict[str, None]) -> float | None:
-    """`grown` in a process of its own."""
+    """`grown` in a separate process."""
     if memory() is None:
         notes["memory: not measured, as this system has no /proc"] = None
         return None
@@ -252,9 +252,9 @@ def _grown_alone(side: Side, texts: int, tokens: int, notes: dict[str, None]) ->
 
 
 def grown(model: str, by: str, texts: int, tokens: int) -> float:
-    """The MB by which this process grows at most while it loads a model and computes a batch, three times.
+    """The peak growth of this process in MB, while it loads a model and computes a batch three times.
 
-    What the program imports is there before.
+    The program's imports come before and do not count.
     """
     runner = RUNNERS[by]
     for name in (runner.package, *runner.imports):

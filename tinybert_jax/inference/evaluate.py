@@ -33,21 +33,21 @@ def evaluate(
     show: Callable[[list[str], list[list[str]]], None] | None = None,
     truncate_dim: int | None = None,
 ) -> dict[str, float]:
-    """The task's metrics on a split; of MNLI, those on the mismatched set too, as `accuracy_mismatched`.
+    """The task's metrics on a split. For MNLI, they include the mismatched set, as `accuracy_mismatched`.
 
     Args:
         model: a Hugging Face directory or hub id, or an exported model, as in `load_predictor`.
         task: a row of the task table.
         source: where the rows are.
-        split: which of the source's splits.
-        max_length: tokens a row; default: what the model was trained with.
-        batch_size: rows a compiled call.
+        split: the split to score.
+        max_length: tokens per row; default: the length that the model was trained with.
+        batch_size: rows per compiled call.
         predictions: a file to write predictions to; or a directory, for the file that the benchmark's server takes.
-        needs_scores: refuse a split without labels; otherwise it gives no scores.
+        needs_scores: refuse a split without labels; otherwise no scores are returned for it.
         int8: as in `load_predictor`.
         truncate_dim: as in `load_predictor`.
-        show: takes the header and the rows of each table of what the model does with each class. With it, a warning
-            tells of predictions that are no better than chance, as of a model whose classes are swapped.
+        show: is called with header and rows of each table of results by class. With it, a warning is printed where the
+            predictions are no better than chance, for example because the model's classes are swapped.
 
     Raises:
         InputError: the model or the rows cannot be read, do not fit, or have no labels to score; or its outputs are
@@ -87,9 +87,9 @@ def outputs_on(
     split: Literal["dev", "test", "train"] = "dev",
     needs_scores: bool = True,
 ) -> Iterator[tuple[Task, Split, np.ndarray]]:
-    """A split of the task, and a second one where the source has it, each with its task and the model's logits.
+    """The split of the task, and the second one if the source has it, each with its task and the model's logits.
 
-    Arguments and errors are those of `evaluate`.
+    Arguments and errors are as in `evaluate`.
     """
     check_outputs(predictor.name, predictor.config, task)
     source = with_template_of(predictor.tokenizer, task, source)
@@ -109,6 +109,6 @@ def outputs_on(
 
 
 def named_scores(task: Task, part: Task, scores: dict[str, float]) -> dict[str, float]:
-    """Scores on a part of `outputs_on`: those of the second split have its name behind them."""
+    """Scores on a part of `outputs_on`. On the second split, names have its name as a suffix."""
     suffix = "" if part is task else "_" + part.name.rpartition("_")[2]
     return {f"{name}{suffix}": value for name, value in scores.items()}

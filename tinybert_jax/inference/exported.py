@@ -1,4 +1,4 @@
-"""Exported models, run as a predict step: ONNX files, also those of other programs, and StableHLO programs."""
+"""Exported models as a predict step: ONNX files, also those that other programs wrote, and StableHLO programs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tinybert_jax.batch import Batch, Params
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.weights import weights_files
 
-VECTORS = "sentence_embedding"  # the output of an ONNX file with a vector of each text, as optimum calls it
+VECTORS = "sentence_embedding"  # optimum's name of the output with a vector for each text
 ONNX = "onnx/model.onnx"
 ONNX_INT8 = "onnx/model_quantized.onnx"
 STABLEHLO = "stablehlo/model.bin"
 STABLEHLO_INT8 = "stablehlo_int8/model.bin"
 STABLEHLO_PARAMS = "params.safetensors"  # beside the program; names are paths joined by "/"
-# where other programs write them, too: optimum also at the top
+# the places where other programs write them too; optimum also writes to the top directory
 FILES = (ONNX, ONNX_INT8, "model.onnx", "model_quantized.onnx", STABLEHLO, STABLEHLO_INT8)
-ProgramStep = Callable[[Params, Batch], Any]  # parameters are the program's own, and not read
+ProgramStep = Callable[[Params, Batch], Any]  # the parameters are ignored: the program has its own
 
 
 def exported_file(name: str | Path) -> tuple[Path, Path] | None:
-    """The exported model that a name stands for, and the directory of its config and tokenizer.
+    """The file of an exported model, and the directory of its config and tokenizer.
 
-    The name is that of the file, or of a directory that holds one of FILES and no weights. If it holds several, this
-    is ONNX in int8, the fastest, or else the first.
+    `name` is the file, or a directory that has one of FILES and no weights. If it has several, ONNX in int8 is chosen,
+    the fastest, or else the first of FILES.
 
     Returns:
-        None: the name is that of a Hugging Face directory, a hub id, or of nothing.
+        The file and the directory; None if the name is a Hugging Face directory, a hub id, or does not exist.
     """
     path = Path(os.path.expanduser(name))
     try:
@@ -50,27 +50,27 @@ def exported_file(name: str | Path) -> tuple[Path, Path] | None:
 
 
 def is_int8(name: str) -> bool:
-    """Whether the name of an exported file says that it is in int8."""
+    """Whether an exported file is in int8, by its name."""
     return "quantized" in name or "int8" in name
 
 
 def exported_files(directory: Path) -> list[Path]:
-    """Those of FILES that a directory holds."""
+    """The FILES that exist in a directory."""
     return [directory / file for file in FILES if (directory / file).is_file()]
 
 
 def program_files(file: Path) -> list[Path]:
-    """The file of an exported model, and those of its weights beside it."""
+    """The file of an exported model, and the files of its weights beside it."""
     if file.suffix == ".onnx":
         return [file, *sorted(file.parent.glob(f"{file.name}[._]data*"))]
     return [file, file.parent / STABLEHLO_PARAMS]
 
 
 def load_step(file: Path) -> ProgramStep:
-    """The `(params, batch) -> outputs` of an exported model: logits or vectors, or states where it has no head.
+    """The function `(params, batch) -> outputs` of an exported model: logits or vectors, or states without a head.
 
     Raises:
-        InputError: the file cannot be read, asks for other inputs than a BERT's, or the package that runs it is not
+        InputError: the file cannot be read or needs other inputs than a BERT's, or the package that runs it is not
             installed.
     """
     return _onnx_step(file) if file.suffix == ".onnx" else _stablehlo_step(file)

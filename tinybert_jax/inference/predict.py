@@ -1,4 +1,4 @@
-"""Rows of a file or a pipe to their predictions, a few at a time."""
+"""Predictions for the rows of a file or a pipe, a part at a time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tinybert_jax.inference.predictor import THRESHOLD, Predictor
 from tinybert_jax.tasks import ner
 from tinybert_jax.tasks.multi_label import DELIMITER
 
-ROWS_AT_ONCE = 1024  # rows of like lengths share batches among so many
+ROWS_AT_ONCE = 1024  # number of rows among which rows of similar lengths are batched together
 
 
 class Predicted(NamedTuple):
-    """What is written of a row: in a JSON object, and in the cells of a table; and numbers that must be finite."""
+    """The prediction for a row, as JSON fields and as table cells, and numbers that must be finite."""
 
     fields: dict[str, Any]
     cells: dict[str, Any]
@@ -41,9 +41,9 @@ def predict_rows(
     """The predictions of rows, chunk by chunk.
 
     Args:
-        predictor: of any head.
-        chunks: the rows, a few at a time.
-        name: what messages call their file.
+        predictor: a predictor with any head.
+        chunks: the rows, in parts.
+        name: the file's name in errors.
         unanswerable: as in `Predictor.answers`.
         threshold: as in `Predictor.label_sets`.
 
@@ -51,7 +51,7 @@ def predict_rows(
         InputError: an output is not finite, or the rows do not fit the model.
     """
     for rows in chunks:
-        with np.errstate(invalid="ignore"):  # what is not finite is told here
+        with np.errstate(invalid="ignore"):  # outputs that are not finite are reported below
             predicted = prediction_of(predictor.head).predict(predictor, rows, unanswerable, threshold)
         for row, prediction in zip(rows, predicted, strict=True):
             if not np.isfinite(prediction.numbers).all():
@@ -114,15 +114,15 @@ def _vectors(predictor: Predictor, rows: Sequence[Row], unanswerable: bool, thre
 
 
 class HeadPredictions(NamedTuple):
-    """What is predicted by models with a head, and what rows they read."""
+    """For one head: the function that predicts rows, and the rows that it takes."""
 
     predict: Callable[[Predictor, Sequence[Row], bool, float], list[Predicted]]
-    columns: tuple[str, ...] = ("text",)  # of the texts, where none are named
-    widths: tuple[int, ...] = (1, 2)  # how many texts a row may have
-    takes_words: bool = False  # a text may be the list of its words
+    columns: tuple[str, ...] = ("text",)  # the default columns of the texts
+    widths: tuple[int, ...] = (1, 2)  # possible numbers of texts per row
+    takes_words: bool = False  # a text may be a list of words
 
 
-# of heads whose predictor is not called
+# heads with a method other than calling the predictor
 _OTHERS = {
     "tokens": HeadPredictions(_tags, widths=(1,), takes_words=True),
     "span": HeadPredictions(_answers, ("question", "context"), (2,)),
@@ -131,12 +131,12 @@ _OTHERS = {
 
 
 def prediction_of(head: str) -> HeadPredictions:
-    """What `predict` does with models that have the head."""
+    """The row of the table for a head; without a row, the predictor is called."""
     return _OTHERS.get(head, HeadPredictions(_sequences))
 
 
 def _short(number: float) -> float:
-    """The number of the fewest digits that is the same float32."""
+    """The number with the fewest digits that gives the same float32."""
     return float(str(np.float32(number)))
 
 
@@ -147,14 +147,14 @@ def in_chunks(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:
 
 
 def as_they_come(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:
-    """Lists of up to `most` rows: each has all that came while the list before it was worked on, and at least one."""
+    """Lists of 1 to `most` rows: each has all rows that came while the list before was processed."""
     arrived: queue.Queue[Row | BaseException | None] = queue.Queue(most)
 
     def read() -> None:
         try:
             for row in rows:
                 arrived.put(row)
-        except BaseException as error:  # raised again where the rows are worked on
+        except BaseException as error:  # raised again in the thread that processes the rows
             arrived.put(error)
         else:
             arrived.put(None)
@@ -173,15 +173,15 @@ def as_they_come(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:
 
 
 class Writer:
-    """What is written of rows and their predictions: all columns of the row, then those of the prediction."""
+    """Formats rows with their predictions: all columns of the row, then those of the prediction."""
 
     def __init__(self, form: str, name: str) -> None:
-        """`form` is tsv, csv or jsonl; `name` is what messages call the file of the rows."""
+        """`form` is tsv, csv or jsonl; `name` is the name of the rows' file in errors."""
         self.form, self.name = form, name
         self.header: list[str] | None = None
 
     def lines(self, row: Row, predicted: Predicted) -> str:
-        """The lines of a row; in a table, the first time the header's too.
+        """The lines of a row. In a table, the first call also returns the header.
 
         Raises:
             InputError: a column would be written twice, or a table cannot hold the row.

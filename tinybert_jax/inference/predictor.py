@@ -33,7 +33,7 @@ from tinybert_jax.tasks.squad import Questions
 
 
 class TaggedText(NamedTuple):
-    """The words of a text, the first character of each, the tag of each, and the probability of that tag."""
+    """The words of a text, and for each its first character, its tag, and the probability of this tag."""
 
     words: tuple[str, ...]
     starts: tuple[int, ...]
@@ -42,18 +42,18 @@ class TaggedText(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The most probable class and its probability; in regression the label is None and the value is the output.
+    """The most probable class and its probability. In regression, the label is None and the value is the output.
 
-    See `Predictor.label_sets` for models that give a text any number of classes.
+    For multi-label models, see `Predictor.label_sets`.
     """
 
     label: str | None
     value: float
 
 
-THRESHOLD = 0.5  # the probability above which a text has a class, where it has any number of them
+THRESHOLD = 0.5  # in multi-label models, a class is predicted if its probability is above this
 
-# what the predictor of a head does that is not called
+# head -> what its predictor does instead of being called, in messages
 GIVES = {"tokens": "gives `tags`", "span": "gives `answers`", "embedding": "gives `embed`"}
 
 
@@ -69,14 +69,14 @@ class Predictor:
     batch_size: int
     head: str
     step: Callable[..., Any]
-    truncate_dim: int | None = None  # of an embedding model: the first numbers of a vector that are kept; None: all
+    truncate_dim: int | None = None  # for embedding models: length to which vectors are cut; None: not cut
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """One prediction per text, or per pair of texts.
 
         Raises:
-            ValueError: `texts` is one string, mixes texts and pairs, or holds rows of more than two or what is no text
-                (the NaN of an empty cell); or the head is not that of a sequence.
+            ValueError: `texts` is a single string, mixes texts and pairs, has rows of more than two texts, or has
+                something other than texts (such as the NaN of an empty cell); or the model is not a classifier.
             InputError: as `logits`.
         """
         logits = self._sequence_logits(texts)
@@ -90,7 +90,7 @@ class Predictor:
         """The probabilities of all classes, float32 [n, c], in the order of `config.id2label`.
 
         Raises:
-            ValueError: as in a call; or the output is a number.
+            ValueError: as in a call; or the output is a number, not classes.
             InputError: as `logits`.
         """
         if self.gives_numbers:
@@ -100,14 +100,14 @@ class Predictor:
     def label_sets(
         self, texts: Sequence[str | tuple[str, str]], threshold: float = THRESHOLD
     ) -> list[tuple[str, ...]]:
-        """The classes of each text, by a model that gives a text any number of them.
+        """The classes of each text, by a multi-label model.
 
         Args:
             texts: texts, or pairs of texts.
-            threshold: the probability above which a text has a class.
+            threshold: a class is predicted if its probability is above this.
 
         Raises:
-            ValueError: as in a call; or the model gives a text one class, or a number.
+            ValueError: as in a call; or the model is not multi-label.
             InputError: as `logits`.
         """
         if not self.config.is_multi_label:
@@ -120,12 +120,12 @@ class Predictor:
 
     @property
     def gives_numbers(self) -> bool:
-        """Whether the output is a number and no class."""
+        """Whether the output is a number, not classes."""
         return self.is_called and not head_losses(self.head, self.config).has_classes
 
     @property
     def is_called(self) -> bool:
-        """Whether the predictor is called for what a text, or a pair of texts, is."""
+        """Whether predictions are for whole texts or pairs, so that the predictor can be called."""
         return not HEADS[self.head].per_token and not HEADS[self.head].gives_vectors
 
     def _likely(self, logits: np.ndarray) -> np.ndarray:
@@ -134,11 +134,11 @@ class Predictor:
     def tags(self, texts: Sequence[str | Sequence[str]]) -> list[TaggedText]:
         """The words of each text with their tags, by a token classifier.
 
-        A text may be the list of its words, for example those of a CoNLL file: then characters are counted in the
-        words with spaces between them. A string is split by `tasks.ner.split_words`. A long text is read in parts.
+        A text may be a list of words, for example from a CoNLL file; then character positions are those in the words
+        joined by spaces. A string is split by `tasks.ner.split_words`. Long texts are read in parts.
 
         Raises:
-            ValueError: `texts` is one string, or the head is another.
+            ValueError: `texts` is a single string, or the model is not a token classifier.
         """
         self._check(self.head == "tokens", texts)
         placed = [ner.split_words(text) if isinstance(text, str) else _joined(text) for text in texts]
@@ -164,7 +164,7 @@ class Predictor:
             unanswerable: a question may have no answer, as in SQuAD 2.0.
 
         Raises:
-            ValueError: the head is another, or a row is no pair.
+            ValueError: the model has another head, or a row is not a pair.
             InputError: as `logits`; or a question leaves no room for its context.
         """
         self._check(self.head == "span", pairs)
@@ -179,17 +179,17 @@ class Predictor:
         return spans.best_answers(questions, windows, tokens, self.logits(tokens))
 
     def embed(self, texts: Sequence[Any], prompt_name: str | None = None) -> np.ndarray:
-        """The vector of each text, float32 [n, d], by an embedding model. Space around a text is left out.
+        """The vector of each text, float32 [n, d], by an embedding model. White space around a text is removed.
 
         Args:
             texts: single texts.
-            prompt_name: which of the model's prompts stands before each of them, such as "query"; default: its default
-                prompt, which most models have not.
+            prompt_name: the name of the model's prompt to put before each text, such as "query"; default: the model's
+                default prompt, if it has one.
 
         Raises:
-            ValueError: `texts` is one string or holds what is no text, the model has another head, or it has no such
-                prompt.
-            InputError: the file of an exported model has no output with a vector of each text.
+            ValueError: `texts` is a single string or has something other than texts, the model has another head, or it
+                has no such prompt.
+            InputError: the file of an exported model has no output with a vector for each text.
         """
         self._check(HEADS[self.head].gives_vectors, texts)
         if no_texts := [text for text in texts if not isinstance(text, str)]:
@@ -205,7 +205,7 @@ class Predictor:
         return self.logits(encode(rows, self.tokenizer, self.max_length))
 
     def _check(self, fits: bool, texts: Any) -> None:
-        """Refuse what another head does, and one text for several."""
+        """Refuse a method of another head, and a single string instead of several texts."""
         if not fits:
             does = GIVES.get(self.head, "is called")
             raise ValueError(f"{self.name}: holds a {HEADS[self.head].title}: its predictor {does}")
@@ -226,7 +226,7 @@ class Predictor:
         return self.logits(encode(rows, self.tokenizer, self.max_length))
 
     def logits(self, tokens: Tokens) -> np.ndarray:
-        """Logits float32 [n, c] of tokenised rows; of an embedding model, vectors [n, d].
+        """Logits float32 [n, c] of tokenised rows; for an embedding model, vectors [n, d].
 
         Raises:
             InputError: the rows are pairs of texts, and the model has one token type; or as `embed`.
@@ -242,7 +242,7 @@ class Predictor:
 
 
 def _joined(words: Sequence[str]) -> list[tuple[str, int]]:
-    """Words with their first characters, where one space stands between them."""
+    """Words with the positions of their first characters in the words joined by spaces."""
     ends = itertools.accumulate(len(word) + 1 for word in words)
     return [(word, end - len(word) - 1) for word, end in zip(words, ends, strict=True)]
 
@@ -255,24 +255,23 @@ def load_predictor(
     int8: bool = False,
     truncate_dim: int | None = None,
 ) -> Predictor:
-    """A fine-tuned model from a Hugging Face directory or hub id, or as `tinybert export` wrote it.
+    """Load a fine-tuned model from a Hugging Face directory or hub id, or an exported model.
 
     Args:
-        directory: holds a classifier, a regressor, a token classifier or a question answering head, as `tinybert
-            distill` and `finetune` write it, or the modules of sentence-transformers; or an ONNX or StableHLO file of
-            one, which may also be named itself. If there are several, ONNX in int8 is taken, and a note says so.
-        max_length: longer texts are cut, in tokens; default: what the model was trained with, as its tokenizer says.
+        directory: a directory or hub id of a model with a classifier, a regression output, a token classifier, a
+            question answering head, or the modules of sentence-transformers; or an ONNX or StableHLO file, or a
+            directory with such files. If there are several, ONNX in int8 is taken, and a note says so.
+        max_length: longer texts are truncated, in tokens; default: the length that the model was trained with.
         batch_size: texts per compiled call; the last call is filled up.
-        head: "sequence", "tokens", "span" or "embedding"; default: the one that the model has. The predictor of the
-            first is called; see `Predictor.tags`, `Predictor.answers` and `Predictor.embed` for the others.
-        int8: dense layers multiply in int8 where this processor is faster with it. Models that are quantised already
-            do so without this.
-        truncate_dim: of an embedding model, the first numbers of each vector that are kept. They are not normalised
-            again, as in sentence-transformers.
+        head: "sequence", "tokens", "span" or "embedding"; default: the model's head. A predictor with a sequence head
+            is called; for the others, see `Predictor.tags`, `Predictor.answers` and `Predictor.embed`.
+        int8: dense layers multiply in int8 if this processor is faster with it. Quantised models always do.
+        truncate_dim: for embedding models, keep only this number of first numbers of each vector. As in
+            sentence-transformers, they are not normalised again.
 
     Raises:
-        InputError: the directory cannot be read, or holds no such head; another head; a number is too small; `int8` of
-            an exported model; `truncate_dim` of a model without vectors, or of shorter ones.
+        InputError: the directory cannot be read or has no such head; the head is unknown; a number is too small;
+            `int8` for an exported model; or `truncate_dim` for a model without vectors or with shorter ones.
     """
     predicting = [name for name, row in HEADS.items() if row.on_tasks]
     if head is not None and head not in predicting:

@@ -1,4 +1,4 @@
-"""The programs that run a model here: ours, ONNX Runtime, and PyTorch where it is installed."""
+"""The programs that can run a model here: JAX and, if installed, ONNX Runtime and PyTorch."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ TOKENIZERS = ("transformers:AutoTokenizer", "transformers:PreTrainedTokenizerFas
 
 
 class Loaded(NamedTuple):
-    """A model in a program that runs it."""
+    """A model that is loaded in a program."""
 
     config: BertConfig
     tokenizer: Any
-    max_length: int  # tokens of the longest text that it was trained on
-    run: Callable[[Batch], Any]  # logits, once they are computed
-    bytes: int  # of the files of its parameters
-    parameters: int | None  # None: the file does not say
+    max_length: int  # that of its training, in tokens
+    run: Callable[[Batch], Any]  # -> logits; it waits until they are computed
+    bytes: int  # of the files with its parameters
+    parameters: int | None  # number of parameters; None: unknown
 
 
 class Runner(NamedTuple):
     """A row of the table of programs."""
 
     load: Callable[[str], Loaded]
-    package: str  # that must be installed
-    any_length: bool = False  # others are compiled for some lengths, to which shorter texts are padded
-    int8_of: str | None = None  # the program whose int8 form it is, which may be no faster here
-    imports: tuple[str, ...] = TOKENIZERS  # what it imports besides, MODULE:NAME
+    package: str  # the package that must be installed
+    any_length: bool = False  # False: compiled for some lengths, to which shorter texts are padded
+    int8_of: str | None = None  # the program of which it is the int8 form; it is left out if it is not faster here
+    imports: tuple[str, ...] = TOKENIZERS  # its further imports, MODULE:NAME
 
 
 class CannotRun(Exception):
-    """A program that does not run a model, and why."""
+    """A program cannot run a model. The message says why."""
 
 
 def _load_ours(name: str, int8: bool = False) -> Loaded:
@@ -60,7 +60,7 @@ def _load_ours(name: str, int8: bool = False) -> Loaded:
         files, parameters = program_files(parts[0]), _count_in(parts[0])
     else:
         files = weights_files(resolve(name))
-        # the scales of int8 are no parameters of the model
+        # the scales of int8 are not parameters of the model
         parameters = count_parameters(_without_scales(predictor.params))
 
     def run(batch: Batch) -> np.ndarray:
@@ -77,7 +77,7 @@ def _without_scales(tree: Any) -> Any:
 
 
 def _count_in(file: Path) -> int | None:
-    """The parameters of a StableHLO program. Those of ONNX files are not told from their other constants."""
+    """The number of parameters of a StableHLO program. In ONNX files, other constants cannot be told apart."""
     if file.suffix == ".onnx":
         return None
     with safe_open(file.parent / STABLEHLO_PARAMS, "numpy") as tensors:
@@ -142,14 +142,14 @@ RUNNERS: dict[str, Runner] = {
 
 
 def parts_of(model: str) -> list[tuple[str, str]]:
-    """What there is to run of a model: names of directories and files, each with a word of RUNNERS.
+    """The parts of a model that can be run: directories and files, each with the name of a program of RUNNERS.
 
     Args:
-        model: a Hugging Face directory or hub id, a directory with exported files, or one such file. A directory may
-            hold both.
+        model: a Hugging Face directory or hub id, a directory with exported files, or an exported file. A directory
+            may have both weights and exported files.
 
     Raises:
-        InputError: it is neither, or its `config.json` is damaged.
+        InputError: it is none of these, or its `config.json` is damaged.
     """
     exported, path = exported_file(model), Path(os.path.expanduser(model))
     files = [path] if exported is not None and exported[0] == path else exported_files(path)

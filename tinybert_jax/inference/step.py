@@ -24,12 +24,13 @@ def outputs(
     named: str,
     first: int = 0,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """The outputs of a compiled `(params, batch)` step for every row, in the order of `eval_batches`, with the row
-    numbers. For many rows a progress bar, `named`, is shown. `first` is the number of the first batch.
+    """Yield the row numbers and the outputs of a compiled step `(params, batch)`, batch by batch as in `eval_batches`.
+
+    `first` is the number of the first batch. For many rows, a progress bar with the title `named` is shown.
     """
     from tqdm import tqdm
 
-    running = None  # a batch is fetched once the next is dispatched: the device never waits, and no queue grows
+    running = None  # a batch is fetched after the next is dispatched: the device never waits, and no queue grows
     before = min(first * batch_size, len(examples))
     few = len(examples) < PROGRESS_FROM
     with tqdm(total=len(examples), initial=before, desc=named, unit="row", disable=few) as bar:
@@ -52,8 +53,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits float32 [n, c] in the order of the rows, from a step of `make_predict_step`.
 
-    If the head labels tokens, the logits are [n, q, c] with q the longest bucket; behind a row's bucket they are 0.
-    For many rows a progress bar is shown.
+    For token heads: [n, q, c], where q is the longest bucket. Positions past a row's bucket are 0. For many rows, a
+    progress bar is shown.
     """
     result = np.zeros(0, np.float32)
     for rows, output in outputs(step, params, examples, batch_size, buckets, "predict"):
@@ -68,8 +69,8 @@ def predict_logits(
 
 
 def make_predict_step(model: Any, mesh: Mesh, params: Params) -> Callable[[Params, Batch], Array]:
-    """The compiled `(params, batch) -> logits` of a model, dropout off; every process passes the whole batch, and gets
-    all logits.
+    """The compiled `(params, batch) -> logits` of a model, without dropout. Every process passes the whole batch and
+    gets all logits.
     """
 
     def predict(params: Params, inputs: tuple[Array, Array, Array]) -> Array:

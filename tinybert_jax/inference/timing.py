@@ -1,4 +1,4 @@
-"""How long calls take, and random batches for them. Imports no jax: what is timed may be another library's."""
+"""Timing of calls, and random batches for them. This module imports no jax, so it can time other libraries."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from tinybert_jax.batch import Batch
 
-FIRST_ID = 5  # of random tokens: special ones come before
-PAUSE = 0.1  # seconds before every turn: the threads of other libraries spin for a while after their work
+FIRST_ID = 5  # smallest random id: special tokens come before
+PAUSE = 0.1  # seconds before every turn, because threads of other libraries keep spinning for a while after their work
 
 
 def call_seconds(*calls: Callable[[], Any], turn: float, least: int = 1, warmup: int = 1) -> list[float]:
     """The time of each call in a turn that ends after whole rounds of `calls`.
 
     Args:
-        calls: wait for what they compute.
-        turn: seconds that the turn takes at least, without the pause and the warm-up.
-        least: calls that the turn has at least.
-        warmup: calls of the first that are not counted: after a pause they measure how long the processor takes to
-            wake, and the machine to give back the memory that it took.
+        calls: the functions to time. They wait for their results.
+        turn: least duration of the turn in seconds, without the pause and the warm-up.
+        least: least number of calls in the turn.
+        warmup: number of calls of the first function before the turn, which are not counted. After a pause, they
+            include the time in which the processor wakes up and memory is returned.
     """
     time.sleep(PAUSE)
     for _ in range(warmup):

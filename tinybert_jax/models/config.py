@@ -17,17 +17,17 @@ from tinybert_jax.settings.tasks import MULTI_LABEL
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 MAX_SIZE = 2**31 - 1  # ids are int32
-SLIM = "slim-"  # before the `model_type` of a shape that no class of `transformers` has
+SLIM = "slim-"  # prefix of the `model_type` of a shape that no class of `transformers` has
 OBJECTS = ("id2label", "ranks")  # fields that are objects in a `config.json`
-ELSEWHERE = ("model_type", "embedding", "score_activation")  # fields that are not read as a `config.json` has them
+ELSEWHERE = ("model_type", "embedding", "score_activation")  # fields that a `config.json` does not hold as such
 PoolingName = Literal["cls", "mean", "max"]
 DenseActivation = Literal["Identity", "Tanh"]  # as torch and ONNX call them
-MAX_LABELS = 2**20  # that a config may ask for by their number alone: each is made a name at once
+MAX_LABELS = 2**20  # largest `num_labels` in a config without names: a name is made for each at once
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a model is computed. A run decides it; it is no part of the model and never written beside it.
+    """How a model is computed. This is a choice of the run, not part of the model, and is never saved with it.
 
     Raises:
         InputError: the dtype is unknown, or `vocab_multiple` is below 1.
@@ -35,7 +35,7 @@ class Compute:
 
     dtype: ComputeDtype = "float32"  # of activations and products; parameters are float32
     remat: bool = False  # the backward pass recomputes a layer's activations instead of keeping them
-    vocab_multiple: int = 1  # the embedding table is padded to a multiple of it, so that devices can share its rows
+    vocab_multiple: int = 1  # the word table is padded to a multiple of this, so that its rows can be sharded
 
     def __post_init__(self) -> None:
         check_choice("compute_dtype", self.dtype, ComputeDtype)
@@ -43,7 +43,7 @@ class Compute:
             raise InputError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1")
 
     def vocab_rows(self, config: BertConfig) -> int:
-        """Rows of the word embedding table; those past `vocab_size` are no words, and are never exported."""
+        """The number of rows of the word table. Rows past `vocab_size` are padding, and are never exported."""
         return -(-config.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
@@ -51,9 +51,9 @@ DEFAULT = Compute()
 
 
 class Ranks(NamedTuple):
-    """The ranks of the tables and dense layers that are products of two factors; 0: it is one matrix.
+    """The ranks of the word table and of dense layers that are products of two factors; 0: not factorised.
 
-    All layers have the same ranks. Where a layer needs less, its factors end with zeros.
+    All layers have the same ranks. If a layer needs a lower rank, its factors end with zeros.
     """
 
     word_embeddings: int = 0
@@ -68,22 +68,22 @@ class Ranks(NamedTuple):
 FULL_RANK = Ranks()
 
 
-EMBEDDING_DENSE = "embedding_dense"  # the layer behind the pooling, among parameters
+EMBEDDING_DENSE = "embedding_dense"  # the parameters of the dense layer behind the pooling
 
 
 class TextVector(NamedTuple):
-    """How a text's vector is made of the states of its tokens, as the modules of sentence-transformers say it."""
+    """How the vector of a text is computed from its tokens' states, as in the modules of sentence-transformers."""
 
     pooling: PoolingName = "mean"  # the state of the first token, or the mean or maximum over real tokens
-    width: int | None = None  # of the vector behind a dense layer; None: it is as wide as the states
+    width: int | None = None  # width of the vector after a dense layer; None: no dense layer
     normalize: bool = False  # the vector is divided by its norm
-    prompts: tuple[tuple[str, str], ...] = ()  # names and texts that may be put before a text, as "query"
+    prompts: tuple[tuple[str, str], ...] = ()  # (name, text): texts that may be put before a text, such as "query"
     activation: DenseActivation = "Identity"  # of the dense layer
-    default_prompt: str | None = None  # the name of the prompt before every text
+    default_prompt: str | None = None  # the name of the prompt that is put before every text
 
     @property
     def prompt(self) -> str:
-        """What stands before every text; "" where nothing does."""
+        """The prompt that is put before every text; "" if there is none."""
         return "" if self.default_prompt is None else dict(self.prompts)[self.default_prompt]
 
 
@@ -112,14 +112,14 @@ class BertConfig:
     pad_token_id: int = 0
     id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a pruned model names its own
-    num_hidden_groups: int | None = None  # of layers that share their parameters; in ALBERT, by default all are unlike
-    embedding_size: int | None = None  # of ALBERT and ELECTRA; by default hidden_size
-    ranks: Ranks = FULL_RANK  # of what is factorised
-    weight_bits: int | None = None  # dense layers multiply in int8, with weights rounded to so many bits; None: floats
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a model with pruned heads sets it
+    num_hidden_groups: int | None = None  # groups of layers that share parameters; None: layers share nothing
+    embedding_size: int | None = None  # in ALBERT and ELECTRA; None: hidden_size
+    ranks: Ranks = FULL_RANK  # of factorised matrices
+    weight_bits: int | None = None  # dense layers multiply in int8, with weights of this many bits; None: floats
     model_type: str = "bert"  # a row of the table of families
-    embedding: TextVector | None = None  # of a model whose output is a text's vector; a `modules.json` says it
-    score_activation: str | None = None  # behind the one output in sentence-transformers; not computed here
+    embedding: TextVector | None = None  # for models that give vectors; read from `modules.json`
+    score_activation: str | None = None  # that sentence-transformers applies to a reranker's output; not computed here
 
     def __post_init__(self) -> None:
         if self.model_type not in KNOWN:
@@ -129,7 +129,7 @@ class BertConfig:
         if self.family.narrow_embeddings:
             object.__setattr__(self, "embedding_size", self.embedding_width)
         if self.family.word_rank is not None and self.ranks.word_embeddings in (0, self.hidden_size):
-            # of the width of the layers, `transformers` leaves the projection out
+            # if the table is as wide as the layers, `transformers` leaves the projection out
             name = self.family.word_rank[0]
             raise InputError(f"{name} is {self.ranks.word_embeddings}; it must be neither 0 nor hidden_size")
         for name, fixed in self.family.fixed.items():
@@ -160,7 +160,7 @@ class BertConfig:
             raise InputError(f"weight_bits is {self.weight_bits}; it must be {known}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:  # NaN is not either
+            if value is not None and not 0 <= value < 1:  # also refuses NaN
                 raise InputError(f"{name} is {value}; it must be in [0, 1)")
         if not 0 <= self.initializer_range < math.inf:
             raise InputError(f"initializer_range is {self.initializer_range}; it must be finite and not negative")
@@ -188,27 +188,27 @@ class BertConfig:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether a text has any number of the labels, so that each output is a class of its own."""
+        """Whether a text may have any number of labels, so that each output is a separate class."""
         return self.problem_type == MULTI_LABEL.problem_type
 
     @property
     def vector_width(self) -> int:
-        """Width of a text's vector."""
+        """Width of the vector of a text."""
         return self.hidden_size if self.embedding is None else self.embedding.width or self.hidden_size
 
     @property
     def family(self) -> Family:
-        """What is particular to encoders of this `model_type`."""
+        """The row of the table of families."""
         return KNOWN[self.model_type]
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest row that the position embeddings allow."""
+        """The largest number of tokens in a row, by the position embeddings."""
         return self.max_position_embeddings - self.first_position
 
     @property
     def first_position(self) -> int:
-        """The row of the position embeddings that the first token of a text takes."""
+        """The index of the first token's position embedding."""
         return self.pad_token_id + 1 if self.family.positions_after_padding else 0
 
     @property
@@ -218,7 +218,7 @@ class BertConfig:
 
     @property
     def layer_groups(self) -> int:
-        """How many layers have parameters that are not another's."""
+        """The number of groups of layers with separate parameters."""
         return self.num_hidden_layers if self.num_hidden_groups is None else self.num_hidden_groups
 
     @property
@@ -228,23 +228,23 @@ class BertConfig:
 
     @property
     def projects_embeddings(self) -> bool:
-        """Whether a dense layer leads from the embeddings to the layers: in ALBERT always, in ELECTRA where widths
-        differ.
+        """Whether a dense layer projects the embeddings to the width of the layers: in ALBERT always, in ELECTRA if
+        the widths differ.
         """
         return self.family.shares_layers or self.embedding_width != self.hidden_size
 
     @property
     def loads_in_transformers(self) -> bool:
-        """Whether a class of `transformers` has this shape. It takes heads of hidden_size / num_attention_heads only,
-        ignores `head_dim`, and has no factors but MobileBERT's of the word table. It ignores `weight_bits` too, and
-        then computes in floats.
+        """Whether a class of `transformers` has this shape. These classes ignore `head_dim`, so heads must have the
+        width hidden_size / num_attention_heads, and only MobileBERT has a factorised matrix, the word table. They
+        ignore `weight_bits` too, and compute in floats.
         """
         ranks = self.ranks if self.family.word_rank is None else self.ranks._replace(word_embeddings=0)
         return self.all_head_size == self.hidden_size and ranks == FULL_RANK
 
     @property
     def table_scale(self) -> float:
-        """What the tables of the embeddings are multiplied by in files, as `Family.table_scale` says."""
+        """The factor of the embedding tables in files; see `Family.table_scale`."""
         return self.family.table_scale(self.layer_norm_eps)
 
     @property
@@ -260,7 +260,7 @@ class BertConfig:
 
     @property
     def classifier_dropout_rate(self) -> float:
-        """Hugging Face's rule: `hidden_dropout_prob` unless `classifier_dropout` says otherwise."""
+        """`classifier_dropout`, or `hidden_dropout_prob` if it is None, as in `transformers`."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @property
@@ -270,10 +270,10 @@ class BertConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
-        """The config of a Hugging Face `config.json`.
+        """The config from the content of a Hugging Face `config.json`.
 
         Raises:
-            InputError: names what this model cannot do (another architecture, relative positions, a decoder, ...).
+            InputError: something is not supported (another architecture, relative positions, a decoder, ...).
         """
         model_type = hf.get("model_type")
         model_type = _family_of_architectures(hf) if model_type is None else model_type
@@ -329,13 +329,13 @@ class BertConfig:
             values[family.word_rank[0]] = values["ranks"].pop("word_embeddings")
         if not values["ranks"]:
             del values["ranks"]
-        if "classifier_dropout" in family.config_names:  # under that name, it must be a number
+        if "classifier_dropout" in family.config_names:  # under the family's name for it, it must be a number
             values["classifier_dropout"] = self.classifier_dropout_rate
         hf = {family.config_names.get(name, name): value for name, value in values.items()}
         if self.score_activation is not None:
             hf["sentence_transformers"] = {"activation_fn": self.score_activation}
         hf |= {name: value for name, (value, _) in family.required.items()}
-        if not self.loads_in_transformers:  # which would otherwise fail on the sizes of tensors, or ignore `head_dim`
+        if not self.loads_in_transformers:  # else `transformers` would fail on tensor sizes, or ignore `head_dim`
             hf["model_type"] = SLIM + self.model_type
         hf["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         hf["label2id"] = {label: i for i, label in enumerate(self.id2label)}
@@ -343,20 +343,20 @@ class BertConfig:
 
 
 def _family_of_architectures(hf: Mapping[str, Any]) -> str:
-    """The `model_type` of a `config.json` that has none, as those of 2019."""
+    """The `model_type` for a `config.json` without one, such as those of 2019: by its `architectures`."""
     named = re.findall(r"(\w+?)(?:For|Model)", str(hf.get("architectures")))
     return next((row.model_type for row in FAMILIES.values() if row.architecture in named), "bert")
 
 
 def _hf_value(name: str, value: Any, annotation: str) -> Any:
-    """A value of a `config.json`, checked to be of the kind that the field's annotation names."""
+    """A value of a `config.json`, checked to have the type of the field's annotation."""
     kind = annotation.removesuffix(" | None")
-    # true counts as 1 in Python; and JSON writes 0.0 as 0
+    # in Python, true is an int; and JSON may write 0.0 as 0
     if isinstance(value, {"int": int, "float": int | float, "str": str}[kind]) and not isinstance(value, bool):
         try:
             return float(value) if kind == "float" else value
         except OverflowError:
-            return math.inf  # which no field allows
+            return math.inf  # no field allows it
     kind_name = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
     raise InputError(f"{name} is {reprlib.repr(value)}; it must be {kind_name}")
 

@@ -25,7 +25,7 @@ from tinybert_jax.models.layers import (
 
 
 class BertOutput(NamedTuple):
-    """The outputs of a BERT. Under `jit`, a field that is not read costs nothing."""
+    """The outputs of a BERT. Under `jit`, fields that are not used cost nothing."""
 
     last_hidden_state: Float[Array, "b q d"]
     hidden_states: Float[Array, "l+1 b q d"]  # [0] is the embedding output
@@ -38,8 +38,8 @@ class BertOutput(NamedTuple):
 class Layer(BertModule):
     """One Transformer layer, or `repeats` layers with the same parameters: the body of the scan over layers.
 
-    Each writes its scores, and its queries, keys and values, into their slots [repeats] of the carry. The states after
-    each are [repeats, b, q, d].
+    Each layer writes its scores, and its queries, keys and values, into its slots of the buffers in the carry. Returns
+    the carry and the states after each layer, [repeats, b, q, d].
     """
 
     deterministic: bool = True
@@ -71,8 +71,8 @@ class Layer(BertModule):
 class Encoder(BertModule):
     """All layers -> the last state, all states, attention scores, and queries, keys and values.
 
-    All states are [l+1, b, q, d]. Scores are those of `score_layers` [l, b, h, q, k]. The first `qkv_parts` of
-    queries, keys and values are returned for `qkv_layers` [l, qkv_parts, b, q, h * head_dim].
+    All states are [l+1, b, q, d]. Scores are returned for `score_layers`, [l, b, h, q, k]. The first `qkv_parts` of
+    queries, keys and values are returned for `qkv_layers`, [l, qkv_parts, b, q, h * head_dim].
     """
 
     @nn.compact
@@ -115,7 +115,7 @@ class Encoder(BertModule):
             (x, scores, qkv), slots, attention_mask, bias
         )
         states = states.reshape(depth, *states.shape[2:])
-        # the last state is taken from the carry, so that reading it alone does not keep the others
+        # the last state is taken from the carry: if only this one is used, the others are not kept
         states = jnp.concatenate([x[None], states])
         return last, states, scores[: len(score_layers)], qkv[: len(qkv_layers)]
 
@@ -136,7 +136,7 @@ def _slots(selected: tuple[int, ...], depth: int) -> tuple[Array, int]:
 
 
 class Pooler(BertModule):
-    """The first token's state through a dense layer and the family's activation [b, q, d] -> [b, d]."""
+    """A dense layer with the family's activation on the first token's state [b, q, d] -> [b, d]."""
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
@@ -150,10 +150,10 @@ class Pooler(BertModule):
 class BertModel(BertModule):
     """The BERT encoder (Devlin et al., arXiv 1810.04805). `add_pooler` adds `pooled` to its outputs.
 
-    `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None,
-    qkv_layers=(), qkv_parts=3, deterministic=True)` returns the attention scores of `score_layers` (0-based,
-    increasing, static; by default all layers), and the first `qkv_parts` of queries, keys and values of `qkv_layers`
-    (by default no layer). With `deterministic=False`, pass `rngs={"dropout": key}`.
+    `apply({"params": params}, input_ids, attention_mask=None, token_type_ids=None, score_layers=None, qkv_layers=(),
+    qkv_parts=3, deterministic=True)` returns a `BertOutput`. It has the attention scores of `score_layers` (default:
+    all layers), and the first `qkv_parts` of queries, keys and values of `qkv_layers` (default: no layer). Layers are
+    static tuples, counted from 0, increasing. With `deterministic=False`, pass `rngs={"dropout": key}`.
     """
 
     add_pooler: bool = True

@@ -16,10 +16,10 @@ from tinybert_jax.settings.tasks import Task
 
 
 def check_has_head(name: str, config: BertConfig, params: Params, head: str) -> None:
-    """Refuse a model that has not the head that is asked for.
+    """Refuse a model without the head.
 
     Raises:
-        InputError: says how to train one, or what its `modules.json` has that is not supported.
+        InputError: the head is missing (the message says how to train it), or `modules.json` is not supported.
     """
     row = HEADS[head]
     if not row.is_in(params, config):
@@ -29,10 +29,10 @@ def check_has_head(name: str, config: BertConfig, params: Params, head: str) -> 
 
 
 def check_family(name: str, config: BertConfig, head: str) -> None:
-    """Refuse a model whose family has another kind of that head.
+    """Refuse a model whose family computes that head in an unsupported way.
 
     Raises:
-        InputError: says for which model it is no problem.
+        InputError: it does.
     """
     family = config.family
     if head in family.other_heads:
@@ -40,18 +40,18 @@ def check_family(name: str, config: BertConfig, head: str) -> None:
 
 
 def check_head(name: str, config: BertConfig, params: Params, head: str, max_length: int) -> None:
-    """Refuse a model that has not the head that is asked for, or too few positions.
+    """Refuse a model without the head, or with fewer positions than `max_length`.
 
     Raises:
-        InputError: says what is missing.
+        InputError: one of these is missing.
     """
     check_has_head(name, config, params, head)
     check_positions(name, config, max_length)
 
 
 def names_head(config: BertConfig, architectures: Sequence[str], head: str) -> bool:
-    """Whether the `architectures` of a config name the class of `transformers` that has the head; and, where the head
-    gives vectors, the config says how.
+    """Whether the `architectures` of a config name the class of `transformers` with this head. For heads that give
+    vectors, the config's `embedding` must be set too.
     """
     row = HEADS[head]
     named = config.family.architecture + row.architecture in architectures
@@ -61,10 +61,10 @@ def names_head(config: BertConfig, architectures: Sequence[str], head: str) -> b
 def check_architecture(
     name: str, config: BertConfig, architectures: Sequence[str], head: str, max_length: int
 ) -> None:
-    """As `check_head`, of an exported model, whose head is known by the `architectures` of its config alone.
+    """`check_head` for an exported model, whose head is known only from the `architectures` of its config.
 
     Raises:
-        InputError: says what is missing.
+        InputError: head or positions are missing.
     """
     if not names_head(config, architectures, head):
         named = f"holds a {', '.join(architectures)}" if architectures else "its config.json names no architectures"
@@ -73,10 +73,10 @@ def check_architecture(
 
 
 def check_token_types(name: str, config: BertConfig, pairs: bool) -> None:
-    """Refuse a model of one token type where there are pairs of texts.
+    """Refuse a model with only one token type if rows are pairs of texts.
 
     Raises:
-        InputError: it has one.
+        InputError: it has one token type.
     """
     if pairs and config.type_vocab_size == 1:
         raise InputError(f"{name}: has 1 token type, but the rows are pairs of texts: take a model with two")
@@ -99,7 +99,8 @@ def check_outputs(name: str, config: BertConfig, task: Task) -> None:
     """Refuse a model whose outputs are not those of the task.
 
     Raises:
-        InputError: classes where the task is a number, or the other way round, or another number of classes.
+        InputError: the model has classes and the task needs a number, or the other way round; or the task needs
+            another number of classes, or another problem type.
     """
     if not HEADS[task.head].labelled:
         return
@@ -130,10 +131,10 @@ def fit_head(
     label_names: tuple[str, ...],
     teacher: BertConfig | None = None,
 ) -> tuple[BertConfig, bool]:
-    """The config with the task's labels, and whether the model's own head has them.
+    """The config with the task's labels, and whether the loaded head already fits, so that it is kept.
 
-    A model whose head gives vectors, and that is not made for them, makes them as its teacher does. A reranker has its
-    teacher's activation in sentence-transformers.
+    For tasks with vectors, a model without the head gets the pooling of its teacher. A reranker gets its teacher's
+    activation for sentence-transformers.
     """
     row = HEADS[task.head]
     has_head = loaded is not None and row.is_in(loaded, config)
@@ -157,8 +158,10 @@ def fit_head(
 
 
 def _with_vectors_of(config: BertConfig, teacher: BertConfig) -> BertConfig:
-    """The config with the teacher's pooling and normalisation, and a dense layer where the widths differ, or where
-    states are as wide as the teacher's and go through one there.
+    """The config with the teacher's pooling and normalisation.
+
+    There is a dense layer if the student's states are as wide as the teacher's and the teacher has one, or if they are
+    not as wide as the teacher's vectors.
     """
     how, width = teacher.embedding or TextVector(), teacher.vector_width
     is_like = config.hidden_size == teacher.hidden_size

@@ -1,6 +1,6 @@
-"""The heads of a BERT, and the table of them: their models, losses and names.
+"""The heads of a BERT: their models, losses and names.
 
-A head is a row of `HEADS`. Whatever depends on the head of a model asks its row.
+Each head is a row of the table `HEADS`. All code that depends on a model's head reads its row.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class BertForQuestionAnswering(BertModule):
 
 
 class BertForEmbedding(BertModule):
-    """`logits` [b, n]: the vector of each text, made as the config's `embedding` says. Arguments as `BertModel`."""
+    """`logits` [b, n]: the vector of each text, as in the config's `embedding`. Arguments as `BertModel`."""
 
     @nn.compact
     def __call__(self, input_ids: Array, attention_mask: Array | None = None, *args: Any, **kwargs: Any) -> BertOutput:
@@ -71,7 +71,7 @@ class BertForEmbedding(BertModule):
 
 
 DENSE_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"Identity": lambda x: x, "Tanh": jnp.tanh}
-# by name, of states [b, q, d] and a mask [b, q, 1]: vectors [b, d]; a row that is all padding gets a finite one
+# states [b, q, d], mask [b, q, 1] -> vectors [b, d], finite also for a row that is all padding
 POOLED: dict[str, Callable[[Array, Array], Array]] = {
     "cls": lambda states, mask: states[:, 0],
     "mean": lambda states, mask: jnp.sum(states * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1),
@@ -84,18 +84,18 @@ ClassAxis = int | Literal["each"] | None
 class HeadLosses(NamedTuple):
     """The losses of a head's logits, one value per example [b].
 
-    hard(logits, batch): against the labels. It means nothing for a row without a label.
-    labelled(batch): whether a row has a label. A class or position of -1 is none, and neither is a number of NaN.
-    soft(logits, targets, batch, temperature): against the targets of a teacher.
-    target(logits): what is kept of a teacher's logits.
+    hard(logits, batch): the loss against the labels. Its value is meaningless for a row without a label.
+    labelled(batch): whether each row has a label. A class or position of -1 and a NaN mean that it has none.
+    soft(logits, targets, batch, temperature): the loss against a teacher's targets.
+    target(logits): the targets, from a teacher's logits.
     """
 
     hard: Callable[[Array, Batch], Float[Array, "b"]]
     soft: Callable[[Array, Array, Batch, Any], Float[Array, "b"]]
     labelled: Callable[[Batch], Bool[Array, "b"]]
     target: Callable[[Array], Array] = lambda logits: logits
-    # the axis of the logits over which probabilities add up to 1; EACH: every class has a probability of its own;
-    # None: they are numbers
+    # the axis of the logits over which probabilities add up to 1; EACH: each class has a separate probability; None:
+    # the outputs are numbers
     class_axis: ClassAxis = -1
 
     @property
@@ -147,17 +147,17 @@ class Head(NamedTuple):
     """A row of the table of heads."""
 
     model: type[nn.Module]
-    key: str | None  # where its own parameters are, beside the encoder's; None: it has none
+    key: str | None  # the entry of its parameters, beside "encoder"; None: it has no parameters
     pooled: bool | None  # whether it reads the pooled first token; None: it works with or without a pooler
-    title: str  # what messages call it
-    pipeline: str  # of transformers, in a model card
-    architecture: str  # the class of transformers, without the family's name
+    title: str  # in messages
+    pipeline: str  # the pipeline of transformers, for model cards
+    architecture: str  # the name of its class in transformers, without the family's name
     losses: Callable[[BertConfig], HeadLosses] | None = None  # None: it has no outputs
-    on_tasks: bool = True  # it is trained on a task's labels, and predicts
+    on_tasks: bool = True  # it is trained on a task, and predicts
     per_token: bool = False  # logits are [b, q, c], not [b, c]
     labelled: bool = False  # its outputs are the config's labels
-    gives_vectors: bool = False  # logits are vectors, which no labels teach; the config's `embedding` describes them
-    training: str = "tinybert finetune --model {model}"  # the command that trains one
+    gives_vectors: bool = False  # logits are vectors, learnt without labels; the config's `embedding` describes them
+    training: str = "tinybert finetune --model {model}"  # the command that trains it
 
     def is_in(self, params: Params, config: BertConfig) -> bool:
         """Whether a model of that config with these parameters has the head."""
@@ -168,7 +168,7 @@ class Head(NamedTuple):
 
 
 def sequence_losses(config: BertConfig) -> HeadLosses:
-    """The losses of a sequence classifier, by its `problem_type`, or else by the number of its outputs."""
+    """The losses of a sequence classifier: multi-label by `problem_type`, else by the number of outputs."""
     if config.is_multi_label:
         return CLASS_SETS
     return NUMBERS if config.num_labels == 1 else CLASSES
@@ -233,7 +233,7 @@ HEADS: dict[str, Head] = {
 
 
 def head_losses(head: str, config: BertConfig) -> HeadLosses:
-    """The losses of a head in a model of that config.
+    """The losses of a head in a model with that config.
 
     Raises:
         ValueError: the head has no outputs.

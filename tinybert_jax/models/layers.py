@@ -24,16 +24,17 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }
-# dense layers that are never quantised: those of heads, and beside the word table
+# dense layers that are never quantised: those of heads, and those that project embeddings
 FLOAT = ("classifier", "qa_outputs", "embedding_dense", "embedding_hidden_mapping_in", "word_embeddings_projection")
-TABLE_BITS = 8  # of a word table where dense layers are quantised
+TABLE_BITS = 8  # bits of the word table if dense layers are quantised
 
 
 def dropout(x: Float[Array, "... n"], rate: float, key: PRNGKeyArray) -> Float[Array, "... n"]:
-    """Inverted dropout with 8 random bits per element. Random numbers dominate the step of a small student on a CPU.
+    """Inverted dropout with only 8 random bits per element, because random numbers dominate a small student's step on
+    a CPU.
 
-    `rate` is rounded to 1/256, and kept values are divided by the exact probability of being kept. So the expectation
-    is exact in float32.
+    `rate` is rounded to a multiple of 1/256, and kept values are divided by the exact probability of being kept. So
+    the expectation is exact in float32.
     """
     keep, n = max(1, round((1 - rate) * 256)), x.shape[-1]
     # four elements share a word, because JAX computes a whole word for every requested byte
@@ -55,28 +56,28 @@ class Dropout(nn.Module):
 
 
 class BertModule(nn.Module):
-    """A part of a BERT: it knows the model's config, and how the model is computed."""
+    """The base of all modules of a BERT: it has the model's config, and how the model is computed."""
 
     config: BertConfig
     compute: Compute = DEFAULT
 
     def dense(self, features: int, name: str, rank: int = 0) -> Dense:
-        """A dense layer in the compute dtype and the config's initial range, of that rank, 0 for full."""
+        """A dense layer in the compute dtype, with the config's `initializer_range`. Rank 0 is full rank."""
         init = nn.initializers.normal(self.config.initializer_range)
         bits = None if name in FLOAT else self.config.weight_bits
         return Dense(features, self.compute.dtype, init, rank, bits, name=name)
 
     def layer_norm(self, eps: float | None = None) -> nn.LayerNorm:
-        """LayerNorm with float32 statistics, and the config's eps where none is given."""
+        """LayerNorm with float32 statistics. `eps` None is the config's."""
         eps = self.config.layer_norm_eps if eps is None else eps
-        # E[x^2] - E[x]^2 loses the digits that parity with Hugging Face needs
+        # the fast variance, E[x^2] - E[x]^2, is not exact enough for parity with Hugging Face
         return nn.LayerNorm(eps, self.compute.dtype, use_fast_variance=False, name="LayerNorm")
 
 
 def position_ids(config: BertConfig, input_ids: Int[Array | np.ndarray, "b q"]) -> Int[Array, "b q"]:
-    """The row of the position embeddings that each token takes.
+    """The index of each token's position embedding.
 
-    BERT counts all tokens from 0. RoBERTa counts those that are not padding, from the row after that of padding.
+    BERT counts all tokens from 0. RoBERTa counts only real tokens, from pad_token_id + 1.
     """
     if not config.family.positions_after_padding:
         return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
@@ -85,7 +86,7 @@ def position_ids(config: BertConfig, input_ids: Int[Array | np.ndarray, "b q"]) 
 
 
 class Embeddings(BertModule):
-    """Words, positions and, where the family has them, token types [b, q] -> [b, q, d]."""
+    """Embeddings of words, positions and, if the family has them, token types [b, q] -> [b, q, d]."""
 
     @nn.compact
     def __call__(self, input_ids: Array, token_type_ids: Array, deterministic: bool) -> Array:
@@ -120,7 +121,7 @@ class Embeddings(BertModule):
         positions = table(config.max_position_embeddings, "position_embeddings")
         if config.family.positions_after_padding:
             at = jnp.take(positions, position_ids(config, input_ids), axis=0)
-            # padding has a row here, too, which torch does not train
+            # padding has a position embedding too, which torch does not train
             x = x + jnp.where((input_ids == config.pad_token_id)[..., None], jax.lax.stop_gradient(at), at)
         else:
             x = x + positions[None, : input_ids.shape[-1]]
@@ -129,9 +130,9 @@ class Embeddings(BertModule):
 
 
 def word_table(config: BertConfig, params: Params) -> Float[Array, "v e"]:
-    """The words' embeddings in float32, from the parameters of `Embeddings`: quantised, and factors multiplied.
+    """The word table in float32, from the parameters of `Embeddings`: rounded if quantised, with factors multiplied.
 
-    The bias of their projection is left out: it is part of what is added to the words, as positions are.
+    The bias of a factorised table's projection is left out: like positions, it is added to every word.
     """
     table = jnp.asarray(params["word_embeddings"]["embedding"])
     if table.dtype == jnp.int8:
@@ -146,7 +147,7 @@ def word_table(config: BertConfig, params: Params) -> Float[Array, "v e"]:
 def attention_scores(
     query: Float[Array, "*b h q d"], key: Float[Array, "*b h k d"], bias: Float[Array, "h q k"] | None = None
 ) -> Float[Array, "*b h q k"]:
-    """q.k / sqrt(head_dim), with the bias of relative positions, before mask and softmax, in float32."""
+    """q.k / sqrt(head_dim) plus the relative position bias, before mask and softmax, in float32."""
     scores = product("...hqd,...hkd->...hqk", query, key) / math.sqrt(query.shape[-1])
     return scores if bias is None else scores + jnp.expand_dims(bias, range(scores.ndim - 3))
 
@@ -154,7 +155,7 @@ def attention_scores(
 class SelfAttention(BertModule):
     """Multi-head attention -> context [b, q, h * head_dim], and queries, keys and values, each [b, h, q, head_dim].
 
-    `bias` [h, q, k] is that of relative positions, None in a family without.
+    `bias` [h, q, k] is the relative position bias, None in a family without one.
     """
 
     @nn.compact
@@ -172,10 +173,10 @@ class SelfAttention(BertModule):
         query, key, value = project("query"), project("key"), project("value")
         rate = 0.0 if deterministic else config.attention_probs_dropout_prob
         weigh = functools.partial(_weigh, rate=rate, dropout_key=self.make_rng("dropout") if rate else None)
-        # the backward pass recomputes scores and weights, so that no layer's [b, h, q, k] is kept
+        # the backward pass recomputes scores and weights, so no array [b, h, q, k] is kept
         recomputed = jax.checkpoint(weigh, prevent_cse=False)
         weighed, total = recomputed(query, key, value, attention_mask, bias)
-        # the division of the softmax comes last, on [b, h, q, d] instead of [b, h, q, k]
+        # the softmax divides last, on [b, h, q, d] instead of [b, h, q, k]
         context = (weighed / total).astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:-1], heads * width)
         return context, (query, key, value)
 
@@ -214,12 +215,12 @@ class Residual(BertModule):
     def __call__(self, x: Array, residual: Array, deterministic: bool) -> Array:
         config = self.config
         x = Dropout(config.hidden_dropout_prob)(self.dense(config.hidden_size, "dense", self.rank)(x), deterministic)
-        # every device of a row holds whole states: the kernels of a layer are gathered, activations are not split
+        # states are sharded along the batch alone: kernels are gathered for each layer instead
         return constrain(self.layer_norm(self.eps)(x + residual), "batch", None, None)
 
 
 class Attention(BertModule):
-    """Self-attention with its output projection, residual and LayerNorm, and its queries, keys and values."""
+    """Self-attention with output projection, residual and LayerNorm -> the state, and queries, keys and values."""
 
     @nn.compact
     def __call__(
@@ -231,7 +232,7 @@ class Attention(BertModule):
 
 
 class Intermediate(BertModule):
-    """The widening half of the feed-forward network [b, q, d] -> [b, q, intermediate_size]."""
+    """The first half of the feed-forward network [b, q, d] -> [b, q, intermediate_size]."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The masked-LM head, its logits at chosen positions, and what is most probable at one position of each sequence."""
+"""The masked-LM head, its logits at chosen positions, and the most probable tokens at one position per sequence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinybert_jax.precision import product
 
 
 class Transform(BertModule):
-    """What a state passes before the masked-LM decoder [b, q, d] -> [b, q, e], the width of the embeddings."""
+    """The dense layer, activation and LayerNorm before the masked-LM decoder [b, q, d] -> [b, q, embedding width]."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -29,7 +29,7 @@ class Transform(BertModule):
 
 
 class Predictions(BertModule):
-    """The masked-LM decoder over the word embedding table [b, q, d], [v, d] -> [b, q, v]."""
+    """The masked-LM decoder: products with the word table [b, q, d], [v, e] -> [b, q, v]."""
 
     @nn.compact
     def __call__(self, x: Array, table: Array) -> Array:
@@ -38,12 +38,12 @@ class Predictions(BertModule):
         bias = self.param("bias", nn.initializers.zeros, (rows,))
         logits = product("bqd,vd->bqv", x, table.astype(x.dtype))
         logits = constrain(logits + bias[None, None], "batch", None, "vocab")
-        # rows that only pad the table are no words
+        # padding rows of the table are not words
         return logits if rows == vocabulary else jnp.where((jnp.arange(rows) < vocabulary)[None, None], logits, -1e9)
 
 
 class MaskedLMHead(BertModule):
-    """The masked-LM head, one level of Hugging Face's names above `Predictions`."""
+    """The masked-LM head: `Predictions` under the name that Hugging Face gives it."""
 
     @nn.compact
     def __call__(self, x: Array, table: Array) -> Array:
@@ -51,7 +51,7 @@ class MaskedLMHead(BertModule):
 
 
 class BertForMaskedLM(BertModule):
-    """`logits` [b, q, v] over the vocabulary; the decoder is the word embedding table. Arguments as `BertModel`."""
+    """`logits` [b, q, v] over the vocabulary; the decoder shares the word table. Arguments as `BertModel`."""
 
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> BertOutput:
@@ -68,7 +68,7 @@ def logits_at(
     positions: Int[Array, "b p"],
     compute: Compute = DEFAULT,
 ) -> Float[Array, "b p v"]:
-    """The masked-LM head's logits at `positions` alone: over all, a vocabulary each is most of time and memory."""
+    """The masked-LM head's logits at `positions` only. At all positions, they would take most of time and memory."""
     states = jnp.take_along_axis(states, positions[:, :, None], axis=1)
     table = word_table(config, params["encoder"]["embeddings"])
     return jnp.asarray(MaskedLMHead(config, compute).apply({"params": params["cls"]}, states, table))
@@ -78,13 +78,13 @@ def masked_lm_function(config: BertConfig, params: Params, k: int) -> Callable[.
     """The k most probable ids at one position of each sequence, compiled once per shape.
 
     Args:
-        config: of the model.
-        params: as `load_hf` gives them, with `cls`.
-        k: ids per sequence; fewer where the vocabulary has not so many.
+        config: the model's config.
+        params: the model's parameters as `load_hf` returns them, with `cls`.
+        k: number of ids per sequence; at most the vocabulary's size is returned.
 
     Returns:
         `mlm(input_ids [b, q], attention_mask [b, q], token_type_ids [b, q], positions [b])` -> ids [b, k], the most
-        probable first; arrays of numpy or jax in, of jax out, which may still be computing.
+        probable first. It takes numpy or JAX arrays and returns a JAX array without waiting for it.
     """
     return functools.partial(jax.jit(functools.partial(_most_probable, config, k)), params)
 

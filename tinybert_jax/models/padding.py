@@ -1,4 +1,4 @@
-"""Models of shapes that no class of `transformers` has, padded with zeros to one that it has."""
+"""Padding of attention heads with zeros, to a shape that `transformers` can load."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tinybert_jax.models.config import FULL_RANK, BertConfig
 
 
 def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
-    """The same function with attention heads of `hidden_size / num_attention_heads`, as `transformers` has them.
+    """The same model with attention heads as wide as `hidden_size / num_attention_heads`, as `transformers` needs.
 
-    The heads are padded with zeros, and heads of zeros are added where their number does not divide the width. So
-    nothing is smaller or faster than with full heads. Queries are scaled, because scores are divided by the root of
-    the width.
+    Heads are padded with zeros, and heads of zeros are added if their number does not divide the width. So the result
+    is not smaller or faster than with full heads. Queries are scaled, because scores are divided by the root of the
+    head's width.
 
     Args:
-        config: with a `head_dim`, or without one.
-        params: as `load_hf` gives them.
+        config: the config; if it has no `head_dim`, nothing changes.
+        params: the parameters as `load_hf` returns them.
 
     Returns:
         The config without `head_dim`, and the parameters as numpy arrays.
 
     Raises:
-        InputError: the heads are too wide for that, or the model has factors of low rank.
+        InputError: the heads are too wide, or the model has low-rank factors.
 
     >>> pad_heads(BertConfig(hidden_size=8, num_attention_heads=2), {})[0].attention_head_dim
     4
@@ -51,7 +51,7 @@ def pad_heads(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     attention = layers["attention"]
 
     def widened(array: Any, axis: int, scale: float = 1.0) -> np.ndarray:
-        """The axis of all heads, each padded to the new width."""
+        """The array with each head on the axis padded to the new width, and with the new number of heads."""
         array = np.moveaxis(np.asarray(jax.device_get(array)) * np.float32(scale), axis, -1)
         split = array.reshape(*array.shape[:-1], heads, width)
         wide = np.pad(split, [(0, 0)] * (split.ndim - 2) + [(0, count - heads), (0, padded - width)])

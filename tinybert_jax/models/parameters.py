@@ -1,4 +1,4 @@
-"""Parameters of a model: random values, their number, the size of the vocabulary; and what a forward pass costs."""
+"""Functions on a model's parameters: initial values, sizes, vocabulary, factors; and the cost of a forward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinybert_jax.models.layers import word_table
 
 
 def init_params(model: nn.Module, key: PRNGKeyArray) -> Params:
-    """Random parameters, in float32, of a `BertModel` or of one of the models of `heads`."""
+    """Random float32 parameters of a `BertModel` or of one of the models in `heads`."""
     return jax.jit(model.init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
@@ -36,7 +36,7 @@ def count_parameters(params: Params) -> int:
 
 
 def resize_vocabulary(params: Params, rows: int) -> Params:
-    """Parameters whose word embedding table, and masked-LM bias, have `rows` rows: padded with zeros, or cut."""
+    """Parameters whose word table and masked-LM bias are padded with zeros, or cut, to `rows` rows."""
 
     def resized(leaf: Array | np.ndarray) -> Array | np.ndarray:
         if leaf.shape[0] == rows:
@@ -48,13 +48,13 @@ def resize_vocabulary(params: Params, rows: int) -> Params:
 
 
 def select_pieces(config: BertConfig, params: Params, ids: np.ndarray, padding: int) -> tuple[BertConfig, Params]:
-    """The model with the rows `ids` of its word embedding table, and of its masked-LM bias; `padding` is a new id."""
+    """The model with only the rows `ids` of its word table and masked-LM bias. `padding` is the new pad_token_id."""
     config = dataclasses.replace(config, vocab_size=len(ids), pad_token_id=padding)
     return config, _map_pieces(lambda leaf: np.asarray(leaf)[ids], params)
 
 
 def _map_pieces(change: Callable[[Any], Any], params: Params) -> Params:
-    """The parameters, with a change to all that have a row for each piece of the vocabulary."""
+    """The parameters, with `change` applied to all leaves that have a row for each piece of the vocabulary."""
 
     def visit(path: tuple[Any, ...], leaf: Any) -> Any:
         names = tuple(entry.key for entry in path)
@@ -74,8 +74,7 @@ BACKWARD = 2  # a backward pass computes two products for every one of the forwa
 
 
 def forward_flops(config: BertConfig, tokens: int) -> float:
-    """Floating-point operations of an encoder's matrix products on one sequence; a multiplication with its addition is
-    two.
+    """Floating-point operations of an encoder's matrix products on one sequence. A multiply-add counts as two.
 
     >>> round(forward_flops(BertConfig(), 128) / 1e9, 1)  # BERT_BASE: the paper's 22.5B
     22.3
@@ -91,7 +90,7 @@ def forward_flops(config: BertConfig, tokens: int) -> float:
 
 
 def unshared(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
-    """The same model with parameters of its own for every layer."""
+    """The same model without shared layers: every layer has separate parameters."""
     repeats = config.num_hidden_layers // config.layer_groups
     if repeats == 1:
         return config, params
@@ -103,9 +102,9 @@ def unshared(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
 
 
 def unfactored(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
-    """The same model with the products of its factors of low rank.
+    """The same model without low-rank factors: each pair of factors is multiplied.
 
-    The bias behind the factors of the word table becomes part of the positions.
+    The bias of a factorised word table is added to the position embeddings.
     """
     if config.ranks == FULL_RANK:
         return config, params
@@ -132,7 +131,8 @@ def unfactored(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
 
 
 def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
-    """Multiply-adds of an encoder's layers on a row, without the heads and units that the output projections skip.
+    """Multiply-adds of an encoder's layers on a row of `tokens` tokens, without heads and units that are pruned (that
+    no output projection reads).
 
     >>> from tinybert_jax.models.encoder import BertModel
     >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -154,7 +154,7 @@ def encoder_macs(config: BertConfig, params: Params, tokens: float) -> float:
 
 
 def heads_and_units_read(config: BertConfig, params: Params) -> tuple[Any, Any]:
-    """Which heads [l, h] and feed-forward units [l, f] the output projections read, as bool; numpy or JAX arrays, as
+    """Which heads [l, h] and feed-forward units [l, f] the output projections read: bool arrays, of numpy or JAX as
     the parameters are.
     """
     layer = params["encoder"]["encoder"]["layer"]
@@ -163,15 +163,15 @@ def heads_and_units_read(config: BertConfig, params: Params) -> tuple[Any, Any]:
 
 
 def rows_read(dense: Params) -> Any:
-    """Which inputs a dense layer reads: bool [..., i], False where the row of the kernel that they meet is 0."""
+    """Which inputs a dense layer reads: bool [..., i], False where the input's row of the kernel is 0."""
     return (dense.get("down", dense)["kernel"] != 0).any(axis=-1)
 
 
 def ranks_used(dense: Params) -> np.ndarray:
-    """Which ranks of a dense layer of factors are no zeros: bool [..., r]."""
+    """Which ranks of a factorised dense layer are used, so that they are not zeros: bool [..., r]."""
     return np.asarray(np.any(np.asarray(dense["up"]["kernel"]) != 0, axis=-1))
 
 
 def _multiplied(dense: Params, inputs: np.ndarray | int, outputs: np.ndarray | int) -> np.ndarray:
-    """Multiply-adds of a dense layer [l] on a token, from the inputs and outputs that are read."""
+    """Multiply-adds of a dense layer on a token [l], from its numbers of used inputs and outputs."""
     return np.asarray(ranks_used(dense).sum(axis=-1) * (inputs + outputs) if "up" in dense else inputs * outputs)

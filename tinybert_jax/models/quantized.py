@@ -1,4 +1,4 @@
-"""Models whose products are in int8: their parameters, and whether a processor is faster with them."""
+"""Quantisation of a model's parameters to int8, and whether the processor is faster with int8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.layers import FLOAT, TABLE_BITS
 from tinybert_jax.precision import int8_product, quantise
 
-QUANTISED = ("encoder", "cls")  # entries of parameters with dense layers that are quantised
+QUANTISED = ("encoder", "cls")  # entries of a parameter tree whose dense layers are quantised
 TIMED = (128, 384, 1536)  # rows, inputs and outputs of the product that is timed
 RUNS, LEAST_GAIN = 20, 1.1
 
@@ -24,13 +24,13 @@ RUNS, LEAST_GAIN = 20, 1.1
 def quantized(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
     """The model with int8 kernels and an int8 word table, and their scales: a quarter of the bytes.
 
-    Weights have a scale for each output, the word table one for each row. The inputs of dense layers are quantised for
-    each token as they come. The classifier stays in float32. A model with `weight_bits` gives the same outputs but for
-    the order of sums; another becomes one of 8 bits.
+    Kernels have one scale for each output, the word table has one for each row. The inputs of dense layers are
+    quantised per token when the model runs. The classifier stays in float32. If the config has `weight_bits`, outputs
+    change only by rounding of sums; else 8 bits are used.
 
     Args:
-        config: of the model.
-        params: as `load_hf` gives them.
+        config: the model's config.
+        params: the parameters as `load_hf` returns them.
 
     Returns:
         The config with `weight_bits`, and the parameters as numpy arrays.
@@ -54,7 +54,7 @@ def quantized(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
 
 
 def int8_bytes(params: Params) -> int:
-    """The bytes of the parameters that `quantized` gives, of a whole float32 model, or of its shapes alone."""
+    """The number of bytes of `quantized` parameters, from the float32 parameters or from their shapes alone."""
 
     def visit(name: str, tree: Any, quantises: bool) -> int:
         if not isinstance(tree, dict):
@@ -73,8 +73,7 @@ def int8_bytes(params: Params) -> int:
 
 
 def to_int8(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers of so many bits, as int8, and scales with 1 on `axis`, whose product is nearest to the
-    weights.
+    """Symmetric quantisation: integers of `bits` bits, as int8, and scales with 1 on `axis`.
 
     >>> to_int8(np.array([[127.0, 1.0], [-63.5, 2.0]], np.float32), 8, axis=0)[0].tolist()
     [[127, 64], [-64, 127]]
@@ -85,7 +84,7 @@ def to_int8(weights: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.n
 
 @functools.cache
 def int8_is_faster() -> bool:
-    """Whether a product in int8 takes clearly less time than in float32 on the default device; measured once."""
+    """Whether a product in int8 is clearly faster than one in float32 on the default device. It is measured once."""
     rows, inputs, outputs = TIMED
     random = np.random.default_rng(0)
     x, kernel = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((rows, inputs), (inputs, outputs)))
@@ -95,7 +94,7 @@ def int8_is_faster() -> bool:
         (jax.jit(int8_product), (x, jnp.asarray(integers), jnp.asarray(scale[0]))),
     )
     seconds = [np.inf, np.inf]
-    for _ in range(1 + RUNS):  # in turn; the first compiles, and is no minimum
+    for _ in range(1 + RUNS):  # in turn; the first run compiles, so it is never the minimum
         for i, (function, arguments) in enumerate(runs):
             start = time.perf_counter()
             jax.block_until_ready(function(*arguments))

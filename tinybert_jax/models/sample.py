@@ -10,7 +10,7 @@ import numpy as np
 
 from tinybert_jax.batch import Batch
 
-SAMPLE_TOKENS = 16_384  # at which a sample ends: ten times the rows that the largest fit needs
+SAMPLE_TOKENS = 16_384  # size of a sample: ten times the rows that the largest fit needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Sample:
 
     @classmethod
     def take(cls, batches: Iterable[Batch]) -> Sample:
-        """The first batches, up to SAMPLE_TOKENS tokens."""
+        """The first batches, until they have SAMPLE_TOKENS tokens."""
         taken: list[Batch] = []
         masks: list[np.ndarray] = []
         for batch in batches:

@@ -1,4 +1,4 @@
-"""The distillation of DistilBERT (Sanh et al., arXiv 1910.01108): masked-LM training behind a masked-LM teacher."""
+"""The distillation of DistilBERT (Sanh et al., arXiv 1910.01108): masked-LM training with a masked-LM teacher."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ DEFAULTS = DistilBert()
 def distilbert_objective(
     student: BertConfig, teacher: BertConfig, settings: DistilBert = DEFAULTS, compute: Compute = DEFAULT
 ) -> Objective:
-    """The weighted sum of three means: soft and hard cross-entropy of masked tokens, and cosine distance of states.
+    """The weighted sum of soft cross-entropy, hard cross-entropy, and cosine distance of hidden states.
 
-    The soft term is the cross-entropy against the teacher's distribution at a temperature, times temperature**2. As
-    with `--restrict_ce_to_mask` of the authors' code, it is over masked tokens alone. The cosine distance is that of
-    the last hidden states, over real tokens. Both models read the masked text. The decoder runs on a quarter of the
-    positions, as in `masked_lm_objective`.
+    The soft term is the cross-entropy against the teacher's distribution at a temperature, times temperature**2. It is
+    averaged over masked tokens alone, as with `--restrict_ce_to_mask` in the authors' code. So is the hard term, the
+    cross-entropy against the masked tokens. The cosine distance is that of the last hidden states, averaged over real
+    tokens.
+
+    Both models read the masked text. The decoder runs on a quarter of the positions, as in `masked_lm_objective`.
 
     Args:
-        student: of any depth and family, with the teacher's width and vocabulary.
+        student: any depth and family, with the teacher's width and vocabulary.
         teacher: its parameters hold a masked-LM head.
-        settings: temperature and weights, where `hyper` names none.
+        settings: temperature and weights, used unless `hyper` has them.
         compute: how both models are computed.
 
     Raises:
@@ -82,7 +84,8 @@ def distilbert_objective(
         )
         return total, {"loss": total, "soft": soft, "hard": hard, "cosine": cosine}
 
-    # The weight of a batch stays that of masked-LM training. So does that no target is kept: epochs mask other tokens.
+    # As in masked-LM training, a batch weighs as many as its masked tokens, and targets are not cached, because every
+    # epoch masks other tokens.
     return plain._replace(
         targets=targets,
         loss=loss,

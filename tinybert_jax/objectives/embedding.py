@@ -1,4 +1,4 @@
-"""Distillation of the vectors of texts (Reimers and Gurevych, arXiv 2004.09813, with the squared error)."""
+"""Distillation of text vectors (Reimers and Gurevych, arXiv 2004.09813, use the squared error)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tinybert_jax.settings.objectives import Embedding
 from tinybert_jax.settings.stages import Hyper
 
 DEFAULTS = Embedding()
-PER_EXAMPLE = {"mse": losses.vector_mse, "cosine": losses.vector_cosine}  # the others are of a batch
+PER_EXAMPLE = {"mse": losses.vector_mse, "cosine": losses.vector_cosine}  # the other loss compares texts of a batch
 
 
 def embedding_objective(
@@ -36,19 +36,20 @@ def embedding_objective(
     settings: Embedding = DEFAULTS,
     compute: Compute = DEFAULT,
 ) -> Objective:
-    """The error of the student's vectors against the teacher's, a mean over texts; or, with "similarity", of the
-    cosines between them, a mean over the pairs of texts in a batch. With accumulation, the pairs are those in a part.
+    """The error of the student's vectors against the teacher's, averaged over texts.
+
+    With "similarity", it is the error of the cosines between texts, averaged over the pairs of texts in a batch, or in
+    each part of an accumulated batch.
 
     Args:
-        student: its vectors are as wide as the teacher's, but for "similarity".
-        teacher: of any size, and of any vocabulary where batches bring `teacher_inputs`.
+        student: its vectors are as wide as the teacher's, except with "similarity".
+        teacher: any size; any vocabulary, if batches bring `teacher_inputs`.
         head: a row of `models.heads.HEADS` that gives vectors.
-        settings: which error.
+        settings: which error, and `matryoshka_dims`.
         compute: how both models are computed.
 
     Raises:
-        InputError: the vectors are not of the same width, or the student's are no longer than one of
-            `matryoshka_dims`.
+        InputError: the widths of the vectors differ, or one of `matryoshka_dims` is not less than the student's width.
     """
     if long := [dim for dim in settings.matryoshka_dims if dim >= student.vector_width]:
         raise InputError(

@@ -24,7 +24,7 @@ MASKED_SHARE = 4  # a quarter of a sequence's positions reach the masked-LM deco
 def masked_lm_objective(config: BertConfig, compute: Compute = DEFAULT) -> Objective:
     """Mean cross-entropy of a batch's masked tokens (Devlin et al., arXiv 1810.04805). There is no teacher.
 
-    The decoder runs on a quarter of the positions, those that are masked first; more than that are not counted.
+    The decoder runs on a quarter of the positions, masked ones first. Further masked tokens are not counted.
     """
     model = BertModel(config, compute, add_pooler=False)
 
@@ -38,7 +38,7 @@ def masked_lm_objective(config: BertConfig, compute: Compute = DEFAULT) -> Objec
         states = apply_model(model, trainable["encoder"], batch, key, score_layers=()).last_hidden_state
         positions, labels = masked_tokens(batch)
         logits = logits_at(config, trainable, states, positions, compute)
-        # not a mean of sequences' means: one in which nothing is masked would count as solved
+        # not a mean over sequences: a sequence without masked tokens would count as a loss of 0
         total = losses.token_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
         return total, {"loss": total}
 
@@ -65,21 +65,21 @@ def masked_lm_objective(config: BertConfig, compute: Compute = DEFAULT) -> Objec
 
 
 def masked_tokens(batch: Batch) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
-    """The positions that the masked-LM decoder runs on, the masked ones first; and their labels, -1 if not masked."""
+    """The positions on which the masked-LM decoder runs, masked ones first, and their labels, -1 if not masked."""
     labels = jnp.asarray(batch.labels)
     positions = jnp.argsort(labels < 0, axis=1, stable=True)[:, : _decoded(labels)]
     return positions, jnp.take_along_axis(labels, positions, axis=1)
 
 
 def masked_lm_flops(config: BertConfig, tokens: int, backward: bool) -> float:
-    """Floating-point operations of a masked LM on a sequence, with its decoder on the positions of masked tokens."""
+    """Floating-point operations of a masked LM on a sequence, with its decoder on a quarter of the positions."""
     decoder = config.hidden_size * (config.vocab_size + config.hidden_size)
     forward = forward_flops(config, tokens) + 2.0 * decoder * tokens / MASKED_SHARE
     return forward * (1 + BACKWARD if backward else 1)
 
 
 def _decoded(labels: Int[Array, "b q"]) -> int:
-    """The number of positions of a sequence that the decoder runs on."""
+    """The number of positions of a sequence on which the decoder runs."""
     return -(-labels.shape[1] // MASKED_SHARE)
 
 

@@ -16,33 +16,34 @@ from tinybert_jax.settings.objectives import LayerMap
 from tinybert_jax.settings.stages import Hyper
 
 Metrics = dict[str, Float[Array, ""]]
-CARRIED = "carried"  # in a trainable tree: what the loss reads and no optimizer reaches, as masks and scales
+CARRIED = "carried"  # entry of a trainable tree: masks, scales and the like, which the loss reads but does not train
 
 
 def count_examples(batch: Batch) -> Float[Array, ""]:
-    """The number of rows that are no filler."""
+    """The number of rows that are not filler."""
     return jnp.sum(jnp.asarray(batch.example_mask, jnp.float32))
 
 
 def no_flops(tokens: int) -> float:
-    """The operations of what costs nothing, or was not counted."""
+    """Zero operations: for something that costs nothing, or is not counted."""
     return 0.0
 
 
 class Objective(NamedTuple):
     """What a stage minimises, as pure functions. `key` drives the student's dropout; None switches it off.
 
-    targets(teacher_params, batch) -> pytree: only what `loss` reads, under no gradient; the batch on axis 0.
+    targets(teacher_params, batch) -> pytree: what `loss` needs of the teacher, without gradients; rows on axis 0.
     loss(trainable, targets, batch, hyper, key) -> (scalar, metrics): a mean over the batch.
-    init(key, student_params) -> trainable: the parameters that `loss` reaches, and new projections where it has any.
-    export(trainable, student_params) -> student_params with the trained leaves in their places, projections left out.
-    weight(batch) -> scalar: how many examples, or masked tokens, that mean is over; accumulated parts weigh as much.
-    learn(carried, gradients, hyper) -> carried: what `trainable["carried"]` becomes in a step by the gradients of the
-    loss for it, which all have the dtype of a float; None: none are computed.
-    advance(carried, params, hyper) -> carried: what it becomes after a step; None: it stays.
-    settled(carried) -> bool: whether a state may be the best of its stage, as masks at their target; None: each may.
+    init(key, student_params) -> trainable: the parameters that `loss` reads, and new projections if it needs any.
+    export(trainable, student_params) -> student_params with the trained leaves in their places, without projections.
+    weight(batch) -> scalar: number of examples, or masked tokens, of that mean; the weight of an accumulated part.
+    learn(carried, gradients, hyper) -> carried: updates `trainable["carried"]` in a step, from the gradients of the
+    loss with respect to it, all of float dtypes; None: these gradients are not computed.
+    advance(carried, params, hyper) -> carried: updates it after a step; None: it does not change.
+    settled(carried) -> bool: whether a state may be the best of its stage, as when masks have reached their target;
+    None: every state may.
 
-    The entry "carried" of a trainable tree gets no update by the optimizer. `loss` and `export` find it in its place.
+    The optimizer does not update the entry "carried" of a trainable tree. `loss` and `export` get it in the tree.
     The other fields are facts that a run reads.
     """
 
@@ -54,19 +55,19 @@ class Objective(NamedTuple):
     learn: Callable[[Any, Any, Hyper], Any] | None = None
     advance: Callable[[Any, Params, Hyper], Any] | None = None
     settled: Callable[[Any], Any] | None = None
-    reads_teacher: bool = True  # `targets` runs the teacher, so its results are worth keeping
-    reads_padding: bool = False  # `loss` reads the targets of padding, so they are kept too
-    target_dtype: Literal["float32", "bfloat16"] = "float32"  # of kept targets
-    identity: tuple[Any, ...] = ()  # what determines the targets, beside the teacher and the rows; JSON values
-    student_flops: Callable[[int], float] = no_flops  # of a row of so many tokens, forward, backward and loss
-    teacher_flops: Callable[[int], float] = no_flops  # of the targets of such a row
+    reads_teacher: bool = True  # `targets` runs the teacher, so its results are worth caching
+    reads_padding: bool = False  # `loss` reads the targets of padding, so they are cached too
+    target_dtype: Literal["float32", "bfloat16"] = "float32"  # of cached targets
+    identity: tuple[Any, ...] = ()  # JSON values that determine the targets, together with the teacher and the rows
+    student_flops: Callable[[int], float] = no_flops  # of a row with that many tokens: forward, backward and loss
+    teacher_flops: Callable[[int], float] = no_flops  # of the targets of a row with that many tokens
 
 
 class Context(NamedTuple):
-    """What an objective is built for: the models, the head that is trained, and the run's arithmetic."""
+    """What an objective is built from: the models, the head that is trained, and the run's arithmetic."""
 
     student: BertConfig
-    teacher: BertConfig | None  # None: no teacher runs; its targets may be known
+    teacher: BertConfig | None  # None: no teacher model runs; batches may bring its targets
     head: str
     layer_map: LayerMap
     arithmetic: Arithmetic
@@ -75,7 +76,7 @@ class Context(NamedTuple):
 
 
 def split_carried(trainable: Params) -> tuple[Params, Params]:
-    """The trained parameters, and what is carried; {} where nothing is.
+    """Split a trainable tree into the trained parameters and the entry "carried" ({} if there is none).
 
     >>> split_carried({"encoder": 1, "carried": {"mask": 2}})
     ({'encoder': 1}, {'mask': 2})
@@ -87,13 +88,13 @@ def split_carried(trainable: Params) -> tuple[Params, Params]:
 def acting(
     objective: Objective, name: str, state: Callable[[Params], Any], act: Callable[[Params, Any], Params]
 ) -> Objective:
-    """The objective of a student on whose parameters something acts, in the loss and in what is exported.
+    """The objective with the student's parameters changed by `act`, in the loss and in the export.
 
     Args:
-        objective: of the parameters after it.
-        name: of what is carried.
-        state: gives it, from the parameters that a stage begins with.
-        act: gives the parameters, from the trained ones and what is carried.
+        objective: reads the changed parameters.
+        name: the name of the state of `act` under "carried".
+        state: computes this state from the trainable tree at the start of a stage.
+        act: computes the changed parameters from the trained ones and the state.
     """
 
     def init(key: PRNGKeyArray, student_params: Params) -> Params:
@@ -111,12 +112,12 @@ def acting(
 
 
 def join_carried(params: Params, carried: Params) -> Params:
-    """The trainable tree that `split_carried` takes apart."""
+    """The inverse of `split_carried`."""
     return params | {CARRIED: carried} if carried else params
 
 
 def take_carried(trainable: Params, name: str) -> tuple[Params, Any]:
-    """The trainable tree without what is carried under a name, and that.
+    """Take the entry `name` out of "carried": the trainable tree without it, and the entry.
 
     >>> take_carried({"encoder": 1, "carried": {"mask": 2, "scale": 3}}, "mask")
     ({'encoder': 1, 'carried': {'scale': 3}}, 2)
@@ -126,22 +127,22 @@ def take_carried(trainable: Params, name: str) -> tuple[Params, Any]:
 
 
 def no_targets(teacher_params: Params, batch: Batch) -> Any:
-    """The targets of an objective without a teacher."""
+    """`Objective.targets` without a teacher: no targets."""
     return ()
 
 
 def whole_student(key: PRNGKeyArray, student_params: Params) -> Params:
-    """Every parameter of the student is reached; projections are no part of it."""
+    """`Objective.init` if the loss reads all of the student's parameters: the student without projections."""
     return without_projections(student_params)
 
 
 def replace_student(trainable: Params, student_params: Params) -> Params:
-    """The trained parameters, which are all of the student."""
+    """`Objective.export` if all of the student is trained."""
     return trainable
 
 
 def mean_over_examples(per_example: Float[Array, "*l b"], batch: Batch) -> Float[Array, "*l"]:
-    """The mean over the rows that are no filler."""
+    """The mean over the rows that are not filler."""
     mask = jnp.asarray(batch.example_mask, jnp.float32)
     return jnp.sum(per_example * mask.reshape((1,) * (per_example.ndim - 1) + (-1,)), -1) / jnp.maximum(
         jnp.sum(mask), 1.0

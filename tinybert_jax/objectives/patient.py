@@ -33,17 +33,17 @@ def patient_objective(
 ) -> Objective:
     """The loss of `prediction_objective`, plus `patience_weight` times the squared error of states of [CLS].
 
-    The states after all layers but the student's last are divided by their norms. Their squared error is a mean over
-    the layers and the width, as in the authors' code, to which the paper's weights belong. The paper's layer maps are
-    "uniform" (PKD-Skip) and "top" (PKD-Last).
+    States of [CLS] are taken after all student layers except the last, and divided by their norms. Their squared error
+    is averaged over layers and width, as in the authors' code; the paper's weights are for this mean. The layer maps
+    of the paper are "uniform" (PKD-Skip) and "top" (PKD-Last).
 
     Args:
-        student: of the teacher's width, with two layers or more.
-        teacher: of any depth.
+        student: as wide as the teacher, with at least two layers.
+        teacher: any depth.
         layer_map: as in `teacher_layers`.
-        preset: whose arithmetic.
+        preset: a preset's name, or its facts.
         head: a row of `models.heads.HEADS`.
-        settings: temperature and weights, where `hyper` names none.
+        settings: temperature and weights, used unless `hyper` has them.
         compute: how both models are computed.
 
     Raises:

@@ -37,28 +37,29 @@ def prediction_objective(
     settings: Prediction = DEFAULTS,
     compute: Compute = DEFAULT,
 ) -> Objective:
-    """Soft cross-entropy against the teacher's logits (equation 10), and cross-entropy against the labels, weighted.
+    """Soft cross-entropy against the teacher's logits (equation 10) plus cross-entropy against the labels, weighted.
 
-    In regression both are squared errors. A row without a label has the soft term alone. A head that labels tokens
-    takes the mean over the tokens with a label; one of answer spans takes the mean of first and last token, over
-    positions; classes that do not exclude each other, the mean over them. `official` divides by the number of those
-    that do, as the mean of the authors' code does, and in regression learns from the gold score instead of the
-    teacher. The heads of both models are BERT's, `classifier(dropout(pooled))`, also in `official`. Those of the
-    authors' code are `classifier(relu(pooled))`, so its prediction losses are others.
+    In regression both terms are squared errors. A row without a label has only the soft term. Token heads average over
+    the tokens with a label. Answer heads average the losses of first and last token, each a softmax over positions.
+    Multi-label heads average over classes.
+
+    `official` divides the loss of exclusive classes by their number, because the authors' code takes a mean over
+    classes, and in regression it learns the gold score instead of the teacher's. Both models have BERT's head,
+    `classifier(dropout(pooled))`, also in `official`. The authors' code has `classifier(relu(pooled))`, so its
+    prediction losses have other values.
 
     Args:
-        student: its outputs are as many as the teacher's.
-        teacher: of any size, and of any vocabulary where batches bring `teacher_inputs`. None: all batches bring
-            their `targets`.
-        preset: whose arithmetic.
+        student: has as many outputs as the teacher.
+        teacher: any size; any vocabulary, if batches bring `teacher_inputs`. None: all batches bring their `targets`.
+        preset: a preset's name, or its facts.
         head: a row of `models.heads.HEADS`.
-        settings: temperature and weights, where `hyper` names none; and whether temperature**2 multiplies the soft
-            term.
+        settings: temperature and weights, used unless `hyper` has them; and whether the soft term is multiplied by
+            temperature**2.
         compute: how both models are computed.
 
     Raises:
-        InputError: teacher and student do not have the same number of outputs, or the arithmetic of the authors' code
-            is asked to distil what that code cannot.
+        InputError: teacher and student have different numbers of outputs, or the preset is `official` and the head is
+            one that the authors' code lacks.
     """
     facts, row = arithmetic(preset), HEADS[head]
     if row.labelled and teacher is not None and student.num_labels != teacher.num_labels:
@@ -115,18 +116,18 @@ def distillation_loss(
     """The mean over rows of `soft_weight * soft + hard_weight * hard` (Hinton et al., arXiv 1503.02531).
 
     Args:
-        head: the losses of the head that gave the logits.
-        logits: the student's, [b, ...].
-        targets: what the head keeps of the teacher's logits.
-        batch: its labels give the hard term, which is 0 in a row without a label.
-        temperature: divides both sides' logits in the soft term, where they are classes.
-        soft_weight: of the soft term.
-        hard_weight: of the hard term.
+        head: the losses of the head that computed the logits.
+        logits: the student's logits, [b, ...].
+        targets: the teacher's logits, as `head.target` returns them.
+        batch: its labels are for the hard term, which is 0 in a row without a label.
+        temperature: divides the logits of both sides in the soft term, if they are classes.
+        soft_weight: weight of the soft term.
+        hard_weight: weight of the hard term.
         squared: multiply the soft term by temperature**2, so that its gradient keeps its size at every temperature.
-        divisor: of the soft term; None: 1.
+        divisor: divides the soft term; None: 1.
 
     Returns:
-        The loss; and the metrics `loss`, `soft` and `hard`, the terms without their weights.
+        The loss, and the metrics `loss`, `soft` and `hard`; the last two are the terms before their weights.
     """
     per_example = head.soft(logits, targets, batch, temperature)
     soft = mean_over_examples(per_example if divisor is None else per_example / divisor, batch)
@@ -144,7 +145,7 @@ def build(settings: Prediction, context: Context) -> Objective:
     """The objective of a stage.
 
     Raises:
-        InputError: as `prediction_objective`; or a temperature is given, and the outputs are no classes.
+        InputError: as `prediction_objective`; or the temperature is not 1 and the outputs are not classes.
     """
     if settings.temperature != 1.0 and not head_losses(context.head, context.student).has_classes:
         raise InputError(f"temperature is {settings.temperature}; it is for classes, and a number has none")

@@ -1,4 +1,4 @@
-"""Projections of a student's hidden states into its teacher's width: trained beside the student, and not part of it.
+"""Projections of a student's hidden states to the teacher's width. They are trained, but are not part of the student.
 
 Source: TinyBERT, arXiv 1909.10351, equations 8 and 9; `fit_dense` and `fit_denses` are the authors' names.
 """
@@ -15,19 +15,20 @@ from tinybert_jax.models.config import BertConfig
 from tinybert_jax.precision import product
 from tinybert_jax.settings.arithmetic import Arithmetic
 
-PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # beside a student's parameters
+PROJECTIONS = ("fit_dense", "fit_denses", "projections")  # entries of a parameter tree that are not the student
 
 
 def init_projections(
     key: PRNGKeyArray, student: BertConfig, teacher: BertConfig, facts: Arithmetic, student_params: Params
 ) -> Params:
-    """Those that the student's parameters bring, or new ones: a kernel each for embeddings and hidden states
-    ("separate"), or one shared layer with bias, `fit_dense`. `fit_denses` are one per state, stacked.
+    """The projections in the student's parameters, or new ones.
 
-    New kernels are random. Between equal widths, with a preset that starts from the teacher, they are the identity.
+    New projections are a kernel for embeddings and one for hidden states ("separate"), or one shared layer with bias,
+    `fit_dense`. A checkpoint may also have `fit_denses`, one layer per state, stacked. New kernels are random, or the
+    identity if the widths are equal and the preset starts from the teacher.
 
     Raises:
-        InputError: what it brings does not lead to the teacher's width.
+        InputError: the projections in the student's parameters do not have the teacher's width.
     """
     shape = (student.hidden_size, teacher.hidden_size)
     for name in PROJECTIONS:
@@ -44,7 +45,7 @@ def init_projections(
 
     def kernel(key: PRNGKeyArray) -> Array:
         if facts.start_from_teacher and shape[0] == shape[1]:
-            return jnp.eye(shape[0])  # a student that starts near its teacher is not led away from it
+            return jnp.eye(shape[0])  # a random projection would lead a student away that starts close to its teacher
         return student.initializer_range * jax.random.normal(key, shape)
 
     if facts.projections == "shared":
@@ -64,7 +65,7 @@ def last_projection(projections: Params) -> Params:
 
 
 def project(projections: Params, states: Float[Array, "s b q d"]) -> tuple[Array, Array]:
-    """Embedding output [b, q, e] and hidden states [l, b, q, e] in the teacher's width."""
+    """Project states to the teacher's width: embedding output [b, q, e] and hidden states [l, b, q, e]."""
     if "fit_denses" in projections:  # one per state
         projected = jax.vmap(_dense)(projections["fit_denses"], states)
         return projected[0], projected[1:]
@@ -82,5 +83,5 @@ def _product(states: Float[Array, "..."], params: Params) -> Array:
 
 
 def without_projections(student_params: Params) -> Params:
-    """The student alone."""
+    """The student's parameters without projections."""
     return {name: value for name, value in student_params.items() if name not in PROJECTIONS}

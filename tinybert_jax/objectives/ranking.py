@@ -1,4 +1,4 @@
-"""Rerankers: the scores of a query's passages against each other, learnt from a teacher or from labels."""
+"""Objectives of rerankers: the scores of a query's passages are compared, and learnt from a teacher or from labels."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def ranking_objective(
     student: BertConfig, teacher: BertConfig | None, settings: Ranking = DEFAULTS, compute: Compute = DEFAULT
 ) -> Objective:
-    """The error of a query's scores against the teacher's, a mean over queries.
+    """The error of a query's scores against the teacher's, averaged over queries.
 
-    "margin_mse" compares the margins of the first passage over each other one (Hofstätter et al., arXiv 2010.02666),
-    "listwise" the distributions of all, by `temperature**2` times their soft cross-entropy. Batches are those of
-    `data.queries.Queries`; `targets` takes batches of single rows too.
+    "margin_mse" is the mean squared error of the margins of the first passage over each other one (Hofstätter et al.,
+    arXiv 2010.02666). "listwise" is `temperature**2` times the soft cross-entropy over all passages. Batches come from
+    `data.queries.Queries`; `targets` also takes batches of single rows.
 
     Args:
-        student: with one output.
-        teacher: with one output, of any size, and of any vocabulary where batches bring `teacher_inputs`. None: all
-            batches bring their `targets`.
-        settings: which error, and its temperature where `hyper` names none.
+        student: has one output.
+        teacher: has one output; any size; any vocabulary, if batches bring `teacher_inputs`. None: all batches bring
+            their `targets`.
+        settings: which error, and its temperature, used unless `hyper` has it.
         compute: how both models are computed.
     """
 
@@ -85,7 +85,7 @@ def ranking_objective(
 def ranking_labels_objective(
     config: BertConfig, settings: RankingLabels = LABEL_DEFAULTS, compute: Compute = DEFAULT
 ) -> Objective:
-    """Cross-entropy of a query's scores against its relevance, a mean over queries. There is no teacher."""
+    """Cross-entropy of a query's scores against the relevance of its passages, averaged over queries. No teacher."""
 
     def loss(
         trainable: Params, targets: Any, batch: Batch, hyper: Hyper, key: PRNGKeyArray | None
@@ -107,7 +107,7 @@ def ranking_labels_objective(
 
 
 def _scores(config: BertConfig, compute: Compute, params: Params, batch: Batch, key: PRNGKeyArray | None) -> Array:
-    """A model's one output for each passage: [b, c] of a batch of queries, [b] of one of rows."""
+    """A model's score for each passage: [b, c] for a batch of queries, [b] for a batch of single rows."""
     inputs: dict[str, Any] = {name: jnp.asarray(getattr(batch, name)) for name in INPUTS}
     shape = inputs["input_ids"].shape
     flat = batch._replace(**{name: x.reshape(-1, shape[-1]) for name, x in inputs.items()})
@@ -115,12 +115,12 @@ def _scores(config: BertConfig, compute: Compute, params: Params, batch: Batch, 
 
 
 def _count_queries(batch: Batch) -> Float[Array, ""]:
-    """The number of groups that are no filler."""
+    """The number of groups that are not filler."""
     return jnp.sum(jnp.asarray(batch.example_mask, jnp.float32)[:, 0])
 
 
 def _mean_over_queries(per_query: Float[Array, "b"], batch: Batch) -> Float[Array, ""]:
-    """The mean over the groups that are no filler."""
+    """The mean over the groups that are not filler."""
     return mean_over_examples(per_query, batch._replace(example_mask=jnp.asarray(batch.example_mask)[:, 0]))
 
 
@@ -128,7 +128,7 @@ def build(settings: Ranking, context: Context) -> Objective:
     """The objective of a stage.
 
     Raises:
-        InputError: the arithmetic of the authors' code is asked to rank.
+        InputError: the preset is `official`; the authors' code has no ranking.
     """
     if context.arithmetic.regression_from_labels:
         raise InputError("the authors' code knows no queries and passages; use --preset default or paper")

@@ -24,7 +24,7 @@ from tinybert_jax.settings.stages import Hyper
 
 
 def supervised_objective(config: BertConfig, head: str = "sequence", compute: Compute = DEFAULT) -> Objective:
-    """Cross-entropy against the labels; squared error where a sequence has one output. There is no teacher."""
+    """Cross-entropy against the labels, or squared error in regression. There is no teacher."""
     model, hard = HEADS[head].model(config, compute), head_losses(head, config).hard
 
     def loss(

@@ -1,4 +1,4 @@
-"""The table of objectives: from the settings of a stage to the functions that it trains with."""
+"""The table of objectives: from the settings of a stage to its functions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The Transformer distillation of TinyBERT (arXiv 1909.10351, section 3).
 
-The preset `official` follows the arithmetic of the authors' code. Relations, for a teacher with another number of
-attention heads, are those of MiniLMv2 (arXiv 2012.15828).
+The preset `official` follows the arithmetic of the authors' code. If the teacher has another number of attention
+heads, relations are learnt as in MiniLMv2 (arXiv 2012.15828).
 """
 
 from __future__ import annotations
@@ -44,26 +44,28 @@ def transformer_objective(
 ) -> Objective:
     """Embedding, attention and hidden losses (equations 7 to 9), summed over layers. Needs no labels and no head.
 
-    The trainable tree is `{"encoder": {"embeddings", "encoder"}, "projections"}`: pooler and head are not reached.
-    Projections are as in `init_projections`, and not exported: another Transformer stage draws new ones, where the
-    authors' code goes on with those of general distillation. Only that of the last state stays, as the dense layer
-    behind the pooling of an embedding model that has one for the teacher's width. Padding is left out of the means
-    only in `default`.
+    The trainable tree is `{"encoder": {"embeddings", "encoder"}, "projections"}`, without pooler and head.
+    Projections start as in `init_projections` and are not exported. So another Transformer stage starts with new ones,
+    while the authors' code continues with those of general distillation. There is one exception: if an embedding model
+    has a dense layer to the teacher's width behind its pooling, the projection of the last state becomes this layer.
+    Means exclude padding only with preset `default`.
 
     Args:
         student: any depth and width.
         teacher: any depth and width, with the student's vocabulary.
         layer_map: as in `teacher_layers`.
-        preset: whose arithmetic.
-        attention: what is learnt of it: "scores" (equation 7), or, for unlike heads, "relations" of queries, keys and
-            values (MiniLMv2, arXiv 2012.15828; the metric is `relation/m`); default: scores where the heads agree.
-        relation_heads: of "relations"; default: the teacher's heads, or the next fewer that divide both widths.
-        settings: the weights of the terms, where `hyper` names none.
+        preset: a preset's name, or its facts.
+        attention: what attention teaches: "scores" (equation 7), or "relations" of queries, keys and values (MiniLMv2,
+            arXiv 2012.15828; the metric is `relation/m`), which allow another number of heads. Default: scores if the
+            numbers of heads are equal, else relations.
+        relation_heads: number of relation heads; default: the largest number that divides both widths and is not
+            greater than the teacher's number of heads.
+        settings: weights of the terms, used unless `hyper` has them.
         compute: how both models are computed.
 
     Raises:
-        InputError: scores are asked of unlike heads; relations are asked with padding in the means, or of heads that
-            do not divide both widths; the layer map does not fit.
+        InputError: "scores" with unequal numbers of heads; "relations" with a preset whose means include padding;
+            relation heads that do not divide both widths; or a layer map that does not fit.
     """
     padding, heads = arithmetic(preset).padding, (student.num_attention_heads, teacher.num_attention_heads)
     attention = attention or ("scores" if heads[0] == heads[1] else "relations")
@@ -80,7 +82,7 @@ def transformer_objective(
     slots = [read.index(g - 1) for g in mapped]
     student_model, teacher_model = (BertModel(config, compute, add_pooler=False) for config in (student, teacher))
 
-    read_of = {"score_layers": (), "qkv_parts": 3 if relations else 2}  # relations are of the values too
+    read_of = {"score_layers": (), "qkv_parts": 3 if relations else 2}  # relations also need the values
 
     def targets(teacher_params: Params, batch: Batch) -> Any:
         if batch.teacher_inputs is not None:
@@ -102,7 +104,7 @@ def transformer_objective(
         mask: Array,
     ) -> Float[Array, ""]:
         (student_qkv, student_biases), (teacher_qkv, teacher_biases) = student_side, teacher_side
-        if relations:  # queries, keys and values are further layers; their divergences add up
+        if relations:  # the divergences of queries, keys and values are summed
             each = jax.vmap(losses.relation_kl, (0, 0, None, None))
             return jnp.sum(each(student_qkv, teacher_qkv, mask, relations))
         sides = ((student_qkv, student_biases), (teacher_qkv.astype(student_qkv.dtype), teacher_biases))
@@ -116,11 +118,11 @@ def transformer_objective(
         out = apply_model(student_model, trainable["encoder"], batch, key, qkv_layers=layers, **read_of)
         mask = jnp.asarray(batch.attention_mask)
         every = jnp.ones_like(mask)
-        real = mask if padding == "exclude" else every  # the positions that count in the means
-        paired = every if padding == "include" else mask  # with "zero", the loss itself averages over all pairs
+        real = mask if padding == "exclude" else every  # positions that the means of states include
+        paired = every if padding == "include" else mask  # with "zero", `attention_mse` averages over all pairs
         biases = bias_table(student, trainable["encoder"]), targets["biases"]
         each = jax.vmap(transfer_of_example, ((1, None), (0, 0), 0))
-        # one layer after the other: its scores are [b, h, q, k]
+        # one layer after the other, to save memory: the scores of a layer are [b, h, q, k]
         transfer = jax.lax.map(
             lambda layer: each((layer[0], biases[0]), (layer[1], biases[1]), paired),
             (out.qkv, jnp.moveaxis(targets["attention"], 1, 0)),
@@ -151,8 +153,8 @@ def transformer_objective(
             "projections": init_projections(key, student, teacher, arithmetic(preset), student_params),
         }
 
-    # vectors that are made of the teacher's last states begin as projected ones of the student's, if it has a layer
-    # for that behind its pooling
+    # If the teacher's vectors are pooled from its last states, and the student has a dense layer to their width behind
+    # its pooling, this layer starts as the projection of the last state.
     keeps_projection = (
         student.embedding is not None
         and teacher.embedding is not None
@@ -170,7 +172,7 @@ def transformer_objective(
     def flops(tokens: int) -> float:
         states = (1 + BACKWARD) * (forward_flops(student, tokens))
         states += (1 + BACKWARD) * 2.0 * (len(mapped) + 1) * student.hidden_size * teacher.hidden_size * tokens
-        # the loss computes both sides' scores, or three relations, and their gradient for the student
+        # the loss computes the scores of both sides, or three relations, and the gradient for the student
         width = (1 + BACKWARD) * student.all_head_size + teacher.all_head_size
         return states + 2.0 * (3 if relations else 1) * len(mapped) * tokens**2 * width
 
@@ -201,10 +203,10 @@ def build(settings: Transformer, context: Context) -> Objective:
 
 
 def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int | None = None) -> int:
-    """The number of relation heads: as asked, or the teacher's, or the next fewer that divide both widths.
+    """The number of relation heads: `relation_heads`, or the largest divisor of both widths up to the teacher's heads.
 
     Raises:
-        InputError: the number that was asked for does not divide both.
+        InputError: `relation_heads` does not divide both widths.
 
     >>> relation_split(BertConfig(hidden_size=312), BertConfig(hidden_size=1024, num_attention_heads=16))
     8
@@ -219,8 +221,10 @@ def relation_split(student: BertConfig, teacher: BertConfig, relation_heads: int
 
 
 def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
-    """`loss(student, teacher, mask)`, whose gradient for the student is computed with its value: of what lies between,
-    scores or relations, nothing is kept for the backward pass, or computed again in it. There are no other gradients.
+    """`loss(student, teacher, mask)`, with the student's gradient computed in the forward pass, beside the value.
+
+    So scores or relations are neither kept for the backward pass nor computed again in it. The teacher and the mask
+    get no gradient.
     """
 
     def backward(gradient: Any, cotangent: Array) -> tuple[Any, None, None]:
@@ -232,14 +236,14 @@ def _with_gradient(loss: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _scores(x: Float[Array, "n q e"], heads: int, biases: Array | None) -> Float[Array, "h q k"]:
-    """The attention scores of queries and keys, with the biases of positions where the family has them."""
+    """The attention scores of queries and keys, with the relative position bias if the family has one."""
     query, key = x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
     return attention_scores(query, key, None if biases is None else spread(biases, x.shape[1]))
 
 
 def _per_example(loss: Callable[..., Array], layers: bool = False) -> Callable[..., Array]:
-    """`loss(student, teacher, mask)` over a batch -> [b]; with `layers`, which are on axis 0 of what the student
-    computed and on axis 1 of the targets, -> [l, b].
+    """`loss(student, teacher, mask)` over a batch -> [b]. With `layers` -> [l, b]: layers are on axis 0 of the
+    student's arrays and on axis 1 of the targets.
     """
     batched = jax.vmap(loss)
     return jax.vmap(batched, (0, 1, None)) if layers else batched

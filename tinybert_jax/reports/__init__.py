@@ -1,1 +1,1 @@
-"""What is printed and written about results."""
+"""Tables, charts and pages about results."""

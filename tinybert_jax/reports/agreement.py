@@ -1,4 +1,4 @@
-"""How alike a student and its teacher are inside, layer by layer, on a sample of the dev rows."""
+"""The similarity of a student's and its teacher's layers, on a sample of the dev rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tinybert_jax.settings.tasks import Task
 from tinybert_jax.tasks.kinds import load_split, with_template_of
 from tinybert_jax.teachers.teacher import Teacher, TeacherModel, with_pieces_of
 
-TOKENS = 1024  # of the sample: hidden states are compared through all pairs of them
+TOKENS = 1024  # in the sample; hidden states are compared by all pairs of tokens
 ROWS_AT_ONCE = 8
-LEAST_TOKENS = 8  # from which CKA is defined, with some room
+LEAST_TOKENS = 8  # for CKA, which needs at least 4
 
 
 class Agreement(NamedTuple):
-    """What is alike in two models, over so many tokens."""
+    """The similarity of two models' layers, on a number of tokens."""
 
     tokens: int
     hidden: np.ndarray  # CKA of states [student's layers + 1, teacher's layers + 1]; 0 is the embeddings
@@ -44,7 +44,8 @@ def agreement(
     """Compare two models' hidden states and attention, on the same tokens.
 
     Raises:
-        InputError: one has no layers that can be read, their tokens do not correspond, or the rows are too few.
+        InputError: one of them has no layers that can be read, their tokens do not correspond, or there are too few
+            rows.
     """
     config, params = load_hf(student)
     tokenizer = load_tokenizer(student, config)
@@ -57,7 +58,7 @@ def agreement(
     labels = config.id2label if task.kind.names_classes else None
     source = with_template_of(tokenizer, task, source)
     tokens = load_split(task, source, "dev", tokenizer, max_length, labels).tokens
-    # padded to one length: in buckets, the first batches are no fair sample
+    # padded to one length: with buckets, the first batches would not be a fair sample
     order = ROWS_AT_ONCE, (max_length,), 0, 0, steps_per_epoch(len(tokens), ROWS_AT_ONCE)
     sides = [_insides(config, params), _insides(model.config, model.params)]
     hidden: list[list[np.ndarray]] = [[], []]
@@ -82,7 +83,7 @@ def agreement(
 
 
 def _insides(config: BertConfig, params: Params) -> Callable[[Batch], tuple[Any, Any]]:
-    """`batch -> hidden states [l+1, b, q, d], attention averaged over heads [l, b, q, k]` of a model."""
+    """A function `batch -> hidden states [l+1, b, q, d], attention averaged over heads [l, b, q, k]` of a model."""
     model = BertModel(config, add_pooler=False)
     layers = tuple(range(config.num_hidden_layers))
     placed = jax.device_put({name: part for name, part in params["encoder"].items() if name != "pooler"})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from tinybert_jax.inference.benchmark import Benchmark, Machine, Shape
 from tinybert_jax.reports.tables import Table
 
-BUSY = 0.1  # the share of a machine that other work takes, from which its figures are not to be quoted
+BUSY = 0.1  # if other work uses a larger share of the machine, a note warns about the figures
 
 
 def machine_lines(machine: Machine) -> list[str]:
-    """What was measured on."""
+    """Lines about the machine of the measurement."""
     kind = machine.processor
     instructions = "not known" if kind.int8 is None else ", ".join(kind.int8) or "none"
     lines = [
@@ -24,7 +24,7 @@ def machine_lines(machine: Machine) -> list[str]:
 
 
 def size_table(result: Benchmark) -> Table:
-    """A row for each model in each program: parameters, bytes on disk, and memory where it was measured."""
+    """A row for each model in each program: parameters, bytes on disk, and memory if it was measured."""
     with_memory = any(row.memory is not None for row in result.measured)
     header = ["model", "run by", "parameters", "MB on disk", *["MB of memory"] * with_memory]
     rows = []
@@ -36,7 +36,7 @@ def size_table(result: Benchmark) -> Table:
 
 
 def latency_tables(result: Benchmark) -> list[tuple[Shape, Table]]:
-    """A table for each shape. Speeds are compared with the first model's in the first program."""
+    """A table for each shape. Speed-ups are relative to the first model in the first program."""
     header = ["model", "run by", "ms", "p95", "texts a second", "speed-up"]
     tables: dict[Shape, list[list[str]]] = {}
     first = {latency.shape: latency.median for latency in result.measured[0].latencies}
@@ -55,7 +55,7 @@ def _short(milliseconds: float) -> str:
 
 
 def as_json(result: Benchmark) -> dict[str, object]:
-    """All that was measured, in numbers."""
+    """All figures, as JSON values."""
     machine = result.machine
     return {
         "machine": machine._asdict() | {"processor": machine.processor._asdict()},

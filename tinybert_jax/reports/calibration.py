@@ -1,4 +1,4 @@
-"""Calibration: whether a model that says 80 % is right in 80 % of the cases."""
+"""Calibration: whether predictions with a probability of 80 % are right in 80 % of the cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BINS = 15  # as in Guo et al., section 4.2
 
 
 class Bin(NamedTuple):
-    """Decisions of like confidence: how many, their mean confidence, and the share that is right."""
+    """Decisions with similar confidence: their number, their mean confidence, and the share that is right."""
 
     decisions: int
     confidence: float
@@ -25,7 +25,7 @@ def confidence_bins(confidence: np.ndarray, right: np.ndarray, bins: int = BINS)
     Args:
         confidence: the model's probability of each decision, [m].
         right: whether each is right, [m].
-        bins: their number.
+        bins: the number of bins.
 
     >>> confidence_bins(np.array([0.9, 0.8, 0.3]), np.array([True, False, False]), bins=2)
     [Bin(decisions=1, confidence=0.3, accuracy=0.0), Bin(decisions=2, confidence=0.85, accuracy=0.5)]
@@ -41,8 +41,8 @@ def confidence_bins(confidence: np.ndarray, right: np.ndarray, bins: int = BINS)
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
     """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3).
 
-    It is the mean distance of accuracy and confidence over the bins, each by its share of the decisions. Arguments as
-    in `confidence_bins`.
+    It is the mean distance between accuracy and confidence of the bins, weighted by their shares of the decisions.
+    Arguments as in `confidence_bins`.
 
     >>> round(calibration_error(np.array([0.9, 0.8, 0.3]), np.array([True, False, False]), bins=2), 4)
     0.3333

@@ -11,23 +11,23 @@ from tinybert_jax.reports.document import printable
 
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 40  # margins
-COLOURS = 8  # classes s0 to s7; series beyond them begin anew
-MOST_POINTS = 240  # of a line
-LOG_FROM = 30  # the ratio of the largest number to the least from which an axis is logarithmic
+COLOURS = 8  # classes s0 to s7; further series start again from s0
+MOST_POINTS = 240  # in a line
+LOG_FROM = 30  # an axis is logarithmic if the ratio of its largest to its smallest number is at least this
 TICKS = 5
-RADIUS, LEAST, LARGEST = 4.0, 1.5, 9.0  # of a dot: as a rule, and the range of those that grow with a count
+RADIUS, LEAST, LARGEST = 4.0, 1.5, 9.0  # radius of a dot, and the range of radii that grow with a count
 NAME = 12  # the width and height of a letter beside a dot
 
 
 class Series(NamedTuple):
-    """A line's or a mark's name, and its points."""
+    """The name of a line or mark, and its points."""
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
 class Axis(NamedTuple):
-    """The range of an axis, and the numbers that are written along it."""
+    """The range of an axis, and the numbers of its ticks."""
 
     low: float
     high: float
@@ -35,14 +35,14 @@ class Axis(NamedTuple):
     logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies between the ends, in [0, 1]."""
+        """The position of a value between the ends, in [0, 1]."""
         if self.logarithmic:
             return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (value - self.low) / (self.high - self.low)
 
 
 def axis(values: Sequence[float], logarithmic: bool | None = None) -> Axis:
-    """An axis for these values; logarithmic where they are positive and far apart, or as told.
+    """An axis for these values. By default it is logarithmic if they are positive and far apart.
 
     >>> axis([0.0, 9.0]).ticks
     (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
@@ -89,7 +89,7 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, alt: str, dots: 
 
 
 def marks(points: Mapping[int, Series], x_label: str, y_label: str, alt: str, logarithmic: bool) -> str:
-    """A dot for each series, by its number, at its one point, with its name above it or, where dots meet, in a row."""
+    """A dot for each series at its only point, with its name above it. The names of dots that overlap are in a row."""
     x = axis([px for one in points.values() for px, _ in one.points], logarithmic)
     y = axis([py for one in points.values() for _, py in one.points], False)
     drawn, named = [], list[tuple[float, float]]()
@@ -106,7 +106,7 @@ def marks(points: Mapping[int, Series], x_label: str, y_label: str, alt: str, lo
 def reliability(
     points: Sequence[tuple[float, float]], counts: Sequence[int], x_label: str, y_label: str, alt: str
 ) -> str:
-    """A line in the unit square, with the diagonal. The area of a point's dot grows with its count."""
+    """A line in the unit square, with the diagonal. The area of each point's dot grows with its count."""
     corner, other = (_placed(UNIT, UNIT, point) for point in ((0.0, 0.0), (1.0, 1.0)))
     placed = [_placed(UNIT, UNIT, point) for point in points]
     drawn = [f'<polyline class="diagonal" points="{corner} {other}"/>']
@@ -116,7 +116,7 @@ def reliability(
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS of a line's points, evenly taken, the last one among them.
+    """At most MOST_POINTS of a line's points, evenly spaced, including the last.
 
     >>> len(thinned([(float(i), 0.0) for i in range(1000)])), thinned([(0.0, 1.0)])
     (240, [(0.0, 1.0)])
@@ -138,7 +138,7 @@ def _dot(at: str, number: int, radius: float = RADIUS) -> str:
 
 
 def _figure(x: Axis, y: Axis, x_label: str, y_label: str, alt: str, drawn: Sequence[str]) -> str:
-    """The drawing with its axes. A reader of the page's text hears `alt`."""
+    """The drawing with its axes. `alt` is its text for screen readers."""
     base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for tick in y.ticks:
@@ -164,7 +164,7 @@ def _text(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """A tick's number: thousands as k.
+    """A tick's number as text, with k for thousands and M for millions.
 
     >>> _number(0.2), _number(2000.0), _number(1500000.0)
     ('0.2', '2k', '1.5M')

@@ -1,4 +1,4 @@
-"""The parts of a report: what it says, without how it looks. `html_page` and `markdown_page` write them."""
+"""The content of a report, without its layout. `html_page` and `markdown_page` write it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHORT = 240  # characters of a row's text that are shown
+SHORT = 240  # number of characters of a row's text that are shown
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table, whose first column names its rows. `shades`, in [0, 1], colour the other cells."""
+    """A table. Its first column has the names of rows. `shades`, in [0, 1], colour the other cells."""
 
     caption: str
     header: Sequence[str]
@@ -43,7 +43,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing, what it shows in words, its legend, and its numbers as a table."""
+    """A drawing, with a description in words, a legend, and its numbers as a table."""
 
     caption: str
     svg: str
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Drawings beside each other."""
+    """Drawings side by side."""
 
     pictures: tuple[Picture, ...]
 
@@ -71,7 +71,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its blocks."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -79,7 +79,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report; its lead stands before the first section, and `origin`, what wrote it and when, at the end."""
+    """A whole report. `lead` comes before the first section; `origin`, at the end, says what wrote it and when."""
 
     title: str
     lead: tuple[Block, ...]
@@ -101,7 +101,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = SHORT) -> str:
-    """The text in one line, cut behind a word.
+    """The text in one line, cut after a word.
 
     >>> shortened("one two three", 9)
     'one two …'

@@ -1,4 +1,4 @@
-"""A report as one HTML file that asks no network: its style sheet and drawings are in it, and no script is."""
+"""A report as one HTML file that needs no network: it contains its style sheet and drawings, and has no scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tinybert_jax.reports.document import (
     printable,
 )
 
-# no font, picture or script comes from anywhere, whatever a row's text says
+# nothing is loaded from elsewhere, even if a row's text contains HTML
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 LIGHT = ("#0b63b0", "#b3470a", "#1b7a45", "#8a2f8f", "#7a6000", "#b0213f", "#00707a", "#565e66")
 DARK = ("#6fb4f2", "#f0995f", "#6fcf97", "#dc93e0", "#d9bd4a", "#f2879c", "#5ccbd6", "#b4bcc4")
@@ -149,7 +149,7 @@ def _block(block: Block) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    """A table that is scrolled alone where it is wider than the screen; by keyboard, too."""
+    """A table. If it is wider than the screen, it scrolls separately, also by keyboard."""
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in grid.header)
     rows = []
     for number, (first, *cells) in enumerate(grid.rows):
@@ -185,5 +185,5 @@ def _swatch(number: int, is_dot: bool) -> str:
 
 
 def _text(text: str) -> str:
-    """A text as HTML, attributes included."""
+    """A text escaped for HTML, also for attributes."""
     return escape(printable(text))

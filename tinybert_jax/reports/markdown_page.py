@@ -1,4 +1,4 @@
-"""A report as Markdown. Drawings are told in words, and their numbers are tables."""
+"""A report as Markdown. Drawings become descriptions in words, and tables of their numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_markdown(report: Report) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text in one line, in which no character marks anything up.
+    """A text in one line, with Markdown's special characters escaped.
 
     >>> escaped("a|b <i> *c*")
     'a\\\\|b \\\\<i\\\\> \\\\*c\\\\*'

@@ -1,4 +1,4 @@
-"""The models of a report, each run on the dev rows: scores, size, speed, and what it says of each row."""
+"""The models of a report, run on the dev rows: scores, size, speed, and predictions."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ TEACHER, STUDENT, BASELINE, COMPRESSED, EXPORTED, OTHER = (
     *("teacher", "student", "labels alone"),
     *("compressed", "exported", "model"),
 )
-TIMED_ROWS = 128  # of the dev set, the first ones
-SECONDS = 0.5  # of each timing, at least
-ROUNDS = 3  # in which the models are timed in turn
+TIMED_ROWS = 128  # number of first dev rows that are timed
+SECONDS = 0.5  # least duration of a timing
+ROUNDS = 3  # of timings, in which the models take turns
 
 
 @dataclass(eq=False)
 class Model:
-    """A model of the report. What could not be had stays None or empty, and `note` says why."""
+    """A model of the report. Fields that could not be measured stay None or empty, and `note` says why."""
 
     name: str
     path: str
@@ -51,23 +51,23 @@ class Model:
     bytes: int | None = None  # of its weights on disk
     int8_bytes: int | None = None
     macs: float | None = None  # multiply-adds of the encoder on a dev row of mean length
-    milliseconds: tuple[float, ...] = ()  # a text: alone, and of TOGETHER together
+    milliseconds: tuple[float, ...] = ()  # per text: one text alone, and in a batch of TOGETHER
     tables: list[Table] = field(default_factory=list)
     reading: Reading | None = None
     fingerprint: str = ""  # of its dev tokens
     note: str = ""
-    timings: tuple[Callable[[], int], ...] = ()  # each runs texts, and says how many
-    population: str = ""  # the name of the run that it is a member of
-    largest: float | None = None  # the share of the dev rows that are of the largest class
+    timings: tuple[Callable[[], int], ...] = ()  # each runs texts and returns their number
+    population: str = ""  # the name of the run of which it is a member
+    largest: float | None = None  # the share of the largest class in the dev rows
 
     @property
     def title(self) -> str:
-        """The name, and the role where that says more."""
+        """The name, with the role if that adds something."""
         return self.name if self.role in (self.name, EXPORTED, OTHER) else f"{self.name} ({self.role})"
 
 
 def run_model(model: Model, task: Task, source: DataSource, max_length: int) -> None:
-    """Fill in what a model scores and weighs. What it cannot do is its note."""
+    """Fill in a model's scores and size. If something is not possible, `note` says why."""
     try:
         predictor = load_predictor(model.path, max_length, EVAL_BATCH_SIZE, task.head)
         for part, split, logits in outputs_on(predictor, task, source):
@@ -81,7 +81,7 @@ def run_model(model: Model, task: Task, source: DataSource, max_length: int) -> 
 
 
 def fill_scores(model: Model, task: Task, part: Task, split: Split, logits: np.ndarray) -> None:
-    """Fill in what a model's outputs on a split of the task say."""
+    """Fill in the fields that follow from a model's outputs on a split of the task."""
     model.scores |= named_scores(task, part, split.score(logits))
     if part is task:
         model.tables = split.tables(logits)
@@ -107,7 +107,7 @@ def _weigh(model: Model, tokens: float) -> None:
 
 
 def weigh_alone(model: Model, tokens: float) -> None:
-    """Fill in what a model weighs that is not scored, such as one of raw text."""
+    """Fill in the size of a model that is not scored, such as one trained on raw text."""
     try:
         _weigh(model, tokens)
     except InputError as error:
@@ -115,10 +115,10 @@ def weigh_alone(model: Model, tokens: float) -> None:
 
 
 def _calls(predictor: Predictor, tokens: Tokens, texts: int) -> Callable[[], int]:
-    """A function that runs the first dev rows, so many at once; the first call compiles."""
+    """A function that runs the first dev rows, `texts` at once. Its first call compiles."""
     buckets, lengths = bucket_lengths(predictor.max_length), np.asarray(tokens.lengths[:TIMED_ROWS])
     most = TIMED_ROWS if texts > 1 else TOGETHER
-    size = -(-texts // jax.device_count()) * jax.device_count()  # which the devices share evenly
+    size = -(-texts // jax.device_count()) * jax.device_count()  # a multiple of the number of devices
     batches: list[Any] = []
     for start in range(0, min(most, len(lengths)), texts):
         rows = np.full(size, -1)
@@ -136,7 +136,7 @@ def _calls(predictor: Predictor, tokens: Tokens, texts: int) -> Callable[[], int
 
 
 def time_models(models: Sequence[Model]) -> None:
-    """Fill in how long a text takes in each model: medians over rounds, in which they take turns."""
+    """Fill in each model's time per text: medians over rounds, in which the models take turns."""
     timed = [(model, call) for model in models for call in model.timings]
     texts = [call() for _, call in timed]
     times: list[list[float]] = [[] for _ in timed]
@@ -148,12 +148,12 @@ def time_models(models: Sequence[Model]) -> None:
 
 
 def machine() -> str:
-    """What the models are timed on."""
+    """A description of the machine on which models are timed."""
     kind = jax.devices()[0].device_kind
     name = f"{processor().name}, {processors()} processor{'s' * (processors() > 1)}"
     return name if jax.default_backend() == "cpu" else f"{kind} ({name})"
 
 
 def same_place(path: str, other: str) -> bool:
-    """Whether two names are of one directory."""
+    """Whether two names are the same directory."""
     return path == other or Path(path).resolve() == Path(other).resolve()

@@ -1,4 +1,4 @@
-"""The sections of a report about what the models score, cost and get wrong."""
+"""The sections of a report about the models' scores, costs and errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tinybert_jax.reports.models import BASELINE, EXPORTED, TIMED_ROWS, TOGETHER
 from tinybert_jax.tasks.classes import CONFUSION, F1
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
-SHOWN = 12  # rows that one model has right and another wrong
+SHOWN = 12  # number of shown rows that one model has right and another wrong
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DASH = "-"
-AGAINST = ("of the teacher's", "smaller", "faster", "rows lost", "rows won", "p")  # a model beside its teacher
+AGAINST = ("of the teacher's", "smaller", "faster", "rows lost", "rows won", "p")  # model and teacher
 
 
 def letter(number: int) -> str:
@@ -29,12 +29,12 @@ def letter(number: int) -> str:
 
 
 def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model]) -> tuple[Block, ...]:
-    """What each model kept of its teacher: a table, and how to read it.
+    """The comparison of each model with its teacher: a table, and how to read it.
 
     Args:
-        models: those of the page.
+        models: the models of the page.
         metric: the score that is compared.
-        teachers: what each model is held against, by the model's path.
+        teachers: each model's teacher, by the model's path.
     """
     letters = {model.path: letter(number) for number, model in enumerate(models)}
     several = len({teacher.path for teacher in teachers.values()}) > 1
@@ -61,7 +61,7 @@ def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model])
 
 
 def _against(model: Model, teacher: Model, metric: str) -> list[str]:
-    """A model beside its teacher: the cells of AGAINST."""
+    """The cells of AGAINST for a model."""
     share = size = speed = DASH
     if teacher.scores[metric] > 0 and model.scores[metric] > 0:
         share = f"{model.scores[metric] / teacher.scores[metric]:.1%}"
@@ -76,8 +76,8 @@ def _against(model: Model, teacher: Model, metric: str) -> list[str]:
 
 
 def chance(lost: int, won: int) -> float:
-    """How often chance splits so many rows at least as unevenly if both models are equally good: the exact sign test,
-    which for rows that are right or wrong is McNemar's.
+    """The p-value of the exact sign test: the probability that `lost` and `won` rows are split at least as unevenly if
+    both models are equally good. For rows that are right or wrong, this is McNemar's test.
 
     >>> round(chance(4, 0), 4), chance(0, 0)
     (0.125, 1.0)
@@ -88,7 +88,7 @@ def chance(lost: int, won: int) -> float:
 
 
 def _how_to_read(models: Sequence[Model], teachers: Mapping[str, Model]) -> list[str]:
-    """What a reader must know before a decision."""
+    """Advice that a reader needs before a decision."""
     lines = []
     count = next((len(model.reading.rows) for model in models if model.reading is not None), 0)
     if count and teachers:
@@ -113,7 +113,7 @@ def _how_to_read(models: Sequence[Model], teachers: Mapping[str, Model]) -> list
 
 
 def quality(models: Sequence[Model], metric: str) -> Section:
-    """Scores against size and time: first what decides, then what explains it."""
+    """Scores, size and time of all models: first the most important columns, then those that explain them."""
     names = list(dict.fromkeys(name for model in models for name in model.scores))
     timed = any(model.milliseconds for model in models)
     header = [
@@ -143,7 +143,7 @@ def quality(models: Sequence[Model], metric: str) -> Section:
 
 
 def _columns(models: Sequence[Model], timed: bool) -> list[str]:
-    """What the columns hold."""
+    """A description of the columns."""
     lines = ["MB on disk: the weights, or the exported program. MB as int8: computed, the same weights in 8 bits."]
     lines.append("Multiply-adds: those of the layers, for a dev row of mean length.")
     if timed:
@@ -167,7 +167,7 @@ def _megabytes(size: int | None) -> str:
 
 
 def _drawings(models: Sequence[Model], metric: str) -> list[Block]:
-    """The score over what a model costs, for each cost that two models or more have."""
+    """Drawings of the score over each cost that is known for at least two models."""
     costs = (
         ("milliseconds a text, alone", [model.milliseconds[0] if model.milliseconds else None for model in models]),
         ("MB on disk", [None if model.bytes is None else model.bytes / 1e6 for model in models]),
@@ -195,7 +195,7 @@ def _drawings(models: Sequence[Model], metric: str) -> list[Block]:
 
 
 def _members(models: Sequence[Model], metric: str) -> Items | None:
-    """Mean and spread of each population."""
+    """Mean and standard deviation of each population."""
     populations: dict[str, list[float]] = {}
     for model in models:
         if model.population and metric in model.scores:
@@ -210,7 +210,7 @@ def _members(models: Sequence[Model], metric: str) -> Items | None:
 
 
 def classes(models: Sequence[Model]) -> Section | None:
-    """What each model does with each class; None where no model has classes."""
+    """The results of each model for each class; None if no model has classes."""
     shown = [model for model in models if model.tables]
     if not shown:
         return None
@@ -219,7 +219,7 @@ def classes(models: Sequence[Model]) -> Section | None:
 
 
 def _by_class(shown: Sequence[Model]) -> Grid:
-    """F1 of each class, the models beside each other."""
+    """F1 of each class, with a column for each model."""
     header, rows = shown[0].tables[0]
     scores = [
         {name: cells[of_model.index(F1) - 1] for name, *cells in of_class}
@@ -239,7 +239,7 @@ def _class_grid(model: Model, table: Table) -> Grid:
 
 
 def calibration(models: Sequence[Model]) -> Section | None:
-    """Whether each model is as sure as it is right; None where no model gives probabilities."""
+    """The calibration of each model; None if no model gives probabilities."""
     sure = [(model, model.reading) for model in models if model.reading is not None and model.reading.unit]
     if not sure:
         return None
@@ -276,8 +276,8 @@ def _reliability(model: Model, reading: Reading) -> Picture:
 def lost_and_won(models: Sequence[Model], teachers: dict[str, Model]) -> Section | None:
     """The rows that a teacher has right and its student wrong, and the other way round.
 
-    `teachers` are those of the models, by their paths. A model that says of all rows what one before it says is told
-    in a line.
+    `teachers` are the models' teachers, by the models' paths. A model with the same predictions as one before it gets
+    only a line.
     """
     blocks: list[Block] = []
     told: dict[tuple[str, ...], Model] = {}
@@ -305,7 +305,7 @@ def lost_and_won(models: Sequence[Model], teachers: dict[str, Model]) -> Section
 
 
 def _differing(model: Reading, teacher: Reading) -> tuple[list[tuple[Judged, Judged]], list[tuple[Judged, Judged]]]:
-    """The rows that the model lost against its teacher, and those that it won, each as both judged it."""
+    """The rows that the model lost against its teacher, and those that it won: each as judged for both."""
     pairs = [*zip(model.rows, teacher.rows, strict=True)]
     lost = [(student, taught) for student, taught in pairs if student.score < taught.score]
     won = [(student, taught) for student, taught in pairs if student.score > taught.score]
@@ -314,7 +314,7 @@ def _differing(model: Reading, teacher: Reading) -> tuple[list[tuple[Judged, Jud
 
 def _rows(model: Model, teacher: Model, rows: Sequence[tuple[Judged, Judged]]) -> Grid:
     def weight(pair: tuple[Judged, Judged]) -> tuple[float, float]:
-        """The widest difference first, and among equal ones the surest mistake."""
+        """The sort key: the largest difference first; among equal ones, the mistake with the highest probability."""
         wrong = min(pair, key=lambda judged: judged.score)
         return -abs(pair[0].score - pair[1].score), -(wrong.probability or 0.0)
 

@@ -1,4 +1,4 @@
-"""The sections of a report about how the models came to be: layers, training, compression, settings."""
+"""The sections of a report about the making of the models: layers, training, compression, settings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tinybert_jax.reports.document import Block, Fold, Grid, Heading, Picture, P
 from tinybert_jax.reports.runs import Run
 from tinybert_jax.reports.tables import Table
 
-# of a log, what is no term of the loss
-FIRST = ["dev", "loss"]  # groups of a log's names that are drawn before the terms of the loss
+# names in a log that are not terms of the loss
+FIRST = ["dev", "loss"]  # groups of names in a log that are drawn before the terms of the loss
 BOOKKEEPING = {"stage", "step", "gradient_norm", "learning_rate", "parameter_norm", "real_tokens"}
 
 
 def layers(compared: Sequence[tuple[str, str, Agreement | str]]) -> Section | None:
-    """How alike students and teachers are inside: each with its agreement, or the reason why there is none."""
+    """The similarity of students' and teachers' layers, or the reason why it is unknown."""
     blocks: list[Block] = []
     for student, teacher, result in compared:
         if isinstance(result, str):
@@ -49,7 +49,7 @@ def _agreement(student: str, teacher: str, result: Agreement) -> tuple[Block, ..
 
 
 def _matrix(caption: str, first: list[str], values: Any, stars: set[tuple[int, int]], offset: int) -> Grid:
-    """A table of the student's layers, one a line, and the teacher's, one a column."""
+    """A table with a line for each student layer and a column for each teacher layer."""
 
     def named(count: int) -> list[str]:
         return [*first, *(f"layer {i}" for i in range(1, count - len(first) + 1))]
@@ -82,7 +82,7 @@ def training(runs: Sequence[Run]) -> Section | None:
 
 
 def _spent(run: Run) -> str:
-    """How long the training took, on how many tokens, and what it computed, all without evaluations."""
+    """The time, tokens and operations of the training, without evaluations."""
     names = ("seconds", "tokens", "flops")
     seconds, tokens, flops = (sum(float(line.get(name, 0)) for line in run.speed) for name in names)
     duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} hours"
@@ -136,7 +136,7 @@ def _curve(stage: str, group: str, terms: Mapping[str, Sequence[tuple[float, flo
 
 
 def compression(chains: Mapping[str, Table]) -> Section | None:
-    """What each method and stage left of the models, by their names."""
+    """The tables of the models after each method and stage, by the models' names."""
     grids = tuple(
         Grid(f"The model after each method and stage, {name}", header, rows) for name, (header, rows) in chains.items()
     )
@@ -144,7 +144,7 @@ def compression(chains: Mapping[str, Table]) -> Section | None:
 
 
 def settings(runs: Sequence[Run], places: Sequence[tuple[str, str, str]]) -> Section:
-    """Where the models are, by name and role, and everything that the records of the runs say."""
+    """The places of the models, with name and role, and the whole record of each run."""
     folds: list[Block] = [Grid("Models", ["model", "role", "directory or file"], places, prose=True)]
     for run in runs:
         facts = {key: value for key, value in run.facts.items() if key != "fingerprints"}
@@ -161,7 +161,7 @@ def _flat_grid(title: str, run: Run, tree: Any) -> Grid:
 
 
 def _leaves(tree: Any, prefix: str) -> list[tuple[str, str]]:
-    """The leaves of nested settings, by their paths; empty lists and dictionaries among them."""
+    """The leaves of nested settings, by their paths, including empty lists and dictionaries."""
     if isinstance(tree, dict | list) and tree:
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
         return [leaf for key, value in items for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))]

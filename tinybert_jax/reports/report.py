@@ -60,21 +60,21 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 
 def write_report(names: Sequence[str], out: Path | None = None, measure: bool = True) -> list[Path]:
-    """Write `report.html` and `report.md`, in place of older ones.
+    """Write `report.html` and `report.md`. Older ones are replaced.
 
     Args:
-        names: directories of runs, and beside them of models and exported models, which are scored on the same rows.
-        out: their directory; default: that of the first run.
-        measure: time the models.
+        names: directories of runs, and also of models and exported models, which are scored on the same rows.
+        out: the directory for the two files; default: the first run's.
+        measure: also time the models.
 
     Returns:
         The two files.
 
     Raises:
-        InputError: no run is named, one cannot be read, their tasks differ, or the rows cannot be read.
+        InputError: no run is named, a run cannot be read, the runs are of different tasks, or the rows cannot be read.
     """
     runs, others = read_all(names)
-    if out is None:  # of a population, not a member's
+    if out is None:  # in a population, the run's directory, not a member's
         out = next((Path(name) for name in names if is_begun(name)), runs[0].directory)
     return _write(make_report(runs, others, measure), out)
 
@@ -82,7 +82,7 @@ def write_report(names: Sequence[str], out: Path | None = None, measure: bool = 
 def write_compressed(
     out: Path, model: str, task: str, source: DataSource, max_length: int | None = None, measure: bool = True
 ) -> list[Path]:
-    """Write the report of a model that `tinybert compress` made, beside it; arguments as in its command.
+    """Write the report of a model that `tinybert compress` made, beside the model. Arguments as in the command.
 
     Raises:
         InputError: as `write_report`.
@@ -130,7 +130,7 @@ def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> 
         else:
             run_model(model, task, source, length)
     for run in finished:
-        if int(run.settings["max_length"]) == length:  # or the rows are cut elsewhere
+        if int(run.settings["max_length"]) == length:  # else rows are truncated at another length
             notes += _changed_rows(run, models)
     if measure:
         time_models([model for model in models if model.timings])
@@ -147,7 +147,7 @@ def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> 
 
 
 def show(line: str) -> None:
-    """Say what is done, as it takes a while."""
+    """Print a line about the progress."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -194,7 +194,7 @@ def _other_rows(runs: Sequence[Run]) -> list[str]:
 
 
 def _teacher_notes(runs: Sequence[Run]) -> list[str]:
-    """What is not shown of teachers that are no single model or file."""
+    """Notes about teachers that cannot be shown fully, because they are not a single model or file."""
     notes = []
     for run in runs:
         teacher = run.settings.get("teacher")
@@ -208,7 +208,7 @@ def _teacher_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _changed_rows(run: Run, models: Sequence[Model]) -> list[str]:
-    """A note where the dev rows are no longer those that the run knew."""
+    """A note if the dev rows have changed since the run."""
     prints = run.facts.get("fingerprints")
     before = prints.get("dev") if isinstance(prints, dict) else None
     now = next((model.fingerprint for model in models if model.path == str(run.student)), "")
@@ -218,7 +218,7 @@ def _changed_rows(run: Run, models: Sequence[Model]) -> list[str]:
 
 
 def _teacher_names(run: Run) -> list[str]:
-    """The teachers of a run by their names: of an ensemble, its members. A function has none that can be run."""
+    """The names of a run's teachers: the members of an ensemble; none for a function, which cannot be run."""
     teacher = run.settings.get("teacher")
     if isinstance(teacher, dict):
         members = teacher.get("members", [])
@@ -227,7 +227,7 @@ def _teacher_names(run: Run) -> list[str]:
 
 
 def _models(runs: Sequence[Run], others: Sequence[Named]) -> list[Model]:
-    """All models of the report, each once: teachers, the runs' own, others."""
+    """All models of the report, each once: teachers, the runs' models, other models."""
     models: list[Model] = []
 
     def add(name: str, path: str, role: str) -> None:
@@ -250,12 +250,12 @@ def _models(runs: Sequence[Run], others: Sequence[Named]) -> list[Model]:
 
 
 def _run_name(path: str, runs: Sequence[Run]) -> str:
-    """A run's name where the model is its own."""
+    """The name of the run that made a model, if there is one."""
     return next((run.name for run in runs if same_place(str(run.student), path)), path)
 
 
 def _run_predictions(model: Model, task: Task, source: DataSource, length: int, runs: Sequence[Run]) -> None:
-    """Score a file of predictions, on rows that are cut into pieces as some run's are."""
+    """Score a file of predictions, on the rows of a run, tokenised as in this run."""
     experiment = Experiment(
         task=task.name, source=source, model=model.path, stages=(Stage(Prediction()),), teacher=model.path
     )
@@ -276,13 +276,13 @@ def _run_predictions(model: Model, task: Task, source: DataSource, length: int, 
 
 
 def _metric(task: Task, models: Sequence[Model]) -> str:
-    """The score that is drawn and told first."""
+    """The score that is drawn and shown first."""
     scored: dict[str, Any] = next((model.scores for model in models if model.scores), {})
     return task.metrics[0] if task.metrics[0] in scored else next(iter(scored), task.metrics[0])
 
 
 def _teachers(runs: Sequence[Run], models: Sequence[Model]) -> dict[str, Model]:
-    """The teacher that each model is held against, by the model's path: its own, or else the first."""
+    """The teacher with which each model is compared, by the model's path: its teacher, or else the first one."""
     first = next((model for model in models if model.role == TEACHER and model.scores), None)
     result = {}
     for model in models:

@@ -1,4 +1,4 @@
-"""What the directories of finished runs hold, read back for a report."""
+"""Read the directories of finished runs for a report."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CORPUS = "corpus"  # the task of runs on raw text, whose models are not scored
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One model's training: of a population, one member's."""
+    """The run of one model; in a population, of one member."""
 
-    name: str  # as it was asked for, with the member's number
+    name: str  # as given, with the member's number
     directory: Path  # holds the model and its log
     settings: dict[str, Any]  # the experiment
-    facts: dict[str, Any]  # all else that is recorded: versions, devices, fingerprints
+    facts: dict[str, Any]  # the rest of the record: versions, devices, fingerprints
     metrics: list[dict[str, Any]]
     speed: list[dict[str, Any]]  # of the whole population
 
     student: Path
-    population: str = ""  # the name of the run that this is a member of; "" for a run of one model
+    population: str = ""  # the name of the run of which this is a member; "" for a run of one model
 
     @property
     def is_finished(self) -> bool:
@@ -46,7 +46,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A model that is in the report beside the runs' own."""
+    """A model in the report that no run made."""
 
     name: str
     path: str
@@ -54,7 +54,7 @@ class Named:
 
 
 def kind_of(file: str) -> str:
-    """What an exported file is.
+    """The kind of an exported file, in words.
 
     >>> kind_of("onnx/model_quantized.onnx"), kind_of("stablehlo/model.bin")
     ('ONNX int8', 'StableHLO')
@@ -64,7 +64,7 @@ def kind_of(file: str) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """For each name, as few of the last parts of its path as tell it from the others.
+    """For each name, the shortest end of its path that differs from the others.
 
     >>> short_names(["/data/runs/tiny", "teacher/student", "old/tiny"])
     {'/data/runs/tiny': 'runs/tiny', 'teacher/student': 'teacher', 'old/tiny': 'old/tiny'}
@@ -72,7 +72,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     parts = {}
     for name in names:
         of_name = [part for part in name.split("/") if part] or [name]
-        # the model of a run is named as the run
+        # the model of a run has the run's name
         is_model = len(of_name) > 1 and of_name[-1] == "student" and not is_begun(Path(name))
         parts[name] = of_name[:-1] if is_model else of_name
     short = {}
@@ -84,10 +84,10 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def read_all(names: Sequence[str]) -> tuple[list[Run], list[Named]]:
-    """The runs that are named, each member of a population alone; and what else is named: models without a run.
+    """The runs among the names, with each member of a population as a run; and the other names, which are models.
 
     Raises:
-        InputError: a name is no directory or file, none is that of a run, or the runs are of several tasks.
+        InputError: a name is not a directory or file, none is a run, or the runs are of different tasks.
     """
     runs: list[Run] = []
     models: list[Named] = []
@@ -117,7 +117,7 @@ def read_all(names: Sequence[str]) -> tuple[list[Run], list[Named]]:
 
 
 def read_run(name: str) -> list[Run]:
-    """A run's members.
+    """The members of a run.
 
     Raises:
         InputError: its record cannot be read.
@@ -146,13 +146,13 @@ def read_run(name: str) -> list[Run]:
 
 
 def compressed(out: Path, model: str, task: str, source: DataSource, max_length: int) -> Run:
-    """What `tinybert compress` did to a model, as a run without stages behind it."""
+    """A model that `tinybert compress` made, as a run without stages."""
     described = {"task": task, "source": dataclasses.asdict(source), "stages": [], "teacher": model}
     return Run(str(out), out, described | {"max_length": max_length}, {}, [], [], out)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; none where there is no file. A line that a killed run left broken is passed over."""
+    """The lines of a log; [] if there is no file. A broken line of a killed run is skipped."""
     if not path.is_file():
         return []
     lines = []
@@ -167,7 +167,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def source_of(run: Run) -> DataSource:
-    """Where a run's rows are.
+    """The source of a run's rows.
 
     Raises:
         InputError: the record is of another version of this package.
@@ -181,7 +181,7 @@ def source_of(run: Run) -> DataSource:
 
 
 def chain_of(model: Path) -> Table | None:
-    """The table in a model's card that says what every compression method and stage left; None without one."""
+    """The table in a model's card of the model after each compression method and stage; None if there is none."""
     card = model / "README.md"
     lines = card.read_text("utf-8", "replace").splitlines() if card.is_file() else []
     start = next((i for i, line in enumerate(lines) if line.startswith("| after |")), None)

@@ -1,4 +1,4 @@
-"""What students of several sizes weigh, compute and take: the table of `tinybert students`."""
+"""The size, cost and time of students: the table of `tinybert students`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tinybert_jax.models.parameters import count_parameters, forward_flops, para
 from tinybert_jax.models.quantized import int8_bytes
 from tinybert_jax.reports.tables import Table
 
-TOGETHER = 32  # texts of the second timing
-SECONDS, LEAST_CALLS = 0.5, 3  # of each timing
-DEVIATION = 0.02  # of the random parameters that are timed
+TOGETHER = 32  # batch size of the second timing
+SECONDS, LEAST_CALLS = 0.5, 3  # for each timing
+DEVIATION = 0.02  # standard deviation of the random parameters
 
 
 class Size(NamedTuple):
-    """A model of a size: its parameters as shapes, and what it costs."""
+    """A model with the shapes of its parameters, and its cost."""
 
     name: str
     config: BertConfig
@@ -36,16 +36,16 @@ class Size(NamedTuple):
 
 
 def size(name: str, config: BertConfig, tokens: int) -> Size:
-    """A classifier of this config, on texts of so many tokens. Nothing is computed."""
+    """The size of a classifier with this config, for texts of a length in tokens. No model is run."""
     params = parameter_shapes(HEADS["sequence"].model(config))
     count = count_parameters(params)
     return Size(name, config, params, count, 4 * count, int8_bytes(params), forward_flops(config, tokens) / 2)
 
 
 def milliseconds(model: Size, tokens: int, texts: int) -> float:
-    """The time of one text on this machine, where so many are computed together: a median, after compiling.
+    """The median time per text in a batch on this machine, without compilation.
 
-    The parameters are random, which takes the same time.
+    The parameters are random, which does not change the time.
     """
     random = np.random.default_rng(0)
     mesh = make_mesh()
@@ -60,7 +60,7 @@ def milliseconds(model: Size, tokens: int, texts: int) -> float:
 
 
 def table(students: Sequence[Size], teacher: Size, tokens: int, measure: bool) -> Table:
-    """A row for each student and one for the teacher; shares are those of the teacher."""
+    """A row for each student and one for the teacher. Shares are relative to the teacher."""
     header = ["student", "layers", "width", "parameters", "MB", "MB in int8", "multiply-adds", "size", "compute"]
     header += ["ms a text", f"of {TOGETHER} together"] if measure else []
     rows = []

@@ -13,7 +13,8 @@ Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
 def scores_table(results: Sequence[Result]) -> Table:
-    """The dev scores of a run's models: of one with its share of the teacher's, of several with mean and spread."""
+    """The dev scores of a run's models: for one model, with its share of the teacher's score; for several, with mean
+    and standard deviation."""
     return _one(results[0].scores, results[0].teacher_scores) if len(results) == 1 else _members(results)
 
 

@@ -1,4 +1,4 @@
-"""The presets: whose arithmetic a run follows, as named facts. Any combination of facts is possible."""
+"""The presets, each a set of named facts about a run's arithmetic. Any combination of facts is possible."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Projections = Literal["separate", "shared"]
 class Arithmetic:
     """How losses count padding, how states are projected, what regression learns from, and which optimizer trains.
 
-    `padding`: "exclude": means are over real positions; "include": means are over all positions; "zero": as "include",
-    and attention scores of padded keys count as 0 on both sides, as in the code of TinyBERT's authors.
-    `projections`: "separate": a kernel for embeddings and one for hidden states; "shared": one dense layer with bias.
+    `padding`: "exclude": means are over real positions. "include": means are over all positions. "zero": means are
+    over all positions, and attention scores of padded keys count as 0 on both sides, as in the authors' code.
+    `projections`: "separate": a kernel for embeddings and one for hidden states. "shared": one dense layer with bias.
     """
 
     padding: Padding = "exclude"
     projections: Projections = "separate"
     class_mean: bool = False  # the prediction loss is divided by the number of classes
     temperature_squared: bool = False  # the soft term of prediction distillation is multiplied by temperature**2
-    regression_from_labels: bool = False  # prediction distillation of a number learns from the label, not the teacher
+    regression_from_labels: bool = False  # in regression, prediction distillation learns the label, not the teacher
     optimizer: OptimizerName = "adamw"
-    target_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of kept hidden states, queries and keys of a teacher
-    # start "auto" takes a student's first parameters from the teacher where it can, and projections between equal
-    # widths begin as the identity
+    target_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a teacher's cached hidden states, queries and keys
+    # start "auto" takes initial parameters from the teacher if possible, and projections between equal widths start as
+    # the identity
     start_from_teacher: bool = True
 
 
@@ -49,7 +49,7 @@ PRESETS: dict[Preset, Arithmetic] = {
 
 
 def arithmetic(preset: Preset | Arithmetic) -> Arithmetic:
-    """The facts of a preset, or those that are given.
+    """The facts of a preset. An `Arithmetic` is returned as it is.
 
     Raises:
         InputError: the preset is unknown.

@@ -1,4 +1,4 @@
-"""The words that settings may use. Imports no array library, so `--help` is instant."""
+"""The words that settings may use. This module imports no array library, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tinybert_jax.errors import InputError
 Preset = Literal["default", "paper", "official"]
 NamedStart = Literal["random", "copy", "spectral"]
 Start = Literal["auto", NamedStart]
-FROM_LAYERS = ("copy", "spectral")  # the starts that take the mapped layers of a teacher
+FROM_LAYERS = ("copy", "spectral")  # the starts that use the mapped layers of a teacher
 ScheduleName = Literal["constant", "linear"]
 OptimizerName = Literal["adamw", "bert_adam"]
-Criterion = Literal["sparsegpt", "wanda", "magnitude"]  # by which single weights are chosen
+Criterion = Literal["sparsegpt", "wanda", "magnitude"]  # for choosing the single weights that become zero
 GradualRule = Literal["fisher", "l0"]
 SharedPart = Literal["attention", "feed_forward"]  # of a layer
 ExportFormat = Literal["onnx", "onnx-int8", "stablehlo", "stablehlo-int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AXES = ("data", "fsdp", "model", "member")  # of a device mesh
-WEIGHT_BITS = range(2, 9)  # that dense layers may be rounded to
-MIN_LENGTH = 8  # tokens of the longest text that a run or a tokenizer may allow
-EVAL_BATCH_SIZE = 64  # rows that are scored at once; an exported int8 model's outputs depend on it a little
+WEIGHT_BITS = range(2, 9)  # possible bits of the weights of dense layers
+MIN_LENGTH = 8  # the smallest max_length of a run or a tokenizer, in tokens
+EVAL_BATCH_SIZE = 64  # rows that are scored at once; the outputs of an exported int8 model depend on it a little
 STUDENTS: dict[str, dict[str, Any]] = {
     "tinybert-4l-312d": {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200},
     "tinybert-6l-768d": {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072},
@@ -32,10 +32,10 @@ SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention
 
 
 def student_shape(model: str) -> dict[str, int] | None:
-    """The sizes of a student that has no parameters yet, or None where `model` is a directory or a hub id.
+    """The sizes of a student that has no parameters yet, or None if `model` is a directory or a hub id.
 
-    A student is a preset of STUDENTS, or a size: LAYERSxWIDTH, LAYERSxWIDTHxFEED_FORWARD or
-    LAYERSxWIDTHxFEED_FORWARDxHEADS. A directory of a size's name comes first.
+    A student without parameters is a preset of STUDENTS or a size: LAYERSxWIDTH, LAYERSxWIDTHxFEED_FORWARD or
+    LAYERSxWIDTHxFEED_FORWARDxHEADS. If a directory has a size as its name, it is taken as a directory.
 
     Raises:
         InputError: the size has another form, or a number below 1.

@@ -1,4 +1,4 @@
-"""What makes a model smaller: a dataclass for each compression method, with the numbers that only it reads."""
+"""Settings of compression methods: a dataclass for each, with the numbers that only this method reads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ class CompressionSettings:
 
     name: ClassVar[str]  # in `experiment.json`
     reads_head: ClassVar[bool] = False  # it needs a head that is trained on the task
-    min_steps: ClassVar[int] = 0  # of the stage in which it acts; 0: it acts before
+    min_steps: ClassVar[int] = 0  # least number of steps of the stage in which it acts; 0: it acts before the stage
     not_after: ClassVar[tuple[str, ...]] = ()  # methods that it cannot follow
-    keeps_shapes: ClassVar[bool] = False  # parameters have the same shapes after it
+    keeps_shapes: ClassVar[bool] = False  # it does not change the shapes of parameters
 
 
 @dataclass(frozen=True)
 class Prune(CompressionSettings):
     """Structured pruning: whole attention heads and feed-forward units are removed, without training.
 
-    Importance is the diagonal of the Fisher information (Kwon et al., arXiv 2204.09656). What is left of the output
-    projections is fitted anew to the sums that the whole model has before each LayerNorm, by least squares.
+    Importance is the diagonal of the Fisher information (Kwon et al., arXiv 2204.09656). Then the output projections
+    of the remaining heads and units are refitted by least squares, so that the inputs of each LayerNorm stay close to
+    those of the whole model.
     """
 
     name = "prune"
@@ -34,9 +35,9 @@ class Prune(CompressionSettings):
     reads_head = True
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
-    uniform: bool = False  # every layer keeps as many heads and units: also JAX runs it faster
-    rounds: int = 3  # in which the share is reached
-    rows: int = 1024  # by which importance is measured
+    uniform: bool = False  # every layer keeps the same number of heads and units, so that JAX runs it faster too
+    rounds: int = 3  # number of rounds in which the share is reached
+    rows: int = 1024  # number of training rows on which importance is measured
 
     def __post_init__(self) -> None:
         if not 0 < self.macs < 1:
@@ -47,12 +48,12 @@ class Prune(CompressionSettings):
 
 @dataclass(frozen=True)
 class GradualPrune(CompressionSettings):
-    """Structured pruning while the first stage trains: whole attention heads and feed-forward units are removed.
+    """Structured pruning during the first stage: whole attention heads and feed-forward units are removed.
 
-    "fisher": every 20 steps the least important are removed, by a cubic schedule (Zhu and Gupta, arXiv 1710.01878).
-    Importance is a running mean of the squared gradients of masks, by the loss of the stage.
-    "l0": each has a random gate, whose chance to be open is trained (Louizos et al., arXiv 1712.01312), towards a
-    target that falls in a straight line (CoFi, Xia et al., arXiv 2204.00408).
+    "fisher": every 20 steps the least important ones are removed, on a cubic schedule (Zhu and Gupta, arXiv
+    1710.01878). Importance is a running mean of the squared gradients of the stage's loss with respect to masks.
+    "l0": each head and unit has a random gate, whose probability to be open is trained (Louizos et al., arXiv
+    1712.01312). The expected share follows a target that falls linearly (CoFi, Xia et al., arXiv 2204.00408).
     """
 
     name = "gradual_prune"
@@ -61,7 +62,7 @@ class GradualPrune(CompressionSettings):
 
     macs: float = 0.5  # share of the encoder's multiply-adds that is left
     by: GradualRule = "fisher"
-    until: float = 0.7  # share of the first stage's steps in which the share is reached; then nothing more is removed
+    until: float = 0.7  # the share is reached after this part of the first stage's steps; then nothing more is removed
 
     def __post_init__(self) -> None:
         check_choice("by", self.by, GradualRule)
@@ -73,17 +74,18 @@ class GradualPrune(CompressionSettings):
 
 @dataclass(frozen=True)
 class LowRank(CompressionSettings):
-    """Low-rank factorisation: matrices become products of two narrow ones, which change the outputs on the training
-    rows least (whitened, as in SVD-LLM, arXiv 2403.07378), and the word table a product in which frequent words count
-    more.
+    """Low-rank factorisation: dense matrices, and if asked the word table, become products of two narrow ones.
+
+    The factors of dense matrices change the outputs on training rows as little as possible (singular values after
+    whitening, as in SVD-LLM, arXiv 2403.07378). Those of the word table are most exact for frequent words.
     """
 
     name = "low_rank"
     not_after = ("low_rank", "share_part", "sparse", "movement", "quantize")
 
-    dense: float | None = 0.6  # share of the parameters of all dense matrices in the layers; None: they stay
-    words: float | None = None  # share of those of the word table; None: it stays
-    rows: int = 512  # by which the inputs are measured
+    dense: float | None = 0.6  # share of the layers' dense parameters that is left; None: not factorised
+    words: float | None = None  # share of the word table's parameters that is left; None: not factorised
+    rows: int = 512  # number of training rows on which inputs are measured
 
     def __post_init__(self) -> None:
         for share in (self.dense, self.words):
@@ -97,9 +99,9 @@ class LowRank(CompressionSettings):
 
 @dataclass(frozen=True)
 class Quantize(CompressionSettings):
-    """Dense layers that multiply in int8: weights with a scale for each output, inputs with one for each token.
+    """Dense layers that multiply in int8: weights have one scale for each output, inputs one for each token.
 
-    In training, values are rounded as they will be, and gradients pass through (quantization-aware training).
+    Training rounds values in the same way, and gradients pass through (quantization-aware training).
     """
 
     name = "quantize"
@@ -115,9 +117,9 @@ class Quantize(CompressionSettings):
 
 @dataclass(frozen=True)
 class Vocabulary(CompressionSettings):
-    """A smaller vocabulary: the pieces that the training rows use, and those of more texts.
+    """A smaller vocabulary: only the pieces that occur in the training rows and in `texts` are kept.
 
-    All special tokens and single characters stay, so that words whose pieces are gone are cut into smaller ones.
+    All special tokens and single characters are kept too, so any other word can be cut into smaller pieces.
     """
 
     name = "vocabulary"
@@ -130,8 +132,8 @@ class Vocabulary(CompressionSettings):
 class Share(CompressionSettings):
     """Parameter sharing in groups of consecutive layers (ALBERT, Lan et al., arXiv 1909.11942).
 
-    A BERT becomes an ALBERT. Each group has the parameters of its first layer. The model is smaller, not faster, and
-    has to be trained.
+    A BERT becomes an ALBERT. Each group takes the parameters of its first layer. The model is smaller, not faster, and
+    must be trained afterwards.
     """
 
     name = "share"
@@ -145,10 +147,10 @@ class Share(CompressionSettings):
 
 @dataclass(frozen=True)
 class SharePart(CompressionSettings):
-    """Parameter sharing of attention alone, or of feed-forward networks alone, in groups of consecutive layers.
+    """Sharing of attention parameters alone, or of feed-forward parameters alone, in groups of consecutive layers.
 
-    Each group has that part of its first layer. The model's class stays, and stages keep equal layers equal. An ONNX
-    file stores them once: it is smaller, not faster.
+    Each group takes that part of its first layer. The model keeps its class, and training keeps equal layers equal.
+    An ONNX file stores equal matrices once, so it is smaller, not faster.
     """
 
     name = "share_part"
@@ -171,17 +173,18 @@ def _check_groups(groups: int) -> None:
 class Sparse(CompressionSettings):
     """Single weights of the encoder's dense layers become zero. The model is smaller when packed, not faster.
 
-    "sparsegpt" (Frantar and Alistarh, arXiv 2301.00774) removes what costs the outputs least, and changes what is left
-    to make up for it; "wanda" (Sun et al., arXiv 2306.11695) goes by weight times input, "magnitude" by the weight.
+    "sparsegpt" (Frantar and Alistarh, arXiv 2301.00774) removes the weights that change the outputs least, and adjusts
+    the others. "wanda" (Sun et al., arXiv 2306.11695) removes the smallest products of weight and input norm,
+    "magnitude" the smallest weights.
     """
 
     name = "sparse"
     not_after = ("low_rank", "share_part", "quantize")
 
-    share: float = 0.5  # of the weights of each dense matrix that become zero; 0: those that are zero stay so
-    pattern: str | None = None  # N:M, as 2:4: N of each M consecutive inputs of an output stay; it replaces `share`
+    share: float = 0.5  # share of the weights of each dense matrix that become zero; 0: only keep zeros as they are
+    pattern: str | None = None  # N:M, such as 2:4: N of each M consecutive inputs of an output stay; replaces `share`
     criterion: Criterion = "sparsegpt"
-    rows: int = 512  # whose inputs of the dense layers are measured
+    rows: int = 512  # number of training rows on which inputs are measured
 
     def __post_init__(self) -> None:
         check_choice("criterion", self.criterion, Criterion)
@@ -199,25 +202,25 @@ class Sparse(CompressionSettings):
 
     @property
     def group(self) -> tuple[int, int]:
-        """N and M of the pattern; (0, 0) where there is none, or it is no such pattern."""
+        """N and M of the pattern; (0, 0) if there is no pattern or it is malformed."""
         parts = re.fullmatch("([0-9]{1,4}):([0-9]{1,4})", self.pattern or "")
         return (int(parts[1]), int(parts[2])) if parts else (0, 0)
 
 
 @dataclass(frozen=True)
 class Movement(CompressionSettings):
-    """Movement pruning (Sanh et al., arXiv 2005.07683): while the first stage trains, the single weights become zero
-    that training moves towards zero. It is for many steps and large shares; `Sparse` needs no training.
+    """Movement pruning (Sanh et al., arXiv 2005.07683): the single weights that the first stage moves towards zero
+    become zero. It needs many steps, and is meant for large shares; `Sparse` needs no training.
 
-    Zeros that are there count towards the share.
+    Weights that are already zero count towards the share.
     """
 
     name = "movement"
     not_after = ("gradual_prune", "low_rank", "share_part", "movement", "quantize")
     min_steps = 10
 
-    share: float = 0.5  # of the weights of each dense matrix that become zero, by a cubic schedule
-    until: float = 0.7  # share of the first stage's steps in which the share is reached; then the zeros are fixed
+    share: float = 0.5  # share of the weights of each dense matrix that become zero, on a cubic schedule
+    until: float = 0.7  # the share is reached after this part of the first stage's steps; then the zeros are fixed
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -18,24 +18,24 @@ from tinybert_jax.settings.teachers import AnyTeacher
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a run's result, beside the data itself and the device count."""
+    """Everything that determines a run's result, except the data itself and the number of devices."""
 
     task: str  # a row of the task table; "corpus" for general distillation and masked-LM training
     source: DataSource | CorpusSource
     model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset or size
     stages: tuple[Stage, ...]
-    teacher: AnyTeacher | None = None  # a Hugging Face directory, a hub id, or a file; a function, or several of these
+    teacher: AnyTeacher | None = None  # a Hugging Face directory, a hub id, a file, a function, or an ensemble
     preset: Preset = "default"
     layer_map: LayerMap = "uniform"
     start: Start = "auto"  # where a student preset or size starts; "auto": `students.start.auto_start`
-    augmented: str | None = None  # a directory that `tinybert augment` wrote; its variants are trained on
-    max_length: int = 128
+    augmented: str | None = None  # a directory that `tinybert augment` wrote; stages also train on its variants
+    max_length: int = 128  # tokens per row
     compute_dtype: ComputeDtype = "float32"
-    remat: bool = False  # compute activations again in the backward pass: less memory, a third more work
-    checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and when a signal stops it
-    teacher_cache_gb: float = 20.0  # of disk for the teacher's outputs, where rows are read more than once
+    remat: bool = False  # recompute activations in the backward pass: less memory, a third more work
+    checkpoint_every: int = 500  # steps; a checkpoint is also written at every evaluation and after a stop signal
+    teacher_cache_gb: float = 20.0  # disk space for the teacher's outputs, if rows are read more than once
     seed: int = 0
-    data_seed: int | None = None  # of the order of the rows, masking and augmentation; default: `seed`
+    data_seed: int | None = None  # seed for the order of the rows, masking and augmentation; default: `seed`
 
     @property
     def order_seed(self) -> int:
@@ -43,7 +43,7 @@ class Experiment:
 
     @property
     def compression(self) -> tuple[CompressionSettings, ...]:
-        """The methods of all stages, in the order in which they act."""
+        """The compression methods of all stages, in the order in which they are applied."""
         return tuple(method for stage in self.stages for method in stage.compression)
 
     @property
@@ -68,7 +68,7 @@ class Experiment:
 
     @property
     def vector_width(self) -> int | None:
-        """The width to which the teacher's vectors are projected; None: they are learnt as they are."""
+        """The width to which the teacher's vectors are projected; None: they are not projected."""
         return next((stage.objective.vector_width for stage in self.stages if stage.objective.learns_vectors), None)
 
     @property
@@ -77,8 +77,8 @@ class Experiment:
         return any(stage.objective.trains_head for stage in self.stages)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values; objectives and methods have their names beside their numbers."""
-        named = None if self.teacher is None else str(self.teacher)  # asdict would copy a function, and what it holds
+        """The fields as plain values. Objectives and methods get an entry "name"."""
+        named = None if self.teacher is None else str(self.teacher)  # asdict would copy a function and its closure
         fields = dataclasses.asdict(dataclasses.replace(self, teacher=named))
         fields["teacher"] = self.teacher if isinstance(self.teacher, str | None) else self.teacher.described()
         for stage, described in zip(self.stages, fields["stages"], strict=True):

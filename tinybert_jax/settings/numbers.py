@@ -1,4 +1,4 @@
-"""A number of an objective: constant, or moving over the steps of its stage."""
+"""A number in an objective's settings: constant, or changing over the steps of the stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Ramp:
-    """A number that moves from `start` to `end` over the steps of a stage: in a straight line, or in half a cosine.
+    """A number that changes from `start` to `end` over the steps of a stage: linearly, or along half a cosine.
 
     >>> Ramp(4.0, 1.0).at(0.5), round(Ramp(4.0, 1.0, "cosine").at(0.25), 3)
     (2.5, 3.561)
@@ -33,7 +33,7 @@ class Ramp:
         check_choice("shape", self.shape, RampShape)
 
     def at(self, progress: float) -> float:
-        """The number after that share of the stage's steps."""
+        """The number when the share `progress` of the stage's steps is done."""
         return self.start + (self.end - self.start) * SHAPES[self.shape](progress)
 
 
@@ -46,12 +46,12 @@ def bounds(number: Number) -> tuple[float, float]:
 
 
 def at(number: Number, progress: float) -> float:
-    """The number after that share of the stage's steps."""
+    """The number when the share `progress` of the stage's steps is done."""
     return number.at(progress) if isinstance(number, Ramp) else number
 
 
 def parse_number(name: str, text: str) -> Number:
-    """A number as a command line gives it: `4`, or from `4` to `1` as `4:1` (in a straight line) or `4:1:cosine`.
+    """Parse a number of a command line: `4`, or a `Ramp` as `4:1` (linear) or `4:1:cosine`.
 
     Raises:
         InputError: the text has another form.
@@ -60,7 +60,7 @@ def parse_number(name: str, text: str) -> Number:
     Ramp(start=4.0, end=1.0, shape='cosine')
     """
     start, *rest = text.split(":")
-    with contextlib.suppress(ValueError):  # of what is no number
+    with contextlib.suppress(ValueError):  # not a number
         match rest:
             case []:
                 return float(start)

@@ -1,4 +1,4 @@
-"""What a stage may minimise: a dataclass for each objective, with the numbers that only it reads; and layer maps."""
+"""Settings of objectives: a dataclass for each, with the numbers that only this objective reads; and layer maps."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class ObjectiveSettings:
     learns_vectors: ClassVar[bool] = False  # it trains a head that gives vectors, and no other
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
-    next_step: ClassVar[str] = ""  # what a model is for that it has trained on raw text
-    teacher_head: ClassVar[str | None] = None  # on raw text, a row of `models.heads.HEADS` that its teacher must have
-    drops_token_types: ClassVar[bool] = False  # a student that is made for it has none, where its family can do so
+    next_step: ClassVar[str] = ""  # printed after training on raw text: what the model can be used for
+    teacher_head: ClassVar[str | None] = None  # on raw text, the head that its teacher must have: a row of `HEADS`
+    drops_token_types: ClassVar[bool] = False  # a new student has no token types, if its family allows that
     method: ClassVar[str] = "[TinyBERT](https://arxiv.org/abs/1909.10351)"  # of distillation, in a model card
 
     @property
     def reads_outputs(self) -> bool:
-        """Whether it learns from a teacher's outputs alone, which may be known ahead."""
+        """Whether it learns from a teacher's outputs alone, so that they can be computed before training."""
         return self.distils and not self.matches_tokens
 
     @property
     def vector_width(self) -> int | None:
-        """The width to which a teacher's vectors are projected; None: they are learnt as they are."""
+        """The width to which a teacher's vectors are projected; None: they are not projected."""
         return None
 
     @property
     def group_size(self) -> int | None:
-        """The most passages of a query that are one row of its batches; None: a training row is one."""
+        """The largest number of passages of a query in a row of a batch; None: rows are not grouped by query."""
         return None
 
     @property
@@ -57,7 +57,7 @@ class ObjectiveSettings:
 
     @property
     def masked_share(self) -> float:
-        """The share of a corpus's tokens that are masked, because the objective predicts them."""
+        """The share of a corpus's tokens that are masked and predicted."""
         return 0.0
 
     def check_positive(self, *names: str) -> None:
@@ -102,7 +102,7 @@ class Transformer(ObjectiveSettings):
 
 @dataclass(frozen=True)
 class Prediction(ObjectiveSettings):
-    """Prediction-layer distillation: the teacher's outputs (TinyBERT, equation 10), and the labels beside them.
+    """Prediction-layer distillation: the teacher's outputs (TinyBERT, equation 10) and, with a weight, the labels.
 
     The loss is `soft_weight * CE(teacher, student; temperature) + hard_weight * CE(label, student)` (Hinton et al.,
     arXiv 1503.02531). In regression both terms are squared errors.
@@ -134,7 +134,7 @@ class Patient(Prediction):
     """Patient knowledge distillation (PKD; Sun et al., arXiv 1908.09355).
 
     The loss is that of `Prediction`, plus `patience_weight` times the mean squared error of the normalised states of
-    [CLS] after all layers but the student's last. The defaults lie within the ranges that the paper searched.
+    [CLS] after all student layers except the last. The defaults are within the ranges that the paper searched.
     """
 
     name = "patient"
@@ -154,13 +154,13 @@ class Patient(Prediction):
 
 @dataclass(frozen=True)
 class Embedding(ObjectiveSettings):
-    """Distillation of the vectors that a teacher gives texts.
+    """Distillation of a teacher's text vectors.
 
-    The loss compares, with "mse", the vectors' numbers; with "cosine", their directions; with "similarity", the
-    cosines between the texts of a batch. Between vectors of length 1, "mse" and "cosine" differ by a factor.
-    With `embedding_width`, the targets are the teacher's vectors projected on so many of their principal directions.
-    With `matryoshka_dims`, the first numbers of a vector are a vector too (Kusupati et al., arXiv 2205.13147): the
-    loss is the mean of that of whole vectors and of those of their first numbers, which all learn the same cosines.
+    The loss compares the numbers of the vectors ("mse"), their directions ("cosine"), or the cosines between the texts
+    of a batch ("similarity"). For vectors of length 1, "mse" and "cosine" differ only by a factor.
+    With `embedding_width`, the targets are the teacher's vectors, projected onto that many principal directions.
+    With `matryoshka_dims`, vectors can be truncated to these lengths (Kusupati et al., arXiv 2205.13147): the whole
+    vector and each truncated one learn the same cosines, and the loss is the mean over all lengths.
     """
 
     name = "embedding"
@@ -171,7 +171,7 @@ class Embedding(ObjectiveSettings):
 
     embedding_loss: EmbeddingLoss = "mse"
     embedding_width: int | None = None  # None: the teacher's
-    matryoshka_dims: tuple[int, ...] = ()  # how many first numbers of a vector are to do in its place
+    matryoshka_dims: tuple[int, ...] = ()  # lengths to which vectors can be truncated
 
     @property
     def vector_width(self) -> int | None:
@@ -192,16 +192,16 @@ class Embedding(ObjectiveSettings):
 
 @dataclass(frozen=True)
 class RankingLabels(ObjectiveSettings):
-    """Training of a reranker on labels alone: the cross-entropy of a query's scores against its relevance.
+    """Training of a reranker on labels alone: cross-entropy of a query's scores against the relevance of its passages.
 
-    The target of a passage is its share of the query's relevance (Gao et al., arXiv 2101.08751, with one relevant
-    passage).
+    The target of a passage is its share of the query's summed relevance. With one relevant passage, this is the loss
+    of Gao et al. (arXiv 2101.08751).
     """
 
     name = "ranking_labels"
     trains_head = True
 
-    candidates: int = 8  # the most passages of a query that are compared at once
+    candidates: int = 8  # largest number of passages of a query that are compared at once
 
     @property
     def group_size(self) -> int | None:
@@ -214,10 +214,10 @@ class RankingLabels(ObjectiveSettings):
 
 @dataclass(frozen=True)
 class Ranking(RankingLabels):
-    """Distillation of the scores that a teacher gives the passages of a query.
+    """Distillation of a teacher's scores for the passages of a query.
 
-    The loss compares, with "margin_mse", the margins of a relevant passage over each other one (Hofstätter et al.,
-    arXiv 2010.02666); with "listwise", the distributions over all of them, softened by the temperature.
+    The loss compares the margins of a relevant passage over each other one ("margin_mse", Hofstätter et al., arXiv
+    2010.02666), or the softmax over all passages at a temperature ("listwise").
     """
 
     name = "ranking"
@@ -226,7 +226,7 @@ class Ranking(RankingLabels):
     method = "[margin-MSE](https://arxiv.org/abs/2010.02666)"
 
     ranking_loss: RankingLoss = "margin_mse"
-    temperature: Number = 1.0  # divides the scores of both sides; of "listwise"
+    temperature: Number = 1.0  # for "listwise": divides the scores of both sides
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,24 +255,24 @@ class MaskedLM(ObjectiveSettings):
     on_corpus = True
     next_step = "it has a masked-LM head: give this directory as --model to tinybert augment"
 
-    masking_probability: float = 0.15  # of a token
+    masking_probability: float = 0.15  # for each token
 
     @property
     def masked_share(self) -> float:
         return self.masking_probability
 
     def __post_init__(self) -> None:
-        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on 1 / MASKED_SHARE of the positions
+        if not 0 < self.masking_probability <= 0.2:  # the decoder runs on a quarter of the positions
             raise InputError(f"masking_probability is {self.masking_probability}; it must be above 0, and at most 0.2")
 
 
 @dataclass(frozen=True)
 class DistilBert(MaskedLM):
-    """Masked-LM training behind a masked-LM teacher (DistilBERT, Sanh et al., arXiv 1910.01108).
+    """Masked-LM training with a masked-LM teacher (DistilBERT, Sanh et al., arXiv 1910.01108).
 
     The loss is `soft_weight * temperature**2 * CE(teacher, student; temperature) + hard_weight * CE(token, student)`
-    over masked tokens, and `cosine_weight * (1 - cos(student, teacher))` over the last states of all tokens. The
-    default weights are those of the authors' code.
+    over masked tokens, plus `cosine_weight * (1 - cos(student, teacher))` over the last hidden states of all tokens.
+    The default weights are those of the authors' code.
     """
 
     name = "distilbert"
@@ -312,7 +312,7 @@ WORDS: dict[str, type[ObjectiveSettings]] = {
 
 
 def named_objective(word: str) -> ObjectiveSettings:
-    """The default settings of the objective that a word names.
+    """The objective of this name, with its default settings.
 
     Raises:
         InputError: the word is unknown.
@@ -326,10 +326,10 @@ def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) 
     """The layer map g(1), ..., g(M): which teacher layer, counted from 1, each student layer learns from.
 
     Args:
-        layer_map: "uniform": g(m) = m N / M, rounded to the nearest layer where M does not divide N; "top": the last M
-            layers; "bottom": the first M; or g itself. Where M > N, layers repeat.
-        student_depth: M.
-        teacher_depth: N.
+        layer_map: "uniform": g(m) = m N / M, rounded to the nearest layer; "top": the last M layers; "bottom": the
+            first M; or g itself. If M > N, layers repeat.
+        student_depth: M, the number of student layers.
+        teacher_depth: N, the number of teacher layers.
 
     Raises:
         InputError: an explicit map has another length than M, or names a layer outside 1..N.
@@ -342,7 +342,7 @@ def teacher_layers(layer_map: LayerMap, student_depth: int, teacher_depth: int) 
     m_layers = range(1, student_depth + 1)
     match layer_map:
         case "uniform":
-            # in integers, halves go up: the same on every machine
+            # in integers, with halves rounded up: the same on every machine
             return tuple(max(1, (2 * m * teacher_depth + student_depth) // (2 * student_depth)) for m in m_layers)
         case "top":
             return tuple(max(1, teacher_depth - student_depth + m) for m in m_layers)

@@ -1,4 +1,4 @@
-"""Recipes: how long and how fast a distillation trains where no option says it."""
+"""Recipes: the length and learning rate of each stage of a distillation, unless options set them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import Preset, Start, student_shape
 from tinybert_jax.settings.tasks import Task
 
-NARROW = 384  # up to which a new student takes the high rates; they were measured with students 192 wide
+NARROW = 384  # largest hidden size of a new student with high learning rates; they were measured with 192
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class StageRecipe:
     min_steps: int | None = None
 
     def settings(self, epochs: int | None, steps: int | None, learning_rate: float | None) -> dict[str, Any]:
-        """Fields of a `Stage`: those that a user names, and the recipe's for the others.
+        """Fields of a `Stage`: the user's where they are not None, the recipe's for the others.
 
-        A user's number of epochs or steps is the length; `min_steps` lengthens only the recipe's own.
+        `min_steps` applies only to the recipe's epochs. A user's number of epochs or steps is the exact length.
         """
         return {
             "epochs": self.epochs if epochs is None else epochs,
@@ -33,13 +33,13 @@ class StageRecipe:
         }
 
 
-# of few rows, 3 epochs are too few steps: Zhang et al., "Revisiting Few-sample BERT Fine-tuning", arXiv 2006.05987
+# with few rows, 3 epochs are too few steps: Zhang et al., "Revisiting Few-sample BERT Fine-tuning", arXiv 2006.05987
 FINETUNING = StageRecipe(epochs=3, learning_rate=3e-5, min_steps=200)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a distillation takes for its two stages: the layers', and that of outputs or labels."""
+    """The recipes of a distillation's two stages: that of layers, and that of outputs or labels."""
 
     name: str
     reason: str
@@ -58,10 +58,10 @@ def choose_recipe(
     The figures behind the rates and lengths are in docs/recipes.md.
 
     Args:
-        preset: `paper` and `official` take the paper's epochs and rates (arXiv 1909.10351, section 4.2).
+        preset: `paper` and `official` take the paper's epochs and learning rates (arXiv 1909.10351, section 4.2).
         student: a preset or a size, or the directory of a model.
-        task: its epochs are the paper's.
-        start: where a preset or size starts.
+        task: gives the paper's epochs.
+        start: the start of a preset or size.
         teacher_width: the hidden size of the teacher; None: it has no layers, or no stage learns from it.
 
     Raises:

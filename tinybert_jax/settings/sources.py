@@ -13,7 +13,7 @@ from tinybert_jax.errors import InputError, check_seed
 
 
 def _expand_home(source: object, *names: str) -> None:
-    """Put the user's home directory for `~` in these fields: a path, or several."""
+    """Replace `~` by the user's home directory in these fields, each a path or several paths."""
     for name in names:
         value = getattr(source, name)
         if isinstance(value, str):
@@ -24,22 +24,22 @@ def _expand_home(source: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TextForm:
-    """How columns make the one or two texts of a row: they are the texts, or stand in braces in templates of them.
+    """How columns make the one or two texts of a row: a column is a text, or a template joins several columns to one.
 
     >>> form = TextForm.of((), ("{title}: {body}",), ("text",))
     >>> form.columns, form.texts({"title": "Cold", "body": "It broke.", "id": "7"})
     (('title', 'body'), ('Cold: It broke.',))
     """
 
-    columns: tuple[str, ...]  # that are read
+    columns: tuple[str, ...]  # the columns to read
     templates: tuple[str, ...] = ()  # one for each text; (): the columns are the texts
 
     @classmethod
     def of(cls, columns: tuple[str, ...], templates: tuple[str, ...], default: tuple[str, ...]) -> TextForm:
-        """The form of the columns or templates that a user named; of columns by default.
+        """The form for the columns or the templates that a user named, or for the columns `default`.
 
         Raises:
-            InputError: both are named, there are more than two of them, or a template is malformed.
+            InputError: columns and templates are both named, there are more than two, or a template is malformed.
         """
         if columns and templates:
             raise InputError("text_columns and text_template both say what the texts are: leave one out")
@@ -59,16 +59,16 @@ class TextForm:
 
     @property
     def option(self) -> str:
-        """The option that says it."""
+        """The command-line option that sets this form."""
         return "--text-template" if self.templates else "--text-columns"
 
     @property
     def advice(self) -> str:
-        """What to do where a column is missing."""
+        """The advice in a message about a missing column."""
         return f"name yours with {self.option} and --label-column, alike in all files"
 
     def texts(self, cells: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The texts of a row; one whose template has empty cells only is empty."""
+        """The texts of a row. If all cells of a template are empty, its text is empty."""
         if not self.templates:
             return tuple(cells[column] for column in self.columns)
         return tuple(_filled(_parts(template), cells) for template in self.templates)
@@ -76,10 +76,10 @@ class TextForm:
 
 @functools.cache
 def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
-    """The literal texts of a template, each with the column after it; None after the last.
+    """The literal parts of a template, each with the column that follows it; None after the last.
 
     Raises:
-        InputError: braces are wrong, hold more than a column's name, or there are none.
+        InputError: the braces do not match or hold more than a column's name, or the template names no column.
     """
     try:
         parts = [*string.Formatter().parse(template)]
@@ -101,38 +101,40 @@ def _filled(parts: tuple[tuple[str, str | None], ...], cells: Mapping[str, str])
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where rows come from: one of a directory in the GLUE layout, files of the user's own, or a prepared TFDS set.
+    """Where rows come from: a directory in the GLUE layout, files of the user, or a prepared TFDS set.
 
     Raises:
-        InputError: none, or more than one, of the three is given; the columns or templates of texts are as
-            `TextForm.of` refuses them; or the dev set is given and split off.
+        InputError: none or more than one of the three is set; `TextForm.of` refuses the columns or templates; or
+            there are both a dev set and `dev_share`.
     """
 
-    data: str | None = None  # directory with the task's files: train.tsv, dev.tsv (and test.tsv)
-    train: str | None = None  # .tsv, .csv or .jsonl; for squad .json; for ner a CoNLL file
-    dev: str | None = None  # likewise; it selects the best state and is scored
-    test: str | None = None  # likewise: what `evaluate --split test` predicts
+    data: str | None = None  # directory with the task's files in the GLUE layout: train.tsv, dev.tsv (and test.tsv)
+    train: str | None = None  # training rows: .tsv, .csv or .jsonl; .json for squad; a CoNLL file for ner
+    dev: str | None = None  # dev rows, in a file of the same kind. They choose the best checkpoint and are scored
+    test: str | None = None  # test rows, in a file of the same kind, for `tinybert evaluate --split test`
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
-    text_columns: tuple[str, ...] = ()  # one or two; default: the task's
-    text_template: tuple[str, ...] = ()  # columns joined to a text, as '{title}: {body}'; or two, for pairs
-    label_column: str | None = None  # default: the task's
-    unlabelled: tuple[str, ...] = ()  # .tsv, .csv, .jsonl, or .txt with a text a line: rows that a teacher labels
-    dev_share: float | None = None  # of the training rows, which become the dev set; where no dev file is given
-    dev_seed: int = 0  # decides which rows these are; it does not change with the run's seed
-    id_column: str | None = None  # of the rows' ids, by which a file of predictions may name them
-    label_delimiter: str | None = None  # between the labels of a cell, where rows have any number of them
+    text_columns: tuple[str, ...] = ()  # column (or JSON key) of the texts, or two for pairs. Default: the task's
+    # template that joins columns to a text, such as '{title}: {body}'; two templates for pairs
+    text_template: tuple[str, ...] = ()
+    label_column: str | None = None  # column (or JSON key) of the labels. Default: the task's
+    # more training rows, without labels, for a teacher to label: .tsv, .csv, .jsonl, or .txt with a text a line
+    unlabelled: tuple[str, ...] = ()
+    dev_share: float | None = None  # without a dev set: take this share of the training rows as one, such as 0.1
+    dev_seed: int = 0  # seed that chooses the rows of --dev-share. It does not follow --seed
+    id_column: str | None = None  # column of row ids, if the teacher is a file of predictions with the same ids
+    label_delimiter: str | None = None  # for multi_label: what separates the labels in a cell, such as ';'
 
     @property
     def names_columns(self) -> bool:
-        """Whether a column is named, so that files have a header."""
+        """Whether a column is named, so files must have a header."""
         named = (self.label_column, self.id_column)
         return bool(self.text_columns or self.text_template) or any(column is not None for column in named)
 
     def text_form(self, columns: tuple[str, ...], label_column: str) -> TextForm:
-        """How columns make texts, where a task has these.
+        """How columns make texts. `columns` and `label_column` are those of the task and the rows.
 
         Raises:
-            InputError: a template holds the label.
+            InputError: a template reads the label column.
         """
         form = TextForm.of(self.text_columns, self.text_template, columns)
         if form.templates and label_column in form.columns:
@@ -185,11 +187,12 @@ class CorpusSource:
         InputError: no file is given, a probability lies outside [0, 1], or `processes` is below 1.
     """
 
-    files: tuple[str, ...]  # UTF-8 text, .gz too; or one directory of shards that were built before
-    one_document_per_line: bool = False  # else documents are separated by blank lines
-    pairs: bool = False  # half of the sequences are A and its continuation B, half A and a random B, as BERT's were
-    short_sequence_probability: float = 0.1  # of a sequence that is cut to a random shorter length
-    processes: int = 1  # that build the shards; the shards do not depend on it
+    files: tuple[str, ...]  # UTF-8 text files, also .gz; or one directory of shards that are built already
+    one_document_per_line: bool = False  # else blank lines separate documents
+    # sequences are pairs: half of them A and its continuation B, half A and a random B, as in BERT's pretraining
+    pairs: bool = False
+    short_sequence_probability: float = 0.1  # probability that a sequence is cut to a random shorter length
+    processes: int = 1  # number of processes that build the shards. The shards do not depend on it
 
     def __post_init__(self) -> None:
         _expand_home(self, "files")

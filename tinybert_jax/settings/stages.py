@@ -1,4 +1,4 @@
-"""A stage of a run, and the numbers that its compiled step takes as arguments."""
+"""A stage of a run, and the numbers that are arguments of its compiled step."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _Hyper(NamedTuple):
 
 
 class Hyper(_Hyper):
-    """What a compiled step takes as arguments, so that another value is no recompilation.
+    """Numbers that are arguments of a compiled step, so that a new value needs no recompilation.
 
-    `learning_rate` is its peak; `numbers` are those that the objective sweeps, by name; `progress` is the share of the
-    stage's steps that are done, in [0, 1), which the schedule and some losses read.
+    `learning_rate` is the peak learning rate. `numbers` are the objective's swept settings, by name. `progress` is the
+    share of the stage's steps that are done, in [0, 1); the schedule and some losses read it.
 
     >>> Hyper(1e-3, temperature=2.0).numbers
     {'temperature': 2.0}
@@ -49,10 +49,10 @@ class Hyper(_Hyper):
         return super().__new__(cls, learning_rate, {**(numbers or {}), **more_numbers}, progress)
 
     def number(self, name: str, settings: ObjectiveSettings) -> Any:
-        """The number of that name, or the one in the objective's settings where the step is given none.
+        """The number of that name; if it is not in `numbers`, the one in the objective's settings.
 
         Raises:
-            ValueError: that one moves, so the step must be given it: `Stage.hyper_at`.
+            ValueError: the number in the settings is a `Ramp`, so the step must get its value from `Stage.hyper_at`.
         """
         number = self.numbers[name] if name in self.numbers else getattr(settings, name)
         if isinstance(number, Ramp):
@@ -62,20 +62,20 @@ class Hyper(_Hyper):
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of the training loop: what it minimises, for how long, how fast."""
+    """One stage of training: what it minimises, for how long, and with which learning rate."""
 
-    objective: Objective  # or its word: "prediction" stands for Prediction()
+    objective: Objective  # settings such as Prediction(), or their name "prediction"
     epochs: int = 3
     max_steps: int | None = None  # the length of the stage in steps; it replaces `epochs`
-    min_steps: int | None = None  # the least length in steps: of few rows, `epochs` may be too few steps to learn
+    min_steps: int | None = None  # the least length in steps; with few rows, `epochs` may be too few steps to learn
     batch_size: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 5e-5  # the peak
     schedule: ScheduleName = "linear"
-    warmup_ratio: float = 0.1
+    warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises
     weight_decay: float = 0.01
-    accumulation_steps: int = 1  # parts that a batch is computed in, one after the other, to save memory
-    evaluate_every: int | None = None  # steps; None: after every epoch, and at most 20 times
-    compression: tuple[CompressionSettings, ...] = ()  # methods that act before the stage, or in it, in their order
+    accumulation_steps: int = 1  # number of parts that a batch is computed in, one after the other, to save memory
+    evaluate_every: int | None = None  # in steps; None: after every epoch, and at most 20 times
+    compression: tuple[CompressionSettings, ...] = ()  # methods applied before or during the stage, in this order
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, str):
@@ -113,6 +113,6 @@ class Stage:
             )
 
     def hyper_at(self, progress: float) -> Hyper:
-        """The arguments of the stage's compiled step after that share of its steps."""
+        """The arguments of the stage's compiled step when the share `progress` of its steps is done."""
         numbers = {name: at(getattr(self.objective, name), progress) for name in self.objective.swept}
         return Hyper(self.learning_rate, numbers, float(progress))

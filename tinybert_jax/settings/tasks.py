@@ -21,15 +21,15 @@ class Kind:
     names_classes: bool = False  # labels are class names, whose order a model may define
     is_regression: bool = False  # labels are numbers
     is_multi_label: bool = False  # a row has any number of classes
-    problem_type: str | None = None  # what a `config.json` calls it; None: nothing
-    learns_labels: bool = True  # training rows have labels, where no teacher gives them
+    problem_type: str | None = None  # the `problem_type` in a `config.json`
+    learns_labels: bool = True  # training rows have labels, unless a teacher labels them
     by_query: bool = False  # rows are passages for queries, and those of a query are compared
     distilled_by: str = "prediction"  # the objective that learns a teacher's outputs: a row of `objectives.WORDS`
-    supervised_by: str = "supervised"  # likewise, the one that learns the labels alone
+    supervised_by: str = "supervised"  # the objective that learns labels alone: a row of `objectives.WORDS`
 
     @property
     def labels_each_row(self) -> bool:
-        """Whether a training row says with its label what is to be learnt, without other rows."""
+        """Whether a training row and its label can be learnt without other rows."""
         return self.learns_labels and not self.by_query
 
     @property
@@ -71,8 +71,8 @@ RANKING = Kind(
 class Task:
     """One task: where its text and labels are, how it is scored, and the paper's recipe (arXiv 1909.10351, 4.2).
 
-    `labels` are the class names by id, in the order of the Hugging Face hub; `()` is regression, and `None` means that
-    the training file tells. `written` is how the official files write these labels; by default, by their names.
+    `labels` are the class names by id, in the order of the Hugging Face hub; () in regression; None if they come from
+    the training file. `written` are the labels as the official files write them; by default, as in `labels`.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Task:
     metrics: tuple[str, ...]
     intermediate_epochs: int
     max_length: int = 128
-    variants: int = 20  # of an augmented row, itself among them; the original code's N, which are those beside it
+    variants: int = 20  # augmented copies per row, including the row (the original code writes the row and N copies)
     kind: Kind = CLASSIFICATION
     written: tuple[str, ...] = ()
-    headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, where they have no header
+    headerless_columns: tuple[str, ...] = ()  # columns of the official train and dev files, if they have no header
     train_file: str = "train.tsv"
     dev_file: str = "dev.tsv"
     test_file: str = "test.tsv"
@@ -96,12 +96,12 @@ class Task:
     intermediate_learning_rate: float = 5e-5
     prediction_epochs: int = 3
     prediction_learning_rate: float = 3e-5  # the paper tries 1e-5, 2e-5 and 3e-5
-    hub_dataset: str = ""  # id of its data on the Hugging Face hub, whose splits have the names of TFDS
-    hub_config: str = ""  # the name of its part there
-    submission: str = ""  # the file that the benchmark's server takes test predictions in
-    second: str = ""  # the task whose dev and test sets are scored too, and never select
-    may_lack_answers: bool = False  # a question whose list of answers is empty has none
-    has_damaged_rows: bool = False  # its official files have rows that are cut short, or lack one text of two
+    hub_dataset: str = ""  # id of its data on the Hugging Face hub; the splits have the same names as in TFDS
+    hub_config: str = ""  # the configuration of that dataset
+    submission: str = ""  # the name of the file of test predictions for the benchmark's server
+    second: str = ""  # a task whose dev and test sets are scored too, but never choose a checkpoint
+    may_lack_answers: bool = False  # a question with an empty list of answers has no answer
+    has_damaged_rows: bool = False  # its official files have rows that are cut short or lack one of two texts
 
     @property
     def is_regression(self) -> bool:
@@ -120,8 +120,8 @@ class Task:
 
     @property
     def selection(self) -> str:
-        """The score by which the best state is chosen: in sequence tasks with several, their mean; else the first, as
-        in those of queries."""
+        """The score that chooses the best checkpoint: in sequence tasks with several scores, their mean; else, as in
+        tasks with queries, the first."""
         if not (self.kind.has_columns and self.kind.labels_each_row) or len(self.metrics) == 1:
             return self.metrics[0]
         return "mean_" + "_".join(self.metrics)
@@ -240,7 +240,7 @@ TASKS = {
             has_damaged_rows=True,
         ),
         _MNLI,
-        # A task of its own, so that the mismatched dev set never takes part in the selection of the other.
+        # A separate task, so that the mismatched dev set never chooses the checkpoint of the matched one.
         dataclasses.replace(
             _MNLI,
             name="mnli_mismatched",
@@ -291,7 +291,7 @@ TASKS = {
         Task("classification", ("text",), "label", None, ("accuracy",), 20),
         Task("multi_label", ("text",), "labels", None, ("micro_f1", "macro_f1"), 20, kind=MULTI_LABEL),
         Task("regression", ("text",), "label", (), ("pearson", "spearman"), 20, kind=REGRESSION),
-        # training rows are single texts, and dev rows are those of STS-B
+        # training rows are single texts; dev rows are pairs with a score, as in STS-B
         Task("embedding", _PAIR, "score", (), ("spearman",), 5, kind=VECTORS, prediction_epochs=10),
         Task(
             "retrieval",
@@ -314,7 +314,7 @@ TASKS = {
             max_length=256,
             kind=RANKING,
         ),
-        # The paper gives no epochs for the intermediate stage of these, nor lengths.
+        # The paper gives neither epochs for the intermediate stage nor lengths for these.
         _SQUAD,
         dataclasses.replace(
             _SQUAD,

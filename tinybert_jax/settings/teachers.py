@@ -1,4 +1,4 @@
-"""Teachers that a name alone does not describe: several together, and a function."""
+"""Teachers that need more than a name: ensembles and functions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Average = Literal["probabilities", "logits"]
 
 @dataclass(frozen=True)
 class FunctionTeacher:
-    """A function from texts to class probabilities, or numbers. It runs ahead of training, and its outputs are kept.
+    """A function from texts to class probabilities or numbers. It runs before training, and its outputs are cached.
 
     Args:
-        function: takes a list of texts, or of pairs of texts, and gives probabilities [n, c] in the order of `labels`;
-            in regression, numbers [n].
-        fingerprint: names the function's version. Outputs that are kept under the same fingerprint are not computed
-            again, so change it when the function changes.
+        function: takes a list of texts, or of pairs of texts, and returns probabilities [n, c] in the order of
+            `labels`; in regression, numbers [n].
+        fingerprint: names the function's version. Outputs cached under the same fingerprint are not computed again, so
+            change it when the function changes.
         labels: the class names; () in regression.
-        batch_size: texts for one call.
+        batch_size: number of texts in a call.
     """
 
     name: ClassVar[str] = "function"
@@ -55,14 +55,14 @@ Named = str | FunctionTeacher
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several teachers. Each reads its own tokens; the student learns from the mean of their outputs.
+    """Several teachers. Each uses its own tokenizer. The student learns from the mean of their outputs.
 
     Args:
         members: two or more directories, hub ids, files of predictions or functions.
-        weights: one for each member; default: equal ones. They are divided by their sum.
-        average: what the mean is of. In regression the outputs are averaged.
-        layer_teacher: the member whose layers a Transformer stage and the student's start learn from; default: the
-            first that has layers.
+        weights: one for each member; default: equal weights. They are divided by their sum.
+        average: whether to average probabilities or logits. In regression the outputs are averaged.
+        layer_teacher: the member whose layers teach: a Transformer stage and the student's start use them. Default:
+            the first member that has layers.
     """
 
     name: ClassVar[str] = "ensemble"

@@ -1,4 +1,4 @@
-"""What a search is for, and which candidates go on."""
+"""The aim of a search, and the choice of candidates that are trained longer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tinybert_jax.errors import InputError
 
 
 class Candidate(NamedTuple):
-    """A model that is tried, as it would be deployed: in int8, by ONNX Runtime."""
+    """A candidate of a search, measured as it would be deployed: in int8, by ONNX Runtime."""
 
     name: str  # also of its directory
     model: str  # what its training starts from: a size, or the directory of a compressed teacher
-    milliseconds: float  # of one text
+    milliseconds: float  # for one text
     megabytes: float
     step_seconds: float  # of a training step, estimated; 0: it is not trained
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is a student; the other one is the teacher itself."""
+        """Whether it is trained. Only the teacher itself is not."""
         return self.step_seconds > 0
 
 
 class Outcome(NamedTuple):
-    """A candidate and its score on the dev set, after the training that it had."""
+    """A candidate and its score on the dev set after some training."""
 
     candidate: Candidate
     score: float
@@ -36,10 +36,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Aim:
-    """One of: a share of the teacher's score that is kept, or a limit of time or size."""
+    """The aim of a search, one of: a share of the teacher's score to keep, a limit of time, or a limit of size."""
 
     keep: float | None = None  # in (0, 1.5]
-    max_ms: float | None = None  # of one text
+    max_ms: float | None = None  # for one text
     max_mb: float | None = None
 
     def __post_init__(self) -> None:
@@ -69,10 +69,10 @@ class Aim:
 
 
 def parse_share(option: str, text: str) -> float:
-    """A share, as a command line gives it.
+    """Parse a share of a command line.
 
     Raises:
-        InputError: it is no number.
+        InputError: it is not a number.
 
     >>> parse_share("--keep", "97%"), parse_share("--keep", "0.97")
     (0.97, 0.97)
@@ -84,7 +84,7 @@ def parse_share(option: str, text: str) -> float:
 
 
 def front(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes that no other one beats: none is at least as good in score, time and size, and better in one."""
+    """The Pareto front: outcomes for which no other is at least as good in score, time and size, and better in one."""
 
     def beats(one: Outcome, other: Outcome) -> bool:
         pairs = (
@@ -106,15 +106,15 @@ def pick(outcomes: Sequence[Outcome], aim: Aim, teacher_score: float) -> Outcome
 
 
 def survivors(outcomes: Sequence[Outcome], aim: Aim, teacher_score: float) -> list[Candidate]:
-    """The candidates that are trained longer: at most half of them, and one at least.
+    """The candidates that are trained longer: at most half of them, and at least one.
 
-    Where the aim is a share to keep, the fastest that has reached it stays, and slower ones end. The others are chosen
-    by their scores.
+    If the aim is a share to keep, the fastest candidate that has reached it stays, and slower ones are dropped. The
+    others are chosen by their scores.
 
     Args:
-        outcomes: those of one rung, in the order of the plan, which is kept.
-        aim: what the search is for.
-        teacher_score: the teacher's, on the same rows.
+        outcomes: the outcomes of a rung, in the order of the plan. The result has this order.
+        aim: the aim of the search.
+        teacher_score: the teacher's score on the same rows.
     """
     reached = None if aim.keep is None else pick(outcomes, aim, teacher_score)
     left = [

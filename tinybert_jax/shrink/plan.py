@@ -1,4 +1,4 @@
-"""The plan of a search: its candidates, what each weighs and takes here, and how long each is trained."""
+"""The plan of a search: its candidates, their size and time on this machine, and the steps of their training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tinybert_jax.tasks.kinds import with_template_of
 
 TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in int8
 PRUNED = (0.5, 0.25)  # shares of the teacher's multiply-adds
-STEPS = (100, 200, 400)  # of the layers' stage, by rung; half as many of predictions follow
+STEPS = (100, 200, 400)  # of the Transformer stage, by rung; half as many of the Prediction stage follow
 FEWEST = 20
 SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides a search, beside the rows and the teacher's parameters."""
+    """All that determines a search, except the rows and the teacher's parameters."""
 
     teacher: str
     task: str
@@ -69,7 +69,7 @@ class Plan:
             task=self.task,
             source=self.source,
             model=candidate.model,
-            # the directory of what was cut from the teacher: it is near it, and learns its predictions alone
+            # a compressed teacher is close to the teacher, so it learns predictions alone
             stages=(outputs,) if student_shape(candidate.model) is None else (layers, outputs),
             teacher=self.teacher,
             max_length=self.max_length,
@@ -78,14 +78,14 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """About how long all training takes."""
+        """The estimated time of all training, in seconds."""
         trained = [c.step_seconds for c in self.candidates if c.is_trained and self.aim.allows(c)]
         counts = [max(1, len(trained) >> rung) for rung in range(len(self.steps))]
         mean = sum(trained) / counts[0]
         return sum(1.5 * steps * count * mean for steps, count in zip(self.steps, counts, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as JSON values."""
         fields = dataclasses.asdict(self)
         fields["candidates"] = [candidate._asdict() for candidate in self.candidates]
         return json.loads(json.dumps(fields))
@@ -94,19 +94,19 @@ class Plan:
 def described(
     teacher: str, task: str, source: DataSource, aim: Aim, batch_size: int, max_length: int | None, seed: int
 ) -> Plan:
-    """A search without candidates yet.
+    """The plan of a search, without candidates.
 
     Args:
-        teacher: a Hugging Face directory or hub id, fine-tuned on the task.
+        teacher: Hugging Face directory or hub id of a model that was fine-tuned on the task.
         task: a row of the task table.
         source: where the rows are.
-        aim: what the search is for.
-        batch_size: rows a step.
-        max_length: tokens a row; None: what the teacher was trained with.
-        seed: of every training.
+        aim: the aim of the search.
+        batch_size: rows per step.
+        max_length: tokens per row; None: the length that the teacher was trained with.
+        seed: seed of every training.
 
     Raises:
-        InputError: the teacher or the rows cannot be read; or the task has no search.
+        InputError: the teacher or the rows cannot be read; or searches do not support the task.
     """
     row = get_task(task)
     if not row.kind.labels_each_row:
@@ -124,7 +124,7 @@ def described(
 
 
 def sizes(teacher: BertConfig) -> list[str]:
-    """Sizes of students: all, half and a quarter of the layers, of the teacher's width and of half of it."""
+    """Sizes of students: all, half or a quarter of the teacher's layers, and its width or half of it."""
     layers, width, heads = teacher.num_hidden_layers, teacher.hidden_size, teacher.num_attention_heads
     depths = dict.fromkeys(max(2, layers // part) for part in (1, 2, 4) if layers // part or part == 1)
     widths = [width, *[width // 2] * (width // 2 % heads == 0)]
@@ -132,12 +132,12 @@ def sizes(teacher: BertConfig) -> list[str]:
 
 
 def methods() -> dict[str, tuple[CompressionSettings, ...]]:
-    """What is cut from the teacher, by the candidate's name."""
+    """The compression of the teacher for each candidate that is made from it, by the candidate's name."""
     return {f"pruned-{share:g}": (Prune(share),) for share in PRUNED}
 
 
 def steps_within(seconds: float, candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """The steps of the rungs for which the training takes about so many seconds.
+    """The steps of the rungs with which all training takes about `seconds`.
 
     Raises:
         InputError: the time is too short for FEWEST steps in the first rung.
@@ -159,14 +159,14 @@ def save(plan: Plan, path: Path) -> None:
 
 
 def load(path: Path, described: Plan) -> Plan:
-    """The plan that a search began with; its measured times are kept, so that a resumed search decides as before.
+    """The saved plan of a search. It has the measured times, so that a resumed search makes the same decisions.
 
     Args:
-        path: of `plan.json`.
-        described: the plan of the command that continues, whose candidates and steps are not read.
+        path: the path of `plan.json`.
+        described: the plan of the command that continues the search. Its candidates and steps are not used.
 
     Raises:
-        InputError: the file cannot be read, or the command asks for another search.
+        InputError: the file cannot be read, or the command describes another search.
     """
     try:
         fields = json.loads(path.read_text("utf-8"))
@@ -187,7 +187,7 @@ def load(path: Path, described: Plan) -> Plan:
 
 
 def parse_time(option: str, text: str) -> float:
-    """Seconds, of a time as a command line gives it.
+    """Parse a time of a command line, in seconds.
 
     Raises:
         InputError: it has another form.

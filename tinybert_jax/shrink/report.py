@@ -1,4 +1,4 @@
-"""What a search prints: its plan, its candidates, and why one was picked."""
+"""The output of a search: its plan, its candidates, and the reason for the choice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def plan_line(plan: Plan) -> str:
-    """What the training will cost."""
+    """One line about the cost of the training."""
     steps = ", ".join(map(str, plan.steps))
     minutes = f"about {plan.seconds / 60:.0f} minutes, besides compilation and scoring"
     return f"rungs of {steps} steps of layers and half as many of predictions: {minutes}"
@@ -51,7 +51,7 @@ def results_table(search: Search) -> Table:
 
 
 def reasons(search: Search, out: Path) -> list[str]:
-    """Why this candidate was picked, or how near the search came to its aim."""
+    """The reason for the choice, or how close the search came to its aim."""
     aim, score = search.plan.aim, search.teacher_score
     if search.pick is not None:
         name = search.pick.candidate.name

@@ -1,4 +1,4 @@
-"""The search: train all candidates a little, the better half longer, and deploy the one that meets the aim."""
+"""The search: train all candidates a little, the better half longer, and export the one that meets the aim."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ BACKWARD = 3  # a training step computes about three times what its forward pass
 
 
 class Search(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
     plan: Plan
     teacher_score: float  # in float32
-    outcomes: list[Outcome]  # of every candidate, after the longest training that it had
+    outcomes: list[Outcome]  # of every candidate, after its longest training
     front: list[Outcome]
     pick: Outcome | None  # None: no candidate meets the aim
-    directory: Path | None  # of the exported pick; beside it, `student` is what it was exported from
-    runs: list[Path]  # the longest of every candidate that was trained
+    directory: Path | None  # of the exported pick; `student` beside it is the model that was exported
+    runs: list[Path]  # the longest run of every trained candidate
 
 
 def prepare(
@@ -71,9 +71,9 @@ def prepare(
 
     Args:
         described: the search, without candidates.
-        out: the directory of the search, new or empty.
-        budget: about how many seconds the training may take; None: the steps of `plan.STEPS`.
-        resume: continue the search in `out`: times that were measured then decide, so the result is the same.
+        out: a new or empty directory for the search.
+        budget: seconds that the training may take, roughly; None: the steps of `plan.STEPS`.
+        resume: continue the search in `out`, with the measured times of the saved plan, so the result is the same.
         say: prints a line.
 
     Raises:
@@ -92,10 +92,10 @@ def prepare(
 
 
 def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
-    """Train the candidates of a plan, rung by rung, and deploy the one that meets the aim. What is done is read.
+    """Train the candidates of a plan, rung by rung, and export the one that meets the aim. Finished runs are reused.
 
     Args:
-        plan: of `prepare`.
+        plan: the result of `prepare`.
         out: the directory of the search.
         say: prints a line.
 
@@ -139,7 +139,7 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
     if texts:
         tokens = max(1, round(float(np.mean(encode(texts, tokenizer, tokens).lengths))))
     teacher_ms = milliseconds(size(TEACHER, config, tokens), tokens, TOGETHER)
-    rate = forward_flops(config, tokens) / teacher_ms  # a millisecond, of this machine
+    rate = forward_flops(config, tokens) / teacher_ms  # operations per millisecond on this machine
     with _folder(out) as folder:
         starts = {TEACHER: described.teacher}
         configs = {TEACHER: config}
@@ -150,7 +150,7 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
             params = init_params(model, jax.random.key(described.seed))
             _write(folder / name, configs[name], params, tokenizer)
         fits = described.aim.max_mb is None or _word_megabytes(teacher_params) <= described.aim.max_mb
-        cut = plans.methods() if fits and described.source.has_labelled else {}  # labels say what may be cut
+        cut = plans.methods() if fits and described.source.has_labelled else {}  # pruning needs labels
         for name, methods in cut.items():
             say(f"{name}: cutting the teacher")
             start = out / "starts" / name
@@ -178,7 +178,7 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
 
 
 def _word_megabytes(params: Params) -> float:
-    """MB of the word table in int8, which a pruned model keeps."""
+    """The size of the word table in int8, in MB. A pruned model keeps it."""
     table = params["encoder"]["embeddings"]["word_embeddings"]
     return sum(leaf.size for leaf in jax.tree.leaves(table)) / 1e6
 
@@ -188,7 +188,7 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
     folder = out / "candidates" / candidate.name
 
     def trained() -> dict[str, Any]:
-        """The numbers that are kept; or why the candidate ends, so that a search that goes on knows it."""
+        """The numbers to save, or the reason why the candidate is dropped, for a resumed search."""
         model, steps = plan.teacher, 0
         if candidate.is_trained:
             experiment = plan.experiment(candidate, rung)
@@ -210,7 +210,7 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
 
     folder.mkdir(parents=True, exist_ok=True)
     numbers = _kept(folder / _file(candidate, rung), trained)
-    # not before its score is kept: what stops between would train it again
+    # after its score is saved: a search that stops in between would train it again
     shutil.rmtree(_run(out, candidate, rung) / "checkpoints", ignore_errors=True)
     if "ended" in numbers:
         say(f"note: {candidate.name} ends here: {numbers['ended']}")
@@ -219,7 +219,7 @@ def _outcome(plan: Plan, candidate: Candidate, rung: int, out: Path, say: Callab
 
 
 def _deployed(plan: Plan, out: Path, chosen: Outcome) -> Path:
-    """The directory of the pick's export; beside it stand the student and its experiment."""
+    """Export the pick and return the directory. The student and its experiment are written beside it."""
     folder = out / "candidates" / chosen.candidate.name
     numbers = json.loads((folder / _file(chosen.candidate, chosen.rung)).read_text("utf-8"))
     for source, target in ((Path(numbers["model"]), "student"), (folder / "export", "export")):
@@ -235,7 +235,7 @@ def _deployed(plan: Plan, out: Path, chosen: Outcome) -> Path:
 
 
 def _write(directory: Path, config: BertConfig, params: Params, tokenizer: Any) -> None:
-    """A model as it would be deployed, to be timed: what it computes is not compared."""
+    """Export a model for timing, without a comparison of its outputs."""
     save_description(directory, config, params, tokenizer)
     file = directory / FORMATS[FORM].path
     file.parent.mkdir()
@@ -248,7 +248,7 @@ def _run(out: Path, candidate: Candidate, rung: int) -> Path:
 
 
 def _classes(settings: Any) -> set[str]:
-    """The names of the classes that a Python file needs to describe some settings."""
+    """The names of the classes that a Python file must import to write these settings."""
     if dataclasses.is_dataclass(settings):
         parts = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
         return {type(settings).__name__}.union(*map(_classes, parts))
@@ -256,12 +256,12 @@ def _classes(settings: Any) -> set[str]:
 
 
 def _file(candidate: Candidate, rung: int) -> str:
-    """Where an outcome is kept. The teacher is not trained, so it has one for all rungs."""
+    """The file of an outcome. The teacher is not trained, so it has one file for all rungs."""
     return f"rung-{rung + 1}.json" if candidate.is_trained else "outcome.json"
 
 
 def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is computed once for a search, and read when it goes on."""
+    """The saved result of a computation in a search; if there is none, compute and save it."""
     if not path.is_file():
         numbers = compute()
         temporary = path.with_suffix(".part")
@@ -277,13 +277,13 @@ def _folder(out: Path) -> Iterator[Path]:
 
 
 def _score(plan: Plan, model: str) -> float:
-    source = dataclasses.replace(plan.source, unlabelled=())  # they are no part of the dev set
+    source = dataclasses.replace(plan.source, unlabelled=())  # they do not belong to the dev set
     scores = evaluate(model, plan.task, source, "dev", max_length=plan.max_length)
     return scores[get_task(plan.task).selection]
 
 
 def _texts(plan: Plan) -> list[tuple[str, ...]]:
-    """The texts of the dev rows, whose lengths are timed; none, where rows are no texts in columns."""
+    """The texts of the dev rows, for timing at their lengths; none if rows are not texts in columns."""
     task = get_task(plan.task)
     if not task.kind.has_columns:
         return []
@@ -291,12 +291,12 @@ def _texts(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _by_model(result: Benchmark) -> dict[str, tuple[float, float]]:
-    """Milliseconds and megabytes of every file."""
+    """Milliseconds and megabytes of every exported model."""
     return {row.side.model: (row.latencies[0].median, row.bytes / 1e6) for row in result.measured}
 
 
 def _out_of_reach(aim: Aim, candidates: Sequence[Candidate]) -> str:
-    """That no candidate is within the limits, and how near the nearest is."""
+    """The error that no candidate is within the limits. It says how close the nearest one is."""
     if aim.max_ms is not None:
         nearest, advice = min(candidates, key=lambda candidate: candidate.milliseconds), ""
     else:

@@ -12,20 +12,20 @@ from tinybert_jax.settings.choices import STUDENTS, student_shape
 
 
 def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> BertConfig:
-    """The config of a student preset or size; vocabulary, labels and all else are the teacher's.
+    """The config of a student preset or size. Vocabulary, labels and everything else are the teacher's.
 
-    With `token_types` False, the student of a BERT is a DistilBERT. One of another family stays in its family.
+    With `token_types` False, the student of a BERT is a DistilBERT. A student of another family stays in its family.
 
     The first two presets are the paper's TinyBERT4 and TinyBERT6 (arXiv 1909.10351, section 4.2); the 3-layer one is
-    the small student of the quickstart. A preset has as many attention heads as the teacher where those divide its
+    the small student of the quickstart. A preset has as many attention heads as the teacher if that number divides its
     width, else 12.
 
-    A size is LAYERSxWIDTH, LAYERSxWIDTHxFEED_FORWARD or LAYERSxWIDTHxFEED_FORWARDxHEADS. The feed-forward width is by
-    default in the teacher's proportion to the width. The attention heads are by default as many as the teacher's where
-    those divide the width; else fewer, the divisor of the width that gives the head width nearest to the teacher's.
+    A size is LAYERSxWIDTH, LAYERSxWIDTHxFEED_FORWARD or LAYERSxWIDTHxFEED_FORWARDxHEADS. By default, the feed-forward
+    width has the teacher's proportion to the width. The default number of heads is the teacher's if it divides the
+    width; else the smaller divisor of the width whose head width is nearest to the teacher's.
 
     Raises:
-        InputError: the preset is unknown, the size has another form, or no number of heads fits its width.
+        InputError: the preset is unknown, the size has another form, or no number of heads divides its width.
     """
     shape = student_shape(name)
     if shape is None:
@@ -54,7 +54,7 @@ def student_config(name: str, teacher: BertConfig, token_types: bool = True) -> 
 
 
 def _heads(name: str, width: int, teacher: BertConfig) -> int:
-    """The number of attention heads of a student whose size does not name it."""
+    """The default number of attention heads of a student size."""
     heads = teacher.num_attention_heads
     if width % heads == 0:
         return heads
@@ -64,6 +64,4 @@ def _heads(name: str, width: int, teacher: BertConfig) -> int:
             f"student size {name!r}: no number of attention heads from 2 to the teacher's {heads} divides the width"
             f" {width}: give another width, best a multiple of {heads}, or LAYERSxWIDTHxFEED_FORWARDxHEADS"
         )
-    return min(
-        divisors, key=lambda divisor: abs(width / divisor - teacher.attention_head_dim)
-    )  # of equals, more heads
+    return min(divisors, key=lambda divisor: abs(width / divisor - teacher.attention_head_dim))  # in a tie, more heads

@@ -1,8 +1,8 @@
 """The spectral start of a student: the teacher projected onto the principal components of its hidden states.
 
 The parts of the student are fitted one after another to the teacher's states on a sample of text. The input of each
-part is the fitted student's output up to there. The fits are closed-form (least squares, singular values), and nothing
-is random.
+part is the output of the parts before it. The fits are closed-form (least squares, singular values), and nothing is
+random.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def spectral_start(
     """`{"encoder": {"embeddings", "encoder"}, "projections"}`, fitted to the teacher's states on a sample of text.
 
     The target of the student's state m is H B. H is the teacher's state g(m). B is a basis of the d - 1 principal
-    directions of all mapped states, rotated so that the coordinates of a token add up to 0, as after LayerNorm. Each
-    head's attention scores are the best approximation on the sample with the student's head width, by a singular value
-    decomposition. The feed-forward neurons that change the teacher's output most are kept.
+    directions of all mapped states, rotated so that the coordinates of a token add up to 0, as after LayerNorm. The
+    attention scores of each head are approximated with the student's head width by a singular value decomposition,
+    which is optimal on the sample. The feed-forward neurons that change the teacher's output most are kept.
 
     Raises:
         InputError: the numbers of heads differ, the student is wider than the teacher, the layer map does not fit, or
@@ -72,7 +72,7 @@ def spectral_start(
         "embedding": {"kernel": _least_squares(student_states[0], targets[0])},
         "hidden": {"kernel": _least_squares(np.concatenate(student_states[1:]), np.concatenate(targets[1:]))},
     }
-    # biases of positions are those of the teacher's heads
+    # the relative position bias is the teacher's
     encoder = bert["encoder"] | {"layer": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
     result = {"encoder": {"embeddings": embeddings, "encoder": encoder}, "projections": projections}
     return _float32(result)
@@ -145,9 +145,9 @@ def _basis(states: list[np.ndarray], width: int) -> np.ndarray:
 def _fit_embeddings(
     teacher: BertConfig, params: Params, target: np.ndarray, basis: np.ndarray, sample: Sample
 ) -> tuple[Params, np.ndarray]:
-    """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm; and their output [n, d].
+    """The embedding tables in the basis, with words scaled as by the teacher's LayerNorm, and their output [n, d].
 
-    Where a dense layer follows the teacher's embeddings, it alone is brought into the basis.
+    If a dense layer projects the teacher's embeddings, only this layer is multiplied by the basis.
     """
     if teacher.projects_embeddings:
         dense = {name: np.asarray(leaf, np.float64) @ basis for name, leaf in params[PROJECTION].items()}
@@ -160,8 +160,8 @@ def _fit_embeddings(
     ids = sample.tokens(batch.input_ids for batch in sample.batches).astype(int)
     segments = sample.tokens(batch.token_type_ids for batch in sample.batches).astype(int)
     at = sample.tokens(position_ids(teacher, batch.input_ids) for batch in sample.batches).astype(int)
-    # LayerNorm divides by the deviation of a sum, which is mostly that of the word. So the table of words is divided
-    # by the deviation of each word, and the other tables by its mean.
+    # LayerNorm divides by the standard deviation of the sum, which is mostly that of the word embedding. So the word
+    # table is divided by each word's deviation, and the other tables by the mean deviation.
     deviation = (words + positions[at].mean(0) + types[segments].mean(0)).std(axis=1, keepdims=True)
     shared = deviation[ids].mean()
     tables = [
@@ -184,17 +184,17 @@ def _fit_attention(
     basis: np.ndarray,
     sample: Sample,
 ) -> tuple[Params, np.ndarray]:
-    """The attention half of a layer, fitted on the student's states `x` [n, d]; and its output.
+    """The attention half of a layer, fitted on the student's states `x` [n, d], and its output.
 
-    `teacher_input` and `middle` are the teacher's states before and after its attention half. `params` are those of
-    that half.
+    `teacher_input` and `middle` are the teacher's states before and after its attention half, whose parameters are
+    `params`.
     """
     heads, width = student.num_attention_heads, student.attention_head_dim
     read = _affine(x, teacher_input)
     ones = np.append(x, np.ones((len(x), 1)), axis=1)
     moment = ones.T @ ones / len(x)
     values, vectors = np.linalg.eigh(moment + 1e-6 * np.trace(moment) / len(moment) * np.eye(len(moment)))
-    # in the coordinates root @ weights, the squared error of weights is that of their outputs on the sample
+    # the squared error of root @ weights is the squared error of the outputs on the sample
     root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
 
     def project(name: str) -> np.ndarray:
@@ -203,7 +203,7 @@ def _fit_attention(
 
     query, key, value = project("query"), project("key"), project("value")
     out = np.asarray(params["output"]["dense"]["kernel"], np.float64).reshape(heads, -1, len(basis)) @ basis
-    scale = np.sqrt(width / query.shape[-1])  # student and teacher divide scores by the root of different head widths
+    scale = np.sqrt(width / query.shape[-1])  # student and teacher divide scores by the root of their head widths
     weights: dict[str, list[np.ndarray]] = {"query": [], "key": [], "value": []}
     for h in range(heads):
         left, right = _factors(root @ query[:, h] @ key[:, h].T @ root * scale, width)
@@ -228,10 +228,10 @@ def _fit_attention(
 def _fit_feed_forward(
     student: BertConfig, params: Params, x: np.ndarray, middle: np.ndarray, target: np.ndarray, basis: np.ndarray
 ) -> tuple[Params, np.ndarray]:
-    """The feed-forward half of a layer, fitted on the student's states `x` [n, d]; and its output.
+    """The feed-forward half of a layer, fitted on the student's states `x` [n, d], and its output.
 
-    `middle` and `target` are the teacher's states before and after its feed-forward half. `params` are those of its
-    layer.
+    `middle` and `target` are the teacher's states before and after its feed-forward half. `params` are the parameters
+    of the teacher's layer.
     """
     inner, outer = params["intermediate"]["dense"], params["output"]["dense"]
     widen = _then(_affine(x, middle), inner["kernel"], inner["bias"])
@@ -245,7 +245,7 @@ def _fit_feed_forward(
 
 
 def _fit_layer_norm(x: np.ndarray, target: np.ndarray) -> tuple[Params, np.ndarray]:
-    """The scale and bias that bring normalised x [n, d] nearest to the target; and their output."""
+    """The scale and bias with which normalised x [n, d] is nearest to the target, and the output with them."""
     x = x - x.mean(axis=1, keepdims=True)
     x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True))
     centred = x - x.mean(axis=0)
@@ -255,7 +255,7 @@ def _fit_layer_norm(x: np.ndarray, target: np.ndarray) -> tuple[Params, np.ndarr
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The kernel [d, e] that predicts y [n, e] from x [n, d], by ridge regression, because dropout perturbs x."""
+    """The kernel [d, e] that predicts y [n, e] from x [n, d]. Ridge regression, because dropout perturbs x."""
     moment = x.T @ x / len(x)
     ridge = RIDGE * np.trace(moment) / len(moment) * np.eye(len(moment))
     return scipy.linalg.solve(moment + ridge, x.T @ y / len(x), assume_a="pos")
@@ -273,7 +273,7 @@ def _apply(affine: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _then(affine: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The composition of an affine map with a second one."""
+    """The affine map that applies `affine`, then `kernel` and `bias`."""
     result = affine @ np.asarray(kernel, np.float64)
     result[-1] += bias
     return result
@@ -292,7 +292,7 @@ def _factors(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
-    """The sign of each column's largest entry. It fixes the sign, which a decomposition leaves open."""
+    """The sign of each column's largest entry. It makes decompositions unique, whose signs are arbitrary."""
     return np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
 
 

@@ -29,8 +29,8 @@ def auto_start(
     Args:
         student: the config of the student.
         teacher: the config of the teacher.
-        preset: the run's preset. `paper` and `official` start at random, as the paper and the authors' code do.
-        distils: whether a stage learns from the teacher. A baseline that learns from labels alone starts at random.
+        preset: the run's preset. `paper` and `official` start at random, like the paper and the authors' code.
+        distils: whether a stage learns from the teacher. If none does, as in a baseline, the start is random.
         tokens: the number of tokens of the training text.
     """
     if not PRESETS[preset].start_from_teacher:
@@ -59,22 +59,22 @@ def from_teacher(
     layer_map: LayerMap,
     batches: Iterable[Batch],
 ) -> Params:
-    """The parameters that a start takes from the teacher: `{"encoder"}`, which "random" leaves empty, "projections"
-    for "spectral", "cls" for "copy" of a masked LM, and the dense layer behind the pooling of an embedding model.
+    """The parameters that a start takes from the teacher.
 
-    A teacher's factors of low rank are multiplied. In a student without token types, the teacher's first type is part
-    of the positions.
+    They are `{"encoder"}`, empty for "random"; also "projections" for "spectral", "cls" for "copy" from a masked LM,
+    and the dense layer behind an embedding model's pooling. A teacher's low-rank factors are multiplied. For a student
+    without token types, the teacher's embedding of type 0 is added to the positions.
 
     Args:
         start: a row of `STARTS`.
         student: the config of the student.
         teacher: the config of the teacher.
-        teacher_params: with at least "encoder".
+        teacher_params: the teacher's parameters, with at least "encoder".
         layer_map: as in `teacher_layers`.
-        batches: batches of the training text; only the spectral start reads them, and no more than it needs.
+        batches: batches of the training text. Only the spectral start reads them, and only as many as it needs.
 
     Raises:
-        InputError: the student cannot start like this from this teacher.
+        InputError: this start is not possible for this student and teacher.
     """
     take = STARTS[start].take
     if take is None:
@@ -84,7 +84,7 @@ def from_teacher(
 
 
 def start_params(random_params: Params, from_teacher: Params) -> Params:
-    """A student's parameters at its start. Task heads, and what else the teacher does not give, stay random."""
+    """A student's initial parameters. Task heads, and all others that the teacher does not give, stay random."""
     bert = {name: value for name, value in from_teacher["encoder"].items() if name in random_params["encoder"]}
     other_heads = {row.key for row in HEADS.values()} - random_params.keys()
     brought = {name: value for name, value in from_teacher.items() if name not in other_heads}
@@ -92,7 +92,7 @@ def start_params(random_params: Params, from_teacher: Params) -> Params:
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:
-    """Refuse, by their sizes, a student that cannot start like this from this teacher.
+    """Refuse a start that is not possible for a student and a teacher of these sizes.
 
     Raises:
         InputError: "copy" needs equal widths and heads; "spectral" needs equal heads and a narrower student.
@@ -110,8 +110,8 @@ def _check_equal(student: BertConfig, teacher: BertConfig) -> None:
 
 
 def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params, layer_map: LayerMap) -> Params:
-    """`{"encoder"}` with layer m of the student a copy of layer g(m) of the teacher; embeddings and pooler copied too,
-    and the masked-LM head, and the dense layer behind a pooling, where the teacher has one.
+    """`{"encoder"}` in which student layer m is a copy of teacher layer g(m). Embeddings and pooler are copied too, as
+    are the masked-LM head and the dense layer behind a pooling, if the teacher has them.
 
     Raises:
         InputError: student and teacher do not have the same widths and heads, or the layer map does not fit.
@@ -119,7 +119,7 @@ def copy_layers(student: BertConfig, teacher: BertConfig, teacher_params: Params
     _check_equal(student, teacher)
     mapped = teacher_layers(layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
     bert = unshared(teacher, teacher_params)[1]["encoder"]
-    first = np.array(mapped)[:: student.num_hidden_layers // student.layer_groups]  # of each group
+    first = np.array(mapped)[:: student.num_hidden_layers // student.layer_groups]  # the first layer of each group
     layers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[first - 1], bert["encoder"]["layer"])
     masked_lm = {"cls": {"predictions": teacher_params["cls"]["predictions"]}} if "cls" in teacher_params else {}
     heads = masked_lm | {name: teacher_params[name] for name in (EMBEDDING_DENSE,) if name in teacher_params}
@@ -141,7 +141,7 @@ def _spectral(
 
 
 def _projected(kernel: Array | np.ndarray, teacher_params: Params) -> Params:
-    """The dense layer that leads from the student's states through the teacher's to the teacher's vectors."""
+    """The dense layer that projects the student's states to the teacher's states, then to the teacher's vectors."""
     dense = teacher_params.get(EMBEDDING_DENSE)
     if dense is None:
         return {"kernel": kernel, "bias": np.zeros(kernel.shape[-1], np.float32)}
@@ -149,7 +149,7 @@ def _projected(kernel: Array | np.ndarray, teacher_params: Params) -> Params:
 
 
 def _without_token_types(params: Params) -> Params:
-    """Parameters whose positions hold the embedding of token type 0, so that a single text is embedded as before."""
+    """Parameters with the embedding of token type 0 added to the positions, so a single text keeps its embedding."""
     embeddings = dict(params["encoder"]["embeddings"])
     if "token_type_embeddings" in embeddings:
         first_type = jnp.asarray(embeddings.pop("token_type_embeddings")["embedding"])[:1]
@@ -161,8 +161,8 @@ def _without_token_types(params: Params) -> Params:
 class StartMethod(NamedTuple):
     """A row of the table of starts."""
 
-    check: Callable[[BertConfig, BertConfig], None]  # raises InputError where a student and teacher do not fit
-    # a student's config, a teacher's with its parameters, layer map and batches -> parameters; None: it takes nothing
+    check: Callable[[BertConfig, BertConfig], None]  # raises InputError if student and teacher do not fit
+    # student config, teacher config, teacher parameters, layer map, batches -> parameters; None: it takes nothing
     take: Callable[[BertConfig, BertConfig, Params, LayerMap, Iterable[Batch]], Params] | None
 
 

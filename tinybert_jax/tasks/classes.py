@@ -1,4 +1,4 @@
-"""What a model does with each class: tables for a reader."""
+"""Tables of a model's results for each class."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from tinybert_jax.tasks.split import Table
 
 CONFUSION = "is / predicted as"  # the first column of a confusion matrix
-F1 = "F1"  # the column of `class_rows` that a reader compares
-FEW = 20  # classes; of more, a confusion matrix is no longer read
+F1 = "F1"  # the column of `class_rows` that reports compare
+FEW = 20  # largest number of classes for which a confusion matrix is shown
 
 
 def class_rows(names: Sequence[str], predicted: np.ndarray, labels: np.ndarray) -> Table:
     """Precision, recall and F1 of each class.
 
     Args:
-        names: of the c classes.
-        predicted: [n, c], not 0 where a class is predicted.
-        labels: [n, c], not 0 where a row has a class.
+        names: the names of the c classes.
+        predicted: [n, c], not 0 for predicted classes.
+        labels: [n, c], not 0 for the classes of a row.
     """
     predicted, labels = predicted != 0, labels != 0
     right, said, real = ((x).sum(axis=0) for x in (predicted & labels, predicted, labels))
@@ -31,10 +31,10 @@ def class_rows(names: Sequence[str], predicted: np.ndarray, labels: np.ndarray) 
 
 
 def confusion(names: Sequence[str], predicted: np.ndarray, labels: np.ndarray) -> Table:
-    """How often each class of the rows, one a line, is predicted as each class.
+    """The confusion matrix: a line for each class, with the number of its rows that are predicted as each class.
 
     Args:
-        names: of the classes.
+        names: the names of the classes.
         predicted: class ids [n].
         labels: class ids [n].
     """

@@ -1,4 +1,4 @@
-"""Columns of a CoNLL file that are not a word first and its tag last, which would be learnt without an error."""
+"""Checks that a CoNLL file has words in its first column and tags in its last. Others would be learnt silently."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tinybert_jax.errors import InputError
 
 OUTSIDE = "O"
 TAG = re.compile("O|[BIESLUM]-.+")
-TAG_TITLE = re.compile("tags?|labels?|ner|iob|bio|ner[_ -]tags?")  # what a header calls a column of tags
+TAG_TITLE = re.compile("tags?|labels?|ner|iob|bio|ner[_ -]tags?")  # names of a column of tags in a header
 SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars"}
 
 Column = Sequence[tuple[str, ...]]  # of the words of each sentence
 
 
 def check_columns(path: Path, words: Column, tags: Column, lines: Sequence[int]) -> None:
-    """Refuse a file whose first column holds no words, or whose last, if there are several, no tags.
+    """Refuse a file whose first column is not words, or whose last column, if there are several, is not tags.
 
     Args:
-        path: what errors call the file.
+        path: the file's name in errors.
         words: the first column.
         tags: the last column.
-        lines: of the sentences' first words.
+        lines: the line numbers of the sentences' first words.
 
     Raises:
         InputError: `path:line: what is wrong and what to do`.

@@ -1,4 +1,4 @@
-"""The kinds of task: how a split of each is loaded."""
+"""The table of kinds of task: how a split of each is loaded."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def load_split(
         split: train, dev or test.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
         max_length: tokens a row.
-        labels: the class names by id that are authoritative, say a teacher's; None: the task's, or those that
-            the training file holds.
+        labels: the class names by id, for example a teacher's; None: the task's, or those in the training file.
 
     Raises:
         InputError: something is missing, malformed (`path:line: reason`) or unknown.
@@ -83,14 +82,14 @@ def load_split(
 
 
 def with_template_of(tokenizer: Any, task: Task, source: DataSource) -> DataSource:
-    """A source that names no texts, with the template of a model's tokenizer if it has one."""
+    """The source with the text template of a model's tokenizer, unless the source names columns or a template."""
     if source.text_columns or source.text_template or not task.kind.has_columns:
         return source
     return dataclasses.replace(source, text_template=trained_template(tokenizer))
 
 
 def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:
-    """The task of the second dev or test set (MNLI's mismatched), where the source has it."""
+    """The task of the second dev or test set (MNLI's mismatched), if the source has it."""
     if not task.second or (source.data is None and source.tfds is None):
         return None
     second = get_task(task.second)

@@ -84,12 +84,12 @@ def _check(predictions: np.ndarray, labels: np.ndarray) -> None:
 def reciprocal_rank(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> float:
     """1 / rank of the first relevant passage of a query; 0 if it is not among the first k.
 
-    Where scores are equal, the less relevant passage comes first: a model that tells nothing apart gains nothing.
+    Among equal scores, the less relevant passage comes first, so a constant model gains nothing.
 
     Args:
-        scores: [n].
-        relevance: [n], above 0 where a passage is relevant.
-        k: ranks that count.
+        scores: the scores of the passages, [n].
+        relevance: the relevance of the passages, [n]; above 0 is relevant.
+        k: number of ranks that count.
 
     >>> reciprocal_rank(np.array([0.1, 0.7, 0.5]), np.array([1, 0, 1]))
     0.5
@@ -100,7 +100,7 @@ def reciprocal_rank(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> f
 
 def ndcg(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> float:
     """Normalised discounted cumulative gain of a query's first k passages, with the relevance as gain (Järvelin and
-    Kekäläinen, 2002); 0 where none is relevant. The ideal order is that of the passages here.
+    Kekäläinen, 2002); 0 if none is relevant. The ideal order is over the same passages.
 
     Arguments and the rule for equal scores are as in `reciprocal_rank`.
 
@@ -114,24 +114,24 @@ def ndcg(scores: np.ndarray, relevance: np.ndarray, k: int = 10) -> float:
 
 
 def pairs_in_order(scores: np.ndarray, relevance: np.ndarray) -> float:
-    """The share of pairs of unlike relevance whose scores are in their order, less the share out of it: from -1 to 1;
-    0 where there are no such pairs.
+    """The share of pairs of passages with different relevance whose scores are in order, minus the share of pairs that
+    are not: from -1 to 1; 0 if there are no such pairs.
 
     >>> pairs_in_order(np.array([0.1, 0.7, 0.5]), np.array([1, 0, 2]))  # one of three
     -0.3333333333333333
     """
     _check(scores, relevance)
-    rows = np.flatnonzero(relevance > relevance.min())  # few of many passages
+    rows = np.flatnonzero(relevance > relevance.min())  # usually few of the passages
     better = relevance[rows, None] > relevance
     return float(np.sign(scores[rows, None] - scores)[better].mean()) if better.any() else 0.0
 
 
 def _ranked(scores: np.ndarray, relevance: np.ndarray) -> np.ndarray:
-    """The relevance of passages by falling score, of equal scores by rising relevance, float64 [n]."""
+    """The relevance of passages sorted by falling score, among equal scores by rising relevance, float64 [n]."""
     _check(scores, relevance)
     return relevance[np.lexsort((relevance, -scores))].astype(np.float64)
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
-SET_METRICS = {"micro_f1": micro_f1, "macro_f1": macro_f1}  # of rows with any number of classes
-RANKING_METRICS = {"ndcg_at_10": ndcg, "mrr_at_10": reciprocal_rank}  # of one query; the score is their mean
+SET_METRICS = {"micro_f1": micro_f1, "macro_f1": macro_f1}  # for multi-label tasks
+RANKING_METRICS = {"ndcg_at_10": ndcg, "mrr_at_10": reciprocal_rank}  # for one query; scores are means over queries

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts that have any number of classes."""
+"""Multi-label classification: texts and pairs of texts with any number of classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.classes import class_rows
 from tinybert_jax.tasks.split import Split, Table
 
-DELIMITER = ";"  # of the labels in a predictions file, where the source names none
+DELIMITER = ";"  # between labels in a predictions file, unless the source names another
 
 
 def load_label_sets(
@@ -29,7 +29,7 @@ def load_label_sets(
 ) -> Split:
     """A split of texts with any number of classes; arguments and errors as in `tasks.kinds.load_split`.
 
-    A class is predicted where its probability is above 0.5.
+    A class is predicted if its probability is above 0.5.
     """
     rows = read_rows(task, source, split, labels)
     tokens = tokenize(rows, tokenizer, max_length)
@@ -72,7 +72,7 @@ def load_label_sets(
 
 
 def _best_threshold(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The probability above which a class is predicted for the highest F1 on these rows, and that F1."""
+    """The threshold on a class's probability that gives the highest F1 on these rows, and this F1."""
     thresholds = np.arange(5, 100, 5) / 100
     scores = [metrics.f1((logits > math.log(t / (1 - t))).astype(int), labels) for t in thresholds]
     best = max(range(len(scores)), key=lambda i: (scores[i], -abs(thresholds[i] - 0.5)))

@@ -30,7 +30,8 @@ from tinybert_jax.tasks.columns import OUTSIDE, check_columns
 from tinybert_jax.tasks.split import Split
 
 FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # which are written without spaces
+# Chinese characters, which are written without spaces
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
 UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type, which is not written
 
 
@@ -38,7 +39,7 @@ UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type,
 class Sentences:
     """The words of n sentences, and a tag for each word if the file has tags.
 
-    `lines` are the lines of the sentences' first words in the file `path`, from 1. Each word is on a line of its own.
+    `lines` are the lines of the sentences' first words in the file `path`, from 1. Each word has a separate line.
     """
 
     words: Sequence[tuple[str, ...]]
@@ -137,9 +138,9 @@ def align(
 ) -> Tokens:
     """The word pieces of the sentences, with a word's tag on its first piece and -1 on all other tokens.
 
-    A sentence that does not fit into `max_length` continues in the next row, with whole words, so each word of the
-    file is predicted once. A word that the tokenizer drops (a control character) becomes the unknown token. A word
-    that is longer than a row is cut.
+    A sentence that does not fit into `max_length` continues in the next row, at a word. So each word of the file is
+    predicted once. A word that the tokenizer drops (a control character) becomes the unknown token. A word that is
+    longer than a row is cut.
 
     Args:
         sentences: as read.
@@ -175,9 +176,9 @@ def encode_words(sentences: Sequence[tuple[str, ...]], tokenizer: Any, max_lengt
 
 
 def split_words(text: str) -> list[tuple[str, int]]:
-    """The words of a text, with their first characters: what white space parts, without punctuation around it.
+    """The words of a text and the positions of their first characters: split at white space and punctuation.
 
-    Each punctuation mark before or behind a word is a word of its own, as in CoNLL's files, and so is each Chinese
+    Each punctuation mark before or after a word is a separate word, as in CoNLL's files, and so is each Chinese
     character.
 
     >>> split_words('Anna (of "U.S. Steel") left.')
@@ -233,7 +234,7 @@ def _encode_words(sentences: Sequence[tuple[str, ...]], tokenizer: Any, max_leng
             chunk = [
                 [frame.word_prefix + word for word in words] for words in sentences[start : start + TOKENIZE_AT_ONCE]
             ]
-            # A sentence beyond the model's length is no mistake here, so the tokenizer must not warn of it.
+            # A sentence longer than the model's length is no mistake here, so the tokenizer must not warn.
             encoded = tokenizer(chunk, is_split_into_words=True, add_special_tokens=False, verbose=False)
             for i, words in enumerate(chunk):
                 pieces: list[list[int]] = [[] for _ in words]
@@ -273,7 +274,7 @@ def tags(sentences: Sentences, tokens: Tokens, logits: np.ndarray, labels: tuple
 
     Args:
         sentences: as read.
-        tokens: what `align` made of them.
+        tokens: the result of `align` for them.
         logits: [n, q, c] of the rows of `tokens`, in their order; q is at least the longest row's length.
         labels: the tags by id.
     """
@@ -282,7 +283,7 @@ def tags(sentences: Sentences, tokens: Tokens, logits: np.ndarray, labels: tuple
 
 
 def word_logits(tokens: Tokens, logits: np.ndarray) -> np.ndarray:
-    """The logits of all words in their order [w, c]: those of their first pieces. Arguments as in `tags`."""
+    """The logits of all words in order [w, c], which are those of their first pieces. Arguments as in `tags`."""
     if logits.ndim != 3 or len(logits) != len(tokens) or logits.shape[1] < tokens.lengths.max():
         raise ValueError(f"logits {logits.shape} must be [{len(tokens)}, q >= {tokens.lengths.max()}, c]")
     return logits[np.arange(logits.shape[1]) < tokens.lengths[:, None]][tokens.labels >= 0]
@@ -291,11 +292,10 @@ def word_logits(tokens: Tokens, logits: np.ndarray) -> np.ndarray:
 def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """`f1`, `precision`, `recall` of spans (type, first and last word), micro-averaged, and `accuracy` of words.
 
-    IOB1, IOB2 and IOBES give the scores of seqeval's default mode, also where tags break the scheme; so does BMES
-    where none does. Two schemes differ from it. Neighbouring spans of one type stay apart in BILOU, where seqeval's
-    default joins them, as it does not know U and L. A tag without a prefix is a span of one word, as in `conlleval
-    -r`; seqeval drops its first letter and joins equal neighbours. Where there is no span at all, the first three
-    scores are 0.
+    For IOB1, IOB2 and IOBES, scores are those of seqeval's default mode, even if tags break the scheme; for BMES, if
+    none does. There are two differences. In BILOU, adjacent spans of one type stay separate; seqeval's default joins
+    them, because it does not know U and L. A tag without a prefix is a span of one word, as in `conlleval -r`; seqeval
+    drops its first letter and joins equal neighbours. If there is no span at all, the first three scores are 0.
     """
     if sentences.tags is None:
         raise ValueError("sentences without tags cannot be scored")
@@ -318,9 +318,9 @@ def score(sentences: Sentences, predicted: Sequence[Sequence[str]]) -> dict[str,
 def spans(tags: Sequence[str], untyped: bool = False) -> set[tuple[str, int, int]]:
     """Type, first and last word of each span that the tags of a sentence mark, in IOB1, IOB2, IOBES, BMES or BILOU.
 
-    A span begins at B, S or U, after O, E, S, L or U, and wherever the type changes: an I needs no B before it, as in
-    conlleval (Tjong Kim Sang and De Meulder 2003). A tag without a prefix, as of a part of speech, is a span of one
-    word. In `untyped` tags (B, I, O) the letter is the prefix, and there is one type.
+    A span begins at B, S or U, after O, E, S, L or U, and if the type changes. So an I needs no B before it, as in
+    conlleval (Tjong Kim Sang and De Meulder 2003). A tag without a prefix, such as a part of speech, is a span of one
+    word. In `untyped` tags (B, I, O), the letter is the prefix, and there is one type.
 
     >>> sorted(spans(["B-PER", "I-PER", "O", "I-LOC", "NOUN"]))
     [('LOC', 3, 3), ('NOUN', 4, 4), ('PER', 0, 1)]

@@ -1,4 +1,4 @@
-"""Rerankers: passages for queries, scored by how high the relevant ones stand."""
+"""Rerankers: passages for queries, scored by the ranks of the relevant ones."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def check_relevance(task: Task, source: DataSource, split: SplitName, rows: Rows
     """Refuse a negative label.
 
     Raises:
-        InputError: names the row.
+        InputError: a label is negative. The message names the row.
     """
     negative = np.flatnonzero(rows.labels_or_zeros < 0)
     if len(negative):

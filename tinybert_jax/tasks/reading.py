@@ -1,4 +1,4 @@
-"""What a model's outputs on a split say to a reader: each row judged, and how sure the model was."""
+"""A model's predictions on a split for reports: for each row, whether it is right, and the model's confidence."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tinybert_jax.tasks.classes import FEW, class_rows, confusion
 from tinybert_jax.tasks.metrics import RANKING_METRICS
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
-BETWEEN = " / "  # the two texts of a pair
-NOTHING = "(none)"  # what is shown for no class, no tag and no answer
+BETWEEN = " / "  # between the two texts of a pair
+NOTHING = "(none)"  # shown if there is no class, tag or answer
 
 
 def of_texts(rows: Rows, logits: np.ndarray) -> Reading:
-    """Classes or numbers of texts; logits are [n, c], or [n, 1] of numbers."""
+    """Classes or numbers of texts; logits are [n, c], or [n, 1] in regression."""
     from scipy.special import softmax
 
     assert rows.labels is not None, "what is judged has labels"
@@ -34,8 +34,8 @@ def of_texts(rows: Rows, logits: np.ndarray) -> Reading:
 
 
 def of_pairs(rows: Rows, similarity: np.ndarray) -> Reading:
-    """Pairs of texts by the similarity of their vectors [n]. A pair is judged by its place among all, as its label's
-    and its similarity's scale may differ.
+    """Pairs of texts by the similarity of their vectors [n]. A pair is judged by its rank among all pairs, because
+    labels and similarities may have different scales.
     """
     from scipy.stats import rankdata
 
@@ -46,8 +46,10 @@ def of_pairs(rows: Rows, similarity: np.ndarray) -> Reading:
 
 
 def of_queries(ranked: Iterable[tuple[str, Sequence[str], np.ndarray, np.ndarray]]) -> Reading:
-    """Queries, each with its passages, their scores [n] and their relevance [n]. What is right for a query is its most
-    relevant passage, and the model says the one with the highest score; it is judged by nDCG@10.
+    """Queries, each with its passages, their scores [n] and their relevance [n].
+
+    The right answer to a query is its most relevant passage, and the model's answer is the passage with the highest
+    score. A query is judged by nDCG@10.
     """
     judged = []
     for query, passages, scores, relevance in ranked:
@@ -57,7 +59,7 @@ def of_queries(ranked: Iterable[tuple[str, Sequence[str], np.ndarray, np.ndarray
 
 
 def of_label_sets(rows: Rows, logits: np.ndarray) -> Reading:
-    """Any number of classes of each text; logits are [n, c]. Every class of a text is a decision."""
+    """Texts with any number of classes; logits are [n, c]. Each class of a text is one decision."""
     from scipy.special import expit
 
     assert rows.labels is not None, "what is judged has labels"
@@ -77,7 +79,7 @@ def of_label_sets(rows: Rows, logits: np.ndarray) -> Reading:
 def of_tags(
     words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], names: Sequence[str], logits: np.ndarray
 ) -> Reading:
-    """Tags of words; logits are those of all words in their order [w, c]. A sentence is right if all its tags are."""
+    """Tags of words; logits are those of all words in order, [w, c]. A sentence is right if all its tags are."""
     from scipy.special import softmax
 
     likely = softmax(logits, axis=1)
@@ -94,7 +96,7 @@ def of_tags(
 
 
 def tag_tables(tags: Sequence[Sequence[str]], names: Sequence[str], logits: np.ndarray) -> list[Table]:
-    """What the model does with each tag of words; arguments as in `of_tags`."""
+    """Tables of the model's results for each tag; arguments as in `of_tags`."""
     if not 1 < len(names) <= FEW:
         return []
     numbers = {name: i for i, name in enumerate(names)}

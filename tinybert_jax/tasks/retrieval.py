@@ -1,4 +1,4 @@
-"""Retrieval by vectors: queries, and which of all passages each of them ranks first."""
+"""Retrieval by vectors: queries, each with a ranking of all passages."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def load_retrieval(
     """A split of single texts, for training, or of queries with passages; arguments and errors as in
     `tasks.kinds.load_split`.
 
-    A query is compared with all passages of the file. A passage that the file does not name beside a query has the
-    relevance 0 for it. Each query and each passage is computed once: logits are [q + p, d], of the queries and then of
-    the passages, in the order in which they first appear.
+    A query is compared with all passages of the file. A passage without a row with this query has relevance 0 for it.
+    Each query and each passage is computed once: logits are [q + p, d], first the queries, then the passages, in the
+    order in which they first appear.
     """
     if split == "train":
         return load_vectors(task, source, split, tokenizer, max_length, labels)
@@ -45,7 +45,7 @@ def load_retrieval(
     groups = scored_queries(task, source, split, pairs, queries)
     texts = [*dict.fromkeys(query for query, _ in pairs.texts)]
     count = len(texts)
-    highest = np.zeros(count + len(numbers), np.float32)  # of each text; 0 of a query
+    highest = np.zeros(count + len(numbers), np.float32)  # for each text; 0 for a query
     np.maximum.at(highest, count + passage, pairs.labels_or_zeros)
     rows = Rows(
         [(text,) for text in (*texts, *numbers)],
@@ -56,7 +56,7 @@ def load_retrieval(
     )
 
     def ranked(vectors: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The cosines and the relevance of all passages, of each query that is scored."""
+        """For each query that is scored, the cosines and the relevance of all passages."""
         unit = normalized(vectors)
         result = []
         for group in groups:

@@ -1,4 +1,4 @@
-"""Windows over the contexts of questions, and the answers that a model's logits on them give."""
+"""Windows over the contexts of questions, and the answers from a model's logits on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinybert_jax.tasks import reading, squad
 from tinybert_jax.tasks.split import Reading, Split
 from tinybert_jax.tasks.squad import Questions
 
-STRIDE = 128  # tokens that two windows over a context share, at most
+STRIDE = 128  # largest number of tokens that two windows over a context share
 MAX_QUESTION_LENGTH = 64  # tokens
 FORMAT_VERSION = 1  # of the cached windows; increase it when the same questions would give other windows
 
@@ -166,7 +166,7 @@ def _cut_questions(questions: Sequence[str], tokenizer: Any, max_question_length
     )
     places = encoded["offset_mapping"]
     cut = [text[: place[-1][1]] if place else "" for text, place in zip(questions, places, strict=True)]
-    # of a character that is several tokens, the cut leaves them all
+    # if a character is several tokens, the cut keeps all of them
     return cut, max(len(ids) for ids in tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"])
 
 

@@ -12,27 +12,27 @@ from tinybert_jax.data.queries import Passages
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
 
-LOW_F1 = 0.05  # of answers and tags, which guesses hardly ever hit
+LOW_F1 = 0.05  # chance level for answers and tags, which guesses hardly ever hit
 
 
 Table = tuple[list[str], list[list[str]]]  # header, and cells of each row
 
 
 class Judged(NamedTuple):
-    """A row, what is right for it, what the model said, and how good that is."""
+    """A row with the right answer, the model's prediction, and its score."""
 
     text: str
     label: str
     said: str
-    score: float  # 1: right, 0: wrong, or between for a part of an answer; of a number, minus its distance
-    probability: float | None = None  # by the model, of what it said
+    score: float  # 1: right, 0: wrong; in between for a part of an answer; in regression, minus the distance
+    probability: float | None = None  # the model's probability of its prediction
 
 
 class Reading(NamedTuple):
-    """The rows of a split as judged, and the model's decisions: of rows, of words, or of each class of a row."""
+    """The judged rows of a split, and the model's decisions: about rows, words, or each class of a row."""
 
     rows: list[Judged]
-    unit: str = ""  # what is decided: "texts", "words"; "" where nothing is, as of numbers
+    unit: str = ""  # what decisions are about: "texts", "words"; "" in regression, which has none
     confidence: np.ndarray = np.zeros(0)  # the model's probability of each decision [m]
     right: np.ndarray = np.zeros(0, bool)  # [m]
 
@@ -41,9 +41,9 @@ class Reading(NamedTuple):
 class Split:
     """Tokens, and pure functions of a model's logits on them, in the order of the rows.
 
-    `score` gives the task's metrics, `skill` how far the model is above chance (0) on the way to perfection (1), and
-    `predictions` the content of a predictions file. `majority` gives the accuracy, and the share of the largest class.
-    `tables` tell what the model does with each class, and `reading` what it says of each row.
+    `score` returns the task's metrics, `skill` a number from chance (0) to perfection (1), and `predictions` the
+    content of a predictions file. `majority` returns the accuracy and the share of the largest class. `tables` are
+    results for each class, and `reading` has the prediction for each row.
     """
 
     tokens: Tokens
@@ -52,14 +52,14 @@ class Split:
     score: Callable[[np.ndarray], dict[str, float]]
     skill: Callable[[np.ndarray], float]
     predictions: Callable[[np.ndarray], str]
-    selection: str  # the score by which the best state is chosen
-    measure: str = "F1"  # what `skill` is
+    selection: str  # the score that chooses the best checkpoint
+    measure: str = "F1"  # the name of `skill`
     chance: float = LOW_F1  # the skill that guesses reach
-    majority: Callable[[np.ndarray], tuple[float, float]] | None = None  # None: the outputs are no classes of rows
-    rows: Rows | None = None  # what the tokens were made of, where it was rows
+    majority: Callable[[np.ndarray], tuple[float, float]] | None = None  # None: the outputs are not classes of rows
+    rows: Rows | None = None  # the rows of the tokens; None if the source has no rows of texts
     tables: Callable[[np.ndarray], list[Table]] = lambda logits: []
-    reading: Callable[[np.ndarray], Reading] | None = None  # None: nobody can judge single rows
-    passages: Passages | None = None  # where rows are passages for queries
+    reading: Callable[[np.ndarray], Reading] | None = None  # None: single rows cannot be judged
+    passages: Passages | None = None  # in tasks with queries
 
     @property
     def is_constant(self) -> bool:
@@ -87,7 +87,7 @@ class Split:
         )
 
     def failure(self, logits: np.ndarray) -> str:
-        """How a model is no better than one that never read a text, or "" where it is better."""
+        """A message if a model is no better than chance or the majority class; "" if it is better."""
         skill = self.skill(logits)
         numbers = [f"{self.measure} {skill:.3f}, and guesses reach {self.chance:.3f}"] if skill < self.chance else []
         if self.majority is not None:

@@ -45,8 +45,8 @@ class Questions:
 def read_squad(path: Path, may_lack_answers: bool = False) -> Questions:
     """The questions of a file in the layout of SQuAD 1.1 or 2.0. `answers` may be missing in all of them.
 
-    The layout of the Hugging Face hub is read, too: JSON lines, or a list, of questions that have their context beside
-    them, and `{"text": [...], "answer_start": [...]}` as answers.
+    The layout of the Hugging Face hub is read too: JSON lines or a list of questions, each with its context, and with
+    `{"text": [...], "answer_start": [...]}` as answers.
 
     An answer may differ from the context in the white space around it, as a few official ones do. An empty list of
     answers means that there is none, as for evaluate-v2.0.py, if the file's version is 2 or with `may_lack_answers`.
@@ -70,7 +70,7 @@ def read_squad(path: Path, may_lack_answers: bool = False) -> Questions:
 
 
 def _content(path: Path) -> Any:
-    """The JSON of a file; of lines or a list, as an object whose `data` they are."""
+    """The JSON of a file. JSON lines or a list become an object with the entry `data`."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -190,7 +190,7 @@ def _answers(qa: dict[str, Any], context: str, where: str, may_lack_answers: boo
 
 
 def _misplaced(text: str, start: int, context: str) -> str:
-    """What is wrong with an answer's place, and what to do."""
+    """A message about a wrong place of an answer, and what to do."""
     if 0 <= start < len(context):
         problem = f"answer_start {start} points at {context[start:][: len(text)]!r} and not at {text!r}"
     else:

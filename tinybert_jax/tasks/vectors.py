@@ -1,4 +1,4 @@
-"""Vectors of texts: learnt from single texts, and scored on pairs of texts with a similarity."""
+"""Embedding tasks: vectors are learnt from single texts, and scored on pairs of texts with a similarity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.metrics import METRICS
 from tinybert_jax.tasks.split import Split
 
-TRAINING_COLUMNS = ("text",)  # where none are named
+TRAINING_COLUMNS = ("text",)  # the default
 
 
 def load_vectors(
@@ -33,9 +33,9 @@ def load_vectors(
     """A split of single texts, for training, or of pairs with a similarity; arguments and errors as in
     `tasks.kinds.load_split`.
 
-    The texts of a pair are rows of their own: those of all pairs' first texts, and then those of the second. So logits
-    are [2 n, d] of n pairs. Columns or templates that the source names are those of training rows if there is one, and
-    those of pairs if there are two.
+    For n pairs there are 2 n rows of single texts: first the first texts of all pairs, then the second ones. So logits
+    are [2 n, d]. If the source names one column or template, it is for training rows; if it names two, they are for
+    pairs.
     """
     check_has_dev(task, source, split)
     if split == "train":
@@ -72,7 +72,7 @@ def load_vectors(
 
 
 def cosines(vectors: np.ndarray) -> np.ndarray:
-    """The cosine of the two vectors of each pair [n], of vectors [2 n, d]; 0 where one is zero.
+    """The cosine of the two vectors of each pair [n], from vectors [2 n, d]; 0 if one of them is zero.
 
     >>> cosines(np.array([[1.0, 0.0], [0.0, 0.0], [2.0, 2.0], [1.0, 0.0]])).round(3).tolist()
     [0.707, 0.0]
@@ -82,23 +82,23 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, d] of length 1; one of zeros stays so."""
+    """Vectors [n, d] divided by their lengths. A zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def prompted_tokens(rows: Rows, tokenizer: Any, max_length: int) -> Tokens:
-    """The tokens of single texts, behind the prompt that the model puts before every text if it has one."""
+    """The tokens of single texts, with the model's default prompt before each, if it has one."""
     prompt = prompt_of(tokenizer)  # is part of the tokenizer's fingerprint, and so of the tokens'
     prompted = dataclasses.replace(rows, texts=[(f"{prompt}{text}",) for (text,) in rows.texts]) if prompt else rows
     return tokenize(prompted, tokenizer, max_length)
 
 
 def check_has_dev(task: Task, source: DataSource, split: SplitName) -> None:
-    """Refuse a source without pairs to score: no dev set is split off from single texts.
+    """Refuse a source without a dev set of pairs, because none can be taken from single texts.
 
     Raises:
-        InputError: says what the pairs' columns are.
+        InputError: there is no dev set. The message names the columns of pairs.
     """
     if source.dev_share is not None or (split == "dev" and source.data is None and source.dev is None):
         instead = "leave out --dev-share, and " if source.dev_share is not None else ""
@@ -109,13 +109,13 @@ def check_has_dev(task: Task, source: DataSource, split: SplitName) -> None:
 
 
 def with_texts(source: DataSource, count: int) -> DataSource:
-    """The source, without the columns or templates that it names if these are not so many."""
+    """The source, without its columns or templates unless there are `count` of them."""
     named = source.text_template or source.text_columns
     return source if len(named) == count else dataclasses.replace(source, text_columns=(), text_template=())
 
 
 def _apart(pairs: Rows) -> Rows:
-    """The texts of pairs as rows: the first of each, and then the second of each."""
+    """The texts of pairs as rows: first the first texts of all pairs, then the second ones."""
     texts = [(text[side],) for side in (0, 1) for text in pairs.texts]
     labels = None if pairs.labels is None else np.tile(pairs.labels, 2)
     digest = hashlib.sha256(f"{pairs.fingerprint} apart".encode()).hexdigest()

@@ -1,6 +1,6 @@
 """The cache of a teacher's targets, for rows or augmented variants that a stage reads more than once.
 
-Targets are computed before the first step and kept on disk. Batches bring them, so the steps run no teacher.
+Targets are computed before the first step and stored on disk. Batches bring them, so no teacher runs in the steps.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tinybert_jax.inference.step import outputs
 from tinybert_jax.precision import float32_precision
 
 FORMAT_VERSION = 2  # increase it when cached targets would change
-TOKENS = -1  # in a shape: an axis over the tokens of the row
+TOKENS = -1  # in a shape: the size of an axis over the tokens of a row
 COMPACT = np.dtype(jnp.bfloat16)
 
 
 class TargetSpec(NamedTuple):
-    """The shape of one array of the targets, for one row, and its dtype."""
+    """The shape, for one row, and the dtype of an array of the targets."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -60,7 +60,7 @@ class OverLimit(Exception):
 
 @dataclass(frozen=True, eq=False)
 class WithTargets:
-    """n rows whose batches bring their targets, as `batch.Examples`."""
+    """n rows whose batches bring their targets: a base of `batch.Examples`."""
 
     examples: Examples
 
@@ -83,15 +83,15 @@ class WithTargets:
         return batch._replace(teacher_inputs=None, targets=self.targets(rows, length))
 
     def targets(self, rows: np.ndarray, length: int) -> Any:
-        """The targets of the rows, -1 for filler, padded to `length` tokens where they are per token."""
+        """The targets of the rows, -1 for filler. Axes over tokens are padded to `length`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class ExamplesWithTargets(WithTargets):
-    """n rows with targets that are kept for each row. Those past a row's tokens are 0."""
+    """n rows with stored targets. Targets past a row's tokens are 0."""
 
-    tokens: np.ndarray  # int64 [n], tokens per row whose targets are kept
+    tokens: np.ndarray  # int64 [n], number of tokens per row whose targets are stored
     offsets: Sequence[np.ndarray]  # for each array, int64 [n]: the start of each row
     flat: Sequence[np.ndarray]  # for each array, the values of all rows
     specs: Sequence[TargetSpec]
@@ -115,16 +115,16 @@ class ExamplesWithTargets(WithTargets):
 
 @dataclass(frozen=True, eq=False)
 class TeacherCache:
-    """A teacher, the objective whose targets it gives, and how they are computed.
+    """The cache of a teacher's targets for an objective, and how they are computed.
 
     Args:
-        objective: an `Objective`; it says whether the targets of padding are read, and which dtype is kept.
+        objective: an `Objective`. It says whether targets of padding are needed, and which dtype is stored.
         params: the teacher's parameters, on the mesh.
-        identity: the teacher's files, and all else that determines the targets, except the rows.
+        identity: the teacher's fingerprint, and everything else that determines the targets, except the rows.
         mesh: the devices that compute the targets.
         batch_size: rows computed at once.
         buckets: the padded lengths of batches.
-        title: names teacher and objective, in `tinybert cache`.
+        title: names teacher and objective, for `tinybert cache`.
     """
 
     objective: Any
@@ -136,16 +136,16 @@ class TeacherCache:
     title: str = ""
 
     def with_targets(self, examples: Examples, limit: float, cache_dir: Path | None = None) -> ExamplesWithTargets:
-        """The rows with their targets. The cache keeps targets for equal runs on equal devices.
+        """The rows with their targets, computed or from the cache. Equal runs on equal devices share cached targets.
 
         Args:
             examples: n rows whose batches are the same in every epoch.
-            limit: bytes that the cache may hold of the targets of all runs. Old ones make room for new ones.
-            cache_dir: see `cache.cache_folder`. Each of several processes keeps a copy of its own until it ends.
+            limit: largest size of the cached targets of all runs, in bytes. Older ones are removed for new ones.
+            cache_dir: see `cache.cache_folder`. In a multi-process run, each process has a copy until it ends.
 
         Raises:
             OverLimit: the rows need more than `limit`.
-            InputError: the disk has no room, or the cache cannot be written.
+            InputError: the disk is too full, or the cache cannot be written.
         """
         specs, tree = self._specs(examples)
         tokens = (
@@ -155,7 +155,7 @@ class TeacherCache:
         needed = sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True))
         if needed > limit:
             raise OverLimit(f"need {needed / 1e9:,.1f} GB")
-        order = np.argsort(examples.lengths, kind="stable")  # that of `eval_batches`, in which files are written
+        order = np.argsort(examples.lengths, kind="stable")  # the order of `eval_batches`, and of the files
         offsets = []
         for spec in specs:
             row_sizes = spec.sizes(tokens)
@@ -173,13 +173,13 @@ class TeacherCache:
             return [np.memmap(folder / f"{n}.bin", spec.dtype, "r", shape=(size,)) for n, (size, spec) in pairs]
 
         folder = cache_folder(cache_dir) / "targets"
-        if jax.process_count() > 1:  # a process that reads its cache would leave the others waiting in the computation
+        if jax.process_count() > 1:  # no shared cache: a process that reads it would leave the others computing alone
             _make_room(folder, needed, limit)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-", ignore_cleanup_errors=True) as temporary:
                     build(Path(temporary))
-                    flat = load(Path(temporary))  # a mapped file outlives its name
+                    flat = load(Path(temporary))  # a mapped file can be read after it is removed
             except OSError as error:
                 raise InputError(f"{folder}: cannot write the cache ({error}): set TINYBERT_JAX_CACHE") from error
             return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
@@ -190,7 +190,7 @@ class TeacherCache:
         return ExamplesWithTargets(examples, tokens, offsets, flat, specs, tree)
 
     def _specs(self, examples: Examples) -> tuple[list[TargetSpec], Any]:
-        """The arrays of the targets. An axis that is longer in a longer batch runs over tokens."""
+        """The specs of the targets' arrays. An axis that grows with the length of a batch is over tokens."""
         longest = self.buckets[-1]
         shapes = [
             jax.eval_shape(self.objective.targets, self.params, examples.batch(np.array([-1]), length, 0))
@@ -244,7 +244,7 @@ class TeacherCache:
 
 
 def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithTargets:
-    """The rows with outputs [n, ...] that are known without a teacher."""
+    """The rows with outputs [n, ...] as targets."""
     spec = TargetSpec(outputs.shape[1:], outputs.dtype)
     offsets = np.arange(len(outputs), dtype=np.int64) * int(np.prod(spec.shape))
     return ExamplesWithTargets(
@@ -253,16 +253,16 @@ def with_known_targets(examples: Examples, outputs: np.ndarray) -> ExamplesWithT
 
 
 def _make_room(folder: Path, needed: int, limit: float, begun: Path | None = None) -> None:
-    """Remove the entries that were used longest ago, until a new one of `needed` bytes fits into `limit`.
+    """Remove the least recently used entries until a new one of `needed` bytes fits into `limit`.
 
     Args:
-        folder: of the entries.
+        folder: the folder of the entries.
         needed: bytes of the new entry.
-        limit: bytes of all entries.
-        begun: what an interrupted run has left of the new entry.
+        limit: largest number of bytes of all entries.
+        begun: the unfinished folder of the new entry that an interrupted run left.
 
     Raises:
-        InputError: the disk has no room for the new bytes.
+        InputError: the disk is too full for the new entry.
     """
     used: dict[Path, float] = {}
     kept: dict[Path, int] = {}
@@ -290,7 +290,7 @@ def _make_room(folder: Path, needed: int, limit: float, begun: Path | None = Non
 def make_targets_step(objective: Any, mesh: Mesh, teacher_params: Params) -> Callable[[Params, Batch], Any]:
     """The compiled `(teacher_params, batch) -> targets` of an objective.
 
-    Every process passes the whole batch, and gets all targets.
+    Every process passes the whole batch and gets all targets.
     """
     rows = batch_sharding(mesh)
     compiled = jax.jit(

@@ -1,4 +1,4 @@
-"""Several teachers: their outputs are known ahead, and a student learns from the mean of them."""
+"""Several teachers together. Their outputs are computed before training, and a student learns from the mean."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tinybert_jax.teachers.teacher import Teacher
 
 
 def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher]) -> Teacher:
-    """The teachers of an ensemble, in the order in which it names them, each loaded by `load`.
+    """Load the members of an ensemble with `load`, as one teacher.
 
     Raises:
-        InputError: one cannot be read, does not fit the task, or has other classes than the first.
+        InputError: a member cannot be read, does not fit the task, or has other classes than the first.
     """
     settings, task = experiment.teacher, get_task(experiment.task)
     assert isinstance(settings, Ensemble)
@@ -59,7 +59,7 @@ def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher])
 
 
 def class_order(task: Task, first: Teacher, teacher: Teacher) -> np.ndarray | None:
-    """For each of the first teacher's classes, its number among a teacher's outputs; None where the order is the same.
+    """For each of the first teacher's classes, its index in another's outputs; None if the order is the same.
 
     Raises:
         InputError: the teacher has other classes.
@@ -88,12 +88,12 @@ def average(
     """The weighted mean of several teachers' outputs, as logits float32.
 
     Args:
-        outputs: for each teacher, logits, or numbers.
-        class_axis: over which probabilities add up to 1; EACH: every class has one of its own; None: the outputs are
-            numbers.
-        mask: 0 where there is no class, as padding is no answer; it broadcasts to the outputs.
-        shares: their weights, which add up to 1.
-        of: what the mean is of; of probabilities, the logits are the logarithms of their mean.
+        outputs: the logits, or numbers, of each teacher.
+        class_axis: the axis over which probabilities add up to 1; EACH: each class has a separate probability; None:
+            the outputs are numbers.
+        mask: 0 for entries that are not a class, such as padding positions of answers; it broadcasts to the outputs.
+        shares: the teachers' weights, which add up to 1.
+        of: whether to average probabilities or logits. The result for probabilities is the logarithm of their mean.
 
     >>> both = [np.log([0.9, 0.1]), np.log([0.5, 0.5])]
     >>> np.exp(average(both, -1, shares=[0.5, 0.5], of="probabilities")).round(3).tolist()
@@ -112,12 +112,12 @@ def average(
 
 
 def class_mask(class_axis: ClassAxis, lengths: np.ndarray, positions: int) -> np.ndarray | None:
-    """The mask of `average`, [n, positions, 1]: where classes are positions, those of real tokens; else None.
+    """The mask for `average`: if classes are positions, [n, positions, 1] with True for real tokens; else None.
 
     Args:
-        class_axis: of the logits [n, ...], as in `average`.
+        class_axis: the class axis of the logits [n, ...], as in `average`.
         lengths: tokens per row, int [n].
-        positions: of the logits.
+        positions: number of positions in the logits.
     """
     return (np.arange(positions) < lengths[:, None])[:, :, None] if class_axis == 1 else None
 
@@ -126,9 +126,9 @@ def class_mask(class_axis: ClassAxis, lengths: np.ndarray, positions: int) -> np
 class AveragedTargets(WithTargets):
     """n rows with the mean of several teachers' outputs."""
 
-    members: Sequence[ExamplesWithTargets]  # each over the same rows, in its own tokens
-    in_order: Sequence[Callable[[np.ndarray], np.ndarray]]  # as `Teacher.in_order` of each
-    mean: Callable[..., np.ndarray]  # as `Teacher.average`
+    members: Sequence[ExamplesWithTargets]  # the same rows for each teacher, in its tokens
+    in_order: Sequence[Callable[[np.ndarray], np.ndarray]]  # `Teacher.in_order` of each
+    mean: Callable[..., np.ndarray]  # `Teacher.average`
     class_axis: ClassAxis
 
     def targets(self, rows: np.ndarray, length: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An ONNX or StableHLO file as a teacher. Its outputs are computed once, before training, and kept."""
+"""An ONNX or StableHLO file as a teacher. Its outputs are computed once, before training, and cached."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def is_exported(teacher: Any) -> bool:
 
 
 def load_exported(experiment: Experiment) -> Teacher:
-    """The teacher that an exported model is: a function of texts, in its own tokens.
+    """Load an exported model as a teacher. It is a function of texts, with its own tokenizer.
 
     Raises:
-        InputError: it cannot be read, does not fit the task, or the task's rows are no texts.
+        InputError: it cannot be read or does not fit the task, or the task's rows are not texts.
     """
     name = str(experiment.teacher)
     if isinstance(experiment.source, CorpusSource):

@@ -1,4 +1,4 @@
-"""A function as a teacher. Its outputs are computed once, before training, and kept."""
+"""A Python function as a teacher. Its outputs are computed once, before training, and cached."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tinybert_jax.settings.teachers import FunctionTeacher
 from tinybert_jax.teachers.predictions import LEAST_PROBABILITY, SUM_TOLERANCE, log_odds
 from tinybert_jax.teachers.teacher import Teacher
 
-FORMAT_VERSION = 1  # increase it when kept outputs would change
+FORMAT_VERSION = 1  # increase it when cached outputs would change
 
 
 def load_function(experiment: Experiment) -> Teacher:
-    """The teacher that a function is.
+    """Load a `FunctionTeacher` as a teacher.
 
     Raises:
-        InputError: the task's rows are no texts, or classes and numbers are confused.
+        InputError: the task's rows are not texts; or the function has labels in regression, or none in classification.
     """
     settings, task = experiment.teacher, get_task(experiment.task)
     assert isinstance(settings, FunctionTeacher)
@@ -46,16 +46,16 @@ def function_outputs(
 ) -> np.ndarray:
     """A function's outputs for rows: logits float32 [n, c], or numbers float32 [n].
 
-    They are kept in the user's cache, under the function's fingerprint. After an interruption, the next call goes on.
+    They are cached under the function's fingerprint. After an interruption, the next call continues.
 
     Args:
         settings: the function.
         rows: n rows.
         cache_dir: see `cache.cache_folder`.
-        multi_label: each class has a probability of its own.
+        multi_label: each class has a separate probability.
 
     Raises:
-        InputError: the function gives anything but probabilities or numbers; or the cache cannot be written.
+        InputError: the function returns something other than probabilities or numbers; or the cache cannot be written.
     """
     from tqdm import tqdm
 
@@ -64,7 +64,7 @@ def function_outputs(
     size, count = settings.batch_size, len(rows.texts)
 
     def parts(first: int) -> Iterator[list[bytes]]:
-        """A part is a row, so that another batch size goes on too."""
+        """Each part is one row, so that a call with another batch size can continue."""
         with tqdm(total=count, initial=first, desc=str(settings), unit="row", disable=count <= size) as bar:
             for start in range(first, count, size):
                 texts = [row if len(row) > 1 else row[0] for row in rows.texts[start : start + size]]

@@ -1,4 +1,4 @@
-"""A file of predictions as a teacher: one row's class probabilities, logits, label or number in each record."""
+"""A file of predictions as a teacher. Each record has the probabilities, logits, label or number of one row."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ from tinybert_jax.settings.sources import DataSource, TextForm
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.teachers.teacher import Teacher, UnknownRow
 
-LEAST_PROBABILITY = 1e-9  # a probability of 0 has no logit; this one is as good as 0
-SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of a row may add up, as after rounding
+LEAST_PROBABILITY = 1e-9  # replaces smaller probabilities, because 0 has no logarithm
+SUM_TOLERANCE = 1e-2  # tolerance for the sum of a row's probabilities, which may be rounded
 SUFFIXES = (".jsonl", ".tsv", ".csv", ".parquet")
-LOGITS = "logits."  # before a class, in the name of a table's column
-PROBABILITY = "probability."  # likewise, in what `tinybert predict` writes
+LOGITS = "logits."  # prefix of a class in the name of a table's column
+PROBABILITY = "probability."  # prefix of a class in tables that `tinybert predict` writes
 KINDS = ("probabilities", "logits", "label", "labels", "value")
 
 Key = tuple[str, ...]  # the texts of a row, or its id
 
 
 class Record(NamedTuple):
-    """One record of a file: whose it is, and where it stands."""
+    """One record of a file."""
 
-    key: Key
-    by_id: bool
+    key: Key  # of its row
+    by_id: bool  # whether the key is an id
     fields: Mapping[str, Any]  # one of KINDS, and `confidence` beside a label
     where: str  # path:line, for messages
 
 
 def is_predictions(name: Any) -> bool:
-    """Whether a teacher's name is that of a file of predictions."""
+    """Whether a teacher is the name of a file of predictions."""
     return isinstance(name, str) and name.lower().endswith(SUFFIXES)
 
 
 def load_predictions(experiment: Experiment) -> Teacher:
-    """The teacher in a file of JSON lines, a .tsv or .csv with a header, or a Parquet file.
+    """Load a file of predictions as a teacher: JSON lines, a .tsv or .csv with a header, or a Parquet file.
 
-    A record names its row by `text` (of a pair, a list of two strings), by the columns of the texts, or by
-    `id`, which is compared with the source's id column. It holds one of
+    A record names its row by `text` (for a pair, a list of two strings), by the columns of the texts, or by `id`,
+    which is compared with the source's id column. It has one of these:
 
-    - `probabilities`: by class name. They add up to 1; or only the likeliest are named, and the rest is spread evenly
-      over the others. A table has a column for each class, where an empty cell is a class that is not named.
-    - `logits`: of every class. A table has columns `logits.CLASS`.
-    - `label`, with its `confidence` (default: 1), as a probability.
+    - `probabilities`: by class name. They add up to 1; or only the most probable classes are named, and the rest is
+      spread evenly over the others. A table has a column for each class; an empty cell means that it is not named.
+    - `logits`: for every class. A table has columns `logits.CLASS`.
+    - `label`, with its `confidence`, a probability (default: 1).
     - `value`, in regression.
 
-    What `tinybert predict` writes is read, too: `prediction` beside `probabilities`, in a table columns
-    `probability.CLASS`; or alone, the number. All other columns are the row's own.
+    Files that `tinybert predict` writes are read too. They have `prediction` beside `probabilities` (in a table,
+    columns `probability.CLASS`), or alone as the number. All other columns are ignored.
 
-    Where rows have any number of classes, each probability stands alone; it is 0 for a class that is not named. A
-    `label` is then the one class of its row, and `labels` a list of them.
+    In multi-label tasks, each class has a separate probability, which is 0 if the class is not named. `label` is then
+    the only class of its row, and `labels` a list of classes.
 
     Temperatures apply to the logarithms of probabilities.
 
     Raises:
         InputError: the file cannot be read; a record is malformed, names a class that the labelled rows do not have,
-            or holds no probabilities (`path:line: ...`); two records of one row differ; or the task has no such
-            teacher.
+            or has no probabilities (`path:line: ...`); two records of one row differ; or the task does not allow such
+            a teacher.
     """
     path = Path(str(experiment.teacher))
     task, source = get_task(experiment.task), experiment.source
@@ -120,10 +120,10 @@ def load_predictions(experiment: Experiment) -> Teacher:
 
 
 def _records(path: Path, data: bytes, form: TextForm) -> Iterator[Record]:
-    """The records of a file, with the fields of a table's columns named as in JSON lines."""
+    """The records of a file. The fields of a table are named as in JSON lines."""
     text_columns = form.columns
     for fields, where in _READERS[path.suffix.lower()](path, data, text_columns):
-        if "prediction" in fields and "probabilities" in fields:  # all else is the row's own
+        if "prediction" in fields and "probabilities" in fields:  # other fields are those of the row
             fields = {name: x for name, x in fields.items() if name == "probabilities" or name not in KINDS}
         if len(named := [kind for kind in KINDS if kind in fields]) > 1:
             raise InputError(f"{where}: has {' and '.join(named)}: keep one of them")
@@ -187,7 +187,7 @@ def _parquet(path: Path, data: bytes, text_columns: tuple[str, ...]) -> Iterator
 
 
 def _fields(cells: Mapping[str, Any], text_columns: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The fields of a table's row: columns of numbers that have no other meaning are classes."""
+    """The fields of a table's row. Columns of numbers without another meaning are classes."""
     if predicted := [column for column in cells if column.startswith(PROBABILITY)]:
         by_class = {column.removeprefix(PROBABILITY): _parsed(cells[column], where, column) for column in predicted}
         kept = {column: cell for column, cell in cells.items() if column in ("text", "id", *text_columns)}
@@ -230,7 +230,7 @@ _READERS = {".jsonl": _json_lines, ".tsv": _table, ".csv": _table, ".parquet": _
 
 
 def _label_names(records: list[Record], task: Task, source: DataSource) -> tuple[str, ...]:
-    """The classes by id: those of the labelled rows, or else all that the file names."""
+    """The classes by id: those of the labelled rows if there are any, else all classes in the file."""
     if known := known_labels(task, source):
         return known
     named: set[str] = set()
@@ -242,13 +242,13 @@ def _label_names(records: list[Record], task: Task, source: DataSource) -> tuple
 
 
 def log_odds(probabilities: Any) -> np.ndarray:
-    """The logits of classes that do not exclude each other, float32."""
+    """The logits of the probabilities of multi-label classes, float32."""
     likely = np.clip(np.asarray(probabilities, np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     return (np.log(likely) - np.log1p(-likely)).astype(np.float32)
 
 
 def _logits(record: Record, ids: Mapping[str, int], count: int, multi_label: bool) -> np.ndarray:
-    """The logits of a record, float32 [c]; of probabilities, their logarithms, or log-odds."""
+    """The logits of a record, float32 [c]: of probabilities, their logarithms, or log-odds if multi-label."""
     where, fields = record.where, record.fields
     if "labels" in fields and not multi_label:
         raise InputError(f'{where}: has "labels", and a row has one: give its "label", or take --task multi_label')
@@ -295,7 +295,7 @@ def _logits(record: Record, ids: Mapping[str, int], count: int, multi_label: boo
 
 
 def _labels(record: Record) -> list[str]:
-    """The label of a record, or its list of labels, as a file of rows would write them."""
+    """The label of a record, or its list of labels, written as in a file of rows."""
     labels = record.fields["labels"] if "labels" in record.fields else [record.fields["label"]]
     if not isinstance(labels, list):
         raise InputError(f'{record.where}: "labels" is {json.dumps(labels, default=str)[:60]}: give a list')
@@ -303,7 +303,7 @@ def _labels(record: Record) -> list[str]:
 
 
 def _value(record: Record) -> float:
-    """The number of a record."""
+    """The number in a record, for regression."""
     named = [name for name in ("value", "prediction") if name in record.fields]
     if len(named) == 2:
         raise InputError(f"{record.where}: has value and prediction: keep one of them")
@@ -311,7 +311,7 @@ def _value(record: Record) -> float:
 
 
 def _by_class(record: Record) -> Mapping[str, Any]:
-    """The numbers of a record by class name."""
+    """The probabilities or logits of a record by class name."""
     values = record.fields.get("logits", record.fields.get("probabilities"))
     if not isinstance(values, dict) or not values:
         raise InputError(

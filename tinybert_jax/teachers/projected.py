@@ -1,4 +1,4 @@
-"""A teacher whose vectors are projected on their principal directions, for students whose vectors are shorter."""
+"""A teacher whose vectors are projected onto their principal directions, for students with shorter vectors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, TextVector
 from tinybert_jax.objectives.embedding import embedding_objective
 from tinybert_jax.teachers.teacher import Teacher
 
-TEXTS, BATCH_SIZE = 8192, 64  # of training texts, at most so many are measured, so many at once
+TEXTS, BATCH_SIZE = 8192, 64  # largest number of training texts to measure, and number of texts per batch
 
 
 def with_projected_vectors(teacher: Teacher, examples: Examples, width: int, buckets: tuple[int, ...]) -> Teacher:
-    """The teacher with a dense layer to the principal directions of its vectors, longest first.
+    """The teacher with a dense layer that projects its vectors onto their principal directions, the largest first.
 
-    The directions are those of a sample of the training texts, the same for every seed.
+    The directions are measured on a sample of the training texts, which is the same for every seed.
 
     Args:
-        teacher: one embedding model.
-        examples: the training texts, as `Lesson` has them.
-        width: numbers of a projected vector.
+        teacher: a single embedding model.
+        examples: the training texts in the teacher's tokens.
+        width: the width of projected vectors.
         buckets: the lengths to which texts are padded.
 
     Raises:
-        InputError: the teacher's vectors are not longer, the texts are too few, or the vectors end with a Tanh.
+        InputError: the teacher's vectors are not wider, there are too few texts, or the vectors end with a Tanh.
     """
     model = teacher.model
     assert model is not None, "a teacher of vectors is a model"
@@ -49,9 +49,9 @@ def with_projected_vectors(teacher: Teacher, examples: Examples, width: int, buc
 
 
 def principal_directions(vectors: np.ndarray, width: int) -> np.ndarray:
-    """The orthonormal directions [d, width] on which vectors [n, d] keep most of their squared length, longest first.
+    """The orthonormal directions [d, width] that keep most of the squared length of vectors [n, d], the largest first.
 
-    The mean is not subtracted: the dot products of the vectors are kept as well as so many directions can.
+    The mean is not subtracted, so dot products of the vectors are preserved as well as `width` directions can.
 
     Raises:
         InputError: there are fewer vectors than directions.
@@ -68,7 +68,7 @@ def principal_directions(vectors: np.ndarray, width: int) -> np.ndarray:
 
 
 def project_vectors(config: BertConfig, params: Params, directions: np.ndarray) -> tuple[BertConfig, Params]:
-    """The embedding model with a dense layer to the directions [d, width] of its vectors.
+    """The embedding model with a dense layer that projects its vectors onto directions [d, width].
 
     Raises:
         InputError: the vectors end with a Tanh.
@@ -84,7 +84,7 @@ def project_vectors(config: BertConfig, params: Params, directions: np.ndarray) 
 
 
 def _sample(examples: Examples, buckets: tuple[int, ...]) -> Iterator[tuple[int, Batch]]:
-    """Batches of texts of like lengths, filled up, with the number of texts in each."""
+    """Batches of texts of similar lengths, filled up with filler rows, and the number of texts in each."""
     lengths = np.asarray(examples.lengths)
     rows = np.random.default_rng(0).permutation(len(examples))[:TEXTS]
     rows = rows[np.argsort(lengths[rows], kind="stable")]

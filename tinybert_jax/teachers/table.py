@@ -1,4 +1,4 @@
-"""The table of teachers: which kind a name stands for."""
+"""The table of kinds of teachers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tinybert_jax.teachers.teacher import Teacher, load_model_teacher
 
 
 class TeacherKind(NamedTuple):
-    """A kind of teacher: the names or settings that it takes, and how one is loaded and checked."""
+    """A kind of teacher: which names or settings it is for, and how it is loaded and checked."""
 
-    takes: Callable[[Any], bool]
+    takes: Callable[[Any], bool]  # `Experiment.teacher` -> whether it is of this kind
     load: Callable[[Experiment], Teacher]
     gives_vectors: bool = False  # it can teach a task whose outputs are vectors
 
 
 def load_teacher(experiment: Experiment) -> Teacher:
-    """The teacher of an experiment, by the last row that takes its name.
+    """Load the teacher of an experiment, by the last row of TEACHERS that takes it.
 
     Raises:
         InputError: it cannot be read, or does not fit the task.
@@ -41,7 +41,7 @@ def load_teacher(experiment: Experiment) -> Teacher:
     return row.load(experiment)
 
 
-# a later row comes first, so a row that is added takes its names from these
+# later rows are asked first, so an added row can take names from these
 TEACHERS: dict[str, TeacherKind] = {
     "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher, gives_vectors=True),
     "predictions": TeacherKind(is_predictions, load_predictions),

@@ -1,4 +1,4 @@
-"""What gives an objective its targets: a model that runs beside the student, or outputs that are known ahead."""
+"""Teachers, which give objectives their targets: a model that runs in the step, or outputs computed in advance."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tinybert_jax.settings.tasks import get_task
 
 
 class UnknownRow(InputError):
-    """A teacher that knows certain rows is asked about another."""
+    """A teacher that has outputs for certain rows only is asked for another row."""
 
 
 class TeacherModel(NamedTuple):
-    """A teacher that runs: fine-tuned on the task, or, for a corpus, as pretrained."""
+    """A teacher that is a model: fine-tuned on the task, or only pretrained for raw text."""
 
     config: BertConfig
     params: Params  # on the host
@@ -38,24 +38,24 @@ class TeacherModel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """What is learnt from: a model, outputs that are known for rows, or several teachers.
+    """A teacher: a model, a function from rows to outputs, or an ensemble.
 
-    A single model may run in the step. All other outputs are known ahead of training.
+    A single model may run in the step. All other outputs are computed before training.
     """
 
     name: str
-    fingerprint: str  # of all that determines its outputs, beside the rows
+    fingerprint: str  # of all that determines its outputs, except the rows
     label_names: tuple[str, ...]  # the classes in the order of its outputs
-    model: TeacherModel | None = None  # of several teachers, that of `layer_member`
+    model: TeacherModel | None = None  # in an ensemble, the model of `layer_member`
     outputs_of: Callable[[Rows], np.ndarray] | None = None  # -> logits float32 [n, c]; in regression numbers [n]
-    order: np.ndarray | None = None  # of a member: for each class of the ensemble, its number among the outputs
-    members: tuple[Teacher, ...] = ()  # of several teachers
-    layer_member: int | None = None  # of several teachers, the number of the member whose layers teach
-    average: Callable[..., np.ndarray] | None = None  # of several teachers: see `ensemble.average`
+    order: np.ndarray | None = None  # in a member: for each class of the ensemble, its index in the member's outputs
+    members: tuple[Teacher, ...] = ()  # of an ensemble
+    layer_member: int | None = None  # in an ensemble, the index of the member whose layers teach
+    average: Callable[..., np.ndarray] | None = None  # in an ensemble: see `ensemble.average`
 
     @property
     def runs_alone(self) -> bool:
-        """Whether it is one model, which can run in every step."""
+        """Whether it is a single model, which can run in every step."""
         return self.model is not None and not self.members
 
     def in_order(self, outputs: np.ndarray) -> np.ndarray:
@@ -64,10 +64,10 @@ class Teacher:
 
 
 def with_pieces_of(teacher: Teacher, tokenizer: Any) -> Teacher:
-    """A teacher that reads a student's token ids, if the student's vocabulary is a part of its own.
+    """The teacher with the student's token ids, if the student's vocabulary is a subset of the teacher's.
 
-    Its word table has the student's pieces alone, so each position means the same to both, and layers can be compared.
-    A teacher with another vocabulary, or none, stays as it is.
+    Its word table then has only the student's pieces. So student and teacher read the same tokens, and layers can be
+    compared. A teacher with another vocabulary, or without one, is returned unchanged.
     """
     if teacher.members:
         members = tuple(with_pieces_of(member, tokenizer) for member in teacher.members)
@@ -84,7 +84,7 @@ def with_pieces_of(teacher: Teacher, tokenizer: Any) -> Teacher:
 
 
 def load_model_teacher(experiment: Experiment) -> Teacher:
-    """The teacher in a Hugging Face directory or hub id, checked to fit the task.
+    """Load a teacher from a Hugging Face directory or hub id, and check that it fits the task.
 
     Raises:
         InputError: it cannot be read, or does not fit the task.

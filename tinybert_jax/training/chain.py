@@ -1,4 +1,4 @@
-"""The stages of a run with the compression methods between them, and what each left of the model."""
+"""The stages of a run with the compression methods between them, and the model's size and scores after each."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ Outputs = Callable[[Params, Split], np.ndarray]
 class Trained(NamedTuple):
     """The members' models after all stages."""
 
-    inputs: Inputs  # with the config of the models
+    inputs: Inputs  # with the config of the trained models
     models: list[Params]
     outputs: Outputs  # `(placed params, split) -> logits`
-    chains: list[list[Link]]  # of each member: the model after every method and stage; empty without methods
+    chains: list[list[Link]]  # for each member, the model after every method and stage; empty without methods
 
 
 def check_compression(experiment: Experiment, inputs: Inputs, members: int) -> None:
-    """Refuse methods that cannot act in a run, on this model, or where they stand.
+    """Refuse methods that are not possible in a run, on this model, or at their place.
 
     Raises:
-        InputError: says which.
+        InputError: there is such a method.
     """
     check_methods(experiment.compression, inputs.config, inputs.head)
     methods = [build_method(settings) for settings in experiment.compression]
@@ -88,10 +88,10 @@ def compressed(
     models: list[Params],
     watch: Callable[[str, Inputs, list], None],
 ) -> tuple[Inputs, list[Params]]:
-    """The models after the methods of a stage, which first finish those of the stages before it.
+    """The models after the methods of a stage are applied. First, methods of earlier stages are finished.
 
     Raises:
-        InputError: a method cannot act on the model, or leaves members of unlike sizes.
+        InputError: a method cannot be applied to the model, or members would get different sizes.
     """
     if not experiment.stages[index].compression:
         return inputs, models
@@ -102,7 +102,7 @@ def compressed(
     for settings in experiment.stages[index].compression:
         apply = build_method(settings).apply
         applied = [apply(inputs.config, model, inputs.train) for model in models]
-        # singular values of unlike processors may have other signs
+        # on different processors, singular vectors may have different signs
         changed = [(config, processes.tree_from_primary(model)) for config, model in applied]
         inputs, models = _changed(inputs, changed, f"compression {settings.name!r}")
         watch(settings.name, inputs, models)
@@ -116,7 +116,7 @@ def _changed(inputs: Inputs, changed: Sequence[tuple], name: str) -> tuple[Input
 
 
 class Watch:
-    """Keeps what each method and stage leaves of the members' models, in runs that compress; it prints a line each."""
+    """In runs that compress: records the members' models after each method and stage, and prints a line for each."""
 
     def __init__(self, experiment: Experiment, inputs: Inputs, diverged: DivergedMembers, mesh: Mesh) -> None:
         self.active = bool(experiment.compression)
@@ -125,7 +125,7 @@ class Watch:
         self._mesh, self._diverged = mesh, diverged
 
     def __call__(self, name: str, inputs: Inputs, models: list[Params], outputs: Outputs | None = None) -> None:
-        """Add the models, with their scores once a head is trained."""
+        """Record the models, with scores if a head is trained."""
         if not self.active:
             return
         tokens = float(np.mean(inputs.train.lengths))
@@ -154,10 +154,10 @@ def run_stages(
     out: Path,
     diverged: DivergedMembers,
 ) -> Trained:
-    """Train the members through all stages; the methods of the first one have acted.
+    """Train the members through all stages. The methods of the first stage are already applied.
 
     Raises:
-        InputError, Stopped, Diverged: as `train_stage`; a method cannot act on what is left.
+        InputError, Stopped, Diverged: as `train_stage`; InputError too if a method cannot be applied to the model.
     """
     experiment = experiments[0]
     outputs = make_outputs(inputs, mesh, models[0])
@@ -178,7 +178,7 @@ def run_stages(
 
 
 def check_segment(experiment: Experiment, index: int, inputs: Inputs, models: Sequence[Params]) -> None:
-    """Refuse, by their shapes, what the stages from this one up to the next methods cannot train.
+    """Check, by shapes alone, that the stages from this one up to the next methods can train the models.
 
     Raises:
         InputError: as `make_objective` and `check_params`.
@@ -189,7 +189,7 @@ def check_segment(experiment: Experiment, index: int, inputs: Inputs, models: Se
 
 
 def make_outputs(inputs: Inputs, mesh: Mesh, like: Params) -> Outputs:
-    """`(params, split) -> logits`, compiled once for parameters of these shapes.
+    """A function `(params, split) -> logits`, compiled once for parameters with the shapes of `like`.
 
     It raises Diverged if the logits are not finite.
     """

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of one stage: the newest two are kept, and what is restored is what was saved."""
+"""Orbax checkpoints of one stage. The newest two are kept, and checksums verify what is restored."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Checkpoints:
     """The checkpoints of one stage in `directory`, written while training goes on."""
 
     def __init__(self, directory: Path) -> None:
-        # a directory that cannot be made in the background keeps Orbax's threads, and the process, for 300 seconds
+        # if Orbax cannot create a directory in the background, its threads keep the process for 300 seconds
         in_the_foreground = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, async_options=in_the_foreground)
         self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options)
-        self._step = 0  # of the last save that was begun
+        self._step = 0  # of the last save
 
     def save(self, step: int, state: Any) -> None:
-        """Begin to save `state` as of `step`. The best parameters so far are in it.
+        """Start to save `state`, as of `step`, in the background. It includes the best parameters so far.
 
         Raises:
-            InputError: this save, or the one before, failed; the older checkpoints are sound.
+            InputError: this save or the one before failed; older checkpoints are sound.
         """
-        self._guarded(self._manager.wait_until_finished)  # its error would be reported as this one's
+        self._guarded(self._manager.wait_until_finished)  # else an error of that save would be reported for this one
         self._step = step
         state = jax.tree.map(jnp.copy, state)  # the next step donates the buffers of the original
         saved = ocp.args.StandardSave(state), ocp.args.JsonSave(checksums(state))
@@ -45,10 +45,10 @@ class Checkpoints:
             raise RuntimeError(f"step {step} was not saved; {self._manager.latest_step()} is the newest")
 
     def check(self) -> None:
-        """Notice a save that failed in the background.
+        """Check whether a save failed in the background.
 
         Raises:
-            InputError: it did.
+            InputError: one failed.
         """
         self._guarded(self._manager.check_for_errors)
 
@@ -61,9 +61,9 @@ class Checkpoints:
         self._guarded(self._manager.wait_until_finished)
 
     def restore(self, like: Any) -> Any | None:
-        """The newest sound state, with the shapes and shardings of `like`; None where there is none.
+        """The newest sound state, with the shapes and shardings of `like`; None if there is none.
 
-        One that cannot be read, or does not hold what was saved, is named in a warning and kept aside as N.damaged.
+        A checkpoint that cannot be read or has wrong checksums is reported in a warning and renamed to N.damaged.
         """
         abstract = jax.tree.map(_abstract, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -91,7 +91,7 @@ class Checkpoints:
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except Exception as error:  # of the file system, by way of Python, TensorStore or Orbax
+        except Exception as error:  # a file system's error, raised by Python, TensorStore or Orbax
             raise InputError(
                 f"{self._directory}: step {self._step} could not be saved ({_reason(error)}); the checkpoints before"
                 " it are sound: make room or mend the directory, then continue with --resume"
@@ -110,10 +110,10 @@ class Checkpoints:
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """A checksum of every leaf, under its path; it does not depend on how the leaf is spread over devices.
+    """A checksum of every leaf, by its path. It does not depend on how the leaf is sharded.
 
-    The words of a leaf are summed modulo 2**32, twice, each multiplied by an odd number that depends on its place. A
-    flipped bit always shows, the order of the sum does not matter, and every process can sum the part that it holds.
+    Two sums modulo 2**32 over the words of a leaf; each word is multiplied by an odd number that depends on its index.
+    A flipped bit always changes them, the order of summation does not matter, and each process can sum its shards.
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     sums = np.stack([_partial_checksum(leaf) for leaf in leaves.values()])
@@ -123,7 +123,7 @@ def checksums(tree: Any) -> dict[str, str]:
 
 
 def _partial_checksum(leaf: jax.Array) -> np.ndarray:
-    """What this process's shards contribute, uint32 [2]; of copies, one counts."""
+    """The sums over this process's shards, uint32 [2]. Replicas are counted once."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     total = np.zeros(2, np.uint32)
@@ -131,7 +131,7 @@ def _partial_checksum(leaf: jax.Array) -> np.ndarray:
         if shard.replica_id:
             continue
         data = np.ascontiguousarray(shard.data)
-        # leaves of a state are of 32 bits, but for masks of bools
+        # leaves of a state have 32 bits, except bool masks
         words = data.view(f"u{data.itemsize}").ravel().astype(np.uint32, copy=False)
         place: np.ndarray = np.zeros((), np.uint32)
         for axis, size in enumerate(leaf.shape):
@@ -145,14 +145,14 @@ def _partial_checksum(leaf: jax.Array) -> np.ndarray:
 
 
 def _difference(restored: dict[str, str], saved: dict[str, str]) -> str:
-    """Which leaves are not those that were saved; empty where all are."""
+    """A message about leaves whose checksums differ; "" if there are none."""
     names = [name for name in restored | saved if restored.get(name) != saved.get(name)]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"the checksum of {names[0]} differs{more}" if names else ""
 
 
 def _reason(error: Exception) -> str:
-    """One line: TensorStore's texts fill a screen."""
+    """One line about an error. Messages of TensorStore fill a screen."""
     text = str(error)
     if "No space left on device" in text:
         return "No space left on device"

@@ -1,4 +1,4 @@
-"""What a run will cost: floating-point operations by count, hours by a measured rate."""
+"""The expected cost of a run: counted floating-point operations, and hours at a measured rate."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Cost(NamedTuple):
 
 
 def step_flops(objective: Objective, rows: int, tokens: int, students: int = 1, targets_known: bool = False) -> float:
-    """Floating-point operations of one training step: the students forward and backward, and the teacher forward
-    unless its targets are known. What the backward pass recomputes to save memory does not count.
+    """Floating-point operations of one training step: students forward and backward, and the teacher forward unless
+    its targets are known. Activations that the backward pass recomputes do not count.
 
     >>> from tinybert_jax.models.config import BertConfig
     >>> from tinybert_jax.objectives.transformer import transformer_objective
@@ -52,7 +52,7 @@ def step_flops(objective: Objective, rows: int, tokens: int, students: int = 1, 
 def seconds_per_step(
     train_step: Callable[..., Any], state: Any, teacher_params: Any, batch: Batch, hyper: Any
 ) -> float:
-    """Median seconds of a step on a copy of `state`, after one that compiles."""
+    """Median seconds of a step on a copy of `state`, without the first step, which compiles."""
     state = jax.tree.map(jnp.copy, state)
     seconds = []
     for _ in range(1 + TIMED_STEPS):

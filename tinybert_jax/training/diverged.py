@@ -1,4 +1,4 @@
-"""A run whose numbers are not finite any more ends; a member of a population ends alone."""
+"""Divergence: a run ends when its numbers are not finite; in a population, only the member that diverged ends."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Diverged(Exception):
 
 
 class DivergedMembers:
-    """Which members of a run diverged: they are computed on, since the program is for all, and count no more.
+    """Which members of a run diverged. They are still computed, because one program computes all, but are ignored.
 
-    It is the same in all processes, as it is told by numbers that are. A state tells it by the parameters, which are
-    made NaN where a member diverged (`step.make_end_members`), so a run that is resumed knows it too.
+    All processes agree, because they see the same numbers. In a state, the parameters of a diverged member are NaN
+    (`step.make_end_members`), so a resumed run knows it too.
     """
 
     def __init__(self, experiments: Sequence[Experiment], out: Path) -> None:
@@ -40,18 +40,18 @@ class DivergedMembers:
 
     @property
     def living(self) -> list[int]:
-        """The members that count."""
+        """The members that did not diverge."""
         return [number for number in range(len(self._names)) if number not in self]
 
     def reason(self, number: int) -> str | None:
-        """Which member diverged where and how; None: it did not."""
+        """A message about where and how the member diverged; None if it did not."""
         return self._reasons.get(number)
 
     def add(self, lost: Mapping[int, str], stage: str, step: int | None = None) -> None:
-        """Members that diverge now, with what is not finite. Each is told, and its directory says so.
+        """Mark members as diverged. `lost` says what is not finite; it is printed, and written to their directories.
 
         Raises:
-            Diverged: none is left.
+            Diverged: no member is left.
         """
         if {*lost} >= {*self.living}:
             number = min(lost)
@@ -73,7 +73,7 @@ class DivergedMembers:
 
     @contextlib.contextmanager
     def ended_by(self, number: int, stage: str, step: int | None = None) -> Iterator[None]:
-        """Where outputs of the member may turn out not to be finite, which ends it.
+        """A context that marks the member as diverged if `Diverged` is raised in it.
 
         Raises:
             Diverged: as `add`.
@@ -84,7 +84,7 @@ class DivergedMembers:
             self.add({number: str(error)}, stage, step)
 
     def restore(self, finite: Sequence[bool], stage: str) -> None:
-        """Members whose parameters are not finite in a state of the stage that is continued."""
+        """Mark members whose parameters are not finite in the restored state of a stage."""
         for number, is_finite in enumerate(finite):
             if not is_finite and number not in self:
                 file = self._directories[number] / FILE
@@ -92,7 +92,7 @@ class DivergedMembers:
                 self._reasons[number] = next(iter(told), f"{self._names[number]} diverged in stage {stage}")
 
     def forget(self, number: int) -> None:
-        """Remove what the directory says of a member that did not diverge, when it was resumed from before."""
+        """Remove the file about a divergence that did not happen again after a resume from an earlier checkpoint."""
         (self._directories[number] / FILE).unlink(missing_ok=True)
 
 

@@ -50,20 +50,20 @@ from tinybert_jax.teachers.table import load_teacher
 from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow, with_pieces_of
 from tinybert_jax.training.population import check_members
 
-# Rows of the padded embedding tables divide by it on every mesh, so that a checkpoint fits all meshes.
+# The word table is padded to a multiple of this on every mesh, so that a checkpoint fits all meshes.
 VOCAB_MULTIPLE = 128
-SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # at most, by which a spectral start measures the teacher's hidden states
-OF_MODEL = ("loaded", "keep_head", "fingerprints")  # of `Inputs`, what depends on the parameters of the model
+SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # largest sample for the spectral start
+OF_MODEL = ("loaded", "keep_head", "fingerprints")  # fields of `Inputs` that depend on the model's parameters
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """One teacher, and the rows as it reads them: in its own tokens, or with outputs that it knows from the texts."""
+    """One teacher with the rows for it: in its tokens, or, if it is not a model, with its outputs."""
 
     teacher: Teacher
     train: Examples
     dev: dict[str, Split]
-    dev_outputs: dict[str, np.ndarray]  # by dev set, where they are known from the texts
+    dev_outputs: dict[str, np.ndarray]  # by dev set; {} if the teacher is a model
 
     @property
     def name(self) -> str:
@@ -72,42 +72,42 @@ class Lesson:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a run trains, what it learns from, and on which rows. Parameters wait on the host until they are placed."""
+    """The model, teacher and rows of a run. Parameters are on the host until they are placed on devices."""
 
     head: str  # a row of `models.heads.HEADS`
     config: BertConfig  # of the model that is trained, with the task's labels
     compute: Compute
-    loaded: Params | None  # the model's own parameters, as its files have them; None for a student preset or size
-    keep_head: bool  # the model's own head fits the task
+    loaded: Params | None  # the parameters in the model's files; None for a student preset or size
+    keep_head: bool  # the loaded head fits the task
     tokenizer: Any
     train: Examples
-    dev: dict[str, Split]  # the dev sets by name, the first one selects; none for a corpus
+    dev: dict[str, Split]  # dev sets by name; the first one chooses checkpoints; empty for a corpus
     buckets: tuple[int, ...]
     teacher: Teacher | None
-    lessons: tuple[Lesson, ...]  # one for each teacher, or for each member of an ensemble; none for a corpus
+    lessons: tuple[Lesson, ...]  # one for each teacher or member of an ensemble; empty for a corpus
     fingerprints: dict[str, str]  # of the rows, and of the models' files
-    passages: Passages | None = None  # of the training rows, where these are for queries
+    passages: Passages | None = None  # of the training rows, in tasks with queries
     known_dev_rows: int = 0  # rows of the dev sets whose texts are those of training rows
 
     @property
     def teacher_model(self) -> TeacherModel | None:
-        """The teacher whose layers teach, where it is a model."""
+        """The model whose layers teach; None if there is none."""
         return None if self.layer_teacher is None else self.layer_teacher.model
 
     @property
     def layer_teacher(self) -> Teacher | None:
-        """The teacher whose layers teach: a single one, or a member of an ensemble. None: none has layers."""
+        """The teacher whose layers teach: the single one, or a member of the ensemble; None if none has layers."""
         if self.teacher is None or self.teacher.model is None:
             return None
         return self.teacher if self.teacher.layer_member is None else self.lessons[self.teacher.layer_member].teacher
 
     @property
     def knows_outputs(self) -> bool:
-        """Whether the teacher's outputs are known ahead of training, so that no model runs for them in the step."""
+        """Whether the teacher's outputs are computed before training, so that no model runs for them in the step."""
         return self.teacher is not None and not self.teacher.runs_alone
 
     def examples(self, stage: Stage) -> Examples:
-        """What a stage trains on: masked, if the stage predicts masked tokens."""
+        """The training rows of a stage, with masking if the stage predicts masked tokens."""
         if not (share := stage.objective.masked_share):
             return self.train
         assert isinstance(self.train, Corpus), "Experiment allows an objective that masks tokens on a corpus only"
@@ -142,7 +142,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         config, loaded = load_hf(experiment.model)
         tokenizer = load_tokenizer(experiment.model, config)
         if teacher is not None:
-            if config.embedding is None and model is not None:  # texts are then read as by the teacher
+            if config.embedding is None and model is not None:  # then texts get the teacher's prompt
                 put_prompt(tokenizer, prompt_of(model.tokenizer))
             teacher = with_pieces_of(teacher, tokenizer)
             model = teacher.model
@@ -163,7 +163,7 @@ def load_inputs(experiment: Experiment) -> Inputs:
         for stage in experiment.stages:
             teacher_config = None if model is None else model.config
             build_objective(stage.objective, Context(config, teacher_config, head, experiment.layer_map, facts))
-        # when all else fits: of gigabytes of text it takes hours
+        # last, because gigabytes of text take hours
         train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
         dev: dict[str, Split] = {}
         passages, known_dev_rows = None, 0
@@ -222,10 +222,10 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
 
 def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
-    """The inputs of runs that train together; what they share is loaded once.
+    """The inputs of runs that train together. Shared inputs are loaded once.
 
     Raises:
-        InputError: as `load_inputs`; the experiments, their models or their rows do not go together.
+        InputError: as `load_inputs`; or the experiments, their models or their rows do not fit together.
     """
     check_members(experiments)
     first = load_inputs(experiments[0])
@@ -234,7 +234,7 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
         if experiment.model not in by_model:
             loaded = load_inputs(experiment)
             config = loaded.config
-            if config.num_labels == first.config.num_labels == 1:  # a number's name is no shape
+            if config.num_labels == first.config.num_labels == 1:  # in regression the label's name may differ
                 config = dataclasses.replace(config, id2label=first.config.id2label)
             if config != first.config or loaded.fingerprints["train"] != first.fingerprints["train"]:
                 raise InputError(
@@ -248,17 +248,17 @@ def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
 
 
 def named_start(experiment: Experiment, inputs: Inputs) -> tuple[NamedStart, str]:
-    """Where the experiment's student starts, and where that was left to "auto", why."""
+    """The start of the experiment's student, and the reason if it was "auto"."""
     if experiment.start != "auto":
         return experiment.start, ""
     if inputs.loaded is not None or inputs.teacher_model is None:
-        return "random", ""  # not read: the model brings its parameters
+        return "random", ""  # not used: the model has parameters
     student, teacher = inputs.config, inputs.teacher_model.config
     return start.auto_start(student, teacher, experiment.preset, experiment.distils, int(inputs.train.lengths.sum()))
 
 
 def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs]) -> list[Params]:
-    """Where each member's training starts, on the host; what several take from the teacher is computed once."""
+    """The initial parameters of each member, on the host. A start from the teacher is computed once for all."""
     from_teacher: dict[NamedStart, Params] = {}
     params = []
     for experiment, inputs in zip(experiments, members, strict=True):
@@ -270,7 +270,7 @@ def initial_params(experiments: Sequence[Experiment], members: Sequence[Inputs])
 
 
 def _initial_params(experiment: Experiment, inputs: Inputs, from_teacher: Params) -> Params:
-    """The parameters of the model or of the start, and random values for the rest."""
+    """The parameters of the model or of the start, and random values for all others."""
     params = init_params(HEADS[inputs.head].model(inputs.config), jax.random.key(experiment.seed))
     params = {"encoder": params} if HEADS[inputs.head].key is None else params
     if inputs.loaded is not None:
@@ -284,9 +284,9 @@ def _initial_params(experiment: Experiment, inputs: Inputs, from_teacher: Params
 
 
 def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> Params:
-    """What a start takes from the teacher, its vocabulary not padded."""
+    """The parameters that a start takes from the teacher, without padding of the vocabulary."""
     assert inputs.teacher_model is not None, "a student without parameters is refused where no model teaches"
-    # padded to one length: in buckets, the first batches are not a fair sample
+    # padded to one length: with buckets, the first batches would not be a fair sample
     order = SAMPLE_BATCH_SIZE, inputs.buckets[-1:], experiment.order_seed
     batches = min(SAMPLE_BATCHES, steps_per_epoch(len(inputs.train), SAMPLE_BATCH_SIZE))
     sample = train_batches(inputs.train, *order, 0, batches)
@@ -298,8 +298,8 @@ def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> P
 def _read_splits(
     experiment: Experiment, task: Task, source: Any, tokenizer: Any, config: BertConfig, teacher: Teacher | None
 ) -> tuple[Split, dict[str, Split]]:
-    """The train split, and the dev sets by name. A teacher's labels are authoritative; without one, those of a model
-    that has the same."""
+    """The train split, and the dev sets by name. The order of the labels is the teacher's; without one, the model's if
+    it has the same labels."""
 
     def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
         with named_by(names_from(task, source) if teacher is None else teacher.name, is_model=teacher is not None):
@@ -329,15 +329,15 @@ def _lesson(
     train: Examples,
     dev: dict[str, Split],
 ) -> Lesson:
-    """The rows as a member of a teacher reads them. A single model reads its tokens beside the student's.
+    """A teacher or ensemble member with the rows for it. For a single model, rows have its tokens and the student's.
 
     Raises:
-        InputError: it knows the training rows alone, and there are variants of them, or not all of them; or its tokens
-            are not the student's, and these are compared.
+        InputError: it has outputs for the training rows only, and rows are missing or are augmented; or its tokens are
+            not the student's, and layers or tokens are compared.
     """
     model = member.model
     if member.outputs_of is not None:
-        if not experiment.distils:  # nothing reads them
+        if not experiment.distils:  # no stage needs its outputs
             return Lesson(member, train, dev, {})
         if split.rows is None or experiment.augmented is not None:
             raise InputError(f"{member.name}: knows the training rows alone: leave out --augmented")
@@ -361,7 +361,7 @@ def _lesson(
 
 
 def _padded(teacher: Teacher, compute: Compute) -> Teacher:
-    """The teacher with its vocabulary padded as the student's is."""
+    """The teacher with its vocabulary padded like the student's."""
     if (model := teacher.model) is None:
         return teacher
     params = resize_vocabulary(model.params, compute.vocab_rows(model.config))
@@ -382,7 +382,7 @@ def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any)
 
 
 def _buckets(experiment: Experiment, rows: int) -> tuple[int, ...]:
-    if arithmetic(experiment.preset).padding != "exclude":  # means that count padding need one padded length
+    if arithmetic(experiment.preset).padding != "exclude":  # if means include padding, all rows need one length
         return (experiment.max_length,)
     return bucket_lengths(experiment.max_length, sum(stage_steps(stage, rows) for stage in experiment.stages))
 

@@ -1,4 +1,4 @@
-"""What a stage shows and writes: the progress bar, `metrics.jsonl`, TensorBoard, `speed.jsonl`."""
+"""The logs of a stage: the progress bar, `metrics.jsonl`, TensorBoard and `speed.jsonl`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from tinybert_jax.training.diverged import DivergedMembers
 
 
 class MetricsLog:
-    """Every logged number of one stage, in `metrics.jsonl` and in TensorBoard; written when `write` returns."""
+    """The logged numbers of one stage, in `metrics.jsonl` and TensorBoard. They are on disk when `write` returns."""
 
     def __init__(self, out: Path, stage: str, start_step: int) -> None:
         self._stage = stage
         self._file = _continued_log(out / "metrics.jsonl", stage, start_step)
         folder = out / "tensorboard" / stage
         folder.mkdir(parents=True, exist_ok=True)
-        # not by a SummaryWriter: its thread would die of a full disk in silence, and the run wait for it forever
+        # not a SummaryWriter: on a full disk its thread dies silently, and the run would wait for it forever
         self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        restart = SessionLog(status=SessionLog.START)  # has TensorBoard forget the steps that come again
+        restart = SessionLog(status=SessionLog.START)  # TensorBoard then drops the steps that are logged again
         self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Log numbers as of `step`, the count of steps done."""
+        """Log numbers after `step` steps."""
         self._file.write(json.dumps({"stage": self._stage, "step": step} | numbers) + "\n")
         self._file.flush()
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
@@ -49,7 +49,7 @@ class MetricsLog:
 
 
 def _continued_log(path: Path, stage: str, start_step: int) -> TextIO:
-    """A log of JSON lines, to be appended to: a resumed stage logs the steps after its checkpoint again."""
+    """A log of JSON lines, opened to append, without the lines after a resumed stage's checkpoint."""
     if path.is_file():
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= start_step]
@@ -60,11 +60,11 @@ def _continued_log(path: Path, stage: str, start_step: int) -> TextIO:
 
 
 class SpeedLog:
-    """How fast a stage trained, in `speed.jsonl`: apart from the metrics, which repeat to the bit where time does not.
+    """The speed of a stage, in `speed.jsonl`. It is not in the metrics, because these are bitwise repeatable.
 
-    A line covers the steps since the last one, without evaluations and checkpoints: real tokens (no padding), the
-    share that they are of all positions, the real tokens a second, and floating-point operations by count, padding
-    included (`cost.step_flops`). The first lines include compilation.
+    A line covers the steps since the last line, without evaluations and checkpoints: the number of real tokens (no
+    padding), their share of all positions, real tokens per second, and counted floating-point operations with padding
+    (`cost.step_flops`). The first lines include compilation.
     """
 
     def __init__(self, out: Path, stage: str, start_step: int) -> None:
@@ -74,18 +74,18 @@ class SpeedLog:
         self.restart()
 
     def restart(self) -> None:
-        """What was done since the last step is not counted."""
+        """Restart the clock: the time since the last step is not counted."""
         self._last = time.perf_counter()
 
     def add(self, positions: int, flops: float, real: float) -> None:
-        """Count a step that is done, of so many operations, on that many positions, of which a share is real."""
+        """Count a finished step: its positions, operations, and the share `real` of positions that are real tokens."""
         now = time.perf_counter()
         self._seconds, self._last = self._seconds + now - self._last, now
         self._tokens, self._positions = self._tokens + positions * real, self._positions + positions
         self._flops += flops
 
     def write(self, step: int) -> None:
-        """Log what was counted, as of `step`, and start anew."""
+        """Log the counts after `step` steps, and reset them."""
         numbers = {
             "tokens": round(self._tokens),
             "real_tokens": round(self._tokens / self._positions, 4),
@@ -105,7 +105,7 @@ LOG_EVERY = 10  # steps
 
 
 class StageLog:
-    """What a stage shows and writes: a progress bar, every member's numbers, and the speed."""
+    """All logs of a stage: a progress bar, the numbers of every member, and the speed."""
 
     def __init__(self, out: Path, diverged: DivergedMembers, name: str, done: int, total: int) -> None:
         directories = record.member_dirs(out, len(diverged.flags)) if processes.is_primary() else []
@@ -118,16 +118,16 @@ class StageLog:
             self._bar.set_postfix_str("compiling")
 
     def compiled(self) -> None:
-        """What was done since the bar moved was no training, so its estimate of the time leaves it out."""
+        """Leave compilation out of the bar's estimate of the time."""
         self._bar.unpause()
 
     def step(self, step: int, positions: int, flops: float, numbers: dict[str, jax.Array]) -> None:
-        """Fetch the numbers of a step of so many operations, whose batch has that many positions; show and log them.
+        """Fetch, show and log the numbers of a step, whose batch has `positions` positions and costs `flops`.
 
-        A member whose loss, gradient or updated parameters are not finite diverges.
+        A member diverges if its loss, gradient or updated parameters are not finite.
 
         Raises:
-            Diverged: no other is left.
+            Diverged: no member is left.
         """
         fetched = {name: np.atleast_1d(value).tolist() for name, value in jax.device_get(numbers).items()}
         members = [dict(zip(fetched, values, strict=True)) for values in zip(*fetched.values(), strict=True)]
@@ -146,20 +146,20 @@ class StageLog:
         if log_now or step == self._first:
             self._bar.set_postfix(loss=_range([members[i]["loss"] for i in living]), refresh=False)
         if log_now:
-            for i in living if self._members else ():  # no logs but the primary's
+            for i in living if self._members else ():  # only the primary process has logs
                 self._members[i].write(step, members[i])
             if self._speed is not None:
                 self._speed.write(step)
 
     def scores(self, step: int, scores: Mapping[int, dict[str, float]], selection: str) -> list[float]:
-        """Show and log the scores by member, and return those that select; NaN of members that have none."""
-        for i, member_scores in scores.items() if self._members else ():  # no logs but the primary's
+        """Show and log the scores of the members. Returns those that choose checkpoints, NaN for diverged members."""
+        for i, member_scores in scores.items() if self._members else ():  # only the primary process has logs
             self._members[i].write(step, {f"dev/{name}": value for name, value in member_scores.items()})
         self._bar.set_postfix({selection: _range([member_scores[selection] for member_scores in scores.values()])})
         return [scores[i][selection] if i in scores else math.nan for i in range(len(self._diverged.flags))]
 
     def restart_clock(self) -> None:
-        """What was done since the last step was no training."""
+        """Leave the time since the last step out of the speed."""
         if self._speed is not None:
             self._speed.restart()
 
@@ -172,13 +172,13 @@ class StageLog:
 
 
 def _range(values: Sequence[float]) -> str:
-    """The value of a single run; of a population, the least and the largest where they differ."""
+    """The value if all are equal, else the smallest and the largest."""
     low, high = f"{min(values):.4f}", f"{max(values):.4f}"
     return low if low == high else f"{low} to {high}"
 
 
 def progress(name: str, done: int, total: int) -> Any:
-    """A progress bar on stderr, of the primary process; where that is no terminal, a line now and then."""
+    """The primary process's progress bar on stderr. If stderr is not a terminal, it prints a line every 30 seconds."""
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 30

@@ -44,7 +44,7 @@ from tinybert_jax.training.step import (
 )
 from tinybert_jax.training.teaching import target_cache
 
-MOST_SCORES = 20  # of a stage that names no number of steps between them
+MOST_SCORES = 20  # largest number of evaluations of a stage without `evaluate_every`
 
 
 class Stopped(Exception):
@@ -56,12 +56,12 @@ class Stopped(Exception):
 
 
 class Run(NamedTuple):
-    """The things that all stages of a run share."""
+    """What all stages of a run share."""
 
     experiments: Sequence[Experiment]  # one for each member of the population
     inputs: Inputs  # the first member's; the loop reads only what all members share
-    teacher_params: Params  # on the mesh; empty without a teacher whose model runs
-    taught: Examples | None  # the training rows with the teacher's outputs, where these are known ahead
+    teacher_params: Params  # on the mesh; {} if no teacher model runs in the step
+    taught: Examples | None  # the training rows with the teacher's outputs, if these are computed in advance
     score: Callable[[Params, Split], dict[str, float]]
     mesh: Mesh
     out: Path
@@ -69,10 +69,10 @@ class Run(NamedTuple):
 
 
 def steps_between_scores(stage: Stage, rows: int) -> int:
-    """The number of steps after which a stage is scored: `evaluate_every`, or else an epoch.
+    """The number of steps between evaluations of a stage: `evaluate_every`, or else one epoch.
 
-    An epoch of few rows is short, and scoring may take longer than it: a stage that names no number of steps is scored
-    at most `MOST_SCORES` times.
+    With few rows, an epoch may be shorter than an evaluation. So a stage without `evaluate_every` is evaluated at most
+    `MOST_SCORES` times.
     """
     if stage.evaluate_every is not None:
         return stage.evaluate_every
@@ -80,7 +80,7 @@ def steps_between_scores(stage: Stage, rows: int) -> int:
 
 
 def methods_in(experiment: Experiment, index: int) -> list[Method]:
-    """The methods that may change the objective of a stage: its own, and those before it that are not finished."""
+    """The methods that change the objective of a stage: those of the stage, and unfinished ones of earlier stages."""
     acting: list[Method] = []
     for stage in experiment.stages[: index + 1]:
         if stage.compression:
@@ -90,10 +90,10 @@ def methods_in(experiment: Experiment, index: int) -> list[Method]:
 
 
 def make_objective(experiment: Experiment, index: int, inputs: Inputs) -> Objective:
-    """The objective of the stage of that number, from 0.
+    """The objective of stage number `index`, from 0.
 
     Raises:
-        InputError: teacher and student do not fit each other, or a temperature is given for a task without classes.
+        InputError: teacher and student do not fit together, or there is a temperature in a task without classes.
     """
     stage = experiment.stages[index]
     model = None if inputs.knows_outputs and stage.objective.reads_outputs else inputs.teacher_model
@@ -108,10 +108,10 @@ def make_objective(experiment: Experiment, index: int, inputs: Inputs) -> Object
 
 
 def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> None:
-    """Refuse, by their shapes, what the stages' objectives cannot train one after the other.
+    """Check, by shapes alone, that the stages' objectives can train the members' parameters one after the other.
 
     Raises:
-        InputError: projections do not lead to the teacher's width, or the members' parameters are unlike.
+        InputError: projections do not have the teacher's width, or the members' parameters have different shapes.
     """
     for objective in objectives:
         trainables = [jax.eval_shape(objective.init, jax.random.key(0), member) for member in params]
@@ -120,13 +120,13 @@ def check_params(objectives: Sequence[Objective], params: Sequence[Params]) -> N
 
 
 def train_stage(run: Run, index: int, params: list[Params]) -> list[Params]:
-    """Run a stage, or what is left of it, and return the members' parameters after it.
+    """Train a stage, from its newest checkpoint if there is one, and return the members' parameters.
 
-    In the place of a member that diverged stand those of another, so that what follows is computed on finite numbers.
+    A member that diverged gets the parameters of another one, so that later stages compute with finite numbers.
 
     Raises:
-        InputError: the teacher's outputs cannot be kept.
-        Stopped: a signal came.
+        InputError: the teacher's outputs cannot be cached.
+        Stopped: a stop signal came.
         Diverged: the loss, gradient or parameters of all members are not finite.
     """
     experiment = run.experiments[0]
@@ -157,7 +157,7 @@ def _train(
     checkpoints: Checkpoints,
     announce: bool,
 ) -> TrainState:
-    """Train from a state to the stage's last step. A run over raw text prints its cost first."""
+    """Train from a state to the stage's last step. On raw text, print the expected cost first if `announce`."""
     experiment, inputs, mesh = run.experiments[0], run.inputs, run.mesh
     stage = experiment.stages[index]
     rows, teacher_params = inputs.examples(stage), run.teacher_params
@@ -175,10 +175,10 @@ def _train(
         """The arguments of a step, counted from 1, for all members."""
         return population.stack([member.stages[index].hyper_at((step - 1) / total) for member in run.experiments])
 
-    # before its head is trained, a student cannot be scored: the Transformer stage keeps its last state, not its best
+    # the Transformer stage trains no head, so it cannot be scored and keeps its last state, not its best
     scored = stage.objective.trains_head
     evaluate_every = steps_between_scores(stage, len(examples))
-    # a warm-up of one step would leave none that trains
+    # in a stage of one step, a warm-up would make its only update zero
     schedule = optim.make_schedule(stage.schedule, stage.warmup_ratio if total > 1 else 0.0)
     optimizer = _optimizer(experiment, stage)
     train_step = make_train_step(objective, optimizer, schedule, mesh, state, teacher_params, stage.accumulation_steps)
@@ -193,7 +193,7 @@ def _train(
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     stage_log = StageLog(run.out, run.diverged, name, done, total)
     with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
-        shapes = set()  # of batches, for each of which the step is compiled
+        shapes = set()  # of batches; the step is compiled once for each
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
@@ -227,7 +227,7 @@ def _train(
             if stopping:
                 break
         else:  # a stop signal during the last step also cancels the next stage
-            del batches  # it ends here, as KeyboardInterrupt is lost when it is raised while Python deletes an object
+            del batches  # here, because a KeyboardInterrupt is lost if it comes while Python deletes an object
             stopping = stop.agreed(last=True) if index + 1 < len(experiment.stages) else 0
         checkpoints.finish()
         if stopping:
@@ -238,7 +238,7 @@ def _train(
 
 
 def _batching(inputs: Inputs, stage: Stage) -> Callable[[Examples], Examples]:
-    """What gives the rows of the stage's batches: the training rows, or queries with their passages."""
+    """A function from rows to the examples of the stage's batches: the same rows, or queries with their passages."""
     if (size := stage.objective.group_size) is None:
         return lambda rows: rows
     assert inputs.passages is not None, "build_objective allows it on queries only"
@@ -252,7 +252,7 @@ def _optimizer(experiment: Experiment, stage: Stage) -> Any:
 def _initial_state(run: Run, index: int, objective: Objective, params: list[Params]) -> TrainState:
     initial, keys = [], []
     for member, before in zip(run.experiments, params, strict=True):
-        # an integer per stage and use; the order of the rows is the seed's alone, the same in every stage
+        # a key for each stage and use; the order of the rows depends on the seed alone, and is the same in all stages
         init_key, dropout_key = (jax.random.fold_in(jax.random.key(member.seed), 2 * index + i) for i in (1, 2))
         initial.append(objective.init(init_key, before))
         keys.append(dropout_key)
@@ -262,7 +262,7 @@ def _initial_state(run: Run, index: int, objective: Objective, params: list[Para
 
 
 def _with_cached_targets(run: Run, stage: Stage, objective: Objective, examples: Examples) -> tuple[Examples, Params]:
-    """The rows with the teacher's outputs, and no teacher. If these need too much disk, both stay as they are."""
+    """The rows with cached teacher outputs, and {} as teacher parameters; both unchanged if the cache is too small."""
     experiment, inputs = run.experiments[0], run.inputs
     named, teacher = stage.objective.name, inputs.layer_teacher
     assert teacher is not None, "a model teaches"
@@ -289,7 +289,7 @@ def _cost(
     teacher_params: Params,
     hyper: Any,
 ) -> Cost:
-    """The cost of the whole stage, as if every sequence were of full length."""
+    """The cost of the whole stage, computed as if all sequences had the full length."""
     length, total = run.experiments[0].max_length, stage_steps(stage, len(examples))
     rows = np.arange(stage.batch_size, dtype=np.int64) % len(examples)
     batch = examples.batch(rows, length, 0)

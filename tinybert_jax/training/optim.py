@@ -23,14 +23,14 @@ STACKED = ("encoder", "layer")
 
 
 def make_schedule(name: ScheduleName, warmup_ratio: float = 0.1) -> Schedule:
-    """The multiplier of the learning rate at a progress, the share of the steps that are done.
+    """A schedule: `progress`, the share of the steps that are done -> the multiplier of the learning rate.
 
-    "constant" is 1. "linear" rises from 0 to 1 at `warmup_ratio` and falls to 0 at 1; as in the original code, with a
-    warm-up the first update is zero. A schedule of progress serves every number of steps, so that the compiled step
-    does too.
+    "constant" is 1. "linear" rises from 0 to 1 at `warmup_ratio`, then falls to 0 at 1. With a warm-up, the first
+    update is zero, as in the original code. A schedule depends on progress, not on the number of steps, so a compiled
+    step serves stages of any length.
 
     Raises:
-        InputError: another name.
+        InputError: the name is unknown.
 
     >>> [round(float(make_schedule("linear", 0.2)(progress)), 3) for progress in (0.0, 0.1, 0.2, 1.0)]
     [0.0, 0.5, 1.0, 0.0]
@@ -51,12 +51,12 @@ def make_optimizer(name: OptimizerName, weight_decay: float = 0.01) -> optax.Gra
     """The descent direction without learning rate: `params - learning_rate * update`.
 
     "adamw": global gradient norm clipped to 1, Adam with bias correction, decoupled weight decay.
-    "bert_adam": every tensor's gradient norm clipped to 1 (a layer's slice of a stacked leaf is a tensor of its own),
-    Adam without bias correction, eps 1e-6, decoupled weight decay.
+    "bert_adam": gradient norm of each tensor clipped to 1 (a layer's slice of a stacked leaf is one tensor), Adam
+    without bias correction, eps 1e-6, decoupled weight decay.
     Biases and LayerNorm are not decayed.
 
     Raises:
-        InputError: another name.
+        InputError: the name is unknown.
     """
     check_choice("optimizer", name, OptimizerName)
     decay = optax.add_decayed_weights(weight_decay, decay_mask)
@@ -66,7 +66,7 @@ def make_optimizer(name: OptimizerName, weight_decay: float = 0.01) -> optax.Gra
 
 
 def decay_mask(params: Params) -> Any:
-    """True where weight decay applies. By name, since a stacked bias has the rank of a kernel."""
+    """True for leaves with weight decay. It goes by name, because a stacked bias has two axes like a kernel."""
 
     def decayed(path: tuple[Any, ...], leaf: Array) -> bool:
         names = [entry.key for entry in path]

@@ -1,4 +1,4 @@
-"""Populations: runs that train together behind one teacher, and the arrays of all their members stacked on axis 0."""
+"""Populations: runs that train together with one teacher. The arrays of all members are stacked on axis 0."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tinybert_jax.devices.sharding import of_member
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.experiment import Experiment
 
-# Where members may differ: in what they start from, and in the numbers that a step takes as arrays.
+# Fields in which members may differ, beside the numbers that are arguments of the step.
 OWN_FIELDS = ("model", "start", "seed")
 
 
 def shared_part(experiment: Experiment) -> dict[str, Any]:
-    """The fields of an experiment that all members must share to train together."""
+    """The fields of an experiment that must be equal for all members."""
     fields = experiment.as_dict() | {"data_seed": experiment.order_seed}
     stages = [
         {name: value for name, value in described.items() if name != "learning_rate"}
@@ -35,7 +35,7 @@ def check_members(experiments: Sequence[Experiment]) -> None:
     """Refuse experiments that cannot train together.
 
     Raises:
-        InputError: there is none, or one of them differs from the first in a field that all must share.
+        InputError: there is none, or one differs from the first in a field that must be equal for all.
     """
     if not experiments:
         raise InputError("a population needs at least one member")
@@ -50,15 +50,15 @@ def check_members(experiments: Sequence[Experiment]) -> None:
 
 
 def _swept(experiment: Experiment) -> list[str]:
-    """The numbers of the stages that members may differ in."""
+    """The numbers of the stages in which members may differ."""
     return ["learning_rate", *dict.fromkeys(name for stage in experiment.stages for name in stage.objective.swept)]
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """One tree with the leaves of all members stacked on axis 0, also where there is one member.
+    """One tree with the leaves of all members stacked on axis 0, also with a single member.
 
     Raises:
-        InputError: a member's tree has other leaves than the first one's, as where only some bring projections.
+        InputError: a member's tree has other leaves than the first one's, for example if only some have projections.
 
     >>> stack([{"a": 1.0}, {"a": 2.0}])["a"].shape, stack([{"a": 1.0}])["a"].shape
     ((2,), (1,))
@@ -84,16 +84,16 @@ def _stacked(*leaves: Any) -> Any:
 
 
 def member(tree: Any, number: int) -> Any:
-    """One member's part of a tree that `stack` made."""
+    """One member's part of a stacked tree."""
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Apply a function of one member to the stacked arguments of all.
+    """Apply a function of one member to the stacked arguments of all members.
 
-    On a CPU, the members come one after the other: then each has the numbers of its run alone, bit for bit, and `vmap`
-    would be slower. On an accelerator, and where the mesh's axis `member` shares the members out, all come at once. A
-    single member needs neither a loop nor a batch axis.
+    On a CPU, members are computed one after the other. Then each gets the same numbers as in a run alone, bit for bit,
+    and `vmap` would be slower. On an accelerator, or if the mesh has several devices on its axis `member`, they are
+    computed at once by `vmap`. A single member needs neither a loop nor a batch axis.
     """
     one = of_member(function)
     one_by_one = mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1

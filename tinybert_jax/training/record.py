@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
-FORMAT_VERSION = 4  # of the states in checkpoints; count it up when a run cannot be resumed by newer code
+FORMAT_VERSION = 4  # of the states in checkpoints; increase it when newer code cannot resume older runs
 PREDICT = """predict = tb.load_predictor("this directory")
 print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
 EMBED = """predict = tb.load_predictor("this directory")
@@ -46,14 +46,14 @@ LOAD = """config, params = tb.load_hf("this directory")"""
 
 def is_begun(out: Path | str) -> bool:
     """Whether the directory holds a run, which can be resumed."""
-    return os.path.isfile(os.path.join(out, "experiment.json"))  # of a name that is too long, Path.is_file raises
+    return os.path.isfile(os.path.join(out, "experiment.json"))  # Path.is_file raises on a name that is too long
 
 
 def check_out(out: Path, resume: bool) -> None:
     """Refuse an output directory that would be overwritten, cannot be written, or holds nothing to resume.
 
     Raises:
-        InputError: says which of these, and what to do.
+        InputError: one of these.
     """
     if resume and not is_begun(out):
         raise InputError(f"{out}: holds no run to resume (no experiment.json); leave --resume out to start one")
@@ -74,7 +74,7 @@ def member_dirs(out: Path, members: int) -> list[Path]:
 
 
 def member_names(experiments: Sequence[Experiment]) -> list[str]:
-    """What messages call the members: their numbers, with the settings in which they differ, the seed first."""
+    """The members' names in messages: their numbers, and the settings in which they differ, the seed first."""
     described = [_flat(json.loads(json.dumps(experiment.as_dict()))) for experiment in experiments]
     fields = {"seed": None} | {field: None for flat in described for field in flat if field != "data_seed"}
     differing = [field for field in fields if len({json.dumps(flat.get(field)) for flat in described}) > 1]
@@ -86,19 +86,19 @@ def member_names(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def create(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
-    """Make the directory and write `experiment.json`."""
+    """Create the directory and write `experiment.json`."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as temporary:
         written = Path(temporary) / "experiment.json"
         written.write_text(json.dumps(describe(experiments, inputs, mesh), indent=2) + "\n", "utf-8")
-        os.replace(written, out / "experiment.json")  # from now on there is a run, which can be resumed
+        os.replace(written, out / "experiment.json")  # from now on the run can be resumed
 
 
 def check_processes(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
-    """Compare this process's run with process 0's: what differs would hang the first collective, or mix in silence.
+    """Compare this process's run with process 0's. A difference could hang the first collective, or mix two runs.
 
     Raises:
-        InputError: names the field that differs.
+        InputError: a field differs.
     """
     described = json.dumps(describe(experiments, inputs, mesh))
     now, primary = _flat(json.loads(described)), _flat(json.loads(processes.from_primary(described)))
@@ -112,11 +112,11 @@ def check_processes(experiments: Sequence[Experiment], inputs: Sequence[Inputs],
 
 
 def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> None:
-    """Compare a run that is to be resumed with the one that was started. Rows and models may have moved.
+    """Compare a run with the one in `out` that it resumes. Rows and models may have moved.
 
     Raises:
-        InputError: names the field, files or model that differ; what differs by rounding only (package
-            versions, devices, whether the teacher's outputs are kept) gives a warning.
+        InputError: a field, the content of files, or a model differs. Differences that change results only by rounding
+            (package versions, devices, the size of the cache of teacher outputs) print a warning.
     """
     path = out / "experiment.json"
     try:
@@ -127,7 +127,7 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
     for field in sorted(started.keys() | now.keys()):
         before, after = started.get(field), now.get(field)
         if before == after or field.endswith((".source.processes", ".checkpoint_every")):
-            continue  # what the result does not depend on
+            continue  # the result does not depend on these
         if field.startswith("fingerprints.") or _is_place(field, started):
             continue
         if field.startswith(("versions.", "devices.")) or field.endswith(".teacher_cache_gb"):
@@ -153,7 +153,7 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
 
 
 def _is_place(field: str, started: dict[str, Any]) -> bool:
-    """Whether the field says where rows or a model are: their fingerprints decide."""
+    """Whether the field is the place of rows or of a model, which are compared by their fingerprints instead."""
     if field.endswith(".model"):  # a student preset or size has no fingerprint
         return field.replace("experiment.", "fingerprints.", 1) in started
     return bool(
@@ -162,7 +162,7 @@ def _is_place(field: str, started: dict[str, Any]) -> bool:
 
 
 def _origins(experiment: Experiment, names: Sequence[str]) -> str:
-    """The models or files that some of an experiment's fingerprints are of."""
+    """The models or files to which fingerprints with these names belong."""
     models = {"model": experiment.model, "teacher": str(experiment.teacher)}
     if changed := [f"the {name} {models[name]}" for name in models if name in names]:
         return " and ".join(changed)  # with a model, the tokens of the rows may have changed
@@ -186,9 +186,9 @@ def _origins(experiment: Experiment, names: Sequence[str]) -> str:
 
 
 def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: Mesh) -> dict[str, Any]:
-    """What `experiment.json` holds: the settings, and what else the result depends on.
+    """The content of `experiment.json`: the settings, and everything else that the result depends on.
 
-    In a population, both parts are lists.
+    In a population, "experiment" and "fingerprints" are lists.
     """
     fingerprints = [member.fingerprints for member in inputs]
     return {
@@ -207,7 +207,7 @@ def describe(experiments: Sequence[Experiment], inputs: Sequence[Inputs], mesh: 
 
 
 def settings(experiments: Sequence[Experiment]) -> Any:
-    """`experiment.json`'s "experiment", as it is read back: tuples are lists."""
+    """The entry "experiment" of `experiment.json`, with lists instead of tuples, as after reading it."""
     members = json.loads(json.dumps([experiment.as_dict() for experiment in experiments]))
     return members if len(members) > 1 else members[0]
 
@@ -235,9 +235,9 @@ def write_model_card(
     teacher_scores: dict[str, float] | None,
     chain: list[Link],
 ) -> None:
-    """`README.md` of a student directory: what it is, its scores, its recipe, and how to use it.
+    """Write the `README.md` of a student directory: what the model is, its scores, its recipe, and how to use it.
 
-    It is made to be published: models and files have their names, and `experiment.json` says where they are.
+    It may be published: it has only the names of models and files. Their full paths are in `experiment.json`.
     """
     config, head = inputs.config, HEADS[inputs.head]
     title = f"{shown(experiment.model)} on {experiment.task}"
@@ -297,7 +297,7 @@ import tinybert_jax as tb
 
 
 def _made_from(experiment: Experiment) -> list[str]:
-    """The models that taught the student, or whose parameters it started with."""
+    """The names of the models that taught the student, or from which it started."""
     names = []
     if experiment.distils or experiment.start in FROM_LAYERS:
         names += [teacher for teacher in all_teachers(experiment.teacher) if isinstance(teacher, str)]
@@ -317,7 +317,7 @@ def _results(experiment: Experiment, inputs: Inputs, scores: dict[str, float], p
 
 
 def _chain(chain: list[Link]) -> str:
-    """What each compression method and stage left of the model, as a section of the card; "" without methods."""
+    """The card's section with the model after each compression method and stage; "" without methods."""
     return f"## Compression\n{markdown(*table(chain))}\n\n" if chain else ""
 
 

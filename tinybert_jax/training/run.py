@@ -32,10 +32,10 @@ from tinybert_jax.training.teaching import named_scores, prepare
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave: the model's directory, and its and its teacher's scores on the dev set.
+    """The result of a run: the model's directory, and the scores of model and teacher on the dev set.
 
-    `scores` is empty after a Transformer stage alone, which trains no head; `teacher_scores`, without a teacher, None.
-    Of a member of a population that diverged, `diverged` says where; it has no scores, and no directory was written.
+    `scores` is empty after a Transformer stage alone, which trains no head. Without a teacher, `teacher_scores` is
+    None. If a member of a population diverged, `diverged` says where; it has no scores, and no directory was written.
     """
 
     directory: Path
@@ -51,17 +51,17 @@ def run(
 
     Args:
         experiment: what to train, on what, and how.
-        out: the run's directory; made, never overwritten.
+        out: the run's directory. It is created, and never overwritten.
         resume: continue the run in `out` from its newest sound checkpoint. The result is that of an unbroken run.
-        mesh: the sizes of the axes of the device mesh (`sharding.make_mesh`); default: all devices along `data`,
-            as far as they share the batches evenly.
+        mesh: sizes of the axes of the device mesh (`sharding.make_mesh`); default: the axis `data` alone, over as many
+            devices as divide every batch evenly.
 
-    In a run of several processes (`jax.distributed`), all call it alike.
+    In a multi-process run (`jax.distributed`), every process must call this with the same arguments.
 
     Raises:
-        InputError: something the experiment names is missing, damaged or does not fit; on a hundred dev rows or more,
-            the teacher is at chance; `out` exists, cannot be written, or, with `resume`, holds another run; JAX has
-            64 bits.
+        InputError: something that the experiment names is missing, damaged or does not fit; the teacher is at chance
+            on a hundred dev rows or more; `out` exists, cannot be written, or, with `resume`, holds another run; or
+            JAX_ENABLE_X64 is set.
         loop.Stopped: SIGINT, SIGTERM or SIGHUP came; the state is saved.
         diverged.Diverged: the loss, the gradient or the parameters became infinite or NaN.
     """
@@ -75,22 +75,22 @@ def run_population(
     mesh: Mapping[str, int] | None = None,
     note: str | None = None,
 ) -> list[Result]:
-    """Train students together, each behind the same teacher, whose outputs are computed once for all of them.
+    """Train students of the same teacher together. The teacher's outputs are computed once for all.
 
     Args:
-        experiments: one per member. They may differ in `model` (of one shape), `start` and `seed`, and in learning
-            rate, temperature and loss weights of a stage; `data_seed` must be the same. On CPU each member's result is
-            that of `run`, bit for bit; on accelerators, and where the mesh shares members out, but for rounding.
-        out: the run's directory; member i is written to `out/memberI/student` (of a single one, to `out/student`).
+        experiments: one per member. They may differ in `model` (with the same shape), `start` and `seed`, and in the
+            learning rate, temperature and loss weights of a stage; `data_seed` must be the same. On a CPU, each
+            member's result is that of `run`, bit for bit; on accelerators or a mesh axis `member`, up to rounding.
+        out: the run's directory. Member i is written to `out/memberI/student`; a single one to `out/student`.
         resume: as in `run`.
         mesh: as in `run`.
         note: a line to print when everything is checked.
 
     Raises:
-        InputError: as in `run`; or the experiments do not go together.
+        InputError: as in `run`; or the experiments do not fit together.
         loop.Stopped: as in `run`.
-        diverged.Diverged: as in `run`, and no member is left. One that diverges before ends alone: the others go on,
-            and have the results that they have without it.
+        diverged.Diverged: all members diverged. A single member that diverges ends alone, and does not change the
+            results of the others.
     """
     try:
         return _run(experiments, Path(os.path.expanduser(out)), resume, mesh, note)
@@ -112,8 +112,8 @@ def _run(
         record.check_out(out, resume)
         members = load_population(experiments)
     experiments, starts = _with_named_starts(experiments, members)
-    experiment, inputs = experiments[0], members[0]  # for all that they share
-    # every member's objectives refuse what does not fit, before anything is computed
+    experiment, inputs = experiments[0], members[0]  # for all that the members share
+    # building every member's objectives raises errors before anything is computed
     for member in experiments:
         for index in range(len(member.stages)):
             make_objective(member, index, inputs)
@@ -138,7 +138,7 @@ def _run(
         if not resume:
             record.create(out, experiments, members, mesh)
         for directory in record.member_dirs(out, len(experiments)):
-            directory.mkdir(exist_ok=True)  # a run that was killed before may lack them
+            directory.mkdir(exist_ok=True)  # a run that was killed early may lack them
     processes.barrier("run directory")
     trained = run_stages(experiments, inputs, models, watch, taught, mesh, out, diverged)
     results, last = [], f"{len(experiment.stages)}-{experiment.stages[-1].objective.name}"
@@ -155,7 +155,7 @@ def _run(
 
 
 def _mesh(experiment: Experiment, inputs: Inputs, axes: Mapping[str, int] | None, members: int) -> Mesh:
-    """The mesh that was asked for, or the default.
+    """The mesh with these axes, or the default mesh.
 
     Raises:
         InputError: as `choose_mesh`.
@@ -168,12 +168,12 @@ def _mesh(experiment: Experiment, inputs: Inputs, axes: Mapping[str, int] | None
 
 
 def _rows_at_once(experiment: Experiment) -> list[int]:
-    """The rows that each stage computes at once: a batch, or its part with accumulation."""
+    """The number of rows that each stage computes at once: a batch, or with accumulation a part of it."""
     return [stage.batch_size // stage.accumulation_steps for stage in experiment.stages]
 
 
 def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: bool) -> None:
-    """Say which devices a chosen mesh leaves idle, and what the experiment may not intend."""
+    """Print notes about devices that the default mesh leaves idle, and about settings that may be mistakes."""
     if chosen and mesh.size < jax.device_count():
         rows = " and ".join(map(str, sorted(set(_rows_at_once(experiment)))))
         print(
@@ -237,7 +237,7 @@ def _finish(
             if method.finish is not None:
                 config, params = method.finish(inputs.config, params)
                 inputs = dataclasses.replace(inputs, config=config)
-        # `predict` joins columns, and with `transformers` cuts texts, as training did
+        # so that `predict` joins columns, and `transformers` truncates texts, as in training
         inputs.tokenizer.model_max_length = experiment.max_length
         if isinstance(experiment.source, DataSource):
             keep_text_template(inputs.tokenizer, experiment.source.text_template)
@@ -249,7 +249,7 @@ def _finish(
 def _with_named_starts(
     experiments: Sequence[Experiment], members: Sequence[Inputs]
 ) -> tuple[list[Experiment], list[str]]:
-    """The experiments with the starts that "auto" means, and a line that says why for each of these."""
+    """The experiments with "auto" replaced by the start that it means, and for each of these a line that says why."""
     starts = [named_start(experiment, inputs) for experiment, inputs in zip(experiments, members, strict=True)]
     lines = [f"start: {name} ({reason})" for name, reason in dict.fromkeys(starts) if reason]
     named = zip(experiments, starts, strict=True)

@@ -1,5 +1,5 @@
-"""TrainState, and the compiled training step: the same function on one device and on a mesh, for one student and for a
-population of them.
+"""TrainState, and the compiled training step. The same function serves one device and a mesh, a single student and a
+population.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tinybert_jax.training.population import over_members
 
 
 class TrainState(NamedTuple):
-    """All that training changes; arrays only. `best_params` is the trainable tree at the best evaluation.
+    """All arrays that training changes. `best_params` is the trainable tree at the best evaluation.
 
-    `carried` holds what the loss reads and no optimizer reaches, such as masks. In a population, every leaf has the
-    members on axis 0.
+    `carried` holds arrays that the loss reads but the optimizer does not update, such as masks. In a population, every
+    leaf has the members on axis 0.
     """
 
     step: Int[Array, "*members"]
@@ -40,12 +40,12 @@ class TrainState(NamedTuple):
 
     @property
     def trainable(self) -> Params:
-        """The parameters with what is carried, as the objective knows them."""
+        """The trainable tree of the objective: the parameters with the entry "carried"."""
         return join_carried(self.params, self.carried)
 
     @property
     def of_members(self) -> bool:
-        """Whether it is a population's."""
+        """Whether it is the state of a population."""
         return self.key.ndim > 0
 
 
@@ -56,10 +56,10 @@ def create_state(
     mesh: Mesh,
     keeps_best: bool = True,
 ) -> TrainState:
-    """A state at step 0, placed on the mesh. The step donates it, so `params`, whole on every process, are copied.
+    """A state at step 0, placed on the mesh. The step donates it, so `params` (whole on every process) are copied.
 
-    `params` and `key` of a population have the members on axis 0. Where nothing is evaluated, no best is kept:
-    `best_params` are empty.
+    In a population, `params` and `key` have the members on axis 0. Without evaluation (`keeps_best` False),
+    `best_params` is empty.
     """
 
     def create(params: Params, key: PRNGKeyArray) -> TrainState:
@@ -87,22 +87,22 @@ def make_train_step(
     """The compiled step `(state, teacher_params, batch, hyper) -> (state, metrics)`; the state passed in is donated.
 
     Args:
-        objective: an `objectives.Objective`, or anything with functions `targets` and `loss` of its form, and, where a
-            batch is computed in parts, `weight`.
+        objective: an `objectives.Objective`, or any object with such functions `targets` and `loss`, and `weight` if
+            `accumulation_steps` is greater than 1.
         optimizer: a transform without learning rate (`optim.make_optimizer`).
         schedule: the learning rate's multiplier at `hyper.progress`.
         mesh: from `sharding.make_mesh`.
-        state: of the shapes and shardings that will be trained.
-        teacher_params: of the shapes that will be passed; anything, where the objective has no teacher or the batches
-            bring its targets.
-        accumulation_steps: parts of equal size that a batch is computed in, one after the other, to save memory; the
-            result is that of the whole batch but for rounding and the dropout keys. Must divide the batch size.
+        state: a state with the shapes and shardings to compile for.
+        teacher_params: parameters with the shapes to compile for. Not used if the objective has no teacher or if
+            batches bring its targets.
+        accumulation_steps: number of equal parts that a batch is computed in, one after the other, to save memory. It
+            must divide the batch size. The result is that of the whole batch up to rounding and dropout keys.
 
     In a population, `state`, `hyper` and the metrics have the members on axis 0. All members learn from the same
     batch, and the teacher's targets are computed once for all.
 
     Metrics are the objective's, `learning_rate`, `gradient_norm`, `parameter_norm` (after the update), and
-    `real_tokens`, the share of the batch's positions that is no padding. They are scalars (in a population, one per
+    `real_tokens`, the share of the batch's positions that are not padding. They are scalars (in a population, one per
     member), still on the device.
     """
     members = state.of_members
@@ -146,7 +146,7 @@ def make_train_step(
         else:
             parts = each(lambda key: jax.random.split(key, accumulation_steps))(keys)
             grads, metrics = _accumulated(gradients, objective.weight, batch, parts.T)  # the parts on axis 0
-        # only what changes passes through the members' loop, which copies what it is given
+        # only what changes is passed to `each`, because the loop over members copies its arguments
         params, opt_state, numbers = each(update)(state.params, state.opt_state, grads[0], hyper)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         if learn is not None:
@@ -172,8 +172,8 @@ def _accumulated(
     batch: Batch,
     keys: Key[Array, "parts *members"],
 ) -> Any:
-    """The mean of `gradients` over the parts of a batch, one for each key, each with its weight."""
-    # every n-th row is of one part, so that each part is spread over all devices
+    """The weighted mean of `gradients` over the parts of a batch, one part for each key."""
+    # a part has every n-th row, so that it is spread over all devices
     split = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), batch)
     total = jnp.maximum(weight(batch), 1.0)
 
@@ -189,12 +189,14 @@ def _accumulated(
 def make_keep_best(
     mesh: Mesh, state: TrainState, settled: Callable[[Any], Array] | None = None
 ) -> Callable[[TrainState, np.ndarray], TrainState]:
-    """The compiled `(state, metric) -> state`: where `metric` ([members] in a population) is better than ever, the
-    parameters become the best, if what is carried is `settled`; the state passed in is donated.
+    """The compiled `(state, metric) -> state`. The state passed in is donated.
+
+    If `metric` ([members] in a population) is better than `best_metric`, and `settled(state.carried)` holds, the
+    trainable tree becomes `best_params`.
     """
 
     def keep(state: TrainState, metric: Array) -> TrainState:
-        better = metric > state.best_metric  # NaN is not
+        better = metric > state.best_metric  # False for NaN
         if settled is not None:
             better &= (jax.vmap(settled) if state.of_members else settled)(state.carried)
 
@@ -208,8 +210,8 @@ def make_keep_best(
 
 
 def make_end_members(mesh: Mesh, state: TrainState) -> Callable[[TrainState, np.ndarray], TrainState]:
-    """The compiled `(state, ended) -> state`: the parameters of the members for which `ended` [members] holds are NaN;
-    the state passed in is donated.
+    """The compiled `(state, ended) -> state`: sets the parameters of the members in `ended`, bool [members], to NaN.
+    The state passed in is donated.
     """
 
     def end(state: TrainState, ended: Array) -> TrainState:
@@ -232,7 +234,7 @@ def finite_members(mesh: Mesh, state: TrainState) -> list[bool]:
 
 
 def make_member_params(mesh: Mesh, state: TrainState) -> Callable[[Params, int], Params]:
-    """The compiled `(state.trainable, i) -> trainable` of member i of a population, placed as a model is."""
+    """The compiled `(state.trainable, i) -> trainable` tree of member i of a population, with a model's sharding."""
 
     def member_params(params: Params, i: ArrayLike) -> Params:
         return jax.tree.map(lambda leaf: leaf[i], params)

@@ -1,4 +1,4 @@
-"""What a run's teacher gives before the first step: its scores, and the outputs that are known ahead."""
+"""The work of a run's teacher before the first step: its scores, and the outputs that are computed in advance."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from tinybert_jax.teachers.ensemble import AveragedTargets, class_mask
 from tinybert_jax.teachers.teacher import Teacher
 from tinybert_jax.training.inputs import Inputs, Lesson
 
-FEW_ROWS = 100  # of so few, guesses and a weak teacher look alike (WNLI's dev set has 71)
+FEW_ROWS = 100  # with fewer dev rows, a weak teacher looks like guessing (WNLI's dev set has 71)
 
 
 class Taught(NamedTuple):
-    """What the stages of a run read of its teacher."""
+    """What the stages of a run need from its teacher."""
 
-    params: Params  # of the model that runs in the step, on the mesh; {} where none does
-    examples: Examples | None  # the training rows with outputs that are known ahead; None where the model runs
-    scores: dict[str, float] | None  # on the dev sets; None where they are not known
+    params: Params  # of the model that runs in the step, on the mesh; {} if no model runs
+    examples: Examples | None  # the training rows with the teacher's outputs; None if the teacher runs in the step
+    scores: dict[str, float] | None  # on the dev sets; None if unknown
 
 
 def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
-    """Score the teacher, and compute the outputs that are known ahead; of an ensemble, each member's in turn.
+    """Score the teacher, and compute outputs in advance where possible. The members of an ensemble come one by one.
 
     Raises:
-        InputError: a teacher knows nothing (of fewer dev rows than FEW_ROWS, a warning says so), its outputs are not
-            finite, or those of an ensemble need more disk than the cache may hold.
+        InputError: a teacher is at chance (only a warning with fewer dev rows than FEW_ROWS), its outputs are not
+            finite, or the outputs of an ensemble do not fit into the cache.
     """
     teacher = inputs.teacher
     params: Params = {}
     if teacher is None or not experiment.distils:
         return Taught(params, None, None)
-    if not inputs.lessons:  # of a corpus
+    if not inputs.lessons:  # a corpus
         return Taught(_placed(teacher, mesh), None, None)
     names_classes = get_task(experiment.task).kind.names_classes
     reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)
@@ -89,7 +89,7 @@ def _score_together(
     axis: ClassAxis,
     label_names: Sequence[str],
 ) -> dict[str, float]:
-    """An ensemble's scores on the dev sets that all members have outputs of, from each member's logits."""
+    """An ensemble's scores, from its members' logits, on the dev sets for which all members have outputs."""
     assert teacher.average is not None, "an ensemble has a mean"
     means = {}
     for name, split in dev.items():
@@ -112,7 +112,7 @@ def target_cache(
     params: Params,
     mesh: Mesh,
 ) -> TeacherCache:
-    """The cache of a teacher's targets for an objective, which is `named`."""
+    """The cache of a teacher's targets for an objective with the name `named`."""
     identity = [teacher.fingerprint, experiment.compute_dtype, named, *objective.identity]
     title = f"{teacher.name}, {named}"
     return TeacherCache(objective, params, identity, mesh, eval_batch_size(mesh), inputs.buckets, title)
@@ -121,11 +121,11 @@ def target_cache(
 def score(
     name: str, dev: dict[str, Split], outputs: dict[str, np.ndarray], label_names: Sequence[str]
 ) -> dict[str, float]:
-    """A teacher's dev scores, by metric. Below what guesses reach, the teacher knows nothing. `label_names` are its
-    classes by id, `()` where it has none.
+    """A teacher's dev scores, by metric. `label_names` are its classes by id, `()` if it has none.
 
     Raises:
-        InputError: it knows nothing (of fewer rows than FEW_ROWS, a warning says so); its outputs are not finite.
+        InputError: its skill is below chance (only a warning with fewer rows than FEW_ROWS), or its outputs are not
+            finite.
     """
     scores = {}
     for dev_name, logits in outputs.items():
@@ -142,13 +142,13 @@ def score(
 
 
 def eval_batch_size(mesh: Mesh) -> int:
-    """EVAL_BATCH_SIZE, or as little more as the devices can share."""
+    """EVAL_BATCH_SIZE, rounded up to a multiple of the number of devices that a batch is split over."""
     rows = batch_shares(mesh)
     return -(-EVAL_BATCH_SIZE // rows) * rows
 
 
 def named_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The scores of all dev sets; those of a second one have its name behind them: `accuracy_mismatched`."""
+    """The scores of all dev sets. Names from a second dev set get its name as a suffix: `accuracy_mismatched`."""
     suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
     return {f"{metric}{suffixes[name]}": value for name, of_set in scores.items() for metric, value in of_set.items()}
 
@@ -159,7 +159,7 @@ def _placed(teacher: Teacher, mesh: Mesh) -> Params:
 
 
 def _dev_outputs(inputs: Inputs, lesson: Lesson, params: Params, mesh: Mesh) -> dict[str, np.ndarray]:
-    """A teacher's logits on the dev sets, [n, c] or [n, q, c]; [n, 1] where they are numbers."""
+    """A teacher's logits on the dev sets, [n, c] or [n, q, c]; [n, 1] in regression."""
     model = lesson.teacher.model
     if model is None:
         return {name: x if x.ndim > 1 else x[:, None] for name, x in lesson.dev_outputs.items()}

@@ -21,7 +21,7 @@ from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
 
 SETTINGS_FILE = "augmentation.json"
-ROWS_PER_FILE = 256  # a killed build loses at most so many
+ROWS_PER_FILE = 256  # a killed build loses at most this many rows
 
 
 @dataclass(frozen=True)

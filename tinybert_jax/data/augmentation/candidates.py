@@ -138,7 +138,7 @@ class _Vocabulary:
     frame: Frame
     words: frozenset[int]  # the ids that can stand for a word, after a space
     first_words: frozenset[int]  # the same without a space before it, where tokens hold spaces
-    special: frozenset[int]  # ids that are no text; that of unknown words is not among them
+    special: frozenset[int]  # ids that are not text, without the id of unknown words
 
     def after_space(self, id_: int) -> bool:
         """Whether the token of a word holds the space before it; always where no token does."""
@@ -169,7 +169,7 @@ def _forms(words: Words, vocabulary: _Vocabulary, settings: Settings) -> list[st
         form = "".join(vocabulary.tokens[i].removeprefix("##") for i in pieces)
         if frame.space or pieces == [vocabulary.tokenizer.unk_token_id]:
             form = written
-        # a second space is a word of its own, without letters
+        # a second space is a separate word, without letters
         is_word = bool(form) and pieces[0] not in vocabulary.special and RULES[settings.preset].replaces(form)
         forms.append(prefix + form if is_word and room >= 0 else None)
     return forms

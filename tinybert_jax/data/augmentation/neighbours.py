@@ -179,7 +179,7 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
                 # Python reads 1_000 as a number; a data file does not
                 vector = [] if content.count(b"_") > word.count(b"_") else [float(value) for value in values]
                 name = word.decode()
-            except ValueError:  # a field is no number, or the word not UTF-8
+            except ValueError:  # a field is not a number, or the word is not UTF-8
                 vector = []
             if width < 1 or len(vector) != width:
                 bad.append(line)

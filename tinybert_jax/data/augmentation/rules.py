@@ -36,11 +36,11 @@ class Rules:
     """
 
     replaces: Callable[[str], bool]
-    asked: int  # ids that the masked LM gives for a word; of these, the first 15 words are candidates
-    in_pairs: bool = False  # the masked sentence is read beside the sentence itself
-    may_keep_word: bool = True  # a word may be one of its own candidates
-    counts_row: bool = True  # a number of variants includes the row itself
-    vectors: int | None = None  # of a file of word vectors, how many are read; None: all
+    asked: int  # number of ids that the masked LM gives for a word; the first 15 words among them are candidates
+    in_pairs: bool = False  # the masked sentence is read as a pair with the original sentence
+    may_keep_word: bool = True  # a word may be among its candidates
+    counts_row: bool = True  # the number of variants includes the row itself
+    vectors: int | None = None  # number of word vectors to read from a file; None: all
     format_version: int = 1
 
 

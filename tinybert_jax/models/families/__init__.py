@@ -1,7 +1,7 @@
 """The table of encoder families: a row for each `model_type` of a `config.json`.
 
-BERT's layers serve every family here. A row says what differs: names, defaults, positions, token types, and what
-is before the head.
+All families use BERT's layers. A row says how a family differs: names, defaults, positions, token types, and the
+layers before the head.
 """
 
 from collections import ChainMap
@@ -18,9 +18,9 @@ from tinybert_jax.models.families.roberta import ROBERTA, XLM_ROBERTA
 
 ROWS = (BERT, ALBERT, DISTILBERT, ROBERTA, XLM_ROBERTA, ELECTRA, MPNET, MOBILEBERT)
 FAMILIES: dict[str, Family] = {row.model_type: row for row in ROWS}
-# known by their config alone, beside an exported model
+# families of exported models, of which only `config.json` is read
 EXPORTED: dict[str, Family] = {row.model_type: row for row in (MODERNBERT, DEBERTA)}
 
-KNOWN = ChainMap(FAMILIES, EXPORTED)  # also of rows that are added later
+KNOWN = ChainMap(FAMILIES, EXPORTED)  # a ChainMap also has rows that are added later
 
 __all__ = ["EXPORTED", "FAMILIES", "KNOWN", "Family"]

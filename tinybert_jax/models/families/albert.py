@@ -1,6 +1,6 @@
 """ALBERT (Lan et al., arXiv 1909.11942).
 
-Its layers share parameters in groups. Its embeddings have a width of their own, and are projected to that of the
+Its layers share parameters in groups. Its embeddings have a separate width, and are projected to the width of the
 layers.
 """
 

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., arXiv 1810.04805), whose names and defaults are ours."""
+"""BERT (Devlin et al., arXiv 1810.04805). This package uses its names and defaults."""
 
 from tinybert_jax.models.families.family import Family
 

@@ -1,7 +1,7 @@
 """ELECTRA (Clark et al., arXiv 2003.10555): its discriminators and generators.
 
-It is a BERT without a pooler, whose embeddings may have a width of their own. The dense layer of its sequence
-classifier is BERT's pooler with GELU. Its masked-LM head is the generator's.
+It is a BERT without a pooler, whose embeddings may have a separate width. The dense layer of its sequence classifier
+is BERT's pooler with GELU. Its masked-LM head is the generator's.
 """
 
 from tinybert_jax.models.families.family import Family

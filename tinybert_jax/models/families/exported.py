@@ -1,6 +1,6 @@
-"""Families whose layers nothing here computes: ModernBERT (arXiv 2412.13663), DeBERTa-v2 and v3 (arXiv 2111.09543).
+"""Families that are not implemented here: ModernBERT (arXiv 2412.13663), DeBERTa-v2 and v3 (arXiv 2111.09543).
 
-They teach by the predictions of an ONNX file, beside which their `config.json` is read.
+They can be teachers of predictions as ONNX files. Only their `config.json`, beside the ONNX file, is read.
 """
 
 from tinybert_jax.models.families.family import UNSHARED, Family

@@ -26,7 +26,7 @@ MOBILEBERT = Family(
         "hidden_dropout_prob": 0.0,
     },
     word_rank=("embedding_size", 128),
-    # without bottlenecks, no class reads their sizes
+    # without bottlenecks, their sizes are not read
     required={
         "use_bottleneck": (False, True),
         "trigram_input": (False, True),

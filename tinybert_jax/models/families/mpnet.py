@@ -1,6 +1,6 @@
 """MPNet (Song et al., arXiv 2004.09297).
 
-It is a RoBERTa without token types, which adds a bias of relative positions to the attention scores of all layers.
+It is a RoBERTa without token types, which adds a relative position bias to the attention scores of all layers.
 """
 
 from tinybert_jax.models.families.family import UNSHARED
@@ -23,7 +23,7 @@ MPNET = ROBERTA._replace(
         *ROBERTA.names[1:],
     ),
     defaults={"vocab_size": 30527},
-    # its classes know no other padding, and drop out before the classifier as elsewhere
+    # in `transformers`, the padding id is fixed, and dropout before the classifier is `hidden_dropout_prob`
     fixed=UNSHARED | {"type_vocab_size": 0, "pad_token_id": 1, "classifier_dropout": None},
     required={"pad_token_id": (1, 1), "relative_attention_num_buckets": (32, 32)},
     position_buckets=32,

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al., arXiv 1907.11692) and XLM-R (Conneau et al., arXiv 1911.02116).
 
-They are BERTs with other names, one token type, and positions that begin behind the row of padding. The dense layer of
-their sequence classifier is BERT's pooler. Their masked-LM head is BERT's, but always has GELU.
+They are BERTs with other names, often one token type, and position ids from pad_token_id + 1. The dense layer of their
+sequence classifier is BERT's pooler. Their masked-LM head is BERT's, but always with GELU.
 """
 
 from tinybert_jax.models.families.family import Family

@@ -1,7 +1,7 @@
-"""Matrices without their zeros: a bit for each weight, and the values of those that are not zero.
+"""Storage of matrices without their zeros: one bit for each weight, and the values that are not zero.
 
-A matrix NAME of a packed file is NAME.bitmask (uint8, eight weights a byte, the first in the highest bit),
-NAME.values (float32) and NAME.shape (int32 [2]); weights go row by row. Other tensors are as they always are.
+In a packed file, a matrix NAME is stored as NAME.bitmask (uint8, eight weights a byte, the first in the highest bit),
+NAME.values (float32) and NAME.shape (int32 [2]), row by row. Other tensors are stored as usual.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from tinybert_jax.errors import InputError
 
 PACKED_FILE = "model.bitmask.safetensors"
-PARTS = ("bitmask", "values", "shape")  # the ends of their names
-LEAST_ZEROS = 0.3  # share of a matrix that is packed; under 1/32, it would grow
+PARTS = ("bitmask", "values", "shape")  # the last parts of tensor names
+LEAST_ZEROS = 0.3  # a matrix is packed from this share of zeros on; below 1/32, packing would make it larger
 
 
 def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors in which float32 matrices with many zeros are packed; `unpack` gives the same bits back.
+    """The tensors with float32 matrices packed that have many zeros. `unpack` restores the same bits.
 
     >>> packed = pack({"weight": np.array([[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]], np.float32)})
     >>> {name: part.tolist() for name, part in packed.items()}
@@ -31,7 +31,7 @@ def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if tensor.ndim != 2 or tensor.dtype != np.float32 or (tensor == 0).mean() < LEAST_ZEROS:
             packed[name] = tensor
             continue
-        kept = np.ascontiguousarray(tensor).view(np.uint32) != 0  # the sign of a zero is a bit too
+        kept = np.ascontiguousarray(tensor).view(np.uint32) != 0  # -0.0 is kept as a value
         packed[f"{name}.bitmask"] = np.packbits(kept)
         packed[f"{name}.values"] = tensor[kept]
         packed[f"{name}.shape"] = np.array(tensor.shape, np.int32)
@@ -39,7 +39,7 @@ def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def unpack(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The tensors that `pack` was given.
+    """The inverse of `pack`.
 
     Raises:
         InputError: the parts of a matrix do not fit together.
@@ -58,7 +58,7 @@ def unpack(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarra
 
 
 def _matrix(bitmask: np.ndarray | None, values: np.ndarray | None, shape: np.ndarray | None) -> np.ndarray | None:
-    """The matrix that the parts make; None where they make none."""
+    """The matrix of these parts; None if they do not fit together."""
     if bitmask is None or values is None or shape is None:
         return None
     kinds = [(part.dtype.name, part.ndim) for part in (bitmask, values, shape)]

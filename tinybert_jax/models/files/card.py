@@ -1,4 +1,4 @@
-"""The metadata of a model card, for the Hugging Face hub, and the names that a card gives models and files."""
+"""The metadata of a model card for the Hugging Face hub, and the names of models and files in a card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinybert_jax.settings.tasks import Task
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-# what a model has from those it is made from, if all of them say the same
+# fields that are copied from the models it is made from, if all of them agree
 INHERITED = ("language", "license", "license_name", "license_link")
 ORDER = [
     *INHERITED,
@@ -30,7 +30,7 @@ ORDER = [
     "metrics",
 ]
 UNKNOWN = "unknown"  # the dataset of rows that are not on the hub
-# ids of metrics on the hub, where they are not our names
+# ids of metrics on the hub that differ from the names here
 METRIC_IDS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 METRIC_IDS |= {"micro_f1": "f1", "macro_f1": "f1"}
 MODEL_FIELDS = ("model", "teacher", "members", "layer_teacher")
@@ -47,18 +47,18 @@ def front_matter(
     datasets: Sequence[str] = (),
     **fields: Any,
 ) -> str:
-    """The YAML block that a model card begins with.
+    """The YAML block at the beginning of a model card.
 
     Args:
         title: the model's name.
-        config: of the model.
-        made_from: the models that it learnt from, or whose parameters it started with: directories and hub ids. Those
-            on the hub, or that directories' own cards name, are its `base_model`; paths are not written.
-        library: that loads it; default: `transformers`, where it has a class of its shape.
-        in_int8: its products are in 8 bits.
-        results: scores.
-        datasets: ids on the hub; default: those of the results.
-        fields: others, by the names of `huggingface_hub.ModelCardData`.
+        config: the model's config.
+        made_from: directories and hub ids of the models that it learnt from or started from. Hub ids become its
+            `base_model`; for a directory, the `base_model` in its card is taken. Paths are not written.
+        library: the library that loads it; default: `transformers` if it can, else this package.
+        in_int8: whether its products are in 8 bits.
+        results: its scores.
+        datasets: dataset ids on the hub; default: those of the results.
+        fields: other fields of `huggingface_hub.ModelCardData`.
     """
     from huggingface_hub import ModelCardData
 
@@ -88,9 +88,9 @@ def front_matter(
 
 
 def read_metadata(model: str) -> dict[str, Any]:
-    """What the README.md of a directory or hub model says of it; {} where there is none, or none that can be read.
+    """The metadata in the README.md of a model directory or hub model; {} if there is none or it cannot be read.
 
-    `language` and `datasets` are lists, also where the card gives one word.
+    `language` and `datasets` are always lists, even if the card has a single word.
     """
     from huggingface_hub import metadata_load
 
@@ -98,17 +98,17 @@ def read_metadata(model: str) -> dict[str, Any]:
         metadata = metadata_load(resolve(model) / CARD) or {}
     except (InputError, FileNotFoundError):
         return {}
-    except Exception as error:  # of yaml, or of the encoding
+    except Exception as error:  # wrong YAML or encoding
         print(f"note: {model}: the metadata of its README.md cannot be read ({first_line(error)})", file=sys.stderr)
         return {}
     for field in ("language", "datasets"):
-        if field in metadata:  # in YAML 1.1, the code of Norwegian is a truth value
+        if field in metadata:  # in YAML 1.1, `no`, the code of Norwegian, means False
             metadata[field] = ["no" if value is False else value for value in _listed(metadata[field])]
     return metadata
 
 
 def read_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
-    """The scores in the metadata of a card; none where there are none, or they are not as the hub defines them."""
+    """The scores in the metadata of a card; [] if there are none, or not in the hub's format."""
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
     try:
@@ -118,7 +118,7 @@ def read_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def _bases(model: str, metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The model's hub id, or what its own card names as its base."""
+    """The model's hub id; for a directory, the hub ids in its card's `base_model`."""
     if name := hub_id(model):
         yield name
     else:
@@ -132,9 +132,9 @@ def _listed(value: Any) -> list[Any]:
 def task_results(
     task: Task, source: DataSource | CorpusSource, scores: Mapping[str, float], pipeline: str, suffix: str = ""
 ) -> list[EvalResult]:
-    """A task's metrics on a dev set, for `front_matter`; their names in `scores` end with `suffix`.
+    """A task's metrics on a dev set, for `front_matter`. In `scores`, their names end with `suffix`.
 
-    The dataset is named where the source has the task's official files.
+    The dataset is named if the source is the task's official data.
     """
     from huggingface_hub import EvalResult
 
@@ -162,9 +162,9 @@ def task_results(
 
 
 def shown(name: str) -> str:
-    """A model's name in a card: hub ids, presets and sizes as they are, and of a path the last part alone.
+    """A model's name in a card: a hub id, preset or size as it is, or the last part of a path.
 
-    A run's `student` has the run's name.
+    The `student` of a run is shown by the run's name.
     """
     if hub_id(name) is not None:
         return name
@@ -174,7 +174,7 @@ def shown(name: str) -> str:
 
 
 def without_places(settings: Any, field: str = "") -> Any:
-    """Settings as plain values, as a card may publish them: models and files by name, without where they are."""
+    """Settings that a card may publish: paths of models and files are shortened to their last part."""
     if isinstance(settings, dict):
         return {name: without_places(value, name) for name, value in settings.items()}
     if isinstance(settings, list | tuple):

@@ -48,13 +48,13 @@ def load_config(directory: str | Path) -> BertConfig:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     config = dataclasses.replace(config, score_activation=read_activation(path.parent, hf))
-    with contextlib.suppress(InputError):  # told where vectors are asked for, by `fit.check_has_head`
+    with contextlib.suppress(InputError):  # `fit.check_has_head` raises it again in tasks with vectors
         return dataclasses.replace(config, embedding=read_embedding(path.parent))
     return config
 
 
 def _check_has_layers(path: Path, config: BertConfig) -> None:
-    """Refuse a model of a family that is known by its exported models alone."""
+    """Refuse a model of a family that is supported only as an exported model."""
     if config.model_type in EXPORTED:
         raise InputError(
             f"{path}: {config.family.title} teaches by its predictions alone: give its ONNX export as the teacher"
@@ -63,7 +63,7 @@ def _check_has_layers(path: Path, config: BertConfig) -> None:
 
 
 def _what_is_there(directory: Path) -> str:
-    """What a directory without a `config.json` is, with what to do; "" if that is not known."""
+    """The end of a message: what a directory without a `config.json` is, and what to do; "" if that is not known."""
     if (directory / "student" / "config.json").is_file():
         return f" no, a run's: its model is {directory / 'student'}"
     if (directory / "adapter_config.json").is_file():
@@ -81,26 +81,25 @@ def _what_is_there(directory: Path) -> str:
 
 
 def load_architectures(directory: str | Path) -> list[str]:
-    """The names of the classes of `transformers` that a `config.json` gives."""
+    """The class names of `transformers` in the `architectures` of a `config.json`."""
     return re.findall(r"\w+", str(read_json(Path(directory) / "config.json").get("architectures")))
 
 
 def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
-    """Config and float32 parameters of a BERT checkpoint, with every head it holds, and the modules of
-    sentence-transformers behind it.
+    """Config and float32 parameters of a BERT checkpoint, with all its heads, and an embedding model's dense module.
 
     Args:
         directory: a Hugging Face directory (`model.safetensors`, `pytorch_model.bin` or `flax_model.msgpack`, in one
-            file or sharded), or a hub id, as `resolve` takes it.
+            file or sharded), or a hub id, as in `resolve`.
 
     Returns:
         The config, and the parameters as `{"encoder": ...}` plus heads; leaves of layers are stacked [l, ...].
-        A TinyBERT as its authors' code saves it also has `fit_dense`, or, stacked [l + 1, ...], `fit_denses`:
-        projections of its hidden states to its teacher's width; its classifier is left out, with a note.
+        A TinyBERT checkpoint of the paper's authors also has projections of hidden states to the teacher's width:
+        `fit_dense`, or `fit_denses` stacked [l + 1, ...]. Its classifier is left out, with a note.
 
     Raises:
-        InputError: a file is missing or damaged; a tensor is missing, surplus, not of the config's shape, or holds
-            what is no number.
+        InputError: a file is missing or damaged; a tensor is missing, surplus, or not of the config's shape, or has
+            infinities or NaNs.
     """
     path = resolve(str(directory))
     config = load_config(path)
@@ -115,7 +114,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
         params[EMBEDDING_DENSE] = read_dense(path, config)
     named = [row for row in HEADS.values() if config.family.architecture + row.architecture in architectures]
     if any(row.pooled is False for row in named):
-        params["encoder"].pop("pooler", None)  # older versions of `transformers` saved one that nothing reads
+        params["encoder"].pop("pooler", None)  # older versions of `transformers` saved an unused one
     is_ours = any(row.key == "classifier" for row in named)
     if "classifier" in params and any(name in params for name in FIT_NAMES) and not is_ours:
         del params["classifier"]
@@ -137,11 +136,11 @@ def save_hf(
     """Write `config.json`, `model.safetensors` and the tokenizer's files as `transformers` reads them.
 
     Args:
-        directory: made if it does not exist.
-        config: of the model.
-        params: as `load_hf` gives them; which heads they hold decides `architectures`.
-        tokenizer: saved beside the weights where given.
-        packed: write matrices with many zeros without them, which no class of `transformers` reads.
+        directory: created if it does not exist.
+        config: the model's config.
+        params: the parameters as `load_hf` returns them. Their head determines `architectures`.
+        tokenizer: also saved, unless None.
+        packed: store matrices with many zeros without the zeros. `transformers` cannot read them.
 
     Raises:
         OSError: something could not be written.
@@ -151,7 +150,7 @@ def save_hf(
     tensors = to_hf_tensors(resize_vocabulary(params, config.vocab_size), config)
     write_tensors(path / (PACKED_FILE if packed else "model.safetensors"), pack(tensors) if packed else tensors)
     if packed:
-        (path / "model.safetensors").unlink(missing_ok=True)  # of a model that was here; it would be read first
+        (path / "model.safetensors").unlink(missing_ok=True)  # an older model's; it would be read first
 
 
 def save_description(
@@ -161,8 +160,8 @@ def save_description(
     tokenizer: PreTrainedTokenizerBase | None,
     packed: bool = False,
 ) -> None:
-    """Write `config.json`, the tokenizer's files, and, of a model whose output is a text's vector, the modules of
-    sentence-transformers; arguments are those of `save_hf`.
+    """Write all files of `save_hf` except the weights: `config.json`, the tokenizer's files and, for embedding models,
+    the modules of sentence-transformers. Arguments as `save_hf`.
 
     Raises:
         OSError: something could not be written.
@@ -181,5 +180,5 @@ def save_description(
         save_tokenizer(path, config, tokenizer)
     except OSError:
         raise
-    except Exception as error:  # of its Rust, for which a full disk is no OSError
+    except Exception as error:  # the Rust backend does not raise an OSError on a full disk
         raise OSError(errno.EIO, first_line(error), str(path)) from error

@@ -1,4 +1,4 @@
-"""A `flax_model.msgpack`, as Flax models of `transformers` 4 are saved -> tensors under torch's names."""
+"""Read a `flax_model.msgpack`, which Flax models of `transformers` 4 save -> tensors under torch's names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def read_flax(path: Path) -> dict[str, np.ndarray]:
     """The tensors of the file, under torch's names and in its orientation.
 
     Raises:
-        InputError: the file is damaged, or holds what is no tensor.
+        InputError: the file is damaged, or holds something other than tensors.
     """
-    from flax import serialization, traverse_util  # imports jax, which a worker that tokenises has no use for
+    from flax import serialization, traverse_util  # here, because it imports jax, which tokenising workers do not need
 
     try:
         flat = traverse_util.flatten_dict(serialization.msgpack_restore(path.read_bytes()))
         names = {name: ".".join(name) for name in flat}
-    except Exception as error:  # msgpack's, numpy's and flax's errors alike
+    except Exception as error:  # errors of msgpack, numpy and flax
         raise InputError(f"{path}: damaged or truncated ({first_line(error)}); fetch the file again") from None
     tensors = {}
     for name, value in flat.items():

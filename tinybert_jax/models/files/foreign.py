@@ -1,10 +1,10 @@
-"""What a file is whose content is not what its name promises, as its first bytes tell."""
+"""Recognise, by its first bytes, a file whose content is not what its name says."""
 
 from __future__ import annotations
 
 import re
 
-HEAD = 4096  # bytes that suffice
+HEAD = 4096  # number of first bytes to look at
 LFS_POINTER = b"version https://git-lfs"
 BEGINNINGS = {
     LFS_POINTER: "a pointer of Git LFS, not the file: fetch it with `git lfs pull`",
@@ -23,7 +23,7 @@ BEGINNINGS = {
 
 
 def foreign_kind(head: bytes) -> str:
-    """What a file that should be text is instead, and what to do, from its first bytes; "" if it may be text.
+    """What a file is, and what to do, if by its first bytes it is not text; "" if it may be text.
 
     >>> foreign_kind(b"PAR1...")[:14], foreign_kind("text;label".encode("utf-16-le"))[:14], foreign_kind(b"PAR 1")
     ('a Parquet file', 'text in UTF-16', '')

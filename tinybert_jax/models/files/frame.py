@@ -1,4 +1,4 @@
-"""How a tokenizer sets special tokens around a text or a pair, and how its tokens show where a word begins."""
+"""The special tokens that a tokenizer puts around a text or a pair, and how its tokens mark where a word begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tinybert_jax.errors import InputError
 
-SPACES = ("Ġ", "▁")  # a space in the tokens of byte-level BPE, and in those of SentencePiece
+SPACES = ("Ġ", "▁")  # a space in the tokens of byte-level BPE and of SentencePiece
 
 
 class Frame(NamedTuple):
@@ -19,20 +19,20 @@ class Frame(NamedTuple):
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
-    has_types: bool  # B and `after` behind it have token type 1; where this is False, all types are 0
-    space: str  # how the first token of a word after a space begins; "" where other tokens are marked instead, by ##
+    has_types: bool  # B and the following `after` have token type 1; False: all types are 0
+    space: str  # prefix of the first token of a word after a space; "" if later tokens are marked instead, by ##
 
     @property
     def word_prefix(self) -> str:
-        """What must stand before a word alone, so that it gets the tokens that it has after a space."""
+        """The text to put before a single word, so that it gets the same tokens as after a space."""
         return " " if self.space else ""
 
     def size(self, texts: int) -> int:
-        """Special tokens around one text or two."""
+        """The number of special tokens around one text or two."""
         return len(self.before) + len(self.between) * (texts - 1) + len(self.after)
 
     def put(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[list[int], int]:
-        """One text or a pair with its special tokens, and where token type 1 begins: at the end, if nowhere."""
+        """One text or a pair with special tokens, and the index where token type 1 begins (the length if nowhere)."""
         if second is None:
             ids = [*self.before, *first, *self.after]
             return ids, len(ids)
@@ -43,10 +43,10 @@ class Frame(NamedTuple):
 
 
 def frame_of(tokenizer: Any) -> Frame:
-    """Ask a tokenizer with a Rust backend for its frame.
+    """The frame of a tokenizer with a Rust backend.
 
     Raises:
-        InputError: special tokens stand inside a text, or those of one text are not those of a pair.
+        InputError: special tokens are inside a text, or one text and a pair begin or end with different ones.
     """
     pair, single = (tokenizer(*texts).encodings[0] for texts in (("a a", "a"), ("a a",)))
     of_text = pair.sequence_ids

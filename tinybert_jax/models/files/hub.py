@@ -1,4 +1,4 @@
-"""The name of a model, a directory or a hub id -> its directory, and the fingerprint of what it holds."""
+"""A model's name, which is a directory or a hub id -> its directory; and the fingerprint of a directory."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from tinybert_jax.errors import InputError, first_line
 from tinybert_jax.models.files.weights import TORCH_FILE, no_weights, weights_file, weights_files
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of which holds the vocabulary
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of them holds the vocabulary
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt")  # of files in a model's directory
 DESCRIPTIONS = ["config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt"]
 DESCRIPTIONS += ["special_tokens*", "added_tokens.json"]
 DESCRIPTIONS += ["modules.json", "[0-9]_*/*", "sentence_*config.json", "config_sentence_transformers.json"]
-CARD = "README.md"  # is fetched with the rest, and a model that was fetched without it is whole
-# of the files of weights in a repository, one kind is fetched
+CARD = "README.md"  # fetched with the other files; a cached model without it is complete too
+# kinds of weight files; one kind is fetched from a repository
 WEIGHTS_ON_HUB = (["*.safetensors", "*.safetensors.index.json"], ["pytorch_model*"], ["flax_model*"])
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 HUB_ID = re.compile(rf"(?P<id>({NAME}/)?{NAME})(@(?P<revision>[^@\s]+))?")
 
 
 def resolve(name: str) -> Path:
-    """The directory of a model given as a directory or as a hub id, which is downloaded once.
+    """The directory of a model. `name` is a directory, or a hub id, which is downloaded once.
 
-    A hub id is `owner/name`, or the name alone of a model as old as `bert-base-uncased`. A revision may follow: `@`
+    A hub id is `owner/name`, or only the name for old models such as `bert-base-uncased`. A revision may follow: `@`
     and a branch, a tag, a commit or `refs/pr/2`.
 
     Raises:
-        InputError: there is no such directory, and the hub did not give it either.
+        InputError: there is no such directory, and the hub id could not be downloaded.
     """
-    # os.path, because pathlib raises on a name that is too long and on a user that there is not
+    # os.path, because pathlib raises on a name that is too long and on an unknown user
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         return path
@@ -77,20 +77,20 @@ def resolve(name: str) -> Path:
 
 
 def hub_id(name: str) -> str | None:
-    """The hub id that a name is, without its revision; None: it is no id, or a file or directory has that name."""
+    """The hub id in a model's name, without the revision; None if it is not an id, or a file or directory."""
     matched = None if os.path.exists(os.path.expanduser(name)) else HUB_ID.fullmatch(name)
     return matched and matched["id"]
 
 
 def _is_whole(cached: Path) -> bool:
-    """Whether a snapshot of the hub holds a model: another program may have fetched its config alone."""
+    """Whether a snapshot of the hub is a complete model. Another program may have fetched only its config."""
     weights = weights_files(cached)
     named = any((cached / file).is_file() for file in TOKENIZER_FILES)
     return (cached / "config.json").is_file() and bool(weights) and all(map(Path.is_file, weights)) and named
 
 
 def fingerprint(directory: str | Path) -> str:
-    """sha256 of a model directory's config and weights, and of the modules of sentence-transformers."""
+    """The sha256 of a model directory's config, weights and modules of sentence-transformers."""
     path = resolve(str(directory))
     digest = hashlib.sha256()
     weights = [*path.glob("*.safetensors"), *path.glob(TORCH_FILE)] or weights_files(path)

@@ -1,4 +1,4 @@
-"""A tokenizer -> its files, in which `transformers` finds what was used: token types, length, case, special tokens."""
+"""Write a tokenizer's files, so that `transformers` makes the same tokens: types, length, case, special tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, from_files, trained_length
 from tinybert_jax.models.files.weights import read_json
 
-WORDS = 800  # of the longest text that is tried: more than the tokens of most models
+WORDS = 800  # in the longest text that is compared: more than the positions of most models
 TEXTS = ("The caf\u00e9's na\u00efve Plot, NOT dull (2.5/5)!", "\u4e2d\u6587 \u00dcber\tx\u200b\n", "", " ")
 
 
 def save_tokenizer(path: Path, config: BertConfig, tokenizer: Any) -> None:
-    """Write the tokenizer's files beside a model of that config; a warning tells if they are read in another way.
+    """Write the tokenizer's files beside a model. Prints a warning if `transformers` makes other tokens from them.
 
-    They cut texts at the tokenizer's length, or at the model's where that is shorter, and give token types where the
-    model was given any.
+    The saved tokenizer truncates texts at its length, or at the model's positions if these are fewer. It returns token
+    types if the model has been given any.
     """
-    if not hasattr(tokenizer, "backend_tokenizer"):  # none that was used here
+    if not hasattr(tokenizer, "backend_tokenizer"):  # not a tokenizer that this package can use
         tokenizer.save_pretrained(path)
         return
     length = trained_length(tokenizer, config)
-    # what else is there is of the last texts
+    # replaces the truncation and padding of the last call
     tokenizer.backend_tokenizer.enable_truncation(
         length, strategy="longest_first", direction=tokenizer.truncation_side
     )
@@ -36,7 +36,7 @@ def save_tokenizer(path: Path, config: BertConfig, tokenizer: Any) -> None:
     tokenizer.save_pretrained(path)
     settings = read_json(path / "tokenizer_config.json") | {"model_max_length": length}
     names = ["input_ids", "token_type_ids", "attention_mask"]
-    with contextlib.suppress(InputError):  # a tokenizer of others, which nothing here can use
+    with contextlib.suppress(InputError):  # not a tokenizer that this package can use
         if not config.type_vocab_size or not frame_of(tokenizer).has_types:
             names.remove("token_type_ids")
         if names != type(tokenizer).model_input_names:
@@ -51,7 +51,7 @@ def save_tokenizer(path: Path, config: BertConfig, tokenizer: Any) -> None:
 
 
 def _difference(saved: Any, tokenizer: Any, length: int, has_types: bool) -> str | None:
-    """How the saved tokenizer differs from the one that was used, on some texts and pairs; None: in nothing."""
+    """How the saved tokenizer differs from the one in use, on some texts and pairs; None if it does not."""
     tokens = [token for token in (token.lstrip("#\u0120\u2581") for token in all_tokens(tokenizer)) if token.isalpha()]
     words = tokens[:: 1 + len(tokens) // WORDS] * (1 + WORDS // (1 + len(tokens)))
     special = f"a {tokenizer.sep_token} {tokenizer.mask_token} b"

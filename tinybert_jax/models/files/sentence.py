@@ -1,4 +1,4 @@
-"""The modules behind the encoder in a directory of sentence-transformers: pooling, a dense layer, normalisation."""
+"""The modules after the encoder in a sentence-transformers directory: pooling, a dense layer, normalisation."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig, DenseActivat
 from tinybert_jax.models.files.weights import read_json, read_tensors, write_tensors
 
 MODULES, SENTENCE, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
-KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # in the order in which they stand
-TYPES = "sentence_transformers.models."  # before a kind, in modules.json
+KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # in the order in which they are applied
+TYPES = "sentence_transformers.models."  # the prefix of a kind in modules.json
 ACTIVATIONS = {"Identity": "torch.nn.modules.linear.Identity", "Tanh": "torch.nn.modules.activation.Tanh"}
 MODES = {
     f"{name}_token{'' if name == 'cls' else 's'}": name for name in get_args(PoolingName)
 }  # in a pooling's config
-OTHER_MODES = ("mean_sqrt_len_tokens",)  # that every version knows, and no model here has
+OTHER_MODES = ("mean_sqrt_len_tokens",)  # every version of sentence-transformers expects it; not supported here
 
 
 def read_embedding(directory: Path) -> TextVector | None:
-    """What a directory's `modules.json` says of a text's vector; None: there is none.
+    """How a text's vector is computed, by a directory's `modules.json`; None if it has no such file.
 
     Raises:
-        InputError: a file is missing or damaged, or says what is not supported.
+        InputError: a file is missing or damaged, or names something that is not supported.
     """
     if not (directory / MODULES).is_file():
         return None
@@ -57,16 +57,16 @@ def read_embedding(directory: Path) -> TextVector | None:
 
 
 def sentence_length(directory: Path) -> Any:
-    """Tokens of the longest text, as a directory of sentence-transformers says it; None: it does not.
+    """The `max_seq_length` of a sentence-transformers directory, in tokens; None if it is not set.
 
     Raises:
-        InputError: its file is damaged.
+        InputError: the file is damaged.
     """
     return _object(directory / SENTENCE).get("max_seq_length")
 
 
 def read_dense(directory: Path, config: BertConfig) -> Params:
-    """The kernel [d, n] and the bias [n] of the dense module; a module without a bias has zeros.
+    """The kernel [d, n] and the bias [n] of the dense module; without a bias, zeros.
 
     Raises:
         InputError: its weights are missing or damaged, or have another shape.
@@ -86,11 +86,11 @@ def read_dense(directory: Path, config: BertConfig) -> Params:
 
 
 def read_activation(directory: Path, hf: Mapping[str, Any]) -> str | None:
-    """The class of torch that a CrossEncoder applies to its one output, as its files have it; None: they name none.
+    """The torch class of the activation that a CrossEncoder applies to its output; None if no file names one.
 
     Args:
-        directory: of the model. sentence-transformers 6 writes it into a file of its own.
-        hf: the content of `config.json`, where it was before, in version 3 under another name.
+        directory: the model's directory. sentence-transformers 6 writes the class into a separate file.
+        hf: the content of `config.json`. Older versions write it there, version 3 under another name.
     """
     settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
     for described, name in (
@@ -104,7 +104,7 @@ def read_activation(directory: Path, hf: Mapping[str, Any]) -> str | None:
 
 
 def write_modules(directory: Path, config: BertConfig, params: Params, max_length: int | None) -> None:
-    """Write the files by which sentence-transformers loads the model; `max_length` is that of a text, in tokens.
+    """Write the files with which sentence-transformers loads the model. `max_length` is that of texts, in tokens.
 
     Raises:
         OSError: something could not be written.
@@ -135,7 +135,7 @@ def write_modules(directory: Path, config: BertConfig, params: Params, max_lengt
 
 
 def _folders(path: Path) -> dict[str, str]:
-    """The folder of each kind of module that a `modules.json` names."""
+    """The folder of each kind of module in a `modules.json`."""
     modules = read_json(path)
     if not isinstance(modules, list) or not all(
         isinstance(module, Mapping) and isinstance(module.get("type"), str) and isinstance(module.get("path"), str)
@@ -157,11 +157,11 @@ def _folders(path: Path) -> dict[str, str]:
 
 
 def _pooling(path: Path) -> PoolingName:
-    """The one kind of pooling that a pooling's config names."""
+    """The kind of pooling in a pooling module's config."""
     described = _object(path, is_named=True)
     if described.get("include_prompt") is False:
         raise InputError(f"{path}: include_prompt false is not supported: the vectors of texts with a prompt differ")
-    named = described.get("pooling_mode")  # newer files have a word in place of truth values
+    named = described.get("pooling_mode")  # a word in newer files; older ones have a flag for each mode
     flags = [name for name, value in described.items() if name.startswith("pooling_mode_") and value is True]
     modes = [str(named)] if named is not None else [name.removeprefix("pooling_mode_") for name in flags]
     modes = [MODES.get(mode, mode) for mode in modes]
@@ -173,9 +173,9 @@ def _pooling(path: Path) -> PoolingName:
 
 
 def _dense(path: Path) -> tuple[int, DenseActivation]:
-    """The width and the activation of a dense module, by its config."""
+    """The width and the activation in a dense module's config."""
     described = _object(path, is_named=True)
-    # without a name, it is that which sentence-transformers takes by default
+    # the default of sentence-transformers is Tanh
     named = str(described.get("activation_function", ACTIVATIONS["Tanh"])).rpartition(".")[2]
     activation = next((name for name in get_args(DenseActivation) if name == named), None)
     if activation is None:
@@ -193,7 +193,7 @@ def _dense(path: Path) -> tuple[int, DenseActivation]:
 
 
 def _object(path: Path, is_named: bool = False) -> Mapping[str, Any]:
-    """The JSON object in a file; where there is no file, an empty one, unless `modules.json` names it."""
+    """The JSON object in a file. A missing file counts as empty, unless `modules.json` names it."""
     if is_named and not path.is_file():
         raise InputError(f"{path}: no such file, but {MODULES} names its folder: fetch it too")
     content = read_json(path) if path.is_file() else {}

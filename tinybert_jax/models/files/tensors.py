@@ -25,31 +25,31 @@ from tinybert_jax.models.parameters import parameter_shapes
 
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings", "relative_attention_bias")
 LAYER = ("encoder", "encoder", "layer")
-STACKED = (LAYER, ("fit_denses",))  # what checkpoints number, and we stack
-FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in a TinyBERT as its authors publish it
-READ = {"encoder", *FIT_NAMES, *(row.key for row in HEADS.values())}  # what paths begin with
-BESIDE = {row.key for row in HEADS.values() if row.gives_vectors}  # parameters that have files of their own
-IGNORED = ("position_ids", "token_type_ids")  # buffers that old checkpoints saved
-WRAPPERS = ("_orig_mod.", "module.", "model.")  # what compilation, parallel training and Lightning put before names
-# the masked-LM decoder's copies of what it shares
+STACKED = (LAYER, ("fit_denses",))  # modules that checkpoints number and this package stacks
+FIT_NAMES = ("fit_dense", "fit_denses")  # projections of hidden states in the checkpoints of TinyBERT's authors
+READ = {"encoder", *FIT_NAMES, *(row.key for row in HEADS.values())}  # possible beginnings of paths
+BESIDE = {row.key for row in HEADS.values() if row.gives_vectors}  # parameters that are stored in separate files
+IGNORED = ("position_ids", "token_type_ids")  # buffers in old checkpoints
+WRAPPERS = ("_orig_mod.", "module.", "model.")  # prefixes of torch.compile, parallel training and Lightning
+# the masked-LM decoder's copies of shared parameters, and the originals
 DECODER = {
     ("cls", "predictions", "decoder", "kernel"): ("encoder", "embeddings", "word_embeddings", "embedding"),
     ("cls", "predictions", "decoder", "bias"): ("cls", "predictions", "bias"),
 }
-# next sentence prediction, of checkpoints as pretrained
+# next sentence prediction, in pretrained checkpoints
 NEXT_SENTENCE = (("cls", "seq_relationship", "kernel"), ("cls", "seq_relationship", "bias"))
-# parts of the embeddings that are added up before their LayerNorm
+# the parts of the embeddings that are summed before their LayerNorm
 ADDED = ("word_embeddings_projection", "position_embeddings", "token_type_embeddings")
-OURS = ("embedding", "scale", "kernel")  # the ends of our names where theirs end on "weight"
+OURS = ("embedding", "scale", "kernel")  # last parts of Flax names; in Hugging Face's names they are "weight"
 
 
 def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: str) -> Params:
-    """Parameters from tensors under Hugging Face's names, each key and shape checked against the config.
+    """Parameters from tensors under Hugging Face's names. Each key and shape is checked against the config.
 
-    What stands beside the encoder and is no head of ours is left out, with a note: `transformers` leaves it out, too.
+    Tensors outside the encoder that belong to no head in `HEADS` are left out, with a note, as in `transformers`.
 
     Raises:
-        InputError: names `where` and the tensors that are missing, surplus, of another shape or without numbers.
+        InputError: tensors are missing, surplus, of another shape, or not finite. The message names them and `where`.
     """
     family = config.family
     tensors = _unwrapped(tensors)
@@ -63,7 +63,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
             continue
         path = _to_ours(family.to_ours(hf_path, head))
         if hf_path[:2] == (family.prefix, "pooler") and head in family.head_names:
-            continue  # the head brings a pooler of its own, and nothing reads the encoder's
+            continue  # this head has another pooler, and the encoder's is not used
         if hf_path[-1] in OURS and path[0] in READ:
             raise InputError(f"{where}: the weights hold {name!r}, which no BERT has: remove or rename it")
         if path in names:
@@ -84,7 +84,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
         else:
             flat[path] = value
     if not any(path[: len(LAYER)] == LAYER for path in numbered):
-        # before the model is built: as many layers as a wrong config says may not fit into memory
+        # before the model is built: with a wrong number of layers in the config, it may not fit into memory
         here = f", not as {min(tensors)!r:.80}" if tensors else ""
         raise InputError(
             f"{where}: the weights hold no layer; config.json says {config.num_hidden_layers}: save the model by its"
@@ -101,7 +101,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
 
 
 def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face's names, in its orientation. A bare encoder has no prefix, as there."""
+    """Tensors under Hugging Face's names, with dense weights transposed. An encoder without a head has no prefix."""
     tensors = {}
     family, head = config.family, head_of(params, config)
     params = {name: part for name, part in params.items() if name not in BESIDE}
@@ -123,15 +123,15 @@ def to_hf_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors without what a wrapper of the whole model puts before each of their names."""
-    for wrapper in WRAPPERS * 2:  # there may be one in another
+    """The tensors without the prefix that a wrapper around the model puts before all names."""
+    for wrapper in WRAPPERS * 2:  # wrappers may be nested
         if tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def _check_family(config: BertConfig, tensors: Iterable[str], where: str) -> None:
-    """Refuse the weights of one family beside the config of another."""
+    """Refuse weights of one family with a config of another."""
     prefixes = {name.split(".")[0] for name in tensors}
     others = [row for row in FAMILIES.values() if row.prefix in prefixes]
     if others and config.family.prefix not in prefixes:
@@ -142,9 +142,9 @@ def _check_family(config: BertConfig, tensors: Iterable[str], where: str) -> Non
 
 
 def _left_out(config: BertConfig, names: Mapping[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
-    """The tensors beside the encoder that no head has, such as a loss's weights, or a head of another kind.
+    """The tensors outside the encoder that belong to no head in `HEADS`, such as a loss's weights or another head's.
 
-    A head of which one tensor is there is kept, so that those that are missing are told.
+    If one tensor of a head exists, its other tensors are expected, so that missing ones are reported.
     """
     keys = {row.key: head for head, row in HEADS.items() if head not in config.family.other_heads}
     kept: set[tuple[str, ...]] = set()
@@ -158,8 +158,8 @@ def _left_out(config: BertConfig, names: Mapping[tuple[str, ...], str]) -> dict[
 
 @functools.cache  # models are read several times in a run
 def _head_paths(config: BertConfig, head: str) -> frozenset[tuple[str, ...]]:
-    """The tensors of a head, without its encoder's."""
-    # one layer: as many as a wrong config says may not fit into memory
+    """The paths of a head's tensors, without the encoder's."""
+    # one layer: with a wrong number of layers in the config, the model may not fit into memory
     groups = None if config.num_hidden_groups is None else 1
     model = HEADS[head].model(dataclasses.replace(config, num_hidden_layers=1, num_hidden_groups=groups))
     return frozenset(
@@ -179,7 +179,7 @@ def _to_ours(path: tuple[str, ...]) -> tuple[str, ...]:
 def _float32(tensor: np.ndarray, name: str, where: str) -> np.ndarray:
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise InputError(f"{where}: {name!r} is of the type {tensor.dtype}: save the model in float32")
-    with np.errstate(over="ignore"):  # the check below says it better
+    with np.errstate(over="ignore"):  # the check below reports it
         value = np.asarray(tensor, np.float32)
     if not np.isfinite(value).all():
         raise InputError(
@@ -193,7 +193,7 @@ def _to_hf(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_scaled(config: BertConfig, path: tuple[str, ...]) -> bool:
-    """Whether a tensor is `table_scale` times as large in files."""
+    """Whether a tensor is multiplied by `table_scale` in files."""
     return config.table_scale != 1 and path[:2] == ("encoder", "embeddings") and path[2] in ADDED
 
 
@@ -202,21 +202,21 @@ def _transpose(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
 
 
 def _numbered(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The beginning of a path after which Hugging Face's name has a number, where we stack; () if there is none."""
+    """The beginning of a path after which Hugging Face's name has a layer number; () if the leaf is not stacked."""
     return next((group for group in STACKED if path[: len(group)] == group and len(path) > len(group)), ())
 
 
 def _numbers_out(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The path of the leaf in which a numbered tensor is stacked; the path itself for others."""
+    """The path without the layer number: that of the leaf in which the tensor is stacked."""
     group = _numbered(path)
     return group + path[len(group) + 1 :] if group else path
 
 
 def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarray], where: str) -> np.ndarray:
-    """One tensor per layer, or per hidden state, as one leaf; all must be there, and of one shape."""
+    """Stack the tensors of all layers, or of all hidden states, to one leaf. All must exist and have one shape."""
     layers = config.num_hidden_layers
     kind, count = ("layer", config.layer_groups) if path[:3] == LAYER else ("projection", layers + 1)
-    # the first ones suffice: a wrong config may say a billion
+    # only the first ones: a wrong config may have a billion layers
     missing = list(itertools.islice((str(i) for i in range(count) if i not in values), 4))
     if missing or len(values) != count:
         name = "/".join(path[len(_numbered(path)) :])
@@ -232,7 +232,7 @@ def _stack(config: BertConfig, path: tuple[str, ...], values: dict[int, np.ndarr
 
 
 def _untie(flat: dict[tuple[str, ...], Any], where: str) -> None:
-    """Drop the masked-LM decoder's copies of what it shares with the embedding and the bias."""
+    """Drop the masked-LM decoder's copies of the word table and of the bias."""
     for copy, original in DECODER.items():
         if copy in flat:
             value = flat.pop(copy)
@@ -263,10 +263,10 @@ def _check_shapes(
             expected[path] = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     fit = "fit_denses" if "fit_denses" in heads else "fit_dense"
-    if fit in heads:  # whose other side is a teacher, of any width
+    if fit in heads:  # they project to the width of a teacher, which may be any
         stacked = (config.num_hidden_layers + 1,) if fit == "fit_denses" else ()
         kernel = flat.get((fit, "kernel"), np.zeros(1))
-        width = kernel.shape[-1:]  # of a tensor without axes, none
+        width = kernel.shape[-1:]  # () for a scalar
         expected[(fit, "kernel")] = jax.ShapeDtypeStruct((*stacked, config.hidden_size, *width), jnp.float32)
         expected[(fit, "bias")] = jax.ShapeDtypeStruct((*stacked, *width), jnp.float32)
 
@@ -287,20 +287,20 @@ def _check_shapes(
 
 
 def _hf_name(config: BertConfig, path: tuple[str, ...], head: str | None) -> str:
-    """The name of a tensor in a file; of a stacked leaf, of its first tensor."""
+    """The name of a leaf's tensor in a file; of the first tensor if the leaf is stacked."""
     group = _numbered(path)
     numbered = (*group, "0", *path[len(group) :]) if group else path
     return ".".join(_to_hf(config.family.to_hf(numbered, head)))
 
 
 def _written_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a leaf as its file has it; of a stacked leaf, of its first tensor."""
+    """The shape of a leaf's tensor in a file; of one tensor if the leaf is stacked."""
     shape = shape[1:] if _numbered(path) else shape
     return shape[::-1] if path[-1] == "kernel" else shape
 
 
 def _remedy(config: BertConfig, path: tuple[str, ...], written: tuple[int, ...]) -> str:
-    """What to do about a tensor whose shape is not the config's."""
+    """The advice for a tensor whose shape is not the config's."""
     if path in (("classifier", "kernel"), ("classifier", "bias")) and written and written[0] != config.num_labels:
         return (
             f"it names {config.num_labels} labels, and the model has {written[0]}: write so many into its id2label, in"
@@ -315,7 +315,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def head_of(params: Params, config: BertConfig) -> str:
-    """The row of `HEADS` of the head that a model has; "encoder" where it has none."""
+    """The name of a model's head, a row of `HEADS`; "encoder" if it has no head."""
     return next((name for name, row in HEADS.items() if row.is_in(params, config)), "encoder")
 
 
@@ -327,7 +327,7 @@ def architecture(params: Params, config: BertConfig) -> str:
 
 
 def _named_head(config: BertConfig, tensors: Iterable[str]) -> str | None:
-    """The head whose tensors have names of their own in this family, where the file holds them."""
+    """The head in `Family.head_names` whose tensors the file holds; None if there is none."""
     paths = [tuple(name.split(".")) for name in tensors]
     for head, pairs in config.family.head_names.items():
         if all(any(path[: len(beginning)] == beginning for path in paths) for _, beginning in pairs):

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face directory, and what is asked of it."""
+"""The tokenizer of a Hugging Face directory: loading, and questions about its vocabulary and settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-TEMPLATE = "text_template"  # in tokenizer_config.json
+TEMPLATE = "text_template"  # an entry of tokenizer_config.json
 PADDED_BY = 128  # rows: a word table that is padded to a multiple of 8, 64 or 128 has fewer to spare
 
 
@@ -37,8 +37,8 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
     A note tells of a word table with so many rows to spare that the tokenizer's files may be cut short.
 
     Raises:
-        InputError: there are no tokenizer files, a special token is missing from the vocabulary, an id lies outside
-            the embedding, the length of a text is limited to what is no length, or there is no Rust backend.
+        InputError: there are no tokenizer files; a special token is missing from the vocabulary; an id is outside the
+            word table; `model_max_length` is not a length; or there is no Rust backend.
     """
     path = resolve(str(directory))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
@@ -55,7 +55,7 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
         raise
     except Exception as error:  # the Rust backend raises bare Exception
         advice = "copy the tokenizer's files anew"
-        if not (path / "tokenizer.json").is_file():  # the only form that every version of transformers reads
+        if not (path / "tokenizer.json").is_file():  # the only file that all versions of transformers read
             advice += ", with tokenizer.json, or update transformers"
         raise InputError(f"{path}: the tokenizer cannot be read ({first_line(error)}): {advice}") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -76,12 +76,12 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
             " tokenizer.json into the directory"
         )
     if blank := {token for token, i in vocabulary.items() if i >= config.vocab_size and not token.strip()}:
-        # of blank lines at the end of a vocab.txt; no text has such a token
+        # from blank lines at the end of a vocab.txt; no text has such a token
         described = json.loads(tokenizer.backend_tokenizer.to_str())
         if isinstance(pieces := described["model"]["vocab"], dict):
             described["model"]["vocab"] = {token: i for token, i in pieces.items() if token not in blank}
             return rebuilt(tokenizer, described, config)
-    # Not their number: where a vocab.txt holds a token twice, ids are left out.
+    # the largest id, not the number of tokens: if a vocab.txt holds a token twice, an id is left out
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise InputError(
@@ -109,13 +109,13 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
 
 
 def from_files(path: Path, **hints: Any) -> Any:
-    """What `transformers` makes of a directory, with whatever error it raises."""
+    """The tokenizer that `transformers` loads from a directory. It may raise any error."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of a `model_type` that is ours alone
+    logging.set_verbosity_error()  # it warns about a `model_type` that only this package has
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **hints)
     finally:
@@ -123,7 +123,7 @@ def from_files(path: Path, **hints: Any) -> Any:
 
 
 def _hints(path: Path, config: BertConfig) -> dict[str, Any]:
-    """What to tell `transformers` of a directory of 2019, in which no file names the class of the tokenizer."""
+    """Arguments for `transformers` if no file names the class of the tokenizer, as in directories of 2019."""
     hf, settings, described = (
         read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "tokenizer_config.json", "tokenizer.json")
@@ -141,7 +141,7 @@ def _hints(path: Path, config: BertConfig) -> dict[str, Any]:
 
 
 def _note_capitals(path: Path) -> None:
-    """Tell that texts are lower-cased, as in `transformers`, if the vocabulary looks as if they should not be."""
+    """Print a note that texts are lower-cased, as in `transformers`, if the vocabulary has many capital letters."""
     if not (path / "vocab.txt").is_file():
         return
     tokens = (path / "vocab.txt").read_text("utf-8", "replace").split()
@@ -155,7 +155,7 @@ def _note_capitals(path: Path) -> None:
 
 
 def rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> Any:
-    """The tokenizer of a new `tokenizer.json`, with all its other settings.
+    """The tokenizer with a new `tokenizer.json`, whose content is `described`, and with its other settings.
 
     Raises:
         InputError: as `load_tokenizer`.
@@ -165,21 +165,21 @@ def rebuilt(tokenizer: Any, described: dict[str, Any], config: BertConfig) -> An
         tokenizer.save_pretrained(path)
         for file in path.iterdir():
             if file.name not in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                file.unlink()  # a vocabulary in another form
+                file.unlink()  # the old vocabulary in another form
         (path / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), "utf-8")
         settings = read_json(path / "tokenizer_config.json")
-        settings.pop("added_tokens_decoder", None)  # by their old ids
+        settings.pop("added_tokens_decoder", None)  # it has the old ids
         (path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
         return load_tokenizer(path, config)
 
 
 def trained_length(tokenizer: Any, config: BertConfig) -> int:
-    """Tokens of the longest text that a model was trained on, as its tokenizer says; no more than its positions."""
+    """The max_length of a model's training, in tokens, as its tokenizer says; at most its number of positions."""
     return max(MIN_LENGTH, min(tokenizer.model_max_length, config.max_tokens))
 
 
 def trained_template(tokenizer: Any) -> tuple[str, ...]:
-    """The templates of the texts that a model was trained on, as its tokenizer says, with a note; (): none."""
+    """The text templates of a model's training, as its tokenizer says; () if there are none. Prints a note if any."""
     template = tuple(tokenizer.init_kwargs.get(TEMPLATE, ()))
     if template:
         print(
@@ -191,26 +191,26 @@ def trained_template(tokenizer: Any) -> tuple[str, ...]:
 
 
 def keep_text_template(tokenizer: Any, template: tuple[str, ...]) -> None:
-    """Have the tokenizer say, where it is saved, which templates made the texts."""
+    """Store the text templates in the tokenizer, so that they are saved with it."""
     tokenizer.init_kwargs.pop(TEMPLATE, None)
     if template:
         tokenizer.init_kwargs[TEMPLATE] = [*template]
 
 
 def put_prompt(tokenizer: Any, prompt: str) -> None:
-    """Have the tokenizer say which prompt stands before every text of an embedding model; "": none."""
+    """Store in the tokenizer the prompt that is put before every text of an embedding model; "" for none."""
     tokenizer.prompt_of_texts = prompt
 
 
 def prompt_of(tokenizer: Any) -> str:
-    """The prompt that stands before every text of an embedding model. Only what makes vectors puts it there."""
+    """The prompt of `put_prompt`. The tokenizer itself does not add it to texts; the code for vectors does."""
     return getattr(tokenizer, "prompt_of_texts", "")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 of all that determines a tokenizer's ids, the prompt before every text included."""
+    """The sha256 of all that determines a tokenizer's ids, including the prompt before every text."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # The last call's truncation and padding stay in the backend: a used tokenizer would look like another one.
+    # The backend keeps truncation and padding of the last call. They do not belong to the fingerprint.
     for transient in ("truncation", "padding"):
         backend.pop(transient, None)
     if tokenizer.truncation_side != "right":
@@ -221,9 +221,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def ids_in(tokenizer: Any, larger: Any) -> np.ndarray | None:
-    """The ids that a tokenizer's pieces have in a larger vocabulary, int [v].
+    """The ids of a tokenizer's pieces in a larger tokenizer's vocabulary, int [v].
 
-    None: the larger one lacks a piece, or the two do not split texts into words alike, or have unlike prompts.
+    None if the larger one lacks a piece, or the two split texts into words differently or have different prompts.
     """
     descriptions = [json.loads(each.backend_tokenizer.to_str()) for each in (tokenizer, larger)]
     models = [described["model"] for described in descriptions]
@@ -243,7 +243,7 @@ def ids_in(tokenizer: Any, larger: Any) -> np.ndarray | None:
 
 
 def all_tokens(tokenizer: Any) -> list[str]:
-    """The tokens by id; "" for an id that no token has, as where a vocab.txt holds a token twice."""
+    """The tokens by id; "" for an id without a token, which exists if a vocab.txt holds a token twice."""
     ids = tokenizer.get_vocab()
     tokens = [""] * (max(ids.values()) + 1)
     for token, i in ids.items():
@@ -252,12 +252,13 @@ def all_tokens(tokenizer: Any) -> list[str]:
 
 
 def whole_words(tokenizer: Any, after_space: bool = True) -> np.ndarray:
-    """Which ids of a vocabulary are words: bool [v], False for special and unused tokens and for later pieces.
+    """Which ids of a vocabulary are whole words: bool [v], False for special tokens, unused tokens and later pieces.
 
     Args:
-        tokenizer: with a Rust backend.
-        after_space: of tokens that hold the space before them, whether those with it are meant, or those without: the
-            latter also begin a text, and can be later pieces. Such a token is a word if it is one after a space, too.
+        tokenizer: a tokenizer with a Rust backend.
+        after_space: for vocabularies whose tokens include the space before a word. True: words are the tokens with
+            the space. False: words are the tokens without it that are also in the vocabulary with it. (Tokens without
+            it stand at the beginning of a text, or are later pieces.)
     """
     special = {"", *tokenizer.all_special_tokens}
     tokens = all_tokens(tokenizer)
@@ -271,7 +272,7 @@ def whole_words(tokenizer: Any, after_space: bool = True) -> np.ndarray:
 
 
 def write_words(tokenizer: Any, frame: Frame, tokens: Sequence[str]) -> str:
-    """The text of the tokens of one word or more, without the space before it."""
+    """The text of the tokens of one or more words, without the space before it."""
     if frame.space:
         return tokenizer.backend_tokenizer.decoder.decode([*tokens]).removeprefix(" ")
     return " ".join(tokens).replace(" ##", "")

@@ -1,8 +1,8 @@
-"""A file of `torch.save` -> its tensors, without torch: the pickle in it may name tensors and dicts, and nothing else.
+"""Read the tensors of a file of `torch.save`, without torch and without running code from the file.
 
-A pickle that may name any function can run any code. This one may name three things (`_Unpickler.find_class`). Its
-numbers are no pickle: they are raw, in storages that tensors are views of. There are two forms of such a file: a zip,
-and what torch wrote before version 1.6.
+A pickle that may name any function can run any code, so only three names are allowed (`_Unpickler.find_class`). The
+numbers are not pickled: they are raw bytes in storages, and tensors are views of storages. There are two formats: a
+zip file, and the format before torch 1.6.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 
 from tinybert_jax.errors import InputError, first_line
 
-ZIP = b"PK\x03\x04"  # the first bytes of one
-MOST_NUMBERS = 2**31  # of a tensor: an expanded one may have more than its storage
+ZIP = b"PK\x03\x04"  # the first bytes of a zip file
+MOST_NUMBERS = 2**31  # largest size of a tensor: an expanded one may have more numbers than its storage
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DTYPES: dict[str, Any] = {
     "Double": np.float64,
@@ -59,11 +59,10 @@ class _Tensor(NamedTuple):
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a `pytorch_model.bin` under their names. No code in it runs.
+    """The tensors of a `pytorch_model.bin` by name. No code in it runs.
 
     Raises:
-        InputError: the file is damaged, names more than tensors (such as a whole model), or holds them otherwise than
-            as one dict.
+        InputError: the file is damaged, holds more than tensors (such as a whole model), or is not one dict of them.
     """
     try:
         with path.open("rb") as file:
@@ -79,14 +78,18 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler, not C's, in which a number in the file can ask for any amount of memory."""
+    """The unpickler in Python, not in C: in that, a number in the file can allocate any amount of memory."""
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """One of the three things that a file of tensors names."""
+        """The object for one of the three names that a file of tensors needs.
+
+        Raises:
+            InputError: any other name.
+        """
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
         if (module, name) == ("collections", "OrderedDict"):
@@ -100,7 +103,7 @@ class _Unpickler(pickle._Unpickler):
         )
 
     def persistent_load(self, description: Any) -> _Storage:
-        """A storage, of which the pickle holds the name, the kind and the size."""
+        """A storage. The pickle holds only its key, dtype and size."""
         kind, dtype, key, _, size, *view = description
         if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or view not in ([], [None]):
             raise ValueError(f"no storage: {description!r:.80}")
@@ -116,7 +119,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
 
         def storage(key: str, size: int) -> bytes:
             entry = archive.getinfo(f"{folder}data/{key}")
-            if entry.file_size < size:  # before an entry that unpacks to much more is read
+            if entry.file_size < size:  # check before reading
                 raise ValueError(f"{entry.filename} has {entry.file_size} bytes of {size}")
             return archive.read(entry)
 
@@ -124,7 +127,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(content: mmap.mmap, path: Path) -> dict[str, np.ndarray]:
-    """Pickles of a magic number, a version, the system, the object and its storages' keys; then the storages."""
+    """Read the old format: pickles of a magic number, version, system, object and storage keys; then the storages."""
     try:
         magic = _Unpickler(content, path).load()
     except InputError:
@@ -147,7 +150,11 @@ def _read_legacy(content: mmap.mmap, path: Path) -> dict[str, np.ndarray]:
 
 
 def _named(described: Any, path: Path) -> dict[str, _Tensor]:
-    """What the pickle describes, if it is tensors by name alone."""
+    """The unpickled object, if it is a dict of tensors.
+
+    Raises:
+        InputError: it is not.
+    """
     if isinstance(described, dict) and all(
         isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in described.items()
     ):
@@ -159,7 +166,7 @@ def _named(described: Any, path: Path) -> dict[str, _Tensor]:
 
 
 def _tensors(described: Any, storage: Callable[[str, int], bytes], order: str, path: Path) -> dict[str, np.ndarray]:
-    """The tensors, copied out of their storages; two views of one storage are read from it once."""
+    """The tensors, copied out of their storages. Each storage is read once, even if several tensors share it."""
     loaded: dict[tuple[str, str], np.ndarray] = {}
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in _named(described, path).items():

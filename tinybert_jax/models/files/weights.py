@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory -> JSON and tensors, as they are written."""
+"""JSON and tensors of the files in a Hugging Face directory, under their names in the files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tinybert_jax.models.files.foreign import HEAD, LFS_POINTER, foreign_kind
 from tinybert_jax.models.files.torch_file import read_torch
 
 TORCH_FILE, FLAX_FILE = "pytorch_model.bin", "flax_model.msgpack"
-INDEX = ".index.json"  # behind the name of weights that are cut into files
+INDEX = ".index.json"  # the end of the name of an index of sharded weights
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds.
+    """The content of a JSON file.
 
     Raises:
         InputError: it cannot be read, or is not JSON (`path:line`).
@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
         return json.loads(content.decode())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError, too
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 raise a ValueError too
         line = getattr(error, "lineno", 1)
         raise InputError(f"{path}:{line}: not JSON ({error}): copy the model's own file anew") from None
 
@@ -47,12 +47,12 @@ SHARD = re.compile(r"(.+)-\d+-of-\d+(\.safetensors|\.bin)")
 
 
 def weights_file(names: Collection[str]) -> str | None:
-    """Which of a directory's files holds its weights, or the index of their shards; None: none that is read."""
+    """The name of the file with a directory's weights, or with the index of their shards; None if there is none."""
     return next((name for name in WEIGHTS if name in names), None)
 
 
 def weights_files(directory: Path) -> list[Path]:
-    """The file of a directory's weights, or all its shards, there or not; [] if there is none.
+    """The file with a directory's weights, or all its shards, even if they are missing; [] if there are no weights.
 
     Raises:
         InputError: the index of the shards is damaged.
@@ -64,10 +64,10 @@ def weights_files(directory: Path) -> list[Path]:
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors under their names, from the first of WEIGHTS that is there.
+    """All tensors by name, from the first file of WEIGHTS that exists.
 
     Raises:
-        InputError: a file is missing or damaged, or the weights are in another form.
+        InputError: a file is missing or damaged, or the weights are in another format.
     """
     names = _file_names(directory)
     name = weights_file(names)
@@ -91,7 +91,7 @@ def _file_names(directory: Path) -> list[str]:
 
 
 def no_weights(where: str, names: Collection[str]) -> InputError:
-    """The error for a directory whose files, of these names, hold no weights that are read."""
+    """The error for a directory whose files, with these names, hold no weights in a supported format."""
     kinds = r"\.(h5|ot|ckpt.*|bin|pth?|safetensors|msgpack|onnx|gguf|ggml)$"
     others = sorted(name for name in names if re.search(kinds, name))
     hint = ""
@@ -106,7 +106,7 @@ def no_weights(where: str, names: Collection[str]) -> InputError:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file by one rename, with the mode that the umask gives.
+    """Write a safetensors file, which appears by one rename, with the permissions of the umask.
 
     Raises:
         OSError: it could not be written.
@@ -114,8 +114,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     written = path.with_name(f"{path.name}.tmp")
     written.unlink(missing_ok=True)
     written.touch()
-    mode = written.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
-    # of a view with other strides, safetensors writes the numbers in another order
+    mode = written.stat().st_mode  # by the umask; safetensors makes files that only their owner can read
+    # safetensors writes the numbers of a view with other strides in a wrong order
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
         save_file(contiguous, written, metadata={"format": "pt"})
@@ -123,7 +123,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         os.replace(written, path)
     except OSError:
         raise
-    except Exception as error:  # of its Rust, for which a full disk is no OSError
+    except Exception as error:  # the Rust code does not raise an OSError on a full disk
         raise OSError(errno.EIO, first_line(error), str(path.parent)) from error
 
 
@@ -159,7 +159,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: holds numbers that numpy has not ({error}): save the model in float32") from None
 
 
-# What holds weights in a directory. Of several, the first counts; `weights_file` says which it is.
+# The files that may hold a directory's weights, and their readers. The first that exists is read (`weights_file`).
 WEIGHTS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     "model.safetensors": _read_safetensors,
     PACKED_FILE: _read_packed,
