@@ -71,7 +71,7 @@ def smaller_vocabulary(
         InputError: the tokenizer is not WordPiece, BPE or Unigram.
     """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    for transient in ("truncation", "padding"):  # of the last call
+    for transient in ("truncation", "padding"):  # settings of the last call
         described[transient] = None
     model, ids = described["model"], dict(tokenizer.get_vocab())
     kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CPUINFO, STAT, STATUS = Path("/proc/cpuinfo"), Path("/proc/stat"), Path("/proc/self/status")  # of Linux
-# as Linux calls them, and as their makers do
+# Linux's name -> the makers' name
 INT8_INSTRUCTIONS = {
     "avx512_vnni": "AVX512-VNNI",
     "avx_vnni": "AVX-VNNI",

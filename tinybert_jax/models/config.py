@@ -356,7 +356,7 @@ def _hf_value(name: str, value: Any, annotation: str) -> Any:
         try:
             return float(value) if kind == "float" else value
         except OverflowError:
-            return math.inf  # which no field allows
+            return math.inf  # no field allows it
     kind_name = {"int": "a whole number", "float": "a number", "str": "a string"}[kind]
     raise InputError(f"{name} is {reprlib.repr(value)}; it must be {kind_name}")
 

@@ -29,7 +29,7 @@ from tinybert_jax.tasks.columns import OUTSIDE, check_columns
 from tinybert_jax.tasks.split import Split
 
 FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # which are written without spaces
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # Chinese characters
 UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type, which is not written
 
 

@@ -45,7 +45,7 @@ def load_retrieval(
     groups = scored_queries(task, source, split, pairs, queries)
     texts = [*dict.fromkeys(query for query, _ in pairs.texts)]
     count = len(texts)
-    highest = np.zeros(count + len(numbers), np.float32)  # of each text; 0 of a query
+    highest = np.zeros(count + len(numbers), np.float32)  # for each text; 0 for a query
     np.maximum.at(highest, count + passage, pairs.labels_or_zeros)
     rows = Rows(
         [(text,) for text in (*texts, *numbers)],

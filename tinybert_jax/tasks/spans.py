@@ -166,7 +166,7 @@ def _cut_questions(questions: Sequence[str], tokenizer: Any, max_question_length
     )
     places = encoded["offset_mapping"]
     cut = [text[: place[-1][1]] if place else "" for text, place in zip(questions, places, strict=True)]
-    # of a character that is several tokens, the cut leaves them all
+    # if a character is several tokens, the cut keeps all of them
     return cut, max(len(ids) for ids in tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"])
 
 

@@ -50,7 +50,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
     params: Params = {}
     if teacher is None or not experiment.distils:
         return Taught(params, None, None)
-    if not inputs.lessons:  # of a corpus
+    if not inputs.lessons:  # a corpus
         return Taught(_placed(teacher, mesh), None, None)
     names_classes = get_task(experiment.task).kind.names_classes
     reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)

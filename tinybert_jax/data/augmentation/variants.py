@@ -25,7 +25,7 @@ from tinybert_jax.errors import InputError
 from tinybert_jax.models.files.frame import Frame, frame_of
 from tinybert_jax.models.files.tokenizer import write_words
 
-PROBABILITY = 0.4  # that a word is replaced: the paper's p_t
+PROBABILITY = 0.4  # of replacing a word: the paper's p_t
 
 
 @dataclass(frozen=True, eq=False)
