@@ -15,7 +15,6 @@ import numpy as np
 
 from tinybert_jax.cache import cached_arrays
 from tinybert_jax.data.batches import PROGRESS_FROM
-from tinybert_jax.data.labels import UnknownLabel
 from tinybert_jax.data.reader import read_text
 from tinybert_jax.data.rows import split_path
 from tinybert_jax.data.suspects import holds_json
@@ -30,8 +29,7 @@ from tinybert_jax.tasks.columns import OUTSIDE, check_columns
 from tinybert_jax.tasks.split import Split
 
 FORMAT_VERSION = 1  # of the cached pieces; increase it when the same sentences would give others
-# Chinese characters, which are written without spaces
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # Chinese characters
 UNTYPED = set("BIMESLUO")  # the tags of files in which all spans have one type, which is not written
 
 
@@ -213,10 +211,9 @@ def _tag_ids(sentences: Sentences, labels: tuple[str, ...]) -> np.ndarray:
         for i, tag in enumerate(tags):
             if tag not in ids:
                 known = ", ".join(map(repr, labels))
-                raise UnknownLabel(
-                    f"{sentences.path}:{line + i}: unknown tag {tag!r}",
-                    known,
-                    "correct it in the file, or give a model of these tags",
+                raise InputError(
+                    f"{sentences.path}:{line + i}: unknown tag {tag!r}; known are {known}: correct it in the file,"
+                    " or give a model of these tags"
                 )
     return np.array([ids[tag] for tags in sentences.tags for tag in tags], np.int32)
 
