@@ -290,6 +290,7 @@ def test_layers_and_then_predictions_are_learnt_of_a_teacher_of_the_same_family(
     assert config["architectures"] == [f"{ARCHITECTURES[family]}ForSequenceClassification"]
 
 
+@pytest.mark.long
 def test_the_recipe_of_distilbert_asks_for_a_masked_lm_of_its_width(
     masked_lm: Path, pretrained: Path, corpus: tb.CorpusSource, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def test_mnli_selects_on_the_matched_set_scores_both_and_writes_both_submissions
     (tmp_path / "away.tsv").rename(Path(str(source.data)) / "dev_mismatched.tsv")
 
 
+@pytest.mark.long
 def test_a_checkpoint_with_labels_in_another_order_is_matched_by_name(
     mnli: tuple[tb.DataSource, Path, Result], tmp_path: Path
 ) -> None:

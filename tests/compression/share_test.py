@@ -53,6 +53,7 @@ def test_a_group_has_the_parameters_of_its_first_layer() -> None:
     np.testing.assert_allclose(logits(*expanded), logits(albert, shared), atol=1e-6)
 
 
+@pytest.mark.long
 def test_gradients_of_shared_layers_are_the_sums_of_their_layers() -> None:
     config, params = tb.load_hf(ALBERT)
     whole = unshared(config, params)

@@ -141,6 +141,7 @@ def test_the_lines_of_files_count_too(tmp_path: Path) -> None:
         ids_of_files((str(tmp_path / "none.txt"),), tokenizer)
 
 
+@pytest.mark.long
 def test_a_run_refuses_a_method_that_changes_the_tokens(teacher: Path, reviews: Path, tmp_path: Path) -> None:
     experiment = distillation(teacher, teacher, reviews, compression=(tb.Vocabulary(),))
     with pytest.raises(tb.InputError, match=r"'vocabulary' changes the tokens, .* by `tinybert compress`"):

@@ -109,6 +109,7 @@ def test_what_is_compressed_and_exported_says_so_too_and_int8_claims_no_scores_o
         assert not files_with(str(tmp_path.parent), tmp_path / name)
 
 
+@pytest.mark.long
 def test_no_file_of_a_student_says_where_its_models_and_rows_are(student: tuple[tb.Experiment, Result, Path]) -> None:
     _, result, folder = student
     private = str(folder.parent)

@@ -47,6 +47,7 @@ def by_hand(trainable: tb.Params, batch: tb.Batch) -> jax.Array:
     return 0.7 * soft / count + 0.4 * hard / count + 0.9 * sum(distances) / len(distances)
 
 
+@pytest.mark.long
 def test_value_and_gradient_are_those_of_all_positions_by_hand() -> None:
     objective, batch = distilbert_objective(SMALL, TEACHER), masked_batch()
     trainable = objective.init(jax.random.key(2), STUDENT_PARAMS)

@@ -21,6 +21,7 @@ SMALL_PARAMS = tb.init_params(tb.BertForSequenceClassification(SMALL), jax.rando
 SETTINGS = tb.Patient(temperature=2.0, soft_weight=0.7, hard_weight=0.4, patience_weight=30.0)
 
 
+@pytest.mark.long
 def test_the_term_is_the_mean_error_of_normalised_states_below_the_last_layer() -> None:
     batch = make_batch()
     batch = batch._replace(example_mask=jnp.array([1.0, 1.0, 0.0, 1.0]))

@@ -26,6 +26,7 @@ from tinybert_jax import losses
 from tinybert_jax.objectives.transformer import transformer_objective
 
 
+@pytest.mark.long
 def test_gradient_of_the_relations_is_that_through_queries_keys_and_values() -> None:
     mask = make_batch().attention_mask
 

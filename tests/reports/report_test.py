@@ -175,6 +175,7 @@ def test_every_kind_of_task_has_a_page_with_the_sections_that_make_sense(task: s
         assert any(f" | {scores} | " in line for line in rows_of_role)
 
 
+@pytest.mark.long
 def test_a_file_of_predictions_is_a_teacher_without_layers(blank_student: Path, reviews: Path, tmp_path: Path) -> None:
     lines = []
     for name in ("train", "dev"):
@@ -192,6 +193,7 @@ def test_a_file_of_predictions_is_a_teacher_without_layers(blank_student: Path, 
     assert "dev rows, which said.jsonl has right" in text.replace("\\", "")
 
 
+@pytest.mark.long
 def test_an_unfinished_run_shows_its_training_alone_and_broken_lines_are_passed_over(
     alone: Result, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_the_names_in_a_file_name_are_no_classes() -> None:
     assert searches._classes(experiment) == {"Experiment", "DataSource", "Stage", "Supervised"}
 
 
+@pytest.mark.long
 def test_a_failure_ends_the_search_and_not_a_candidate(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

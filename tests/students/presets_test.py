@@ -107,6 +107,7 @@ def test_every_start_takes_a_size(size: str, start: str, teacher: Path, reviews:
     assert config.num_attention_heads == 4
 
 
+@pytest.mark.long
 def test_a_population_of_a_size_learns_from_raw_text(pretrained: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("we bought a bag of chips .\nit was very tasty .\n\nthe chips burnt .\n" * 8)
     command = [

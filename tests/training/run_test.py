@@ -52,6 +52,7 @@ def test_finetuning_learns_and_writes_a_whole_run_directory(teacher_result: Resu
     assert max(scores) == teacher_result.scores["accuracy"], "the best state is kept"
 
 
+@pytest.mark.long
 def test_a_number_of_steps_is_the_length_of_a_stage_also_past_its_epochs(
     pretrained: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_process_whose_run_is_not_process_0s_is_refused_before_anything_is_com
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_devices_that_stay_idle_are_named(
     teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
