@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.models.layers import attention_scores, dropout
@@ -23,7 +24,7 @@ CONFIG = tb.BertConfig(
     initializer_range=0.2,
 )
 IDS = jnp.array(np.random.default_rng(0).integers(5, 50, (3, 9)))
-PARAMS = tb.init_params(tb.BertForSequenceClassification(CONFIG), jax.random.key(0))
+PARAMS = random_params(tb.BertForSequenceClassification(CONFIG))
 
 
 def apply(config: tb.BertConfig = CONFIG, compute: tb.Compute = COMPUTE, **kwargs) -> tb.BertOutput:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import rest_long
+from conftest import random_params, rest_long
 
 import tinybert_jax as tb
 
@@ -24,7 +24,7 @@ CONFIG = tb.BertConfig(
     head_dim=3,
     initializer_range=0.4,
 )
-PARAMS = tb.init_params(tb.BertForSequenceClassification(CONFIG), jax.random.key(0))
+PARAMS = random_params(tb.BertForSequenceClassification(CONFIG))
 
 
 def test_a_padded_model_is_the_same_function_of_a_shape_that_transformers_has(tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def test_the_other_presets_count_padding(preset: str) -> None:
         targets = objective.targets(TEACHER_PARAMS, batch)
         return float(objective.loss(trainable, targets, batch, tb.Hyper(), None)[1]["attention/1"])
 
-    assert abs(attention(padded(make_batch())) / attention(make_batch()) - 1) > 0.01
+    # rounding changes it by less than 1e-5
+    assert abs(attention(padded(make_batch())) / attention(make_batch()) - 1) > 1e-3
 
 
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["transformer", "prediction", "supervised"])

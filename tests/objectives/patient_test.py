@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distillation, logged
+from conftest import distillation, logged, random_params
 from small_pair import STUDENT, TEACHER, TEACHER_PARAMS, make_batch
 
 import tinybert_jax as tb
 from tinybert_jax.objectives import patient_objective, prediction_objective
 
 SMALL = dataclasses.replace(STUDENT, hidden_size=24, num_hidden_layers=3)
-SMALL_PARAMS = tb.init_params(tb.BertForSequenceClassification(SMALL), jax.random.key(1))
+SMALL_PARAMS = random_params(tb.BertForSequenceClassification(SMALL), 1)
 SETTINGS = tb.Patient(temperature=2.0, soft_weight=0.7, hard_weight=0.4, patience_weight=30.0)
 
 

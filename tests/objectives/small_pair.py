@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conftest import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.objectives.objective import Objective
@@ -25,8 +26,8 @@ TEACHER = tb.BertConfig(
 COMPUTE = tb.Compute()
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2)
 TWO_HEADS = dataclasses.replace(STUDENT, num_attention_heads=2)
-TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
-STUDENT_PARAMS = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
+TEACHER_PARAMS = random_params(tb.BertForSequenceClassification(TEACHER))
+STUDENT_PARAMS = random_params(tb.BertForSequenceClassification(STUDENT), 1)
 
 
 def make_batch(seed: int = 0, rows: int = 4, length: int = 8) -> tb.Batch:

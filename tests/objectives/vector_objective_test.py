@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_pair
-from conftest import rest_long
+from conftest import random_params, rest_long
 from small_pair import make_batch, padded
 
 import tinybert_jax as tb
@@ -28,8 +28,8 @@ from tinybert_jax.students.start import copy_layers, from_teacher, start_params
 TEACHER = dataclasses.replace(small_pair.TEACHER, embedding=TextVector(normalize=True))
 STUDENT = dataclasses.replace(small_pair.STUDENT, embedding=TextVector(width=24, normalize=True))
 NARROW = dataclasses.replace(STUDENT, embedding=TextVector(normalize=True))
-TEACHER_PARAMS = tb.init_params(tb.BertForEmbedding(TEACHER), jax.random.key(0))
-STUDENT_PARAMS = tb.init_params(tb.BertForEmbedding(STUDENT), jax.random.key(1))
+TEACHER_PARAMS = random_params(tb.BertForEmbedding(TEACHER))
+STUDENT_PARAMS = random_params(tb.BertForEmbedding(STUDENT), 1)
 LOSSES = ("mse", "cosine", "similarity")
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.models import sample as samples
@@ -25,8 +26,8 @@ TEACHER = tb.BertConfig(
     initializer_range=0.2,
 )
 STUDENT = dataclasses.replace(TEACHER, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
-TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
-STUDENT_PARAMS = tb.init_params(tb.BertForSequenceClassification(STUDENT), jax.random.key(1))
+TEACHER_PARAMS = random_params(tb.BertForSequenceClassification(TEACHER))
+STUDENT_PARAMS = random_params(tb.BertForSequenceClassification(STUDENT), 1)
 
 
 def batches(count: int, seed: int = 0, pad_token_id: int = 0) -> Iterator[tb.Batch]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.students.start import auto_start, from_teacher, start_params
@@ -20,9 +21,9 @@ TEACHER = tb.BertConfig(
     intermediate_size=32,
     initializer_range=0.2,
 )
-TEACHER_PARAMS = tb.init_params(tb.BertForSequenceClassification(TEACHER), jax.random.key(0))
+TEACHER_PARAMS = random_params(tb.BertForSequenceClassification(TEACHER))
 HALF = dataclasses.replace(TEACHER, num_hidden_layers=2)
-HALF_PARAMS = tb.init_params(tb.BertForSequenceClassification(HALF), jax.random.key(1))
+HALF_PARAMS = random_params(tb.BertForSequenceClassification(HALF), 1)
 IDS = jnp.array(np.random.default_rng(0).integers(5, 40, (3, 9)))
 
 
