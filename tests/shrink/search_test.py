@@ -8,16 +8,16 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.settings.compression import Prune
 from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink import search as searches
 from tinybert_jax.shrink.aim import Aim, Candidate
-from tinybert_jax.shrink.plan import Plan, described, parse_time, sizes, steps_within
+from tinybert_jax.shrink.plan import Plan, described, methods, parse_time, sizes, steps_within
 from tinybert_jax.shrink.report import reasons
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.loop import Stopped
@@ -30,7 +30,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three candidates, the teacher among them, and two short rungs."""
     monkeypatch.setattr(plans, "STEPS", (4, 8))
     monkeypatch.setattr(plans, "sizes", lambda _: ["2x32"])
-    monkeypatch.setattr(plans, "methods", lambda: {"pruned-0.5": (Prune(0.5),)})
+    monkeypatch.setattr(plans, "PRUNED", (0.5,))
 
 
 def asked(teacher: Path, reviews: Path, **aim: float) -> Plan:
@@ -208,6 +208,29 @@ def test_rows_without_labels_are_no_part_of_the_dev_set(
     source = tb.DataSource(data=str(reviews), unlabelled=(str(tmp_path / "texts.txt"),))
     plan = described(str(teacher), "classification", source, Aim(keep=0.9), 32, None, 0)
     assert searches._score(plan, str(teacher)) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("aim", "names"),
+    [
+        ({"keep": 0.9}, ["pruned-0.5", "pruned-0.25"]),
+        ({"max_ms": 6.0}, ["pruned-0.5", "pruned-0.25"]),
+        ({"max_ms": 4.0}, ["pruned-0.25"]),  # a half takes at least 5 ms
+        ({"max_ms": 2.0}, []),
+        ({"max_mb": 0.0003}, []),  # the word table takes 0.0004
+        ({"max_mb": 0.0005}, ["pruned-0.5", "pruned-0.25"]),
+    ],
+)
+def test_the_teacher_is_cut_only_where_that_may_meet_the_aim(aim: dict[str, float], names: list[str]) -> None:
+    params = {"encoder": {"embeddings": {"word_embeddings": {"embedding": np.zeros((100, 4))}}}}
+    plan = asked_for(Aim(**aim), tb.DataSource(data="reviews"))
+    assert [*methods(searches._largest_share(plan, params, lambda: 10.0))] == names
+    texts = tb.DataSource(unlabelled=("texts.txt",), dev="dev.tsv")
+    assert not methods(searches._largest_share(asked_for(Aim(**aim), texts), params, lambda: 10.0))
+
+
+def asked_for(aim: Aim, source: tb.DataSource) -> Plan:
+    return Plan("teacher", "classification", source, aim, (), (), 32, 16, 0, 32, {})
 
 
 def test_the_candidates_are_parts_of_the_teacher() -> None:

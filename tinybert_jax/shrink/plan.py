@@ -131,9 +131,13 @@ def sizes(teacher: BertConfig) -> list[str]:
     return [f"{depth}x{w}" for depth in depths for w in widths if depth <= layers and (depth, w) != (layers, width)]
 
 
-def methods() -> dict[str, tuple[CompressionSettings, ...]]:
-    """The compression of the teacher for each candidate that is made from it, by the candidate's name."""
-    return {f"pruned-{share:g}": (Prune(share),) for share in PRUNED}
+def methods(most: float = 1.0) -> dict[str, tuple[CompressionSettings, ...]]:
+    """The compression of the teacher for each candidate that is made from it, by the candidate's name.
+
+    Args:
+        most: largest share of the teacher's multiply-adds that is tried.
+    """
+    return {f"pruned-{share:g}": (Prune(share),) for share in PRUNED if share <= most}
 
 
 def steps_within(seconds: float, candidates: Sequence[Candidate]) -> tuple[int, ...]:

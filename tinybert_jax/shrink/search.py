@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from tinybert_jax.data import rows
 from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.export.export import FORMATS, export_model
-from tinybert_jax.inference.benchmark import Benchmark, benchmark
+from tinybert_jax.inference.benchmark import benchmark
 from tinybert_jax.inference.evaluate import evaluate
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf, save_description
@@ -149,9 +149,17 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
             model = HEADS[get_task(described.task).head].model(configs[name])
             params = init_params(model, jax.random.key(described.seed))
             _write(folder / name, configs[name], params, tokenizer)
-        fits = described.aim.max_mb is None or _word_megabytes(teacher_params) <= described.aim.max_mb
-        cut = plans.methods() if fits and described.source.has_labelled else {}  # pruning needs labels
-        for name, methods in cut.items():
+        _write(folder / TEACHER, config, teacher_params, tokenizer)
+
+        def timed(names: Iterable[str]) -> dict[str, tuple[float, float]]:
+            """Milliseconds and megabytes of candidates, by their names."""
+            files = {name: str(folder / name / FORMATS[FORM].path) for name in names}
+            measured = benchmark([*files.values()], (1,), () if texts else (tokens,), texts, measure_memory=False)
+            by_file = {row.side.model: (row.latencies[0].median, row.bytes / 1e6) for row in measured.measured}
+            return {name: by_file[file] for name, file in files.items()}
+
+        most = _largest_share(described, teacher_params, lambda: timed([TEACHER])[TEACHER][0])
+        for name, methods in plans.methods(most).items():
             say(f"{name}: cutting the teacher")
             start = out / "starts" / name
             shutil.rmtree(start, ignore_errors=True)
@@ -159,14 +167,10 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
             starts[name] = str(start)
             configs[name], params = load_hf(start)
             _write(folder / name, configs[name], params, tokenizer)
-        _write(folder / TEACHER, config, teacher_params, tokenizer)
-        files = {name: str(folder / name / FORMATS[FORM].path) for name in starts}
         say("measuring the candidates, untrained: int8, in ONNX Runtime, one text at a time")
-        lengths = () if texts else (tokens,)
-        measured = _by_model(benchmark([*files.values()], (1,), lengths, texts, measure_memory=False))
+        measured = timed(starts)
     candidates = []
-    for name, file in files.items():
-        ms, mb = measured[file]
+    for name, (ms, mb) in measured.items():
         seconds = 0.0 if name == TEACHER else BACKWARD * described.batch_size * forward_flops(configs[name], tokens)
         candidates.append(Candidate(name, starts[name], ms, mb, seconds / rate / 1000))
     candidates.sort(key=lambda candidate: candidate.milliseconds)
@@ -175,6 +179,17 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
         raise InputError(_out_of_reach(described.aim, candidates))
     steps = plans.STEPS if budget is None else plans.steps_within(budget, allowed)
     return dataclasses.replace(described, candidates=tuple(candidates), steps=steps)
+
+
+def _largest_share(plan: Plan, teacher_params: Params, teacher_ms: Callable[[], float]) -> float:
+    """The largest share of the teacher's multiply-adds with which a pruned teacher may meet the aim; 0 if none can.
+
+    A pruned model takes at least its share of the teacher's time, and keeps its word table. Pruning needs labels.
+    """
+    aim = plan.aim
+    if not plan.source.has_labelled or (aim.max_mb is not None and _word_megabytes(teacher_params) > aim.max_mb):
+        return 0.0
+    return 1.0 if aim.max_ms is None else aim.max_ms / teacher_ms()
 
 
 def _word_megabytes(params: Params) -> float:
@@ -288,11 +303,6 @@ def _texts(plan: Plan) -> list[tuple[str, ...]]:
     if not task.kind.has_columns:
         return []
     return [*rows.read_rows(task, plan.source, "dev").texts]
-
-
-def _by_model(result: Benchmark) -> dict[str, tuple[float, float]]:
-    """Milliseconds and megabytes of every exported model."""
-    return {row.side.model: (row.latencies[0].median, row.bytes / 1e6) for row in result.measured}
 
 
 def _out_of_reach(aim: Aim, candidates: Sequence[Candidate]) -> str:
