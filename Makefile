@@ -25,7 +25,7 @@ help:
 	@echo "make demo    fine-tune a real BERT on real reviews, distil it, compare: minutes (QUICK=1 is the short one)"
 	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
 	@echo "             RESUME=1  continue a run that was stopped"
-	@echo "make test    the tests but for the long ones, as continuous integration: under ten minutes; ARGS='-k losses' goes to pytest"
+	@echo "make test    the tests but for the long ones, as continuous integration; ARGS='-k losses' goes to pytest"
 	@echo "make test-all      with the long ones, whole runs and every case of a table: before a merge"
 	@echo "make test-newest   the same on the newest versions, in .venv-newest; needs Python 3.12: PYTHON=python3.13"
 	@echo "make test-lowest   the same on the lowest, in .venv-lowest"

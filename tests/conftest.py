@@ -151,6 +151,7 @@ def random_params(model: Any, seed: int = 0) -> Any:
 
 def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "bert", **sizes: int) -> Path:
     """A random model with the tokenizer of the synthetic reviews, as a Hugging Face directory without a head."""
+    import jax
     from transformers import BertTokenizer
 
     import tinybert_jax as tb
@@ -170,7 +171,7 @@ def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "
     # not the number of tokens: ids are left out where the words hold one twice
     sizes = {"vocab_size": max(tokenizer.get_vocab().values()) + 1, "max_position_embeddings": 32} | sizes
     config = tb.BertConfig(model_type=family, num_attention_heads=4, initializer_range=0.1, **sizes)
-    params = {"encoder": random_params(tb.BertModel(config))}
+    params = {"encoder": tb.init_params(tb.BertModel(config), jax.random.key(0))}
     tb.save_hf(directory, config, params, tokenizer)
     return directory
 

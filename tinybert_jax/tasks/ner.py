@@ -15,6 +15,7 @@ import numpy as np
 
 from tinybert_jax.cache import cached_arrays
 from tinybert_jax.data.batches import PROGRESS_FROM
+from tinybert_jax.data.labels import UnknownLabel
 from tinybert_jax.data.reader import read_text
 from tinybert_jax.data.rows import split_path
 from tinybert_jax.data.suspects import holds_json
@@ -211,9 +212,10 @@ def _tag_ids(sentences: Sentences, labels: tuple[str, ...]) -> np.ndarray:
         for i, tag in enumerate(tags):
             if tag not in ids:
                 known = ", ".join(map(repr, labels))
-                raise InputError(
-                    f"{sentences.path}:{line + i}: unknown tag {tag!r}; known are {known}: correct it in the file,"
-                    " or give a model of these tags"
+                raise UnknownLabel(
+                    f"{sentences.path}:{line + i}: unknown tag {tag!r}",
+                    known,
+                    "correct it in the file, or give a model of these tags",
                 )
     return np.array([ids[tag] for tags in sentences.tags for tag in tags], np.int32)
 
