@@ -131,24 +131,6 @@ def family_tokenizer(family: str, words: Sequence[str]) -> Any:
     return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
 
 
-def random_params(model: Any, seed: int = 0) -> Any:
-    """Parameters distributed as those of `tb.init_params`, drawn by NumPy, so that nothing is compiled."""
-    import jax
-    import jax.numpy as jnp
-
-    from tinybert_jax.models.parameters import parameter_shapes
-
-    random = np.random.default_rng(seed)
-
-    def draw(path: Any, leaf: Any) -> Any:
-        constant = {"scale": np.ones, "bias": np.zeros}.get(path[-1].key)
-        if constant is not None:
-            return jnp.asarray(constant(leaf.shape, np.float32))
-        return jnp.asarray(random.normal(0, model.config.initializer_range, leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(model))
-
-
 def write_model(directory: Path, *, words: tuple[str, ...] = (), family: str = "bert", **sizes: int) -> Path:
     """A random model with the tokenizer of the synthetic reviews, as a Hugging Face directory without a head."""
     import jax

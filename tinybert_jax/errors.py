@@ -67,6 +67,11 @@ def check_parent(file: Path) -> None:
         raise InputError(f"{file}: not in an existing directory: make it first")
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or else the nearest of its parents that exists."""
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or the error's type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params, rest_long
+from conftest import rest_long
+from random_params import random_params
 
 import tinybert_jax as tb
 

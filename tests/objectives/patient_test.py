@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distillation, logged, random_params
+from conftest import distillation, logged
+from random_params import random_params
 from small_pair import STUDENT, TEACHER, TEACHER_PARAMS, make_batch
 
 import tinybert_jax as tb

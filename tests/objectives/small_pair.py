@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import random_params
+from random_params import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.objectives.objective import Objective

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_pair
-from conftest import random_params, rest_long
+from conftest import rest_long
+from random_params import random_params
 from small_pair import make_batch, padded
 
 import tinybert_jax as tb

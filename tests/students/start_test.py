@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
+from random_params import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.students.start import auto_start, from_teacher, start_params

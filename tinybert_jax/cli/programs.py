@@ -8,7 +8,7 @@ import os
 
 from tinybert_jax.cache import TITLE, cache_folder
 from tinybert_jax.devices.processor import instructions
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, nearest_existing
 
 MOST_BYTES = 2_000_000_000  # beyond it, the least recently used programs are removed
 
@@ -31,7 +31,7 @@ def keep_programs() -> None:
             (folder / TITLE).write_text(f"what jaxlib {version} compiled", "utf-8")
     except (OSError, InputError):
         return
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    parent = nearest_existing(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)

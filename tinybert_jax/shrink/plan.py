@@ -131,7 +131,7 @@ def sizes(teacher: BertConfig) -> list[str]:
     return [f"{depth}x{w}" for depth in depths for w in widths if depth <= layers and (depth, w) != (layers, width)]
 
 
-def methods(most: float = 1.0) -> dict[str, tuple[CompressionSettings, ...]]:
+def methods(most: float) -> dict[str, tuple[CompressionSettings, ...]]:
     """The compression of the teacher for each candidate that is made from it, by the candidate's name.
 
     Args:

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.cache import STALE, append_parts, cache_folder, cached, check_parts, partial_of
 from tinybert_jax.devices.sharding import batch_sharding, on_mesh, place, replicated, tree_shardings
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, nearest_existing
 from tinybert_jax.inference.step import outputs
 from tinybert_jax.precision import float32_precision
 
@@ -279,7 +279,7 @@ def _make_room(folder: Path, needed: int, limit: float, begun: Path | None = Non
         if sum(kept.values()) + needed > limit and not being_written:
             del kept[path]
             shutil.rmtree(path, ignore_errors=True)
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
         raise InputError(
             f"{folder}: the teacher's outputs need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: set"

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tinybert_jax.batch import Examples, Params
+from tinybert_jax.batch import Batch, Examples, Params
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.batches import stage_steps, steps_per_epoch, train_batches
@@ -193,19 +193,18 @@ def _train(
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     stage_log = StageLog(run.out, run.diverged, name, done, total)
     with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
-        shapes = set()  # of batches; the step is compiled once for each
+        flops: dict[tuple[int, ...], float] = {}  # of a step, by its batch's shape; it is compiled once for each
         running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
             state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
-            if batch.input_ids.shape not in shapes:
-                shapes.add(batch.input_ids.shape)
+            shape = batch.input_ids.shape
+            if shape not in flops:
+                flops[shape] = _flops(run, stage, objective, batch)
                 log.compiled()
             if running is not None:
                 log.step(*running)
-            length, known = batch.input_ids.shape[-1], batch.targets is not None
-            flops = step_flops(objective, stage.batch_size, length, len(run.experiments), known)
-            running = step, batch.input_ids.size, flops, numbers
+            running = step, batch.input_ids.size, flops[shape], numbers
             checkpoints.check()
             stopping = stop.agreed(last=step == total)
             score_now = scored and (step % evaluate_every == 0 or step == total)
@@ -295,5 +294,10 @@ def _cost(
     batch = examples.batch(rows, length, 0)
     batch = place(batch, jax.tree.map(lambda _: batch_sharding(run.mesh), batch))
     seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
-    flops = step_flops(objective, stage.batch_size, length, len(run.experiments), batch.targets is not None)
-    return Cost(total, total * flops, seconds)
+    return Cost(total, total * _flops(run, stage, objective, batch), seconds)
+
+
+def _flops(run: Run, stage: Stage, objective: Objective, batch: Batch) -> float:
+    """Floating-point operations of a step on a batch."""
+    length, known = batch.input_ids.shape[-1], batch.targets is not None
+    return step_flops(objective, stage.batch_size, length, len(run.experiments), known)

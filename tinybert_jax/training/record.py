@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, markdown, table
 from tinybert_jax.devices import processes
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, nearest_existing
 from tinybert_jax.models.files.card import front_matter, shown, task_results, without_places
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
@@ -61,7 +61,7 @@ def check_out(out: Path, resume: bool) -> None:
         raise InputError(f"{out}: is a file; --out takes a directory")
     if not resume and out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: exists already; choose another --out, or continue that run with --resume")
-    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    parent = nearest_existing(out)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(
             f"{out}: cannot be written: {parent} is {'read-only' if parent.is_dir() else 'not a directory'}"
