@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.inference import evaluate
+from tinybert_jax.shrink import plan as plans
 
 LENGTH = 16  # one bucket, so one compilation
 WORDS = [*NEUTRAL, *GOOD, *BAD]
@@ -328,3 +330,24 @@ def test_other_tasks_leave_the_modules_behind(teacher: Path, reviews: Path, text
     for directory in (classifier, tb.run(general, tmp_path / "general").directory):
         assert not (directory / "modules.json").exists()
     assert tb.load_predictor(classifier)(["a fine bag"])[0].label in ("good", "bad")
+
+
+@pytest.mark.long
+def test_a_search_finds_a_student_with_the_teachers_width(
+    teacher: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(plans, "STEPS", (12,))
+    monkeypatch.setattr(plans, "sizes", lambda _: ["2x16"])
+    data = ["--unlabelled", texts / "sentences.txt", "--dev", texts / "dev.tsv", "--max-length", LENGTH]
+    aim, out = ["--max-mb", 100], tmp_path / "out"
+    code = tinybert(monkeypatch, "shrink", "--teacher", teacher, "--task", "embedding", *data, *aim, "--out", out)
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert "teacher: spearman " in printed
+    assert "cutting the teacher" not in printed  # which needs labels
+    stages = runpy.run_path(str(out / "pick.py"))["experiment"].stages if (out / "pick.py").is_file() else ()
+    assert [stage.objective.name for stage in stages] in ([], ["transformer", "embedding"])  # []: the teacher is best
+    student = out / "candidates/2x16/rung-1/student"
+    assert tb.load_predictor(student).embed(["good"]).shape == (1, 32)
+    assert tb.load_predictor(out / "export").embed(["good"]).shape == (1, 32)
+    assert "spearman" in (out / "report.md").read_text().lower()

@@ -13,6 +13,7 @@ from in_process import assert_refused, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.inference import evaluate
+from tinybert_jax.shrink import plan as plans
 
 LENGTH = 16  # one bucket, so one compilation
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -150,3 +151,18 @@ def test_known_scores_and_unlabelled_rows_teach_too(rows: Path, tmp_path: Path) 
         "ranking", source, str(plain), stages, str(tmp_path / "scores.jsonl"), max_length=LENGTH
     )
     assert tb.run(experiment, tmp_path / "run").scores["ndcg_at_10"] > 0.9
+
+
+@pytest.mark.long
+def test_a_search_finds_a_smaller_reranker(
+    teacher: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(plans, "STEPS", (12,))
+    monkeypatch.setattr(plans, "sizes", lambda _: ["2x16"])
+    data = ["--train", rows / "train.tsv", "--dev", rows / "dev.tsv", "--max-length", LENGTH, "--keep", "10%"]
+    code = tinybert(monkeypatch, "shrink", "--teacher", teacher, "--task", "ranking", *data, "--out", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert "teacher: ndcg_at_10 " in printed
+    assert "cutting the teacher" not in printed  # which needs a label that is learnt from one row
+    assert (tmp_path / "out/export/onnx/model_quantized.onnx").is_file()

@@ -189,16 +189,6 @@ def test_a_search_reads_the_texts_as_its_teacher_does(directory: Path, tmp_path:
     source = tb.DataSource(data=str(tmp_path))
     plan = described(str(directory), "classification", source, Aim(keep=0.9), 32, None, 0)
     assert plan.source.text_template == ("{title}: {body}",)
-    assert searches._texts(plan)[0] == ("cold a: it broke a",)
-
-
-def test_a_task_without_a_search_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    arguments = ["--teacher", "nowhere", "--task", "embedding", "--keep", "0.9", "--out", tmp_path / "out"]
-    code = tinybert(monkeypatch, "shrink", *arguments, "--train", "t.txt", "--dev", "d.tsv")
-    assert_refused(capsys, code, "task 'embedding' has no search: train students of some sizes with tinybert distill")
-    assert not (tmp_path / "out").exists()
 
 
 def test_rows_without_labels_are_no_part_of_the_dev_set(
@@ -231,6 +221,19 @@ def test_the_teacher_is_cut_only_where_that_may_meet_the_aim(aim: dict[str, floa
 
 def asked_for(aim: Aim, source: tb.DataSource) -> Plan:
     return Plan("teacher", "classification", source, aim, (), (), 32, 16, 0, 32, {})
+
+
+@pytest.mark.parametrize(
+    ("task", "objective"), [("classification", "prediction"), ("embedding", "embedding"), ("ranking", "ranking")]
+)
+def test_a_candidate_learns_layers_and_then_what_the_task_distils_by(task: str, objective: str) -> None:
+    plan = dataclasses.replace(asked_for(Aim(keep=0.9), tb.DataSource(train="t", dev="d")), task=task, steps=(8,))
+    of_size, of_teacher = (
+        [stage.objective.name for stage in plan.experiment(Candidate("name", model, 1.0, 1.0, 1.0), 0).stages]
+        for model in ("2x16", "starts/pruned-0.5")
+    )
+    assert of_size == ["transformer", objective]
+    assert of_teacher == [objective]
 
 
 def test_the_candidates_are_parts_of_the_teacher() -> None:

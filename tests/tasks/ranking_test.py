@@ -11,8 +11,6 @@ from conftest import make_tokenizer
 import tinybert_jax as tb
 from tinybert_jax.data.augmentation.build import build
 from tinybert_jax.settings.tasks import TASKS
-from tinybert_jax.shrink.aim import Aim
-from tinybert_jax.shrink.plan import described
 from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.tasks.metrics import ndcg, pairs_in_order, reciprocal_rank
 from tinybert_jax.tasks.split import Split
@@ -145,5 +143,3 @@ def test_what_the_task_has_not_is_refused(tmp_path: Path) -> None:
         load(tmp_path, tb.DataSource(tfds="glue/stsb"))
     with pytest.raises(tb.InputError, match="task 'ranking' is trained on its own rows"):
         build("no model", "ranking", source, tmp_path / "out")
-    with pytest.raises(tb.InputError, match="task 'ranking' has no search"):
-        described("no model", "ranking", source, Aim(keep=0.9), 32, None, 0)

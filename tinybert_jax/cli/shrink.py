@@ -44,7 +44,7 @@ def shrink(
         max_ms: aim: the best model that takes at most this many milliseconds per text on this machine.
         max_mb: aim: the best model of at most this many megabytes.
         budget: roughly how long the training may take, such as 2h or 45m, not counting compilation and scoring.
-            Default: 100, then 200, then 400 steps on layers and half as many on predictions, however long they take.
+            Default: 100, then 200, then 400 steps on layers and half as many on outputs, however long they take.
         batch_size: rows per step.
         max_length: tokens per row; longer rows are truncated. Default: the length that the teacher was trained with.
         seed: seed for initial values, dropout and the order of the rows.

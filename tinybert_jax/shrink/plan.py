@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinybert_jax.data.rows import read_rows
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
@@ -18,17 +17,17 @@ from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.settings.choices import student_shape
 from tinybert_jax.settings.compression import CompressionSettings, Prune
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.objectives import Prediction, Transformer
+from tinybert_jax.settings.objectives import WORDS, Transformer
 from tinybert_jax.settings.recipes import choose_recipe
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import SplitName, get_task
 from tinybert_jax.shrink.aim import Aim, Candidate
-from tinybert_jax.tasks.kinds import with_template_of
+from tinybert_jax.tasks.kinds import load_split, with_template_of
 
 TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in int8
 PRUNED = (0.5, 0.25)  # shares of the teacher's multiply-adds
-STEPS = (100, 200, 400)  # of the Transformer stage, by rung; half as many of the Prediction stage follow
+STEPS = (100, 200, 400)  # of the Transformer stage, by rung; half as many on the teacher's outputs follow
 FEWEST = 20
 SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
@@ -47,11 +46,12 @@ class Plan:
     max_length: int
     seed: int
     teacher_width: int
-    fingerprints: dict[str, str]  # of the teacher, and of rows with columns
+    fingerprints: dict[str, str]  # of the teacher, and of the rows as its tokens
 
     def experiment(self, candidate: Candidate, rung: int) -> Experiment:
         """The training of a candidate in a rung, from its start. `tinybert distill` can repeat it."""
-        recipe = choose_recipe("default", candidate.model, get_task(self.task), teacher_width=self.teacher_width)
+        task = get_task(self.task)
+        recipe = choose_recipe("default", candidate.model, task, teacher_width=self.teacher_width)
         layers = Stage(
             Transformer(),
             max_steps=self.steps[rung],
@@ -60,7 +60,7 @@ class Plan:
             schedule="constant",
         )
         outputs = Stage(
-            Prediction(),
+            WORDS[task.kind.distilled_by](),
             max_steps=max(1, self.steps[rung] // 2),
             batch_size=self.batch_size,
             learning_rate=recipe.outputs.learning_rate,
@@ -69,7 +69,7 @@ class Plan:
             task=self.task,
             source=self.source,
             model=candidate.model,
-            # a compressed teacher is close to the teacher, so it learns predictions alone
+            # a compressed teacher is close to the teacher, so it learns outputs alone
             stages=(outputs,) if student_shape(candidate.model) is None else (layers, outputs),
             teacher=self.teacher,
             max_length=self.max_length,
@@ -106,20 +106,16 @@ def described(
         seed: seed of every training.
 
     Raises:
-        InputError: the teacher or the rows cannot be read; or searches do not support the task.
+        InputError: the task is unknown, or the teacher or the rows cannot be read.
     """
     row = get_task(task)
-    if not row.kind.labels_each_row:
-        raise InputError(
-            f"task {task!r} has no search: train students of some sizes with tinybert distill, and give them to"
-            " tinybert report"
-        )
     config = load_config(resolve(teacher))
     tokenizer: Any = load_tokenizer(teacher, config)
     source = with_template_of(tokenizer, row, source)
     max_length = trained_length(tokenizer, config) if max_length is None else max_length
-    splits = {split: read_rows(row, source, split).fingerprint for split in SPLITS} if row.kind.has_columns else {}
-    fingerprints = {"teacher": fingerprint(resolve(teacher))} | splits
+    fingerprints = {"teacher": fingerprint(resolve(teacher))}
+    for split in SPLITS:
+        fingerprints[split] = load_split(row, source, split, tokenizer, max_length, None).tokens.fingerprint
     return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, config.hidden_size, fingerprints)
 
 

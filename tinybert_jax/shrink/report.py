@@ -26,7 +26,7 @@ def plan_line(plan: Plan) -> str:
     """One line about the cost of the training."""
     steps = ", ".join(map(str, plan.steps))
     minutes = f"about {plan.seconds / 60:.0f} minutes, besides compilation and scoring"
-    return f"rungs of {steps} steps of layers and half as many of predictions: {minutes}"
+    return f"rungs of {steps} steps of layers and half as many of outputs: {minutes}"
 
 
 def results_table(search: Search) -> Table:

@@ -16,8 +16,6 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.compress import compress
-from tinybert_jax.data import rows
-from tinybert_jax.data.tokens import encode
 from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.export.export import FORMATS, export_model
 from tinybert_jax.inference.benchmark import benchmark
@@ -25,6 +23,7 @@ from tinybert_jax.inference.evaluate import evaluate
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf, save_description
 from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.fit import fit_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import forward_flops, init_params
 from tinybert_jax.reports.students import TOGETHER, milliseconds, size
@@ -33,6 +32,7 @@ from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink.aim import Aim, Candidate, Outcome, front, pick, survivors
 from tinybert_jax.shrink.plan import TEACHER, Plan
 from tinybert_jax.students.presets import student_config
+from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.record import is_begun
 from tinybert_jax.training.run import run
@@ -134,19 +134,19 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
     """The plan with its candidates, each measured as it would be deployed, but not trained yet."""
     config, teacher_params = load_hf(described.teacher)
     tokenizer: Any = load_tokenizer(described.teacher, config)
-    texts = _texts(described)
-    tokens = described.max_length
-    if texts:
-        tokens = max(1, round(float(np.mean(encode(texts, tokenizer, tokens).lengths))))
+    task = get_task(described.task)
+    dev = load_split(task, described.source, "dev", tokenizer, described.max_length, None)
+    texts = [] if dev.rows is None else [*dev.rows.texts]
+    tokens = max(1, round(float(np.mean(dev.tokens.lengths))))
     teacher_ms = milliseconds(size(TEACHER, config, tokens), tokens, TOGETHER)
     rate = forward_flops(config, tokens) / teacher_ms  # operations per millisecond on this machine
     with _folder(out) as folder:
         starts = {TEACHER: described.teacher}
         configs = {TEACHER: config}
         for name in plans.sizes(config):
-            configs[name] = student_config(name, config)
+            configs[name], _ = fit_head(name, student_config(name, config), None, task, config.id2label, config)
             starts[name] = name
-            model = HEADS[get_task(described.task).head].model(configs[name])
+            model = HEADS[task.head].model(configs[name])
             params = init_params(model, jax.random.key(described.seed))
             _write(folder / name, configs[name], params, tokenizer)
         _write(folder / TEACHER, config, teacher_params, tokenizer)
@@ -187,7 +187,8 @@ def _largest_share(plan: Plan, teacher_params: Params, teacher_ms: Callable[[], 
     A pruned model takes at least its share of the teacher's time, and keeps its word table. Pruning needs labels.
     """
     aim = plan.aim
-    if not plan.source.has_labelled or (aim.max_mb is not None and _word_megabytes(teacher_params) > aim.max_mb):
+    has_labels = plan.source.has_labelled and get_task(plan.task).kind.labels_each_row
+    if not has_labels or (aim.max_mb is not None and _word_megabytes(teacher_params) > aim.max_mb):
         return 0.0
     return 1.0 if aim.max_ms is None else aim.max_ms / teacher_ms()
 
@@ -295,14 +296,6 @@ def _score(plan: Plan, model: str) -> float:
     source = dataclasses.replace(plan.source, unlabelled=())  # they do not belong to the dev set
     scores = evaluate(model, plan.task, source, "dev", max_length=plan.max_length)
     return scores[get_task(plan.task).selection]
-
-
-def _texts(plan: Plan) -> list[tuple[str, ...]]:
-    """The texts of the dev rows, for timing at their lengths; none if rows are not texts in columns."""
-    task = get_task(plan.task)
-    if not task.kind.has_columns:
-        return []
-    return [*rows.read_rows(task, plan.source, "dev").texts]
 
 
 def _out_of_reach(aim: Aim, candidates: Sequence[Candidate]) -> str:
