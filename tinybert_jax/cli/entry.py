@@ -115,6 +115,7 @@ def main() -> None:
             prog="tinybert",
             args=arguments,
             description="Make a BERT small and fast: TinyBERT distillation (arXiv 1909.10351) in JAX.",
+            config=(tyro.conf.DisallowNone,),
         )
         sys.stdout.flush()  # here, where an error in it is reported
     except InputError as error:

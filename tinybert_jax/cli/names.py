@@ -121,8 +121,7 @@ class Option(NamedTuple):
     def remedy(self) -> str:
         """What a message advises to give."""
         number = {int: "a whole number", float: "a number"}.get(self.number or str)
-        words = [word for word in self.words if word != "None"]
-        return " or ".join(filter(None, (f"one of {', '.join(words)}" if words else "", number)))
+        return " or ".join(filter(None, (f"one of {', '.join(self.words)}" if self.words else "", number)))
 
 
 def option_names(command: Callable[..., Any]) -> Iterator[str]:
@@ -189,5 +188,5 @@ def _types(kind: Any) -> Iterator[Any]:
             yield from _types(each)
     elif kind is bool:
         yield from ("True", "False")
-    else:
-        yield "None" if kind is type(None) else kind
+    elif kind is not type(None):  # the parser takes no None: an option is left out
+        yield kind
