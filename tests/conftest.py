@@ -56,6 +56,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return path
 
 
+@pytest.fixture(autouse=True)
+def _notes_of_each_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees its notes, also those that another test has seen."""
+    monkeypatch.setattr("tinybert_jax.errors._NOTES", set())
+
+
 def on_devices(count: int) -> dict[str, str]:
     """The environment of a subprocess on so many fake devices, whose programs are compiled as those here."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"

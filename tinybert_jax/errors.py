@@ -1,12 +1,15 @@
-"""The error for a user's mistake, and checks of choices, numbers and output directories."""
+"""The error for a user's mistake, notes, and checks of choices, numbers and output directories."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
+
+_NOTES: set[str] = set()  # that were printed
 
 
 class InputError(Exception):
@@ -19,6 +22,13 @@ class InputError(Exception):
         # A name that is quoted from a file (a column, a tensor) may hold line breaks or unpaired surrogates.
         unprintable = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
         super().__init__(re.sub(unprintable, lambda match: repr(match[0])[1:-1], message))
+
+
+def note(text: str) -> None:
+    """Print something that the user should know, on standard error. Each text is printed once in a process."""
+    if text not in _NOTES:
+        _NOTES.add(text)
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -73,16 +73,16 @@ NARROW = (
 def test_the_recipe_is_printed_where_a_stage_takes_a_number_from_it(
     student: str, more: list[object], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notes = []
+    openings = []
 
-    def kept(experiments: object, out: object, resume: object, mesh: object, note: str | None) -> None:
-        notes.append(note)
+    def kept(experiments: object, out: object, resume: object, mesh: object, opening: str | None) -> None:
+        openings.append(opening)
         raise InputError("far enough")
 
     monkeypatch.setattr(run, "run_population", kept)
     arguments = distill_arguments(tmp_path / "teacher", Path(student), tmp_path / "data", tmp_path / "run")
     assert tinybert(monkeypatch, *arguments, *more) == 2
-    assert notes == [line or None]
+    assert openings == [line or None]
 
 
 def test_no_recipe_is_told_of_a_run_that_is_refused(

@@ -29,7 +29,7 @@ def test_a_student_deeper_or_larger_than_its_teacher_is_noted(
         experiment = distillation(teacher, Path(f"{depth}x{width}"), reviews, start="random")
         with pytest.raises(tb.InputError, match="far enough"):
             tb.run(experiment, tmp_path / f"{depth}x{width}")
-        printed = capsys.readouterr().out
+        printed = capsys.readouterr().err
         assert (f"note: the student has {depth} layers, and the teacher {layers}\n" in printed) == is_deeper
         assert ("note: the student is larger than the teacher: it has " in printed) == is_larger
 
@@ -49,7 +49,7 @@ def test_dev_rows_that_are_training_rows_too_are_noted(
         experiment = tb.Experiment("classification", source, str(pretrained), (tb.Stage("supervised"),), max_length=16)
         with pytest.raises(tb.InputError, match="far enough"):
             tb.run(experiment, tmp_path / "run")
-        notes = [line for line in capsys.readouterr().out.splitlines() if "dev rows" in line]
+        notes = [line for line in capsys.readouterr().err.splitlines() if "dev rows" in line]
         assert [line[: len(note)] for line in notes] == ([note] if note else [])
 
 
@@ -62,5 +62,5 @@ def test_what_was_chosen_is_told_when_nothing_was_refused(
     source = tb.DataSource(data=str(reviews))
     experiment = tb.Experiment("classification", source, str(pretrained), (tb.Stage("supervised"),), max_length=16)
     with pytest.raises(tb.InputError, match="far enough"):
-        tb.run_population([experiment], tmp_path / "run", note="recipe: a")
+        tb.run_population([experiment], tmp_path / "run", opening="recipe: a")
     assert ("recipe: a\n" in capsys.readouterr().out) == is_told

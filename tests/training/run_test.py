@@ -210,7 +210,7 @@ def test_devices_that_stay_idle_are_named(
     stages = (tb.Stage("transformer", accumulation_steps=4), tb.Stage("prediction"))
     with pytest.raises(tb.InputError, match="far enough"):
         tb.run(distillation(teacher, blank_student, reviews, stages=stages), tmp_path / "run")
-    assert "1 of 3 devices take part: more do not share 8 and 32 rows (a batch" in capsys.readouterr().out
+    assert "1 of 3 devices take part: more do not share 8 and 32 rows (a batch" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way(

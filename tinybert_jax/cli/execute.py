@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinybert_jax.cli.options import Devices, parse_mesh
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.experiment import Experiment
 
@@ -28,12 +28,12 @@ def execute(
     out: Path,
     resume: bool,
     devices: Devices,
-    note: str | None = None,
+    opening: str | None = None,
     with_page: bool = False,
 ) -> None:
     """Run an experiment, or a population of them, and print the scores, or how it was stopped.
 
-    `note` is printed when everything is checked. `with_page` writes the report page at the end.
+    `opening` is printed when everything is checked. `with_page` writes the report page at the end.
     """
     mesh = None if devices.mesh is None else parse_mesh(devices.mesh)
     if devices.deterministic:  # jax reads the flags when it makes its first device, which is later
@@ -51,7 +51,7 @@ def execute(
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # for writes not begun
     join(devices.coordinator, devices.num_processes, devices.process_id)
     try:
-        results = run_population(experiments, out, resume, mesh, note)
+        results = run_population(experiments, out, resume, mesh, opening)
     except Stopped as stopped:
         end_stopped(stopped)
     except Diverged as diverged:
@@ -86,7 +86,7 @@ def write_page(write: Callable[[], Sequence[Path]]) -> None:
         for file in write():
             print(f"written to {file}")
     except (InputError, OSError, ValueError) as error:
-        print(f"note: no page is written: {error}", file=sys.stderr)
+        note(f"no page is written: {error}")
 
 
 def _without_late_io(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import tyro
 
-from tinybert_jax.errors import InputError, check_parent
+from tinybert_jax.errors import InputError, check_parent, note
 
 STANDARD_INPUT = Path("standard input")  # as messages call it
 
@@ -138,7 +138,7 @@ def _read(input: Path | None) -> Iterator[bytes]:
     if sys.stdin is None:
         raise InputError("standard input is closed: give --input FILE")
     if sys.stdin.isatty():
-        print("note: reading texts from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
+        note("reading texts from the terminal, one a line; end with Ctrl-D")
     # a separate stream: at its end, the interpreter waits for a thread that reads from sys.stdin
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as lines:
         yield from lines

@@ -231,9 +231,9 @@ def distill(
 
     stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
     numbers_read = [numbers for numbers, unread in ((of_first, no_first), (of_second, no_second)) if not unread]
-    note = None
+    opening = None
     if any(takes_recipe(*numbers) for numbers in numbers_read):
-        note = f"recipe: {recipe}: {'; '.join(map(described, stages))}"
+        opening = f"recipe: {recipe}: {'; '.join(map(described, stages))}"
     chosen = methods.settings()
     if one_by_one and len(chosen) < 2:
         raise InputError("--one-by-one trains after each of several methods, and fewer are given: leave it out")
@@ -247,7 +247,7 @@ def distill(
         task,
         run,
         devices,
-        note=note,
+        opening=opening,
         with_page=report,
         source=source,
         model=student,
@@ -367,9 +367,9 @@ def _width(teachers: tuple[str, ...]) -> int | None:
 
 
 def _train(
-    task: str, run: RunFlags, devices: Devices, note: str | None = None, with_page: bool = False, **described: Any
+    task: str, run: RunFlags, devices: Devices, opening: str | None = None, with_page: bool = False, **described: Any
 ) -> None:
-    """Run the experiment that a command's options describe. `note` is printed when everything is checked."""
+    """Run the experiment that a command's options describe. `opening` is printed when everything is checked."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
     default_length = 128 if task == "corpus" else get_task(task).max_length
@@ -385,4 +385,4 @@ def _train(
     members = [experiment]
     for seed in range(run.seed + 1, run.seed + run.population):
         members.append(dataclasses.replace(experiment, seed=seed, data_seed=run.seed))
-    execute(members, run.out, run.resume, devices, note, with_page)
+    execute(members, run.out, run.resume, devices, opening, with_page)

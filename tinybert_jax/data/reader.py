@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from tinybert_jax.data.suspects import (
     refuse_one_value,
     unknown_kind,
 )
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.settings.sources import TextForm
 
@@ -92,7 +91,7 @@ def read_checked(
     else:
         refuse_json(path, text, "a table")
         if is_quoted_tsv(path, text):
-            print(f"note: {path}: {QUOTES_ARE_NO_PART}", file=sys.stderr)
+            note(f"{path}: {QUOTES_ARE_NO_PART}")
         records = _table_records(path, text, form, label_column, needs_label, headerless, short_lines, id_column)
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
@@ -117,7 +116,7 @@ def read_checked(
         lines.append(line)
     if short_lines:
         rows = f"{len(short_lines)} {'row is' if len(short_lines) == 1 else 'rows are'}"
-        print(f"note: {path}: {rows} cut short and left out, first at line {short_lines[0]}", file=sys.stderr)
+        note(f"{path}: {rows} cut short and left out, first at line {short_lines[0]}")
     if not texts:
         raise InputError(f"{path}:1: there is a header and no row after it: give a file with rows")
     for number, column in enumerate(form.names):
@@ -126,10 +125,7 @@ def read_checked(
     if label_sets is not None and labels and are_bits(labels):
         raise InputError(f"{path}: the labels in {label_column!r} are {BITS}")
     if label_sets is None and counts_rows(labels, least=5):
-        print(
-            f"note: {path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?",
-            file=sys.stderr,
-        )
+        note(f"{path}: the labels in {label_column!r} count the rows, as an index: is it the --label-column?")
     return RawRows(texts, labels or None, lines, list(ids) or None)
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from tinybert_jax.data.labels import UnknownLabel, discover_labels, label_ids, n
 from tinybert_jax.data.reader import LabelSets, RawRows, decode, is_quoted_tsv, read_bytes, read_checked
 from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, odd_class, refuse_json
 from tinybert_jax.data.tfds import read_tfds
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 
@@ -80,9 +79,9 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
             raise InputError(f"{where}: {error}") from None
         odd = [] if task.is_multi_label else [name for name in names if re.search("[;|]", name)]
         if odd:
-            print(f"note: {where}: {odd[0]!r} is read as one label, because {ONE_LABEL}", file=sys.stderr)
+            note(f"{where}: {odd[0]!r} is read as one label, because {ONE_LABEL}")
         if problem := odd_class(names):
-            print(f"note: {where}: {problem}", file=sys.stderr)
+            note(f"{where}: {problem}")
         if len(names) < 2:
             named = f"all rows have the label {names[0]!r}" if names else "no row has a label"
             raise InputError(f"{where}: {named}: classification needs at least two")

@@ -7,14 +7,13 @@ import csv
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_parts, json_text
 from tinybert_jax.data.suspects import QUOTES_ARE_NO_PART, has_csv_quotes, other_separator
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.settings.sources import TextForm
 
 SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -79,7 +78,7 @@ def table_form(path: Path, form: str) -> str:
     head = head if len(head) < QUOTES_IN else head[: head.rfind(b"\n")]
     if not has_csv_quotes(head.decode("utf-8-sig", "replace")):
         return form
-    print(f"note: {path}: {QUOTES_ARE_NO_PART}", file=sys.stderr)
+    note(f"{path}: {QUOTES_ARE_NO_PART}")
     return QUOTED_TSV
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from typing import Any
 
 import numpy as np
 
 from tinybert_jax.data.reader import RawRows
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 
@@ -48,7 +47,7 @@ def read_tfds(task: Task, source: DataSource, split: SplitName) -> tuple[RawRows
         labels = [_label_text(record[label_column], class_names) for record in records]
         unlabelled = labels.count("")  # for example pairs of SNLI on which the annotators did not agree
         if 0 < unlabelled < len(labels):  # a set without any label is a benchmark's test set
-            print(f"note: {where}: {unlabelled} of {len(labels)} rows have no label and are left out", file=sys.stderr)
+            note(f"{where}: {unlabelled} of {len(labels)} rows have no label and are left out")
             lines = [i for i in lines if labels[i]]
             texts, labels = [texts[i] for i in lines], [labels[i] for i in lines]
     content = hashlib.sha256(

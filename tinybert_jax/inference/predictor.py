@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tinybert_jax.batch import Params
 from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens, encode
 from tinybert_jax.devices.sharding import make_mesh, tree_shardings
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.inference.exported import exported_file, exported_files, load_step
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig, TextVector
@@ -288,7 +287,7 @@ def load_predictor(
         several = exported_files(directory)
         if len(several) > 1 and Path(name).name != file.name:
             taken = file.relative_to(directory)
-            print(f"note: {name}: holds {len(several)} exported files: {taken} is taken", file=sys.stderr)
+            note(f"{name}: holds {len(several)} exported files: {taken} is taken")
         config = load_config(directory)
         params: Params = {}
         step = load_step(file)
@@ -306,7 +305,7 @@ def load_predictor(
         if config.weight_bits is not None or (int8 and int8_is_faster()):
             config, params = quantized(config, params)
         elif int8:
-            print("note: float32 stays, as int8 is no faster on this processor", file=sys.stderr)
+            note("float32 stays, as int8 is no faster on this processor")
         mesh = make_mesh()
         params = jax.device_put(params, tree_shardings(mesh, params))
         step = make_predict_step(HEADS[head].model(config), mesh, params)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 from tinybert_jax.batch import Params
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.models.config import BertConfig, TextVector
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.sentence import read_embedding
@@ -149,10 +148,7 @@ def fit_head(
     keep = has_head and config.id2label == labels and config.is_multi_label == task.is_multi_label
     if has_head and not keep:
         several = ", any number of them in a text" if task.is_multi_label else ""
-        print(
-            f"note: {name}: its classifier starts anew, as its labels {config.id2label} become {labels}{several}",
-            file=sys.stderr,
-        )
+        note(f"{name}: its classifier starts anew, as its labels {config.id2label} become {labels}{several}")
     problem = task.kind.problem_type or config.problem_type
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from tinybert_jax.data.queries import Passages
 from tinybert_jax.data.rows import Rows, read_rows, split_path
 from tinybert_jax.data.tokens import tokenize
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import reading
@@ -88,7 +87,7 @@ def scored_queries(
         if not scored:
             raise InputError(f"{path}: no query has a relevant passage, labelled above 0: there is nothing to score")
         count = f"{len(groups) - len(scored)} of {len(groups)} queries have no relevant passage"
-        print(f"note: {path}: {count}, and are left out of the scores", file=sys.stderr)
+        note(f"{path}: {count}, and are left out of the scores")
     return scored
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import choose_mesh, place, tree_shardings
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.models.files.directory import save_hf
 from tinybert_jax.models.files.tokenizer import keep_text_template
 from tinybert_jax.models.heads import HEADS
@@ -73,7 +73,7 @@ def run_population(
     out: str | Path,
     resume: bool = False,
     mesh: Mapping[str, int] | None = None,
-    note: str | None = None,
+    opening: str | None = None,
 ) -> list[Result]:
     """Train students of the same teacher together. The teacher's outputs are computed once for all.
 
@@ -84,7 +84,7 @@ def run_population(
         out: the run's directory. Member i is written to `out/memberI/student`; a single one to `out/student`.
         resume: as in `run`.
         mesh: as in `run`.
-        note: a line to print when everything is checked.
+        opening: a line to print when everything is checked.
 
     Raises:
         InputError: as in `run`; or the experiments do not fit together.
@@ -93,7 +93,7 @@ def run_population(
             results of the others.
     """
     try:
-        return _run(experiments, Path(os.path.expanduser(out)), resume, mesh, note)
+        return _run(experiments, Path(os.path.expanduser(out)), resume, mesh, opening)
     except OSError as error:
         message = f"{error.filename or out}: {error.strerror or error}"
         if record.is_begun(out):
@@ -104,7 +104,7 @@ def run_population(
 
 
 def _run(
-    experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None, note: str | None
+    experiments: Sequence[Experiment], out: Path, resume: bool, axes: Mapping[str, int] | None, opening: str | None
 ) -> list[Result]:
     if jnp.result_type(float) != jnp.float32:
         raise InputError("JAX_ENABLE_X64 is set, and training is in float32: unset it")
@@ -126,7 +126,7 @@ def _run(
         _print_notes(experiment, inputs, mesh, chosen=axes is None)
     taught = prepare(experiment, inputs, mesh)
     if processes.is_primary():  # what was chosen, as nothing was refused
-        for line in filter(None, (note, *starts)):
+        for line in filter(None, (opening, *starts)):
             print(line, flush=True)
     models = initial_params(experiments, members)
     diverged = DivergedMembers(experiments, out)
@@ -176,39 +176,29 @@ def _print_notes(experiment: Experiment, inputs: Inputs, mesh: Mesh, chosen: boo
     """Print notes about devices that the default mesh leaves idle, and about settings that may be mistakes."""
     if chosen and mesh.size < jax.device_count():
         rows = " and ".join(map(str, sorted(set(_rows_at_once(experiment)))))
-        print(
+        note(
             f"{mesh.size} of {jax.device_count()} devices take part: more do not share {rows} rows (a batch, or with"
-            " accumulation its part) evenly",
-            flush=True,
+            " accumulation its part) evenly"
         )
     student, teacher = inputs.config, inputs.teacher_model
     if teacher is not None and student.num_hidden_layers > teacher.config.num_hidden_layers:
-        print(
-            f"note: the student has {student.num_hidden_layers} layers, and the teacher"
-            f" {teacher.config.num_hidden_layers}",
-            flush=True,
-        )
+        note(f"the student has {student.num_hidden_layers} layers, and the teacher {teacher.config.num_hidden_layers}")
     if teacher is not None:
         models = (HEADS[inputs.head].model(config) for config in (student, teacher.config))
         size, teacher_size = (count_parameters(parameter_shapes(model)) for model in models)
         if size > teacher_size:
-            print(
-                f"note: the student is larger than the teacher: it has {size:,} parameters, and the teacher"
-                f" {teacher_size:,}",
-                flush=True,
+            note(
+                f"the student is larger than the teacher: it has {size:,} parameters, and the teacher {teacher_size:,}"
             )
     if inputs.known_dev_rows:
         dev_rows = sum(len(split.tokens) for split in inputs.dev.values())
-        print(
-            f"note: {inputs.known_dev_rows} of {dev_rows} dev rows have the text of a training row, so that scores are"
-            " better than on new texts",
-            flush=True,
+        note(
+            f"{inputs.known_dev_rows} of {dev_rows} dev rows have the text of a training row, so that scores are"
+            " better than on new texts"
         )
     largest, rows_there = max(stage.batch_size for stage in experiment.stages), len(inputs.train)
     if largest > rows_there:
-        print(
-            f"note: a batch of {largest} rows is larger than the {rows_there} training rows, and filled up", flush=True
-        )
+        note(f"a batch of {largest} rows is larger than the {rows_there} training rows, and filled up")
 
 
 def _finish(

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from tinybert_jax.data.augmentation.rules import RULES
 from tinybert_jax.data.rows import Rows
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.models.files.frame import Frame
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.settings.choices import MIN_LENGTH, Preset
@@ -99,10 +98,9 @@ def claim(directory: Path, rows: Rows, tokenizer: Any, neighbours: str, settings
             raise InputError(f"{directory}: holds an augmentation {difference}: give another --out, or remove it")
     if existing is not None and (previous := existing.get("variants")) != settings.variants:
         option = previous if RULES[settings.preset].counts_row or not isinstance(previous, int) else previous - 1
-        print(
-            f"note: {directory}: variants of a row: {settings.variants} from now on, not {previous}; to resume a"
-            f" distillation that was begun on these candidates, give --variants {option} again",
-            file=sys.stderr,
+        note(
+            f"{directory}: variants of a row: {settings.variants} from now on, not {previous}; to resume a"
+            f" distillation that was begun on these candidates, give --variants {option} again"
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)

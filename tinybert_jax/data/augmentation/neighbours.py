@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 import zlib
 from array import array
 from collections import Counter
@@ -21,7 +20,7 @@ import numpy as np
 
 from tinybert_jax.cache import cache_folder, cached
 from tinybert_jax.data.augmentation.rules import CANDIDATES, RULES
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.tokenizer import all_tokens, whole_words, write_words
@@ -54,7 +53,7 @@ def load_neighbours(path: Path | None, table: np.ndarray, tokenizer: Any, preset
     """
     if path is not None:
         return vector_neighbours(path, RULES[preset].vectors)
-    print("note: no --glove FILE: words of several pieces take the model's own embeddings instead", file=sys.stderr)
+    note("no --glove FILE: words of several pieces take the model's own embeddings instead")
     return embedding_neighbours(table, tokenizer)
 
 
@@ -195,7 +194,7 @@ def read_vectors(path: Path, limit: int | None = None) -> tuple[list[str], np.nd
     if not usable.any():
         raise InputError(f"{path}:1: no line holds a word and its vector: give a GloVe or word2vec text file")
     if bad:
-        print(f"note: {path}:{min(bad)}: no word with a vector; lines left out: {len(bad)}", file=sys.stderr)
+        note(f"{path}:{min(bad)}: no word with a vector; lines left out: {len(bad)}")
     return [name for name, used in zip(index, usable.tolist(), strict=True) if used], _unit(vectors[usable])
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinybert_jax.errors import InputError, first_line
+from tinybert_jax.errors import InputError, first_line, note
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.hub import CARD, hub_id, resolve
 from tinybert_jax.settings.sources import CorpusSource, DataSource
@@ -99,7 +98,7 @@ def read_metadata(model: str) -> dict[str, Any]:
     except (InputError, FileNotFoundError):
         return {}
     except Exception as error:  # wrong YAML or encoding
-        print(f"note: {model}: the metadata of its README.md cannot be read ({first_line(error)})", file=sys.stderr)
+        note(f"{model}: the metadata of its README.md cannot be read ({first_line(error)})")
         return {}
     for field in ("language", "datasets"):
         if field in metadata:  # in YAML 1.1, `no`, the code of Norwegian, means False

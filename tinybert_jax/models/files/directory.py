@@ -7,12 +7,11 @@ import dataclasses
 import errno
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinybert_jax.batch import Params
-from tinybert_jax.errors import InputError, first_line
+from tinybert_jax.errors import InputError, first_line, note
 from tinybert_jax.models.config import EMBEDDING_DENSE, SLIM, BertConfig
 from tinybert_jax.models.families import EXPORTED
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
@@ -107,7 +106,7 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     tensors, architectures = read_tensors(path), load_architectures(path)
     if any(name.endswith("ForMultipleChoice") for name in architectures):
         heads = [name for name in tensors if name.split(".")[0] in ("classifier", "pre_classifier")]
-        print(f"note: {path}: its head for multiple choice is left out: no task here has one", file=sys.stderr)
+        note(f"{path}: its head for multiple choice is left out: no task here has one")
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
     params = from_hf_tensors(config, tensors, str(path))
     if config.embedding is not None and config.embedding.width is not None:
@@ -118,10 +117,9 @@ def load_hf(directory: str | Path) -> tuple[BertConfig, Params]:
     is_ours = any(row.key == "classifier" for row in named)
     if "classifier" in params and any(name in params for name in FIT_NAMES) and not is_ours:
         del params["classifier"]
-        print(
-            f"note: {path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"
-            " has not",
-            file=sys.stderr,
+        note(
+            f"{path}: its classifier is left out: that of TinyBERT's authors has a ReLU before it, which BERT's"
+            " has not"
         )
     return config, params
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from tinybert_jax.batch import Params
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.encoder import BertModel
 from tinybert_jax.models.families import FAMILIES
@@ -92,7 +91,7 @@ def from_hf_tensors(config: BertConfig, tensors: dict[str, np.ndarray], where: s
         )
     if left_out:
         some = _some(map(repr, left_out.values()))
-        print(f"note: {where}: left out, as no model here reads it: {some}", file=sys.stderr)
+        note(f"{where}: left out, as no model here reads it: {some}")
     _untie(flat, where)
     for path, values in numbered.items():
         flat[path] = _stack(config, path, values, where)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinybert_jax.errors import InputError, first_line
+from tinybert_jax.errors import InputError, first_line, note
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.foreign import HEAD, foreign_kind
 from tinybert_jax.models.files.frame import Frame, frame_of
@@ -89,10 +88,9 @@ def load_tokenizer(directory: str | Path, config: BertConfig) -> PreTrainedToken
             " copy the files of the model's own tokenizer (to one without [MASK], a [MASK] is appended)"
         )
     if config.vocab_size - (largest + 1) >= PADDED_BY:
-        print(
-            f"note: {path}: the tokenizer has {largest + 1} tokens, and the model's word table {config.vocab_size}"
-            " rows: if its files are cut short, copy those of the model's own",
-            file=sys.stderr,
+        note(
+            f"{path}: the tokenizer has {largest + 1} tokens, and the model's word table {config.vocab_size}"
+            " rows: if its files are cut short, copy those of the model's own"
         )
     if config.family.positions_after_padding and tokenizer.pad_token_id != config.pad_token_id:
         raise InputError(
@@ -146,11 +144,10 @@ def _note_capitals(path: Path) -> None:
         return
     tokens = (path / "vocab.txt").read_text("utf-8", "replace").split()
     if sum(token != token.lower() and token[0] not in "[<" for token in tokens) > len(tokens) / 20:
-        print(
-            f"note: {path}: texts are lower-cased, as no tokenizer_config.json says otherwise, but vocab.txt has"
+        note(
+            f"{path}: texts are lower-cased, as no tokenizer_config.json says otherwise, but vocab.txt has"
             " capital letters: if the model was trained on them, write"
-            ' {"do_lower_case": false} into tokenizer_config.json',
-            file=sys.stderr,
+            ' {"do_lower_case": false} into tokenizer_config.json'
         )
 
 
@@ -182,10 +179,9 @@ def trained_template(tokenizer: Any) -> tuple[str, ...]:
     """The text templates of a model's training, as its tokenizer says; () if there are none. Prints a note if any."""
     template = tuple(tokenizer.init_kwargs.get(TEMPLATE, ()))
     if template:
-        print(
-            f"note: texts are made as in the model's training, by --text-template {shlex.join(template)};"
-            " --text-columns names other texts",
-            file=sys.stderr,
+        note(
+            f"texts are made as in the model's training, by --text-template {shlex.join(template)};"
+            " --text-columns names other texts"
         )
     return template
 
