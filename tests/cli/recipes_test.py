@@ -11,6 +11,7 @@ from in_process import distill_arguments, tinybert
 from tinybert_jax.cli.train import _width
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Start
+from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.training import run
@@ -119,6 +120,39 @@ def test_a_length_that_a_user_names_has_no_floor() -> None:
     assert recipe.settings(None, None, 0.1) == by_default | {"learning_rate": 0.1}
     assert recipe.settings(1, None, None) == by_default | {"epochs": 1, "min_steps": None}
     assert recipe.settings(None, 7, None) == by_default | {"max_steps": 7, "min_steps": None}
+
+
+@pytest.mark.parametrize(
+    ("more", "makes"),
+    [
+        ([], True),
+        (["--stage", "prediction"], True),
+        (["--recombine-to", 0], False),
+        (["--recombine-to", 3], True),
+        (["--stage", "supervised"], False),
+        (["--preset", "paper"], False),
+        (["--augmented", "variants"], False),
+        (["--teacher", "labels.jsonl", "--stage", "prediction"], False),  # a file, which labels no new text
+    ],
+)
+def test_few_pairs_are_recombined_where_a_teacher_labels_them(
+    more: list[object], makes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def kept(experiments: list[Experiment], out: object, resume: object, mesh: object, opening: str) -> None:
+        calls.append((experiments[0], opening))
+        raise InputError("far enough")
+
+    monkeypatch.setattr(run, "run_population", kept)
+    (tmp_path / "train.tsv").write_text("a\tb\tlabel\none\ttwo\tyes\nthree\tfour\tno\n")
+    arguments = distill_arguments(tmp_path / "teacher", Path("2x16"), tmp_path, tmp_path / "run")
+    assert tinybert(monkeypatch, *arguments, "--text-columns", "a", "b", *more) == 2
+    ((experiment, opening),) = calls
+    assert bool(experiment.source.recombine_to) == makes
+    assert ("from their texts, and the teacher labels them (--recombine-to 0 makes none)" in opening) == makes
+    assert ([stage.max_steps for stage in experiment.stages][-1] == 300) == makes
+    assert ("transformer 600 steps" in opening) == (makes and more[:1] != ["--stage"])
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from tinybert_jax.errors import InputError
+from tinybert_jax.settings.arithmetic import PRESETS
+from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.objectives import (
     WORDS,
     ObjectiveSettings,
@@ -14,6 +17,8 @@ from tinybert_jax.settings.objectives import (
     Supervised,
     Transformer,
 )
+from tinybert_jax.settings.recipes import Recipe
+from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task
 
@@ -24,6 +29,19 @@ STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
     "patient": (Patient,),
     "supervised": (Supervised,),
 }
+
+
+def with_recombined(task: Task, source: DataSource, preset: Preset, teachers: Sequence[str]) -> tuple[DataSource, int]:
+    """`data.rows.recombines`, if the preset allows it and all teachers can label new texts; else the source, and 0.
+
+    Raises:
+        InputError: the training rows cannot be read.
+    """
+    from tinybert_jax.data.rows import recombines
+    from tinybert_jax.teachers.table import labels_any_text
+
+    allowed = PRESETS[preset].start_from_teacher and all(map(labels_any_text, teachers))
+    return recombines(task, source) if allowed else (source, 0)
 
 
 def stage_kinds(stage: str, task: Task) -> tuple[type[ObjectiveSettings], ...]:
@@ -39,7 +57,18 @@ def takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | N
     return learning_rate is None or (epochs is None and steps is None)
 
 
-def described(stage: Stage) -> str:
+def opening(recipe: Recipe | None, stages: Sequence[Stage], recombined: int) -> str | None:
+    """The lines about a recipe, if one is taken, and about the pairs that are recombined, if there are any."""
+    lines = [] if recipe is None else [f"recipe: {recipe}: {'; '.join(map(_described, stages))}"]
+    if recombined:
+        lines.append(
+            f"few pairs: up to {recombined} more are recombined from their texts, and the teacher labels them"
+            " (--recombine-to 0 makes none)"
+        )
+    return "\n".join(lines) or None
+
+
+def _described(stage: Stage) -> str:
     """A stage's length and learning rate, in words."""
     length = f"{stage.epochs} epochs" if stage.max_steps is None else f"{stage.max_steps} steps"
     least = "" if stage.min_steps is None else f" or {stage.min_steps} steps, whichever is more,"

@@ -17,7 +17,15 @@ from tinybert_jax.cli.options import (
     Source,
     TaskName,
 )
-from tinybert_jax.cli.stages import described, read, reads, refuse_unread, stage_kinds, takes_recipe
+from tinybert_jax.cli.stages import (
+    opening,
+    read,
+    reads,
+    refuse_unread,
+    stage_kinds,
+    takes_recipe,
+    with_recombined,
+)
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
@@ -182,7 +190,10 @@ def distill(
     kinds = stage_kinds(stage, get_task(task))
     distils = any(kind.distils for kind in kinds)
     width = _width((layer_teacher,) if layer_teacher else teacher) if distils else None
-    recipe = choose_recipe(preset, student, get_task(task), start, width)
+    recombined = 0
+    if all(kind.distils for kind in kinds) and augmented is None:
+        source, recombined = with_recombined(get_task(task), source, preset, teacher)
+    recipe = choose_recipe(preset, student, get_task(task), start, width, recombined > 0)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     no_first = all(kind.trains_head for kind in kinds)
@@ -231,9 +242,7 @@ def distill(
 
     stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
     numbers_read = [numbers for numbers, unread in ((of_first, no_first), (of_second, no_second)) if not unread]
-    opening = None
-    if any(takes_recipe(*numbers) for numbers in numbers_read):
-        opening = f"recipe: {recipe}: {'; '.join(map(described, stages))}"
+    has_recipe = any(takes_recipe(*numbers) for numbers in numbers_read)
     chosen = methods.settings()
     if one_by_one and len(chosen) < 2:
         raise InputError("--one-by-one trains after each of several methods, and fewer are given: leave it out")
@@ -247,7 +256,7 @@ def distill(
         task,
         run,
         devices,
-        opening=opening,
+        opening=opening(recipe if has_recipe else None, stages, recombined),
         with_page=report,
         source=source,
         model=student,

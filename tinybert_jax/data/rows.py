@@ -17,6 +17,7 @@ import numpy as np
 
 from tinybert_jax.data.labels import UnknownLabel, discover_labels, label_ids, named_by
 from tinybert_jax.data.reader import LabelSets, RawRows, decode, is_quoted_tsv, read_bytes, read_checked
+from tinybert_jax.data.recombine import FEW_PAIRS, RECOMBINED, recombine
 from tinybert_jax.data.suspects import ONE_LABEL, counts_rows, odd_class, refuse_json
 from tinybert_jax.data.tfds import read_tfds
 from tinybert_jax.errors import InputError, note
@@ -65,7 +66,7 @@ def read_rows(task: Task, source: DataSource, split: SplitName, labels: tuple[st
         InputError: a file or column is missing, a row is malformed (`path:line: reason`), a label is unknown, or the
             TFDS set is not prepared.
     """
-    if split == "train" and source.unlabelled:
+    if split == "train" and source.adding_option:
         return _with_unlabelled(task, source, labels)
     whole = _read_file_of(task, source, split)
     raw, where, fingerprint = _part_of(whole, task, source, split)
@@ -164,13 +165,15 @@ def _with_unlabelled(task: Task, source: DataSource, labels: tuple[str, ...] | N
     missing = float("nan") if task.is_regression else -1
     dtype = np.float32 if task.is_regression else np.int32
     if source.has_labelled:
-        rows = read_rows(task, replace(source, unlabelled=()), "train", labels)
+        rows = read_rows(task, replace(source, unlabelled=(), recombine_to=None), "train", labels)
     else:
         names = () if task.is_regression else labels or known_labels(task, source)
         shape = (0, len(names)) if task.is_multi_label else (0,)
         rows = Rows([], np.zeros(shape, dtype), names, "", [], None if source.id_column is None else [])
     assert rows.labels is not None, "training rows are labelled"
-    joined = _joined(task, source, rows, source.unlabelled)
+    joined = _joined(task, source, rows, source.unlabelled) if source.unlabelled else rows
+    if source.recombine_to:
+        joined = _recombined(joined, source.recombine_to)
     without = np.full((len(joined.texts) - len(rows.labels), *rows.labels.shape[1:]), missing, dtype)
     return replace(joined, labels=np.concatenate([rows.labels, without]))
 
@@ -184,6 +187,33 @@ def read_texts(task: Task, source: DataSource) -> Rows:
     files = [str(split_path(task, source, "train"))] if source.has_labelled or not source.unlabelled else []
     none = Rows([], None, (), "", [], None if source.id_column is None else [])
     return _joined(task, source, none, (*files, *source.unlabelled))
+
+
+def _recombined(rows: Rows, least: int) -> Rows:
+    """The rows, followed by pairs of their texts, so that there are `least` rows if there are so many pairs."""
+    if len(rows.texts[0]) != 2:
+        raise InputError("recombine_to makes pairs of texts, and the rows are single texts: leave out --recombine-to")
+    if len(rows.texts) >= least:
+        return rows
+    made = recombine([(first, second) for first, second in rows.texts], least - len(rows.texts))
+    digest = hashlib.sha256(f"{rows.fingerprint} recombined to {least}".encode()).hexdigest()
+    return replace(rows, texts=[*rows.texts, *made], fingerprint=digest, lines=[*rows.lines, *[0] * len(made)])
+
+
+def recombines(task: Task, source: DataSource) -> tuple[DataSource, int]:
+    """The source with the default of `recombine_to` for training with a teacher, and the number of pairs it makes.
+
+    Raises:
+        InputError: as `read_rows`.
+    """
+    form = source.text_form(task.text_columns, source.label_column or task.label_column)
+    if len(form.names) != 2 or not task.kind.has_variants or source.id_column is not None:
+        return source, 0
+    count = len(_read(task, source, "train")[0].texts) if source.has_labelled else 0
+    count += sum(len(_read_unlabelled(task, source, Path(file))[0].texts) for file in source.unlabelled)
+    if source.recombine_to is None and count < FEW_PAIRS:
+        source = replace(source, recombine_to=RECOMBINED)
+    return source, max(0, (source.recombine_to or 0) - count)
 
 
 def _joined(task: Task, source: DataSource, rows: Rows, files: Sequence[str]) -> Rows:

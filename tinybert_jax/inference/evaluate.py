@@ -54,8 +54,8 @@ def evaluate(
             not finite.
     """
     row = get_task(task)
-    if source.unlabelled:
-        raise InputError("rows without labels are no split that can be scored: leave out --unlabelled")
+    if option := source.adding_option:
+        raise InputError(f"rows without labels are no split that can be scored: leave out {option}")
     is_directory = predictions is not None and predictions.is_dir()
     if is_directory and not row.submission:
         raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")

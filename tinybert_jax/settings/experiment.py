@@ -101,11 +101,11 @@ class Experiment:
         for stage in self.stages:
             if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):
                 raise InputError(f"stage {stage.objective.name!r} is not one of task {self.task!r}")
-        if isinstance(self.source, DataSource) and self.source.unlabelled:
+        if isinstance(self.source, DataSource) and (option := self.source.adding_option):
             if not all(stage.objective.distils for stage in self.stages):
-                raise InputError("rows without labels are for stages with a teacher alone: leave out --unlabelled")
+                raise InputError(f"rows without labels are for stages with a teacher alone: leave out {option}")
             if self.augmented is not None:
-                raise InputError("rows without labels have no variants: leave out --augmented, or --unlabelled")
+                raise InputError(f"rows without labels have no variants: leave out --augmented, or {option}")
             if not self.source.has_labelled and any(stage.objective.asks_for_labels for stage in self.stages):
                 raise InputError(
                     "no training row has a label, and hard_weight is that of labels: leave out --hard-weight, or add"

@@ -19,16 +19,18 @@ class StageRecipe:
     epochs: int
     learning_rate: float
     min_steps: int | None = None
+    max_steps: int | None = None  # the length, instead of `epochs`
 
     def settings(self, epochs: int | None, steps: int | None, learning_rate: float | None) -> dict[str, Any]:
         """Fields of a `Stage`: the user's where they are not None, the recipe's for the others.
 
         `min_steps` applies only to the recipe's epochs. A user's number of epochs or steps is the exact length.
         """
+        is_free = epochs is None and steps is None
         return {
             "epochs": self.epochs if epochs is None else epochs,
-            "max_steps": steps,
-            "min_steps": self.min_steps if epochs is None and steps is None else None,
+            "max_steps": self.max_steps if is_free else steps,
+            "min_steps": self.min_steps if is_free else None,
             "learning_rate": self.learning_rate if learning_rate is None else learning_rate,
         }
 
@@ -51,7 +53,12 @@ class Recipe:
 
 
 def choose_recipe(
-    preset: Preset, student: str, task: Task, start: Start = "auto", teacher_width: int | None = None
+    preset: Preset,
+    student: str,
+    task: Task,
+    start: Start = "auto",
+    teacher_width: int | None = None,
+    recombines: bool = False,
 ) -> Recipe:
     """The recipe of a student.
 
@@ -63,6 +70,8 @@ def choose_recipe(
         task: gives the paper's epochs.
         start: the start of a preset or size.
         teacher_width: the hidden size of the teacher; None: it has no layers, or no stage learns from it.
+        recombines: the rows are few pairs of texts, and pairs are added that are recombined from them. The lengths are
+            then numbers of steps, because epochs of all rows would be much longer than with few rows.
 
     Raises:
         InputError: the size has a wrong form.
@@ -81,4 +90,8 @@ def choose_recipe(
         name, reason = "wide student", f"it is wider than {NARROW}, and no other rates were measured"
     else:
         name, reason, rates = "narrow student", f"it is new, and at most {NARROW} wide", (5e-4, 3e-4)
-    return Recipe(name, reason, *(StageRecipe(*fields) for fields in zip(epochs, rates, steps, strict=True)))
+    lengths: tuple[int | None, int | None] = (None, None)
+    if recombines:
+        steps, lengths = (None, None), (600, 300)
+    stages = (StageRecipe(*fields) for fields in zip(epochs, rates, steps, lengths, strict=True))
+    return Recipe(name, reason, *stages)

@@ -119,6 +119,9 @@ class DataSource:
     label_column: str | None = None  # column (or JSON key) of the labels. Default: the task's
     # more training rows, without labels, for a teacher to label: .tsv, .csv, .jsonl, or .txt with a text a line
     unlabelled: tuple[str, ...] = ()
+    # pairs: if there are fewer training rows, recombine their texts to more pairs, up to this number of rows, for a
+    # teacher to label. 0: make none. Default: none, but 5000 in distill and shrink if there are fewer than 1000 rows
+    recombine_to: int | None = None
     dev_share: float | None = None  # without a dev set: take this share of the training rows as one, such as 0.1
     dev_seed: int = 0  # seed that chooses the rows of --dev-share. It does not follow --seed
     id_column: str | None = None  # column of row ids, if the teacher is a file of predictions with the same ids
@@ -145,6 +148,11 @@ class DataSource:
         return form
 
     @property
+    def adding_option(self) -> str:
+        """The option that adds training rows without labels; "" if none does."""
+        return "--unlabelled" if self.unlabelled else "--recombine-to" if self.recombine_to else ""
+
+    @property
     def has_labelled(self) -> bool:
         """Whether there are training rows with labels."""
         return self.data is not None or self.train is not None or self.tfds is not None
@@ -164,6 +172,10 @@ class DataSource:
                 " tinybert predict --model TEACHER --input SOME.txt --out dev.tsv, and then --dev dev.tsv"
                 " --label-column prediction"
             )
+        if self.recombine_to is not None and self.recombine_to < 0:
+            raise InputError(f"recombine_to is {self.recombine_to}; it must be a number of rows, or 0 for none")
+        if self.recombine_to and self.id_column is not None:
+            raise InputError("recombine_to makes rows without ids: leave it out, or id_column")
         ways = sum([self.data is not None, files, self.tfds is not None])
         if not ways:
             raise InputError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinybert_jax.data.rows import recombines
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
@@ -111,7 +112,7 @@ def described(
     row = get_task(task)
     config = load_config(resolve(teacher))
     tokenizer: Any = load_tokenizer(teacher, config)
-    source = with_template_of(tokenizer, row, source)
+    source, _ = recombines(row, with_template_of(tokenizer, row, source))
     max_length = trained_length(tokenizer, config) if max_length is None else max_length
     fingerprints = {"teacher": fingerprint(resolve(teacher))}
     for split in SPLITS:

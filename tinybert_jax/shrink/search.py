@@ -293,7 +293,7 @@ def _folder(out: Path) -> Iterator[Path]:
 
 
 def _score(plan: Plan, model: str) -> float:
-    source = dataclasses.replace(plan.source, unlabelled=())  # they do not belong to the dev set
+    source = dataclasses.replace(plan.source, unlabelled=(), recombine_to=None)  # they do not belong to the dev set
     scores = evaluate(model, plan.task, source, "dev", max_length=plan.max_length)
     return scores[get_task(plan.task).selection]
 

@@ -72,6 +72,8 @@ def load_split(
         )
     if not task.kind.has_columns and (source.unlabelled or source.dev_share is not None):
         raise InputError(f"task {task.name!r} has no texts in columns: leave out --unlabelled and --dev-share")
+    if source.recombine_to and not task.kind.has_variants:
+        raise InputError(f"task {task.name!r} has no rows that can be recombined: leave out --recombine-to")
     if source.label_delimiter is not None and not task.is_multi_label:
         raise InputError(
             f"task {task.name!r} has one label a row: leave out --label-delimiter, or take --task multi_label"

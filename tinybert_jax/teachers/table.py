@@ -24,6 +24,16 @@ class TeacherKind(NamedTuple):
     takes: Callable[[Any], bool]  # `Experiment.teacher` -> whether it is of this kind
     load: Callable[[Experiment], Teacher]
     gives_vectors: bool = False  # it can teach a task whose outputs are vectors
+    labels_any_text: bool = True  # it has outputs for texts that nobody has given it before
+
+
+def _row(teacher: Any) -> TeacherKind:
+    return next(row for row in reversed(TEACHERS.values()) if row.takes(teacher))
+
+
+def labels_any_text(teacher: Any) -> bool:
+    """Whether the teacher, as in `Experiment.teacher`, has outputs for new texts. A file of predictions has not."""
+    return _row(teacher).labels_any_text
 
 
 def load_teacher(experiment: Experiment) -> Teacher:
@@ -32,7 +42,7 @@ def load_teacher(experiment: Experiment) -> Teacher:
     Raises:
         InputError: it cannot be read, or does not fit the task.
     """
-    row = next(row for row in reversed(TEACHERS.values()) if row.takes(experiment.teacher))
+    row = _row(experiment.teacher)
     task = None if isinstance(experiment.source, CorpusSource) else get_task(experiment.task)
     if task is not None and HEADS[task.head].gives_vectors and not row.gives_vectors:
         raise InputError(
@@ -44,7 +54,7 @@ def load_teacher(experiment: Experiment) -> Teacher:
 # later rows are asked first, so an added row can take names from these
 TEACHERS: dict[str, TeacherKind] = {
     "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher, gives_vectors=True),
-    "predictions": TeacherKind(is_predictions, load_predictions),
+    "predictions": TeacherKind(is_predictions, load_predictions, labels_any_text=False),
     "exported": TeacherKind(is_exported, load_exported),
     "function": TeacherKind(lambda teacher: isinstance(teacher, FunctionTeacher), load_function),
     "ensemble": TeacherKind(

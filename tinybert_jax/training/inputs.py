@@ -179,10 +179,10 @@ def load_inputs(experiment: Experiment) -> Inputs:
             train = _augmented(experiment, task, split, tokenizer)
         from_labels = task.is_regression and task.kind.learns_labels and facts.regression_from_labels
         knows = experiment.distils and teacher is not None and not teacher.runs_alone
-        if from_labels and (source.unlabelled or knows):
+        if from_labels and (source.adding_option or knows):
             raise InputError(
-                f"preset {experiment.preset!r} learns numbers from labels alone: leave out --unlabelled, and take one"
-                " model as --teacher, or another --preset"
+                f"preset {experiment.preset!r} learns numbers from labels alone: leave out"
+                f" {source.adding_option or '--unlabelled'}, and take one model as --teacher, or another --preset"
             )
         if teacher is not None:
             members = teacher.members or (teacher,)

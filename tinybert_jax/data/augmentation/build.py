@@ -64,8 +64,8 @@ def build(
     row = get_task(task)
     if not row.kind.has_variants:
         raise InputError(f"task {task!r} is trained on its own rows; augmentation is for texts and pairs of texts")
-    if source.unlabelled:
-        raise InputError("rows without labels have no variants: leave out --unlabelled")
+    if option := source.adding_option:
+        raise InputError(f"rows without labels have no variants: leave out {option}")
     if tsv is not None:
         if source.text_template:
             raise InputError(
