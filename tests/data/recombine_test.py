@@ -34,24 +34,30 @@ def source(tmp_path: Path) -> tb.DataSource:
     return tb.DataSource(train=train, dev=dev)
 
 
-def test_new_pairs_have_the_texts_of_the_rows_in_their_places_and_each_is_new() -> None:
+def test_each_pair_is_new_and_made_once() -> None:
     made = recombine(ROWS, 100)
     assert len(made) == len(set(made)) == 100
     assert not set(made) & set(ROWS)
-    firsts, seconds = (set(side) for side in zip(*ROWS, strict=True))
-    assert all(first in firsts and second in seconds for first, second in made)
     assert recombine(ROWS, 100) == made
     assert recombine(ROWS, 100, seed=1) != made
 
 
-def test_half_of_the_new_pairs_are_alike() -> None:
-    made = recombine(ROWS, 4 * len(ROWS))
-    alike = np.mean([any(topic in first and topic in second for topic in TOPICS) for first, second in made])
-    assert 0.5 <= alike < 0.8  # a quarter of random pairs is
+def test_pairs_are_similar_or_random_or_a_text_and_a_part_of_its_words() -> None:
+    made = recombine(ROWS, 240)
+    firsts, seconds = (set(side) for side in zip(*ROWS, strict=True))
+    crossed = [pair for pair in made if pair[0] in firsts and pair[1] in seconds]
+    alike = [any(topic in first and topic in second for topic in TOPICS) for first, second in crossed]
+    assert 0.5 < np.mean(alike) < 0.8  # of the similar half all, and a quarter of the random half
+    others = [sorted(pair, key=len) for pair in made if pair not in crossed]
+    assert 80 <= len(others) <= 100  # a third, and what similar and random pairs have in common
+    for short, whole in others:
+        assert whole in firsts | seconds
+        words = iter(whole.split())
+        assert all(word in words for word in short.split()), "in their order"
 
 
 @pytest.mark.parametrize(
-    ("rows", "most"),
+    ("rows", "crossed"),
     [
         (ROWS[:3], 6),
         (ROWS[:1], 0),
@@ -59,8 +65,11 @@ def test_half_of_the_new_pairs_are_alike() -> None:
         ([("?", "!"), ("我喜欢猫", "😀"), ("", "a")], 6),  # nothing that is a word in English
     ],
 )
-def test_there_are_no_more_pairs_than_texts_make(rows: list[tuple[str, str]], most: int) -> None:
-    assert len(recombine(rows, 100)) == most
+def test_there_are_no_more_pairs_than_the_texts_make(rows: list[tuple[str, str]], crossed: int) -> None:
+    made = recombine(rows, 10000)
+    assert len(made) == len(set(made)) < 10000
+    firsts, seconds = (set(side) for side in zip(*rows, strict=True))
+    assert sum(first in firsts and second in seconds for first, second in made) == crossed
 
 
 def test_recombined_rows_follow_the_labelled_ones(source: tb.DataSource) -> None:
