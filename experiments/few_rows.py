@@ -9,7 +9,7 @@ teacher is MODEL after `tinybert finetune`, the student is 3x192; both by their 
 pretrained BERT, such as all-MiniLM-L6-v2.
 
 task: a fine-tuned teacher, and students of the first rows of a task's training file, scored on its dev file: by the
-defaults, from a random start, and from labels alone.
+defaults, from a random start, from labels alone, and, where rows are pairs, without recombined pairs.
 
 Every run is a command, which is printed. What is in OUT already is not run again.
 """
@@ -133,6 +133,8 @@ def run_task(args: argparse.Namespace) -> None:
     """Students of the first rows of a task, by the recipe, from a random start, and from labels alone."""
     task, lines = get_task(args.task), []
     settings = {"by default": [], "random start": ["--start", "random"], "labels alone": ["--stage", "supervised"]}
+    if len(task.text_columns) == 2:
+        settings["no recombined pairs"] = ["--recombine-to", "0"]
     whole = tb.DataSource(data=args.data)
     full = score(Path(args.teacher), args.task, whole, "dev", args.max_length)
     for rows in args.rows:
