@@ -62,7 +62,7 @@ DISTIL = ["distill", *OUT[2:], "--teacher", "t", "--student", "s"]
         ([*DISTIL, "--stage", "predictions"], "--stage predictions: give one of both, transformer, prediction, "),
         ([*DISTIL, "--layer-map", "1", "upper"], "--layer-map upper: give one of uniform, top, bottom or a whole n"),
         ([*DISTIL, "--teacher-weights", "1", "x"], "--teacher-weights x: give a number"),
-        ([*DISTIL, "--temperature-squared", "yes"], "--temperature-squared yes: give one of True, False"),
+        ([*DISTIL, "--temperature-squared", "yes"], "tinybert distill: 'yes' is the value of no option"),
         (["predict", "--model", "m", "--from", "xlsx"], "--from xlsx: give one of txt, tsv, csv, jsonl"),
         (["export", "--model", "m", "--out", "o", "--to", "onnx", "onx"], "stablehlo-int8; did you mean onnx?"),
     ],
@@ -76,9 +76,9 @@ def test_what_is_missing_or_no_value_is_refused_in_one_line(
 @pytest.mark.parametrize(
     "more",
     [
-        ["--prediction-steps", "None", "--layer-map", "top"],
+        ["--prediction-steps", "5", "--layer-map", "top"],
         ["--layer-map", "1", "3", "--teacher", "a", "b", "--teacher-weights", "1", "2e-1"],
-        ["--temperature-squared", "True", "--no-resume", "--temperature", "4:1"],
+        ["--no-temperature-squared", "--no-resume", "--temperature", "4:1"],
     ],
 )
 def test_values_that_an_option_takes_are_left_to_the_command(
@@ -86,6 +86,14 @@ def test_values_that_an_option_takes_are_left_to_the_command(
 ) -> None:
     code = tinybert(monkeypatch, *DISTIL, *more)
     assert_refused(capsys, code, "no such directory")
+
+
+@pytest.mark.parametrize("command", entry.COMMANDS)
+def test_the_help_leaves_it_to_the_texts_to_say_what_no_value_means(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tinybert(monkeypatch, command, "--help")
+    assert "None" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", entry.COMMANDS)

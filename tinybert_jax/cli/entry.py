@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import os
@@ -12,7 +13,8 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NoReturn
@@ -102,8 +104,7 @@ def main() -> None:
         return
     prepare_process()
     keep_programs()
-    for command in COMMANDS.values():  # else --help would keep the line breaks of docstrings
-        command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
+    _prepare_help()
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; the training loop has its own
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
         signal.signal(signal.SIGHUP, _interrupt)
@@ -152,6 +153,26 @@ def main() -> None:
             _end(1, line)
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
+
+
+@functools.cache
+def _prepare_help() -> None:
+    """Let --help join the lines of docstrings, and print no "(default: None)": the option's text says its default."""
+    for command in COMMANDS.values():
+        command.__doc__ = re.sub(r"\n {8}", " ", inspect.cleandoc(command.__doc__ or ""))
+        hints = typing.get_type_hints(command, include_extras=True)
+        for parameter in inspect.signature(command).parameters.values():
+            kind = getattr(hints[parameter.name], "__origin__", None)  # of `Annotated`
+            if dataclasses.is_dataclass(kind):
+                fields = typing.get_type_hints(kind, include_extras=True)
+                kind.__annotations__.update(_without_hint(fields, dataclasses.fields(kind)))
+        command.__annotations__.update(_without_hint(hints, inspect.signature(command).parameters.values()))
+
+
+def _without_hint(hints: Mapping[str, Any], described: Iterable[Any]) -> dict[str, Any]:
+    """The type hints of parameters or fields whose default is None or empty, for a help without it."""
+    mark = tyro.conf.arg(help_behavior_hint="")
+    return {each.name: Annotated[hints[each.name], mark] for each in described if each.default in (None, ())}
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -167,10 +167,10 @@ def _is_annotated(hint: Any) -> bool:
 
 def _spelled(name: str, kind: Any, required: bool) -> dict[str, Option]:
     option = f"--{name.replace('_', '-')}"
-    if kind is bool:
+    kinds = [*_types(kind)]
+    if kinds == [bool]:
         flag = Option(False, 0, (), None, False)
         return {option: flag, option.replace("--", "--no-", 1): flag}
-    kinds = [*_types(kind)]
     words = tuple(each for each in kinds if isinstance(each, str))
     number = float if float in kinds else int if int in kinds else None
     is_free = any(each not in (int, float, Ellipsis) and not isinstance(each, str) for each in kinds)
@@ -186,7 +186,5 @@ def _types(kind: Any) -> Iterator[Any]:
     elif typing.get_origin(kind) in (typing.Union, types.UnionType, tuple):
         for each in typing.get_args(kind):
             yield from _types(each)
-    elif kind is bool:
-        yield from ("True", "False")
     elif kind is not type(None):  # the parser takes no None: an option is left out
         yield kind

@@ -27,7 +27,7 @@ from tinybert_jax.settings.tasks import TASKS
 
 Source = Annotated[DataSource, tyro.conf.OmitArgPrefixes]
 TaskName = Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {', '.join(TASKS)}")]
-Moving = Annotated[str, tyro.conf.arg(metavar="NUMBER|START:END")]  # see `settings.numbers.parse_number`
+Moving = Annotated[str | None, tyro.conf.arg(metavar="NUMBER|START:END")]  # see `settings.numbers.parse_number`
 
 
 @dataclass(frozen=True)
