@@ -62,6 +62,7 @@ DISTIL = ["distill", *OUT[2:], "--teacher", "t", "--student", "s"]
         ([*DISTIL, "--stage", "predictions"], "--stage predictions: give one of both, transformer, prediction, "),
         ([*DISTIL, "--layer-map", "1", "upper"], "--layer-map upper: give one of uniform, top, bottom or a whole n"),
         ([*DISTIL, "--teacher-weights", "1", "x"], "--teacher-weights x: give a number"),
+        ([*DISTIL, "--teacher", "u"], "--teacher is there twice: give it once, followed by all its values; "),
         ([*DISTIL, "--temperature-squared", "yes"], "tinybert distill: 'yes' is the value of no option"),
         (["predict", "--model", "m", "--from", "xlsx"], "--from xlsx: give one of txt, tsv, csv, jsonl"),
         (["export", "--model", "m", "--out", "o", "--to", "onnx", "onx"], "stablehlo-int8; did you mean onnx?"),
@@ -77,7 +78,7 @@ def test_what_is_missing_or_no_value_is_refused_in_one_line(
     "more",
     [
         ["--prediction-steps", "5", "--layer-map", "top"],
-        ["--layer-map", "1", "3", "--teacher", "a", "b", "--teacher-weights", "1", "2e-1"],
+        ["--layer-map", "1", "3", "--text-columns", "a", "b", "--hard-weight", "2e-1"],
         ["--no-temperature-squared", "--no-resume", "--temperature", "4:1"],
     ],
 )

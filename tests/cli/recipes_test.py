@@ -8,11 +8,13 @@ import pytest
 from conftest import write_model
 from in_process import distill_arguments, tinybert
 
+from tinybert_jax.cli.stages import with_recombined
 from tinybert_jax.cli.train import _width
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
+from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.training import run
 
@@ -132,7 +134,6 @@ def test_a_length_that_a_user_names_has_no_floor() -> None:
         (["--stage", "supervised"], False),
         (["--preset", "paper"], False),
         (["--augmented", "variants"], False),
-        (["--teacher", "labels.jsonl", "--stage", "prediction"], False),  # a file, which labels no new text
     ],
 )
 def test_few_pairs_are_recombined_where_a_teacher_labels_them(
@@ -153,6 +154,14 @@ def test_few_pairs_are_recombined_where_a_teacher_labels_them(
     assert ("from their texts, and the teacher labels them (--recombine-to 0 makes none)" in opening) == makes
     assert ([stage.max_steps for stage in experiment.stages][-1] == 300) == makes
     assert ("transformer 600 steps" in opening) == (makes and more[:1] != ["--stage"])
+
+
+def test_a_file_of_predictions_labels_no_recombined_pair(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("a\tb\tlabel\none\ttwo\tyes\n")
+    source = DataSource(data=str(tmp_path), text_columns=("a", "b"))
+    task = get_task("classification")
+    assert with_recombined(task, source, "default", ["teacher"])[0].recombine_to
+    assert with_recombined(task, source, "default", ["teacher", "labels.jsonl"]) == (source, 0)
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])

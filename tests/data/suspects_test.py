@@ -11,7 +11,7 @@ import pytest
 
 from tinybert_jax.data.corpus.text import units
 from tinybert_jax.data.rows import Rows, read_rows
-from tinybert_jax.data.suspects import ONE_LABEL, has_csv_quotes, several_labels
+from tinybert_jax.data.suspects import ONE_LABEL, has_csv_quotes, no_column, several_labels
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
@@ -230,3 +230,15 @@ def test_a_header_without_a_name_for_the_index_is_told(tmp_path: Path) -> None:
 
 def test_no_file_of_one_kind_of_cell_is_quoted() -> None:
     assert not has_csv_quotes("text\tlabel\na\tb\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("coment", "no column 'coment'; did you mean comment?; the columns are 'q', 'comment'"),
+        ("q,comment", "no column 'q,comment'; did you mean q comment, with a space between the names?; the columns are"),
+        ("label", "no column 'label'; the columns are 'q', 'comment'"),
+    ],
+)
+def test_a_message_about_a_missing_column_names_a_similar_one(column: str, message: str) -> None:
+    assert no_column(column, ["q", "comment"]).startswith(message)

@@ -92,7 +92,7 @@ def test_a_malformed_template_is_refused_before_any_file_is_read(template: tuple
         (
             ".csv",
             "{titel}",
-            "train.csv:1: no column 'titel'; the columns are 'title', 'body', 'price', 'label': name yo",
+            "train.csv:1: no column 'titel'; did you mean title?; the columns are 'title', 'body', 'pr",
         ),
         (
             ".jsonl",

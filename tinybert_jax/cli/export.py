@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, note
 from tinybert_jax.reports.tables import print_table
 from tinybert_jax.settings.choices import ExportFormat
 
@@ -44,3 +44,7 @@ def export(
     from tinybert_jax.export.export import export_model, table
 
     print_table(*table(export_model(model, out, to, weight_bits, lines)))
+    if lines is None:
+        note(
+            "the outputs were compared on random words: --texts FILE compares them on yours, tinybert evaluate scores"
+        )

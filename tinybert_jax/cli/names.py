@@ -67,6 +67,8 @@ def _check_values(
     for argument in rest:
         if _is_option(argument):
             name, (_, equals, value) = _name(argument), argument.partition("=")
+            if name in values and options[name].most == math.inf:
+                raise InputError(f"{name} is there twice: give it once, followed by all its values; {more}")
             values[name] = [value] if equals else []
             room = options[name].most - len(values[name])
         elif room > 0:

@@ -1,4 +1,4 @@
-"""The stages of `tinybert distill`, and the options that they read."""
+"""The stages and teachers of `tinybert distill`, and the options that they read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tinybert_jax.settings.objectives import (
     Supervised,
     Transformer,
 )
-from tinybert_jax.settings.recipes import Recipe
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task
+from tinybert_jax.settings.teachers import Average, Ensemble
 
 STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
     "both": (Transformer, Prediction),
@@ -57,9 +57,9 @@ def takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | N
     return learning_rate is None or (epochs is None and steps is None)
 
 
-def opening(recipe: Recipe | None, stages: Sequence[Stage], recombined: int) -> str | None:
+def opening(stages: Sequence[Stage], recipe: str, recombined: int = 0) -> str | None:
     """The lines about a recipe, if one is taken, and about the pairs that are recombined, if there are any."""
-    lines = [] if recipe is None else [f"recipe: {recipe}: {'; '.join(map(_described, stages))}"]
+    lines = [f"recipe: {recipe}: {'; '.join(map(_described, stages))}"] if recipe else []
     if recombined:
         lines.append(
             f"few pairs: up to {recombined} more are recombined from their texts, and the teacher labels them"
@@ -93,3 +93,22 @@ def refuse_unread(stage: str, unread: dict[str, bool]) -> None:
     """
     if options := [option for option, is_set in unread.items() if is_set]:
         raise InputError(f"--stage {stage} does not read {', '.join(options)}: leave it out")
+
+
+def named_teacher(
+    names: tuple[str, ...], weights: tuple[float, ...] | None, average: Average, layer_teacher: str | None
+) -> str | Ensemble:
+    """The teacher that the command's options name: a single one or an ensemble.
+
+    Raises:
+        InputError: there is none, or options for several stand with one.
+    """
+    if len(names) > 1:
+        return Ensemble(names, weights, average, layer_teacher)
+    if not names:
+        raise InputError("--teacher names no teacher: give a directory, a hub id or a file of predictions")
+    if weights is not None or average != Ensemble.average or layer_teacher is not None:
+        raise InputError(
+            "--teacher-weights, --teacher-average and --layer-teacher are for several teachers: leave them out"
+        )
+    return names[0]

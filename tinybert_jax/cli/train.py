@@ -18,6 +18,7 @@ from tinybert_jax.cli.options import (
     TaskName,
 )
 from tinybert_jax.cli.stages import (
+    named_teacher,
     opening,
     read,
     reads,
@@ -35,7 +36,7 @@ from tinybert_jax.settings.recipes import FINETUNING, choose_recipe
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
-from tinybert_jax.settings.teachers import Average, Ensemble
+from tinybert_jax.settings.teachers import Average
 
 
 def finetune(
@@ -70,7 +71,16 @@ def finetune(
         evaluate_every=evaluate_every,
         **run.stage,
     )
-    _train(task, run, devices, source=source, model=model, stages=(stage,))
+    has_recipe = takes_recipe(epochs, max_steps, learning_rate)
+    _train(
+        task,
+        run,
+        devices,
+        opening((stage,), "fine-tuning" if has_recipe else ""),
+        source=source,
+        model=model,
+        stages=(stage,),
+    )
 
 
 def distill(
@@ -256,12 +266,12 @@ def distill(
         task,
         run,
         devices,
-        opening=opening(recipe if has_recipe else None, stages, recombined),
+        opening=opening(stages, str(recipe) if has_recipe else "", recombined),
         with_page=report,
         source=source,
         model=student,
         stages=stages,
-        teacher=_named_teacher(teacher, teacher_weights, teacher_average, layer_teacher),
+        teacher=named_teacher(teacher, teacher_weights, teacher_average, layer_teacher),
         preset=preset,
         layer_map=layer_map,
         start=start,
@@ -347,21 +357,6 @@ def pretrain(
         start=start,
         teacher_cache_gb=teacher_cache_gb,
     )
-
-
-def _named_teacher(
-    names: tuple[str, ...], weights: tuple[float, ...] | None, average: Average, layer_teacher: str | None
-) -> str | Ensemble:
-    """The teacher that the command's options name: a single one or an ensemble."""
-    if len(names) > 1:
-        return Ensemble(names, weights, average, layer_teacher)
-    if not names:
-        raise InputError("--teacher names no teacher: give a directory, a hub id or a file of predictions")
-    if weights is not None or average != Ensemble.average or layer_teacher is not None:
-        raise InputError(
-            "--teacher-weights, --teacher-average and --layer-teacher are for several teachers: leave them out"
-        )
-    return names[0]
 
 
 def _width(teachers: tuple[str, ...]) -> int | None:

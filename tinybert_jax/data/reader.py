@@ -16,10 +16,12 @@ from tinybert_jax.data.suspects import (
     ONE_LABEL,
     ONE_VALUE,
     QUOTES_ARE_NO_PART,
+    SAVE_WITH,
     are_bits,
     bit_columns,
     counts_rows,
     has_csv_quotes,
+    no_column,
     other_separator,
     refuse_json,
     refuse_one_value,
@@ -208,16 +210,14 @@ def _table_records(
         if column not in header and (column != label_column or needs_label):
             named = ", ".join(map(repr, header))
             if separated := other_separator(header, "\t" if path.suffix.lower() == ".tsv" else ","):
-                raise InputError(
-                    f"{path}:1: {separated} separate the columns ({named}): a .tsv has tabs, and a .csv commas"
-                )
+                raise InputError(f"{path}:1: {separated} separate the columns ({named}): {SAVE_WITH}")
             if column == label_column and (bits := bit_columns(header, (values for _, values in lines))):
                 raise InputError(
                     f"{path}:1: no column {column!r}, but {', '.join(map(repr, bits))} hold 0 and 1, as one column for"
                     " each class: write the names of a row's classes into one column, with --label-delimiter ';' and"
                     " --task multi_label"
                 )
-            raise InputError(f"{path}:1: no column {column!r}; the columns are {named}: {form.advice}")
+            raise InputError(f"{path}:1: {no_column(column, header)}: {form.advice}")
     text_indices = [header.index(column) for column in columns]
     label_index = header.index(label_column) if label_column in header else None
     for line, values in lines:

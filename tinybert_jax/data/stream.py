@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_parts, json_text
-from tinybert_jax.data.suspects import QUOTES_ARE_NO_PART, has_csv_quotes, other_separator
+from tinybert_jax.data.suspects import QUOTES_ARE_NO_PART, SAVE_WITH, has_csv_quotes, no_column, other_separator
 from tinybert_jax.errors import InputError, note
 from tinybert_jax.settings.sources import TextForm
 
@@ -142,12 +142,8 @@ def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]], form: Text
     if missing := [column for column in form.columns if column not in header]:
         named = ", ".join(map(repr, header))
         if separated := other_separator(header, ""):
-            raise InputError(
-                f"{path}:{first}: {separated} separate the columns ({named}): a .tsv has tabs, a .csv commas"
-            )
-        raise InputError(
-            f"{path}:{first}: no column {missing[0]!r}; the columns are {named}: name yours with {form.option}"
-        )
+            raise InputError(f"{path}:{first}: {separated} separate the columns ({named}): {SAVE_WITH}")
+        raise InputError(f"{path}:{first}: {no_column(missing[0], header)}: name yours with {form.option}")
     for line, values in records:
         check_width(path, line, values, header)
         cells = dict(zip(header, values, strict=True))

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinybert_jax.errors import InputError
+from tinybert_jax.errors import InputError, nearest
 
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+SAVE_WITH = "a .tsv has tabs, and a .csv commas: save it again, as pandas does by to_csv(FILE, index=False)"
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # a list as Python, JSON or numpy writes it
 BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
 QUOTES_ARE_NO_PART = "its cells are quoted, as pandas does it; the quotes are no part of them"
@@ -95,6 +96,16 @@ def other_separator(header: Sequence[str], separator: str) -> str:
     if len(header) != 1:
         return ""
     return next((name for sign, name in SEPARATORS.items() if sign != separator and sign in header[0]), "")
+
+
+def no_column(column: str, header: Sequence[str]) -> str:
+    """The first part of a message about a column that a file has not."""
+    apart = column.split(",")
+    if len(apart) > 1 and all(part in header for part in apart):
+        similar = f"; did you mean {' '.join(apart)}, with a space between the names?"
+    else:
+        similar = nearest(column, header)
+    return f"no column {column!r}{similar}; the columns are {', '.join(map(repr, header))}"
 
 
 def counts_rows(values: Sequence[str], least: int = 3) -> bool:

@@ -287,7 +287,7 @@ def load_predictor(
         several = exported_files(directory)
         if len(several) > 1 and Path(name).name != file.name:
             taken = file.relative_to(directory)
-            note(f"{name}: holds {len(several)} exported files: {taken} is taken")
+            note(f"{name}: holds {len(several)} exported files: {taken} is taken; for another, name the file")
         config = load_config(directory)
         params: Params = {}
         step = load_step(file)

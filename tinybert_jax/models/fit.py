@@ -148,7 +148,10 @@ def fit_head(
     keep = has_head and config.id2label == labels and config.is_multi_label == task.is_multi_label
     if has_head and not keep:
         several = ", any number of them in a text" if task.is_multi_label else ""
-        note(f"{name}: its classifier starts anew, as its labels {config.id2label} become {labels}{several}")
+        note(
+            f"{name}: a new classifier takes the place of its own, whose labels are {config.id2label}, because the"
+            f" rows have {labels}{several}"
+        )
     problem = task.kind.problem_type or config.problem_type
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep
 

@@ -121,8 +121,10 @@ def _teacher_states(
         out: Any = model.apply({"params": params}, *inputs, score_layers=())
         return out.hidden_states
 
+    from tqdm import tqdm
+
     states: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
-    for batch in sample.batches:
+    for batch in tqdm(sample.batches, desc="spectral start: teacher", unit="batch", delay=2):
         hidden_states = run(bert, *(jnp.asarray(array) for array in batch[:3]))
         for layer in layers:
             states[layer].append(np.asarray(hidden_states[layer]))

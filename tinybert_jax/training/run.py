@@ -126,8 +126,10 @@ def _run(
         _print_notes(experiment, inputs, mesh, chosen=axes is None)
     taught = prepare(experiment, inputs, mesh)
     if processes.is_primary():  # what was chosen, as nothing was refused
-        for line in filter(None, (opening, *starts)):
-            print(line, flush=True)
+        rows = ", ".join(f"{len(part.tokens):,} in {name}" for name, part in inputs.dev.items())
+        for line in (opening, f"rows: {len(inputs.train):,} in training, {rows}" if rows else None, *starts):
+            if line:
+                print(line, flush=True)
     models = initial_params(experiments, members)
     diverged = DivergedMembers(experiments, out)
     watch = Watch(experiment, inputs, diverged, mesh)
