@@ -32,7 +32,9 @@ STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
 
 
 def with_recombined(task: Task, source: DataSource, preset: Preset, teachers: Sequence[str]) -> tuple[DataSource, int]:
-    """`data.rows.recombines`, if the preset allows it and all teachers can label new texts; else the source, and 0.
+    """The source with its pairs recombined if they are few, and the number of new pairs.
+
+    Nothing is recombined with the paper's presets, or if a teacher cannot label new texts.
 
     Raises:
         InputError: the training rows cannot be read.
