@@ -236,7 +236,10 @@ def test_no_file_of_one_kind_of_cell_is_quoted() -> None:
     ("column", "message"),
     [
         ("coment", "no column 'coment'; did you mean comment?; the columns are 'q', 'comment'"),
-        ("q,comment", "no column 'q,comment'; did you mean q comment, with a space between the names?; the columns are"),
+        (
+            "q,comment",
+            "no column 'q,comment'; did you mean q comment, with a space between the names?; the columns are",
+        ),
         ("label", "no column 'label'; the columns are 'q', 'comment'"),
     ],
 )

@@ -82,17 +82,19 @@ class Split:
             return ""
         order = f", or check its label order {tuple(label_names)}" if len(label_names) > 1 else ""
         return (
-            f"{name}: its predictions on the {split} set are no better than chance ({self.measure} {skill:.3f}, and"
-            f" guesses reach {self.chance:.3f}); train it on this task, or for longer{order}"
+            f"{name}: its predictions on the {split} set are no better than chance ({self.measure} {skill:.3f};"
+            f" guesses at random reach {self.chance:.3f}); train it on this task, or for longer{order}"
         )
 
     def failure(self, logits: np.ndarray) -> str:
         """A message if a model is no better than chance or the majority class; "" if it is better."""
         skill = self.skill(logits)
-        numbers = [f"{self.measure} {skill:.3f}, and guesses reach {self.chance:.3f}"] if skill < self.chance else []
+        numbers = (
+            [f"{self.measure} {skill:.3f}; guesses at random reach {self.chance:.3f}"] if skill < self.chance else []
+        )
         if self.majority is not None:
             accuracy, share = self.majority(logits)
             # with scores for skewed classes, such as F1, a good model may have fewer rows right
             if numbers or (self.selection == "accuracy" and accuracy <= share):
-                numbers.append(f"accuracy {accuracy:.3f}, and the majority class has {share:.3f}")
+                numbers.append(f"accuracy {accuracy:.3f}; always the largest class gives {share:.3f}")
         return f"it is no better than chance ({'; '.join(numbers)})" if numbers else ""
