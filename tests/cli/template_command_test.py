@@ -74,7 +74,7 @@ def test_a_model_keeps_the_template_that_it_was_trained_with(
     [
         (
             ["{titel}"],
-            "no column 'titel'; did you mean title?; the columns are 'title', 'text', 'bag', 'label': name yours with --text-tem",
+            "no column 'titel'; did you mean title?; the columns are 'title', 'text', 'bag', 'label': name",
         ),
         (["{title"], "text_template '{title': expected '}' before end of string: write {column}, and {{ for a brace"),
         (["{title}", "{text}", "{bag}"], "text_template are {title}, {text}, {bag}; BERT reads one text, or a pair"),
