@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused_in_a_line(
     (tmp_path / "labels.jsonl").write_text('{"text": "a", "value": 1}\n')
     refused("the teacher of task 'embedding' is one model", *arguments(tmp_path / "labels.jsonl", texts, out))
     both = shutil.copytree(teacher, tmp_path / "other")
-    refused("the teacher of task 'embedding' is one model", *usual, "--teacher", teacher, both)
+    refused("the teacher of task 'embedding' is one model", *usual[:5], both, *usual[5:])
     other = ("finetune", "--task", "embedding", "--model", teacher, "--train", texts / "sentences.tsv")
     (texts / "sentences.tsv").write_text("text\n" + (texts / "sentences.txt").read_text())
     message = "stage 'supervised' learns labels, or outputs like them, which the task has not"
