@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BAD, GOOD, NEUTRAL, TINY, logged, rest_long, write_json, write_model, write_sentence_model
-from in_process import assert_refused, tinybert
+from in_process import assert_refused, search_little, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.inference import evaluate
-from tinybert_jax.shrink import plan as plans
 
 LENGTH = 16  # one bucket, so one compilation
 WORDS = [*NEUTRAL, *GOOD, *BAD]
@@ -336,8 +335,7 @@ def test_other_tasks_leave_the_modules_behind(teacher: Path, reviews: Path, text
 def test_a_search_finds_a_student_with_the_teachers_width(
     teacher: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(plans, "STEPS", (12,))
-    monkeypatch.setattr(plans, "sizes", lambda _: ["2x16"])
+    search_little(monkeypatch, "2x16", 12)
     data = ["--unlabelled", texts / "sentences.txt", "--dev", texts / "dev.tsv", "--max-length", LENGTH]
     aim, out = ["--max-mb", 100], tmp_path / "out"
     code = tinybert(monkeypatch, "shrink", "--teacher", teacher, "--task", "embedding", *data, *aim, "--out", out)

@@ -38,3 +38,9 @@ def distill_arguments(teacher: Path, student: Path, data: Path, out: Path) -> li
         *("distill", "--teacher", teacher, "--student", student, "--task", "classification"),
         *("--data", data, "--max-length", "16", "--no-report", "--out", out),
     ]
+
+
+def search_little(monkeypatch: pytest.MonkeyPatch, size: str, *steps: int) -> None:
+    """Let `tinybert shrink` try students of one size, with rungs of a few steps."""
+    monkeypatch.setattr("tinybert_jax.shrink.plan.STEPS", steps)
+    monkeypatch.setattr("tinybert_jax.shrink.plan.sizes", lambda _: [size])

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BAD, GOOD, NEUTRAL, logged, write_model
-from in_process import assert_refused, tinybert
+from in_process import assert_refused, search_little, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.inference import evaluate
-from tinybert_jax.shrink import plan as plans
 
 LENGTH = 16  # one bucket, so one compilation
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -157,8 +156,7 @@ def test_known_scores_and_unlabelled_rows_teach_too(rows: Path, tmp_path: Path) 
 def test_a_search_finds_a_smaller_reranker(
     teacher: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(plans, "STEPS", (12,))
-    monkeypatch.setattr(plans, "sizes", lambda _: ["2x16"])
+    search_little(monkeypatch, "2x16", 12)
     data = ["--train", rows / "train.tsv", "--dev", rows / "dev.tsv", "--max-length", LENGTH, "--keep", "10%"]
     code = tinybert(monkeypatch, "shrink", "--teacher", teacher, "--task", "ranking", *data, "--out", tmp_path / "out")
     printed = capsys.readouterr().out

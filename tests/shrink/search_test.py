@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from in_process import assert_refused, tinybert
+from in_process import assert_refused, search_little, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.models.config import BertConfig
@@ -28,8 +28,7 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three candidates, the teacher among them, and two short rungs."""
-    monkeypatch.setattr(plans, "STEPS", (4, 8))
-    monkeypatch.setattr(plans, "sizes", lambda _: ["2x32"])
+    search_little(monkeypatch, "2x32", 4, 8)
     monkeypatch.setattr(plans, "PRUNED", (0.5,))
 
 

@@ -207,8 +207,8 @@ def recombines(task: Task, source: DataSource) -> tuple[DataSource, int]:
         InputError: as `read_rows`.
     """
     form = source.text_form(task.text_columns, source.label_column or task.label_column)
-    if len(form.names) != 2 or not task.kind.has_variants or source.id_column is not None:
-        return source, 0
+    if len(form.names) != 2 or not task.kind.has_variants or source.id_column is not None or source.recombine_to == 0:
+        return source, 0  # before any file is read
     count = len(_read(task, source, "train")[0].texts) if source.has_labelled else 0
     count += sum(len(_read_unlabelled(task, source, Path(file))[0].texts) for file in source.unlabelled)
     if source.recombine_to is None and count < FEW_PAIRS:

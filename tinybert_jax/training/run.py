@@ -84,7 +84,7 @@ def run_population(
         out: the run's directory. Member i is written to `out/memberI/student`; a single one to `out/student`.
         resume: as in `run`.
         mesh: as in `run`.
-        opening: a line to print when everything is checked.
+        opening: lines to print when everything is checked.
 
     Raises:
         InputError: as in `run`; or the experiments do not fit together.
@@ -127,9 +127,9 @@ def _run(
     taught = prepare(experiment, inputs, mesh)
     if processes.is_primary():  # what was chosen, as nothing was refused
         rows = ", ".join(f"{len(part.tokens):,} in {name}" for name, part in inputs.dev.items())
-        for line in (opening, f"rows: {len(inputs.train):,} in training, {rows}" if rows else None, *starts):
-            if line:
-                print(line, flush=True)
+        counts = f"rows: {len(inputs.train):,} in training, {rows}" if rows else None
+        for line in filter(None, (opening, counts, *starts)):
+            print(line, flush=True)
     models = initial_params(experiments, members)
     diverged = DivergedMembers(experiments, out)
     watch = Watch(experiment, inputs, diverged, mesh)
