@@ -52,6 +52,14 @@ def test_batches_hold_what_the_tokenizer_gives(tokenizer, tmp_path, pair, max_le
     np.testing.assert_array_equal(batch.labels, rows.labels)
 
 
+@pytest.mark.parametrize("long_rows", [1, 2])
+def test_a_note_says_how_many_rows_are_as_long_as_they_may_be(tokenizer, long_rows, capsys):
+    texts = [(" ".join(WORDS[:1] * (9 if row < long_rows else 2)),) for row in range(40)]  # 5 % of 40 are 2
+    tokenize(Rows(texts, None, ("a", "b"), f"{long_rows} long", range(40)), tokenizer, 8)
+    said = "note: 2 of 40 rows have 8 tokens, where longer texts are cut (--max-length)\n"
+    assert capsys.readouterr().err == (said if long_rows == 2 else "")
+
+
 def test_many_chunks_give_the_same_tokens_as_one(tokenizer, tmp_path, monkeypatch):
     rows = make_rows(25)
     one = tokenize(rows, tokenizer, 16, tmp_path / "one")
@@ -125,7 +133,7 @@ def test_corrupt_cached_tokens_are_made_again(tokenizer, tmp_path, damage):
 
 
 def test_few_rows_are_tokenized_without_a_progress_bar_and_many_with_one(tokenizer, tmp_path, monkeypatch, capfd):
-    tokenize(make_rows(10), tokenizer, 16, tmp_path / "a")
+    tokenize(make_rows(10), tokenizer, 64, tmp_path / "a")
     assert capfd.readouterr().err == ""
     monkeypatch.setattr(tokens_module, "PROGRESS_FROM", 10)
     tokenize(make_rows(10), tokenizer, 16, tmp_path / "b")

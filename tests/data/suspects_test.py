@@ -199,8 +199,8 @@ def test_labels_that_were_not_parted_are_told_with_the_option_that_parts_them(tm
     [
         (["pos", "nan", "neg"], "'nan' is read as a class: if it stands for no label, remove its rows"),
         (["1", "\\N", "0"], "'\\\\N' is read as a class: if it stands for no label, remove its rows"),
-        (["Pos", "neg", "pos"], "'Pos' and 'pos' are read as two classes: if they are one, write them alike"),
-        (["1", "1.0", "0"], "'1' and '1.0' are read as two classes: if they are one, write them alike"),
+        (["Pos", "neg", "pos"], "'Pos' and 'pos' are read as different classes: if they are one, write them alike"),
+        (["1", "1.0", "0"], "'1' and '1.0' are read as different classes: if they are one, write them alike"),
     ],
 )
 def test_an_odd_class_is_noted(labels: list[str], note: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -166,20 +166,22 @@ def bit_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
 def odd_class(names: Sequence[str]) -> str:
     """A message if a class name stands for a missing label, or two names are spellings of one; "" if none is.
 
-    >>> odd_class(["neg", "pos"]), odd_class(["Pos", "neg", "pos"])
-    ('', "'Pos' and 'pos' are read as two classes: if they are one, write them alike")
+    >>> odd_class(["neg", "pos"])
+    ''
+    >>> odd_class(["Neg", "Pos", "neg", "pos"])
+    "'Neg' and 'neg', 'Pos' and 'pos' are read as different classes: if they are one, write them alike"
     """
     for name in names:
         if name in ("None", "\\N") or name.casefold() in ("nan", "null", "n/a", "<na>"):
             return f"{name!r} is read as a class: if it stands for no label, remove its rows"
-    first: dict[str | float, str] = {}
+    alike: dict[str | float, list[str]] = {}
     for name in names:
         key: str | float = name.casefold()
         with contextlib.suppress(ValueError):
             key = float(name)
-        if first.setdefault(key, name) != name:
-            return f"{first[key]!r} and {name!r} are read as two classes: if they are one, write them alike"
-    return ""
+        alike.setdefault(key, []).append(name)
+    spellings = ", ".join(" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1)
+    return spellings and f"{spellings} are read as different classes: if they are one, write them alike"
 
 
 def unknown_kind(path: Path, advice: str) -> InputError:

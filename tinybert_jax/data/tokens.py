@@ -15,10 +15,12 @@ from tinybert_jax.batch import Batch
 from tinybert_jax.cache import cached_arrays
 from tinybert_jax.data.batches import PROGRESS_FROM
 from tinybert_jax.data.rows import Rows
+from tinybert_jax.errors import note
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 
 FORMAT_VERSION = 1  # of the cached tokens; increase it when the same rows would give other tokens
 TOKENIZE_AT_ONCE = 1000  # rows
+MANY_FULL = 0.05  # share of rows as long as they may be, from which a note says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,8 @@ class TwoVocabularies:
 def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None = None) -> Tokens:
     """The token ids of rows, with special tokens, truncated to `max_length`. A pair's longer text is cut first.
 
+    A note says how many rows have `max_length` tokens, if these are many.
+
     Args:
         rows: n rows of one or two texts.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
@@ -123,7 +127,15 @@ def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None
     form = [FORMAT_VERSION, rows.fingerprint, tokenizer_fingerprint(tokenizer), max_length]
     fingerprint = hashlib.sha256(json.dumps(form).encode()).hexdigest()
     arrays = cached_arrays(cache_dir, "tokens", fingerprint, lambda: _token_arrays(rows.texts, tokenizer, max_length))
-    return Tokens(**arrays, labels=rows.labels_or_zeros, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id)
+    tokens = Tokens(
+        **arrays, labels=rows.labels_or_zeros, fingerprint=fingerprint, pad_token_id=tokenizer.pad_token_id
+    )
+    full = int((tokens.lengths == max_length).sum())
+    if full >= max(1, MANY_FULL * len(tokens)):
+        note(
+            f"{full:,} of {len(tokens):,} rows have {max_length} tokens, where longer texts are cut (--max-length)"
+        )
+    return tokens
 
 
 def encode(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Tokens:
