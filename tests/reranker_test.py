@@ -13,6 +13,7 @@ from in_process import assert_refused, search_little, tinybert
 
 import tinybert_jax as tb
 from tinybert_jax.inference import evaluate
+from tinybert_jax.models.parameters import forward_flops
 
 LENGTH = 16  # one bucket, so one compilation
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -74,6 +75,10 @@ def test_a_student_learns_its_teachers_margins(run: Any, source: tb.DataSource) 
     assert run.scores["mrr_at_10"] > 0.9
     losses = [line["loss"] for line in logged(run.directory.parent) if line["stage"] == "2-ranking" and "loss" in line]
     assert losses[-1] < 0.3 * losses[0]
+    a_step = 16 * 4 * 3 * forward_flops(tb.load_hf(run.directory)[0], LENGTH)  # 4 passages; the teacher's are known
+    speeds = [line for line in logged(run.directory.parent, "speed.jsonl") if line["stage"] == "2-ranking"]
+    for line, before in zip(speeds, [0, *(line["step"] for line in speeds)], strict=False):
+        assert line["flops"] == pytest.approx((line["step"] - before) * a_step)
     scores = evaluate.evaluate(str(run.directory), "ranking", tb.DataSource(dev=source.dev))
     assert scores == pytest.approx(run.scores, abs=1e-6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ from conftest import write_model
 from in_process import distill_arguments, tinybert
 
 from tinybert_jax.cli.stages import with_recombined
-from tinybert_jax.cli.train import _width
+from tinybert_jax.cli.train import _config
 from tinybert_jax.errors import InputError
+from tinybert_jax.models.config import BertConfig
 from tinybert_jax.settings.choices import Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.recipes import FINETUNING, StageRecipe, choose_recipe
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.students.start import copies
 from tinybert_jax.training import run
 
 LEAST = "epochs or 300 steps, whichever is more, at learning rate"
@@ -101,18 +104,23 @@ def test_no_recipe_is_told_of_a_run_that_is_refused(
     [
         ("2x32", "auto", "copied student"),
         ("2x16", "auto", "narrow student"),
+        ("2x32x64", "auto", "narrow student"),
+        ("2x32x128x2", "auto", "narrow student"),
         ("2x32", "random", "narrow student"),
         ("2x16", "copy", "copied student"),
     ],
 )
-def test_a_student_of_the_teachers_width_starts_as_its_layers(student: str, start: Start, name: str) -> None:
-    assert choose_recipe("default", student, get_task("sst2"), start, teacher_width=32).name == name
+def test_a_student_of_the_teachers_sizes_starts_as_its_layers(student: str, start: Start, name: str) -> None:
+    teacher = BertConfig(hidden_size=32, intermediate_size=128, num_attention_heads=4)
+    assert choose_recipe("default", student, get_task("sst2"), copies(start, student, teacher)).name == name
 
 
-def test_the_teachers_width_is_read_from_the_first_that_is_a_model(tmp_path: Path) -> None:
+def test_the_teachers_config_is_read_from_the_first_that_is_a_model(tmp_path: Path) -> None:
     write_model(tmp_path / "teacher", hidden_size=32)
-    assert _width(("labels.jsonl", str(tmp_path / "teacher"))) == 32
-    assert _width(("labels.jsonl",)) is None
+    config = _config(("labels.jsonl", str(tmp_path / "teacher")))
+    assert config is not None
+    assert config.hidden_size == 32
+    assert _config(("labels.jsonl",)) is None
 
 
 def test_a_length_that_a_user_names_has_no_floor() -> None:
@@ -160,14 +168,24 @@ def test_a_file_of_predictions_labels_no_recombined_pair(tmp_path: Path) -> None
     (tmp_path / "train.tsv").write_text("a\tb\tlabel\none\ttwo\tyes\n")
     source = DataSource(data=str(tmp_path), text_columns=("a", "b"))
     task = get_task("classification")
-    assert with_recombined(task, source, "default", ["teacher"])[0].recombine_to
-    assert with_recombined(task, source, "default", ["teacher", "labels.jsonl"]) == (source, 0)
+    assert with_recombined(task, source, "default", ["teacher"]).source.recombine_to
+    assert with_recombined(task, source, "default", ["teacher", "labels.jsonl"]) == (source, 0, False)
+    with pytest.raises(
+        InputError, match=r"labels\.jsonl: has no predictions for texts that --recombine-to would make"
+    ):
+        with_recombined(task, replace(source, recombine_to=9), "default", ["teacher", "labels.jsonl"])
+
+
+def test_the_presets_of_the_paper_recombine_what_the_option_asks_for(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("a\tb\tlabel\none\ttwo\tyes\n")
+    source = DataSource(data=str(tmp_path), text_columns=("a", "b"), recombine_to=9)
+    assert with_recombined(get_task("classification"), source, "paper", ["teacher"]) == (source, 8, True)
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_the_presets_of_the_paper_keep_its_numbers(preset) -> None:
     for task, epochs in (("mnli", 10), ("cola", 50)):
-        recipe = choose_recipe(preset, "tinybert-4l-312d", get_task(task))
+        recipe = choose_recipe(preset, "tinybert-4l-312d", get_task(task), few_pairs=True)
         assert recipe.layers == StageRecipe(epochs, 5e-5)
         assert recipe.outputs == StageRecipe(3, 3e-5)
 

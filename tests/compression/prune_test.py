@@ -15,10 +15,11 @@ from conftest import TINY, distillation, logged
 import tinybert_jax as tb
 from tinybert_jax.batch import Params
 from tinybert_jax.compression import prune
+from tinybert_jax.compression.calibration import calibration_batches, labelled_rows
 from tinybert_jax.compression.prune import Kept, select
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.export.export import program
-from tinybert_jax.models.heads import head_losses
+from tinybert_jax.models.heads import CLASSES, head_losses
 from tinybert_jax.models.parameters import encoder_macs
 
 FIXTURES = TINY.parent
@@ -49,8 +50,7 @@ def test_mask_gradients_are_the_changes_of_the_loss_by_finite_differences() -> N
     loss_of = head_losses("sequence", config)
     batch = rows(config, np.array([0, 1, 2, 1], np.int32)).batch(np.arange(4), 10)
     batch = jax.tree.map(jnp.asarray, batch._replace(example_mask=np.array([1, 1, 0, 1], np.float32)))
-    gradients, count = prune._mask_gradients(config, "sequence", loss_of)(params, batch)
-    assert count == 3
+    gradients = prune._mask_gradients(config, "sequence", loss_of)(params, batch)
 
     def loss(masks: Kept) -> float:
         logits = program(config, params)(prune.masked(params, masks), *batch[:3])
@@ -202,6 +202,21 @@ def test_a_pruned_teacher_keeps_its_skill_and_learns_on_with_its_zeros(
     assert logged(tmp_path / "run")
     described = json.loads((tmp_path / "run/experiment.json").read_text())["experiment"]["stages"][0]["compression"]
     assert described == [{"name": "prune", "macs": 0.4, "uniform": False, "rounds": 2, "rows": 1024}]
+
+
+def test_importance_is_that_of_the_labelled_rows_however_few_they_are() -> None:
+    config, params = tb.load_hf(TINY)
+    labels = np.full(400, -1, np.int32)
+    labels[[50, 200]] = 1, 2
+    both = rows(config, labels)
+    chosen = [np.arange(both.offsets[row], both.offsets[row + 1]) for row in (50, 200)]
+    lengths = both.lengths[[50, 200]]
+    offsets = np.append(0, np.cumsum(lengths))
+    alone = Tokens(both.input_ids[np.concatenate(chosen)], offsets, lengths.astype(np.int32), labels[[50, 200]], "two")
+    gradients = [calibration_batches(labelled_rows(each, CLASSES.labelled), 16) for each in (both, alone)]
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
+    pruned = prune.prune(tb.Prune(rows=16), config, params, both)
+    assert encoder_macs(*pruned, 8.0) < 0.6 * encoder_macs(config, params, 8.0)
 
 
 def test_rows_without_labels_and_models_without_a_head_are_refused() -> None:

@@ -89,19 +89,21 @@ def test_recombined_rows_follow_the_labelled_ones(source: tb.DataSource) -> None
 def test_few_pairs_are_recombined_and_others_are_not(
     source: tb.DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert recombines(PAIRS, source) == (dataclasses.replace(source, recombine_to=5000), 4976)
+    assert recombines(PAIRS, source) == (dataclasses.replace(source, recombine_to=5000), 4976, True)
     for number, made in ((0, 0), (20, 0), (30, 6)):
         chosen = dataclasses.replace(source, recombine_to=number)
-        assert recombines(PAIRS, chosen) == (chosen, made)
+        assert recombines(PAIRS, chosen) == (chosen, made, made > 0)
     more = str(write(tmp_path / "more.jsonl", ROWS[:10]))
     unlabelled = dataclasses.replace(source, unlabelled=(more,))
-    assert recombines(PAIRS, unlabelled) == (dataclasses.replace(unlabelled, recombine_to=5000), 4966)
+    assert recombines(PAIRS, unlabelled) == (dataclasses.replace(unlabelled, recombine_to=5000), 4966, True)
     with_ids = dataclasses.replace(source, id_column="sentence1")
-    assert recombines(PAIRS, with_ids) == (with_ids, 0)
+    assert recombines(PAIRS, with_ids) == (with_ids, 0, False)
     for task in ("sst2", "embedding", "ranking", "squad"):  # not pairs, or not with a label for each
-        assert recombines(get_task(task), source) == (source, 0)
+        assert recombines(get_task(task), source) == (source, 0, False)
     monkeypatch.setattr(rows_of_tasks, "FEW_PAIRS", 24)
-    assert recombines(PAIRS, source) == (source, 0)
+    assert recombines(PAIRS, source) == (source, 0, False)
+    asked = dataclasses.replace(source, recombine_to=30)
+    assert recombines(PAIRS, asked) == (asked, 6, False)  # more, although they are not few
 
 
 def test_what_cannot_be_recombined_is_refused(source: tb.DataSource, tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, write_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -16,6 +17,8 @@ from tinybert_jax.inference import benchmark as module
 from tinybert_jax.inference import runners
 from tinybert_jax.inference.benchmark import Shape, Side
 from tinybert_jax.inference.timing import random_batch
+from tinybert_jax.models.files.tokenizer import load_tokenizer
+from tinybert_jax.models.heads import HEADS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -120,6 +123,15 @@ def test_torch_does_not_time_what_transformers_fills_with_random_numbers(directo
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(runners.CannotRun, match=r"transformers does not find its classifier\.bias"):
         runners.RUNNERS["torch"].load(str(directory))
+
+
+def test_pairs_need_no_token_types_where_the_tokenizer_writes_none(tmp_path: Path) -> None:
+    encoder = write_model(tmp_path / "encoder", family="roberta")
+    config, _ = tb.load_hf(encoder)
+    params = tb.init_params(HEADS["sequence"].model(config), jax.random.key(0))
+    tb.save_hf(tmp_path / "roberta", config, params, load_tokenizer(encoder, config))
+    measured = tb.benchmark([str(tmp_path / "roberta")], (1,), (), [("good", "bad")], measure_memory=False)
+    assert {row.latencies[0].shape for row in measured.measured} == {Shape(1, None)}
 
 
 def test_a_file_for_one_shape_is_timed_with_that_one(exported: Path, tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ REFUSED = {
     "experiment(teacher_cache_gb=1.0)": "teacher_cache_gb is 1.0, but no stage has a teacher: leave it out",
     "tb.Transformer(hidden_weight=-1.0)": "hidden_weight is -1.0; it must be finite and not negative",
     "experiment(layer_map='top')": "layer_map is 'top', but no stage and no start reads it: leave it out",
+    (
+        "tb.Experiment('corpus', tb.CorpusSource(('a.txt',)), 'dir', (tb.Stage('distilbert'),), 't', layer_map='top')"
+    ): "layer_map is 'top', but no stage and no start reads it: leave it out",
     "tb.Stage('supervised', schedule='cosine')": "schedule is 'cosine'; it must be one of constant, linear",
     "tb.Stage('supervised', learning_rate=float('nan'))": "learning_rate is nan; it must be finite and greater than 0",
     "tb.Stage(tb.Prediction(temperature=float('inf')))": "temperature is inf; it must be finite and greater than 0",

@@ -50,6 +50,16 @@ def test_loss_and_gradient_are_torchs(kind: str) -> None:
     np.testing.assert_allclose(weighted, total, rtol=1e-6)
 
 
+def test_a_number_has_no_temperature() -> None:
+    batch, tensors, _ = stored("numbers")
+    student, targets = jnp.asarray(tensors["student"]), NUMBERS.target(tensors["teacher"])
+    terms = [
+        distillation_loss(NUMBERS, student, targets, batch, temperature, squared=True)[0]
+        for temperature in (1.0, 10.0)
+    ]
+    assert terms[0] == terms[1]
+
+
 @pytest.mark.parametrize("kind", rest_long(KINDS, ["numbers", "tags"]))
 def test_a_row_without_a_label_has_the_soft_term_alone(kind: str) -> None:
     """Its hard term is 0, in value and gradient, and the mean is still over all rows, as accumulated parts need it."""

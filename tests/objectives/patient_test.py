@@ -16,6 +16,9 @@ from small_pair import STUDENT, TEACHER, TEACHER_PARAMS, make_batch
 
 import tinybert_jax as tb
 from tinybert_jax.objectives import patient_objective, prediction_objective
+from tinybert_jax.objectives.objective import Context
+from tinybert_jax.objectives.patient import build
+from tinybert_jax.settings.arithmetic import PRESETS
 
 SMALL = dataclasses.replace(STUDENT, hidden_size=24, num_hidden_layers=3)
 SMALL_PARAMS = random_params(tb.BertForSequenceClassification(SMALL), 1)
@@ -53,6 +56,14 @@ def test_the_term_is_the_mean_error_of_normalised_states_below_the_last_layer() 
     expected, expected_gradient = jax.jit(jax.value_and_grad(by_hand))(SMALL_PARAMS)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient)
+
+
+def test_a_temperature_for_numbers_is_refused() -> None:
+    config = dataclasses.replace(TEACHER, id2label=("score",))
+    context = Context(config, config, "sequence", "uniform", PRESETS["default"])
+    build(tb.Patient(), context)
+    with pytest.raises(tb.InputError, match=r"temperature is 4\.0; it is for classes, and a number has none"):
+        build(tb.Patient(temperature=4.0), context)
 
 
 def test_another_width_and_a_single_layer_are_refused() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TINY
 from in_process import assert_refused, search_little, tinybert
 
 import tinybert_jax as tb
@@ -113,6 +114,19 @@ def test_the_command_prints_plan_pick_and_reason(
     assert_refused(capsys, code, "exists already; choose another --out")
 
 
+def test_only_a_search_is_continued_and_with_the_budget_that_it_began_with(
+    teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "student").mkdir()
+    plan = asked(teacher, reviews, keep=0.1)
+    with pytest.raises(tb.InputError, match=r"holds no search to resume \(no plan\.json\); leave --resume out"):
+        searches.prepare(plan, tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    plans.save(plan, tmp_path / "plan.json")
+    with pytest.raises(tb.InputError, match=r"was begun with budget None, and now it is 60\.0: give the same command"):
+        searches.prepare(dataclasses.replace(plan, budget=60.0), tmp_path, resume=True)
+
+
 @pytest.mark.long
 def test_an_aim_that_nothing_reaches_says_how_near(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
@@ -124,7 +138,8 @@ def test_an_aim_that_nothing_reaches_says_how_near(
     assert "cutting the teacher" not in captured.out  # whose word table alone is larger
     last = captured.err.splitlines()[-1]  # after progress bars
     assert last.startswith("tinybert: error: no candidate is within the aim (at most 0.0001 MB): the nearest is ")
-    assert tinybert(monkeypatch, "shrink", *data, "--keep", "140%", "--out", tmp_path / "high") == 0
+    assert [*(tmp_path / "small").iterdir()] == []  # so that the next command may take the directory
+    assert tinybert(monkeypatch, "shrink", *data, "--keep", "140%", "--out", tmp_path / "high") == 1
     printed = capsys.readouterr().out
     assert "pruned-0.5: cutting the teacher\n" in printed
     assert "no candidate meets the aim (keep 140.0% of the teacher's score): " in printed
@@ -219,7 +234,7 @@ def test_the_teacher_is_cut_only_where_that_may_meet_the_aim(aim: dict[str, floa
 
 
 def asked_for(aim: Aim, source: tb.DataSource) -> Plan:
-    return Plan("teacher", "classification", source, aim, (), (), 32, 16, 0, 32, {})
+    return Plan(str(TINY), "classification", source, aim, (), (), 32, 16, 0, None, {})
 
 
 @pytest.mark.parametrize(

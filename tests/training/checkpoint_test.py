@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import resource
@@ -145,20 +146,29 @@ def test_a_step_can_be_damaged_twice(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3.damaged", "3.damaged2"]
 
 
-def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_an_error_of_the_machine_is_not_taken_for_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = Checkpoints(tmp_path)
     writer.save(3, make_state(3))
     writer.finish()
 
-    def out_of_memory(*_: object, **__: object) -> None:
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+    def failing(*_: object, **__: object) -> None:
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("orbax.checkpoint.CheckpointManager.restore", out_of_memory)
-        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        patch.setattr("orbax.checkpoint.CheckpointManager.restore", failing)
+        with pytest.raises(type(error)) as raised:
             writer.restore(make_state(0))
+    assert raised.value is error
     assert writer.restore(make_state(0)) is not None
 
 

@@ -32,7 +32,7 @@ def compress(
         task: the task.
         source: where the rows are.
         out: directory for the compressed model. It must be new or empty.
-        methods: compression methods. They are applied in the order of this list.
+        methods: compression methods. docs/compression.md has the order in which they act.
         vocabulary: remove the pieces of the vocabulary that no text uses. "data" keeps the pieces of the training
             rows, "data FILE ..." also those of text files with a text a line. Special tokens and single characters
             are always kept. This is applied before --quantize.

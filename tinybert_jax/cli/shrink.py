@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from tinybert_jax.cli.execute import end_stopped, write_page
@@ -63,8 +64,7 @@ def shrink(
     from tinybert_jax.shrink.search import prepare, search
     from tinybert_jax.training.loop import Stopped
 
-    asked = described(teacher, task, source, aim, batch_size, max_length, seed)
-    plan = prepare(asked, out, seconds, resume)
+    plan = prepare(described(teacher, task, source, aim, batch_size, max_length, seed, seconds), out, resume)
     print_table(*plan_table(plan))
     print(plan_line(plan), flush=True)
     try:
@@ -79,3 +79,5 @@ def shrink(
 
         models = [*map(str, result.runs), *([] if result.directory is None else [str(result.directory)])]
         write_page(lambda: write_report(models, out))
+    if result.pick is None:
+        sys.exit(1)

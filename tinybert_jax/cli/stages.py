@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.arithmetic import PRESETS
@@ -22,6 +22,9 @@ from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task
 from tinybert_jax.settings.teachers import Average, Ensemble
 
+if TYPE_CHECKING:
+    from tinybert_jax.data.rows import Recombining
+
 STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
     "both": (Transformer, Prediction),
     "transformer": (Transformer,),
@@ -31,19 +34,24 @@ STAGES: dict[str, tuple[type[ObjectiveSettings], ...]] = {
 }
 
 
-def with_recombined(task: Task, source: DataSource, preset: Preset, teachers: Sequence[str]) -> tuple[DataSource, int]:
-    """The source with its pairs recombined if they are few, and the number of new pairs.
+def with_recombined(task: Task, source: DataSource, preset: Preset, teachers: Sequence[str]) -> Recombining:
+    """The source, with its pairs recombined if they are few or if the option asks for it.
 
-    Nothing is recombined with the paper's presets, or if a teacher cannot label new texts.
+    By default nothing is recombined with the paper's presets, or if a teacher cannot label new texts.
 
     Raises:
-        InputError: the training rows cannot be read.
+        InputError: the training rows cannot be read, or the option asks for texts that a teacher cannot label.
     """
-    from tinybert_jax.data.rows import recombines
+    from tinybert_jax.data.rows import Recombining, recombines
     from tinybert_jax.teachers.table import labels_any_text
 
-    allowed = PRESETS[preset].start_from_teacher and all(map(labels_any_text, teachers))
-    return recombines(task, source) if allowed else (source, 0)
+    if source.recombine_to is None and not PRESETS[preset].start_from_teacher:
+        return Recombining(source, 0, is_few=False)
+    if unable := [teacher for teacher in teachers if not labels_any_text(teacher)]:
+        if source.recombine_to:
+            raise InputError(f"{unable[0]}: has no predictions for texts that --recombine-to would make: leave it out")
+        return Recombining(source, 0, is_few=False)
+    return recombines(task, source)
 
 
 def stage_kinds(stage: str, task: Task) -> tuple[type[ObjectiveSettings], ...]:
@@ -60,11 +68,11 @@ def takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | N
 
 
 def opening(stages: Sequence[Stage], recipe: str, recombined: int = 0) -> str | None:
-    """The lines about a recipe, if one is taken, and about the pairs that are recombined, if there are any."""
+    """The lines about a recipe, if one is taken, and about the number of pairs that are recombined, if it is not 0."""
     lines = [f"recipe: {recipe}: {'; '.join(map(_described, stages))}"] if recipe else []
     if recombined:
         lines.append(
-            f"few pairs: up to {recombined} more are recombined from their texts, and the teacher labels them"
+            f"pairs: up to {recombined:,} more are recombined from their texts, and the teacher labels them"
             " (--recombine-to 0 makes none)"
         )
     return "\n".join(lines) or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.options import (
@@ -37,6 +37,9 @@ from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import Average
+
+if TYPE_CHECKING:
+    from tinybert_jax.models.config import BertConfig
 
 
 def finetune(
@@ -139,9 +142,9 @@ def distill(
         source: where the rows are.
         run: settings of the run.
         devices: devices and processes.
-        methods: compression methods, in the order of this list. --student must be a directory, and for --prune a
-            fine-tuned model, such as the teacher. The methods are applied before the first stage, --gradual and
-            movement during it; then the compressed model is trained.
+        methods: compression methods; docs/compression.md has their order. --student must be a directory, and for
+            --prune a fine-tuned model, such as the teacher. The methods are applied before the first stage, --gradual
+            and movement during it; then the compressed model is trained.
         one_by_one: with several compression methods: run all stages after each method, instead of once after all.
         stage: both: first transformer, then prediction. transformer: match embeddings, attention and hidden states;
             prediction: match the outputs; patient: PKD, match outputs, labels and states of [CLS], for a student as
@@ -197,13 +200,15 @@ def distill(
         report: write report.html and report.md at the end, as `tinybert report` does. Teacher and student are run on
             the dev rows again.
     """
+    from tinybert_jax.students.start import copies
+
     kinds = stage_kinds(stage, get_task(task))
     distils = any(kind.distils for kind in kinds)
-    width = _width((layer_teacher,) if layer_teacher else teacher) if distils else None
-    recombined = 0
+    config = _config((layer_teacher,) if layer_teacher else teacher) if distils else None
+    recombined, few_pairs = 0, False
     if all(kind.distils for kind in kinds) and augmented is None:
-        source, recombined = with_recombined(get_task(task), source, preset, teacher)
-    recipe = choose_recipe(preset, student, get_task(task), start, width, recombined > 0)
+        source, recombined, few_pairs = with_recombined(get_task(task), source, preset, teacher)
+    recipe = choose_recipe(preset, student, get_task(task), copies(start, student, config), few_pairs)
     of_first = transformer_epochs, transformer_steps, transformer_learning_rate
     of_second = prediction_epochs, prediction_steps, prediction_learning_rate
     no_first = all(kind.trains_head for kind in kinds)
@@ -359,14 +364,14 @@ def pretrain(
     )
 
 
-def _width(teachers: tuple[str, ...]) -> int | None:
-    """The hidden size of the first teacher that is a model, or None. Unreadable teachers are refused later."""
+def _config(teachers: tuple[str, ...]) -> BertConfig | None:
+    """The config of the first teacher that is a model, or None. Unreadable teachers are refused later."""
     from tinybert_jax.models.files.directory import load_config
     from tinybert_jax.models.files.hub import resolve
 
     for teacher in teachers:
         with contextlib.suppress(InputError):
-            return load_config(resolve(teacher)).hidden_size
+            return load_config(resolve(teacher))
     return None
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from tinybert_jax.batch import Batch, Examples
@@ -58,6 +62,35 @@ def check_whole(method: str, config: BertConfig) -> None:
         raise InputError(f"{method} cannot follow low rank: the word table is factors already")
     if config.weight_bits is not None:
         raise InputError(f"{method} cannot follow quantize, which comes last")
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some rows of a training set, by their numbers."""
+
+    examples: Examples
+    numbers: np.ndarray  # int [n]
+    fingerprint: str = ""  # nothing of these rows is cached
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, int [n]."""
+        return self.examples.lengths[self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
+        """The batch of these rows; see `Examples.batch`."""
+        return self.examples.batch(np.where(rows < 0, rows, self.numbers[rows]), length, epoch)
+
+
+def labelled_rows(examples: Examples, labelled: Callable[[Batch], Any]) -> Examples:
+    """The rows with a label. `labelled` says for each row of a batch whether it has one."""
+    rows, length = np.arange(len(examples)), int(examples.lengths.max())
+    parts = [rows[first : first + ROWS_AT_ONCE] for first in range(0, len(rows), ROWS_AT_ONCE)]
+    numbers = [part[np.asarray(labelled(examples.batch(part, length, 0)))] for part in parts]
+    return Chosen(examples, np.concatenate(numbers))
 
 
 def calibration_batches(examples: Examples, rows: int) -> list[Batch]:

@@ -20,7 +20,13 @@ import numpy as np
 import scipy.linalg
 
 from tinybert_jax.batch import Batch, Examples, Params
-from tinybert_jax.compression.calibration import calibration_batches, check_heads, check_outputs, check_whole
+from tinybert_jax.compression.calibration import (
+    calibration_batches,
+    check_heads,
+    check_outputs,
+    check_whole,
+    labelled_rows,
+)
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.walk import Site, Sums, walk
 from tinybert_jax.errors import InputError
@@ -70,7 +76,11 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     check_outputs(settings.name, head)
     config, params = unshared(config, params)
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
-    batches = calibration_batches(examples, settings.rows)
+    loss_of = head_losses(head, config)
+    labelled = labelled_rows(examples, loss_of.labelled)
+    if not len(labelled):
+        raise InputError("pruning measures importance by the labels, and no row has one: give labelled rows")
+    batches = calibration_batches(labelled, settings.rows)
     sample = Sample.take(batches)
     targets = walk(config, model, sample, lambda site: site.dense)[1]
     tokens = float(np.mean(examples.lengths))
@@ -78,7 +88,7 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     sizes = [one * mask.size for one, mask in zip(cost, kept, strict=True)]
     # the share of heads and units that are not padding
     there = float(np.average([mask.mean() for mask in kept], weights=sizes))
-    gradients = _mask_gradients(config, head, head_losses(head, config))
+    gradients = _mask_gradients(config, head, loss_of)
     for round_ in range(1, settings.rounds + 1):
         importance = _importance(gradients, model, batches)
         share = there * settings.macs ** (round_ / settings.rounds)
@@ -147,32 +157,28 @@ def _rounded(kept: Kept, importance: Kept) -> Kept:
     return kept._replace(units=units)
 
 
-def _mask_gradients(config: BertConfig, head: str, loss_of: HeadLosses) -> Callable[[Params, Batch], Any]:
-    """The compiled `(params, batch) -> (gradients of masks on all heads and units, number of labelled rows)`."""
+def _mask_gradients(config: BertConfig, head: str, loss_of: HeadLosses) -> Callable[[Params, Batch], Kept]:
+    """The compiled `(params, batch) -> gradients of masks on all heads and units`, for batches of labelled rows."""
     model: Any = HEADS[head].model(config)
     shape = config.num_hidden_layers, config.num_attention_heads
     ones = Kept(jnp.ones(shape), jnp.ones((shape[0], config.intermediate_size)))  # type: ignore[arg-type]
 
-    def loss(masks: Kept, params: Params, batch: Batch) -> tuple[Any, Any]:
+    def loss(masks: Kept, params: Params, batch: Batch) -> Any:
         inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         logits = model.apply({"params": masked(params, masks)}, *inputs, score_layers=()).logits
-        counted = loss_of.labelled(batch) & (batch.example_mask > 0)
-        return jnp.sum(jnp.where(counted, loss_of.hard(logits, batch), 0.0)), jnp.sum(counted)
+        return jnp.sum(jnp.where(batch.example_mask > 0, loss_of.hard(logits, batch), 0.0))
 
-    return jax.jit(lambda params, batch: jax.grad(loss, has_aux=True)(ones, params, batch))
+    return jax.jit(lambda params, batch: jax.grad(loss)(ones, params, batch))
 
 
-def _importance(gradients: Callable[[Params, Batch], Any], params: Params, batches: list[Batch]) -> Kept:
+def _importance(gradients: Callable[[Params, Batch], Kept], params: Params, batches: list[Batch]) -> Kept:
     """The diagonal of the Fisher information of the masks: sums of squared gradients of batches."""
-    placed, total, labelled = jax.device_put(params), None, 0
+    placed = jax.device_put(params)
+    total = [np.zeros(1), np.zeros(1)]
     for batch in batches:
         arrays = jax.tree.map(jnp.asarray, batch._replace(teacher_inputs=None, targets=None))
-        gradient, count = gradients(placed, arrays)
-        squares = [np.square(np.asarray(leaf, np.float64)) for leaf in gradient]
-        total = squares if total is None else [a + b for a, b in zip(total, squares, strict=True)]
-        labelled += int(count)
-    if not labelled or total is None:
-        raise InputError("pruning measures importance by the labels, and no row has one: give labelled rows")
+        squares = [np.square(np.asarray(leaf, np.float64)) for leaf in gradients(placed, arrays)]
+        total = [sum_ + square for sum_, square in zip(total, squares, strict=True)]
     return Kept(*total)
 
 

@@ -59,7 +59,7 @@ def _similar(firsts: Sequence[str], seconds: Sequence[str], count: int) -> list[
     blocks = []
     for start in range(0, len(firsts), BLOCK):
         cosines = (first_vectors[start : start + BLOCK] @ second_vectors).toarray().round(DECIMALS)
-        blocks.append(np.argsort(-cosines, axis=1, kind="stable")[:, :each])
+        blocks.append(np.argsort(-cosines, axis=1, kind="stable")[:, :each].copy())  # not a view of all columns
     nearest = np.concatenate(blocks)
     return [
         (first, seconds[number]) for rank in nearest.T.tolist() for first, number in zip(firsts, rank, strict=True)
@@ -68,7 +68,8 @@ def _similar(firsts: Sequence[str], seconds: Sequence[str], count: int) -> list[
 
 def _at_random(firsts: Sequence[str], seconds: Sequence[str], count: int, random: np.random.Generator) -> list[Pair]:
     """At least `count` pairs if there are so many, each once."""
-    numbers = random.permutation(len(firsts) * len(seconds))[: 2 * count]
+    total = len(firsts) * len(seconds)
+    numbers = random.choice(total, min(2 * count, total), replace=False)
     return [(firsts[number // len(seconds)], seconds[number % len(seconds)]) for number in numbers.tolist()]
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -196,24 +196,33 @@ def _recombined(rows: Rows, least: int) -> Rows:
     if len(rows.texts) >= least:
         return rows
     made = recombine([(first, second) for first, second in rows.texts], least - len(rows.texts))
-    digest = hashlib.sha256(f"{rows.fingerprint} recombined to {least}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{rows.fingerprint} recombined to {least} by 2".encode()).hexdigest()
     return replace(rows, texts=[*rows.texts, *made], fingerprint=digest, lines=[*rows.lines, *[0] * len(made)])
 
 
-def recombines(task: Task, source: DataSource) -> tuple[DataSource, int]:
-    """The source with the default of `recombine_to` for training with a teacher, and the number of pairs it makes.
+class Recombining(NamedTuple):
+    """A source whose `recombine_to` is set, the most pairs that this makes, and whether it is because rows are few."""
+
+    source: DataSource
+    made: int
+    is_few: bool
+
+
+def recombines(task: Task, source: DataSource) -> Recombining:
+    """The source with the default of `recombine_to` for training with a teacher.
 
     Raises:
         InputError: as `read_rows`.
     """
     form = source.text_form(task.text_columns, source.label_column or task.label_column)
     if len(form.names) != 2 or not task.kind.has_variants or source.id_column is not None or source.recombine_to == 0:
-        return source, 0  # before any file is read
+        return Recombining(source, 0, is_few=False)  # before any file is read
     count = len(_read(task, source, "train")[0].texts) if source.has_labelled else 0
     count += sum(len(_read_unlabelled(task, source, Path(file))[0].texts) for file in source.unlabelled)
     if source.recombine_to is None and count < FEW_PAIRS:
         source = replace(source, recombine_to=RECOMBINED)
-    return source, max(0, (source.recombine_to or 0) - count)
+    made = max(0, (source.recombine_to or 0) - count)
+    return Recombining(source, made, is_few=made > 0 and count < FEW_PAIRS)
 
 
 def _joined(task: Task, source: DataSource, rows: Rows, files: Sequence[str]) -> Rows:

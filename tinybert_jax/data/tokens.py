@@ -132,9 +132,7 @@ def tokenize(rows: Rows, tokenizer: Any, max_length: int, cache_dir: Path | None
     )
     full = int((tokens.lengths == max_length).sum())
     if full >= max(1, MANY_FULL * len(tokens)):
-        note(
-            f"{full:,} of {len(tokens):,} rows have {max_length} tokens, where longer texts are cut (--max-length)"
-        )
+        note(f"{full:,} of {len(tokens):,} rows have {max_length} tokens, where longer texts are cut (--max-length)")
     return tokens
 
 

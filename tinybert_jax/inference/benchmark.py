@@ -119,7 +119,8 @@ def benchmark(
     sides = _load(models, notes)
     for side, loaded in sides.items():
         check_positions(side.model, loaded.config, max(lengths, default=0))
-        check_token_types(side.model, loaded.config, any(len(row) > 1 for row in texts))
+        pairs = bool(texts) and encode([*texts[:1]], loaded.tokenizer, loaded.max_length).has_pairs
+        check_token_types(side.model, loaded.config, pairs)
     shapes = [Shape(size, length) for length in (*lengths, *[None] * bool(texts)) for size in batch_sizes]
     latencies = _latencies(sides, shapes, spread(texts, TEXTS), notes)
     grown: dict[Side, float | None] = dict.fromkeys(sides)

@@ -13,7 +13,7 @@ from tinybert_jax.models.config import DEFAULT, BertConfig, Compute
 from tinybert_jax.models.heads import HEADS, head_losses
 from tinybert_jax.models.parameters import apply_model
 from tinybert_jax.objectives.objective import Context, Metrics, Objective, mean_over_examples
-from tinybert_jax.objectives.prediction import distillation_loss, prediction_objective
+from tinybert_jax.objectives.prediction import check_temperature, distillation_loss, prediction_objective
 from tinybert_jax.settings.arithmetic import Arithmetic, arithmetic
 from tinybert_jax.settings.choices import Preset
 from tinybert_jax.settings.objectives import LayerMap, Patient, teacher_layers
@@ -100,6 +100,7 @@ def build(settings: Patient, context: Context) -> Objective:
         raise InputError(
             "stage 'patient' compares layers, and the teacher has none: take stage 'prediction' (--stage prediction)"
         )
+    check_temperature(settings, context)
     facts = context.arithmetic
     return patient_objective(
         context.student, context.teacher, context.layer_map, facts, context.head, settings, context.compute

@@ -123,7 +123,8 @@ def distillation_loss(
         temperature: divides the logits of both sides in the soft term, if they are classes.
         soft_weight: weight of the soft term.
         hard_weight: weight of the hard term.
-        squared: multiply the soft term by temperature**2, so that its gradient keeps its size at every temperature.
+        squared: multiply the soft term of classes by temperature**2, so that its gradient keeps its size at every
+            temperature.
         divisor: divides the soft term; None: 1.
 
     Returns:
@@ -131,7 +132,7 @@ def distillation_loss(
     """
     per_example = head.soft(logits, targets, batch, temperature)
     soft = mean_over_examples(per_example if divisor is None else per_example / divisor, batch)
-    if squared:
+    if squared and head.has_classes:
         soft = soft * jnp.square(temperature)
     labelled, labels = head.labelled(batch), jnp.asarray(batch.labels)
     # a missing number is NaN, which would reach the gradient through `where`
@@ -141,14 +142,26 @@ def distillation_loss(
     return total, {"loss": total, "soft": soft, "hard": hard}
 
 
+def check_temperature(settings: Prediction, context: Context) -> None:
+    """Refuse a temperature other than the default if the outputs are not classes.
+
+    Raises:
+        InputError: there is one.
+    """
+    if (
+        settings.temperature != type(settings).temperature
+        and not head_losses(context.head, context.student).has_classes
+    ):
+        raise InputError(f"temperature is {settings.temperature}; it is for classes, and a number has none")
+
+
 def build(settings: Prediction, context: Context) -> Objective:
     """The objective of a stage.
 
     Raises:
-        InputError: as `prediction_objective`; or the temperature is not 1 and the outputs are not classes.
+        InputError: as `prediction_objective`; or as `check_temperature`.
     """
-    if settings.temperature != 1.0 and not head_losses(context.head, context.student).has_classes:
-        raise InputError(f"temperature is {settings.temperature}; it is for classes, and a number has none")
+    check_temperature(settings, context)
     return prediction_objective(
         context.student, context.teacher, context.arithmetic, context.head, settings, context.compute
     )

@@ -75,10 +75,8 @@ def ranking_objective(
         replace_student,
         weight=_count_queries,
         reads_teacher=teacher is not None,
-        student_flops=lambda tokens: settings.candidates * (1 + BACKWARD) * forward_flops(student, tokens),
-        teacher_flops=no_flops
-        if teacher is None
-        else lambda tokens: settings.candidates * forward_flops(teacher, tokens),
+        student_flops=lambda tokens: (1 + BACKWARD) * forward_flops(student, tokens),
+        teacher_flops=no_flops if teacher is None else lambda tokens: forward_flops(teacher, tokens),
     )
 
 
@@ -102,7 +100,7 @@ def ranking_labels_objective(
         replace_student,
         weight=_count_queries,
         reads_teacher=False,
-        student_flops=lambda tokens: settings.candidates * (1 + BACKWARD) * forward_flops(config, tokens),
+        student_flops=lambda tokens: (1 + BACKWARD) * forward_flops(config, tokens),
     )
 
 

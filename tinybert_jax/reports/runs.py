@@ -12,6 +12,7 @@ from typing import Any
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.exported import exported_file, exported_files, is_int8
 from tinybert_jax.reports.tables import Table
+from tinybert_jax.settings.objectives import WORDS
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training.record import is_begun, member_dirs
 
@@ -40,8 +41,9 @@ class Run:
     @property
     def on_labels_alone(self) -> bool:
         """Whether no stage learnt from a teacher."""
-        stages = self.settings["stages"]
-        return bool(stages) and all(stage["objective"]["name"] == "supervised" for stage in stages)
+        names = [stage["objective"]["name"] for stage in self.settings["stages"]]
+        known = [WORDS[name] for name in names if name in WORDS]
+        return len(known) == len(names) > 0 and all(kind.on_tasks and not kind.distils for kind in known)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,7 +128,8 @@ class Experiment:
         starts_from_layers = self.start in FROM_LAYERS or (
             self.start == "auto" and shape is not None and self.distils and PRESETS[self.preset].start_from_teacher
         )
-        if self.layer_map != "uniform" and not (self.matches_tokens or starts_from_layers):
+        reads_layer_map = any(stage.objective.reads_layer_map for stage in self.stages)
+        if self.layer_map != "uniform" and not (reads_layer_map or starts_from_layers):
             raise InputError(f"layer_map is {self.layer_map!r}, but no stage and no start reads it: leave it out")
         if self.max_length < MIN_LENGTH:
             raise InputError(f"max_length is {self.max_length}; it must be at least {MIN_LENGTH}")

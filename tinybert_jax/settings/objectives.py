@@ -26,7 +26,8 @@ class ObjectiveSettings:
     swept: ClassVar[tuple[str, ...]] = ()  # fields that are arguments of the compiled step: members may differ in them
     distils: ClassVar[bool] = False  # it learns from a teacher
     trains_head: ClassVar[bool] = False  # it trains the task's head, so the model can be scored
-    matches_tokens: ClassVar[bool] = False  # it compares student and teacher position by position, layer by layer
+    matches_tokens: ClassVar[bool] = False  # it compares states of student and teacher position by position
+    reads_layer_map: ClassVar[bool] = False  # it compares several layers, as the layer map pairs them
     learns_vectors: ClassVar[bool] = False  # it trains a head that gives vectors, and no other
     on_tasks: ClassVar[bool] = True  # it learns from the rows of a task
     on_corpus: ClassVar[bool] = False  # it learns from raw text
@@ -89,6 +90,7 @@ class Transformer(ObjectiveSettings):
     swept = ("embedding_weight", "attention_weight", "hidden_weight")
     distils = True
     matches_tokens = True
+    reads_layer_map = True
     on_corpus = True
     next_step = GENERAL_STUDENT
 
@@ -140,6 +142,7 @@ class Patient(Prediction):
     name = "patient"
     swept = (*Prediction.swept, "patience_weight")
     matches_tokens = True
+    reads_layer_map = True
     method = "[PKD](https://arxiv.org/abs/1908.09355)"
 
     temperature: Number = 10.0

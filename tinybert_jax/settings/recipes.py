@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinybert_jax.settings.arithmetic import PRESETS
-from tinybert_jax.settings.choices import Preset, Start, student_shape
+from tinybert_jax.settings.choices import Preset, student_shape
 from tinybert_jax.settings.tasks import Task
 
 NARROW = 384  # largest hidden size of a new student with high learning rates; they were measured with 192
@@ -56,9 +56,8 @@ def choose_recipe(
     preset: Preset,
     student: str,
     task: Task,
-    start: Start = "auto",
-    teacher_width: int | None = None,
-    recombines: bool = False,
+    copies: bool = False,
+    few_pairs: bool = False,
 ) -> Recipe:
     """The recipe of a student.
 
@@ -68,10 +67,9 @@ def choose_recipe(
         preset: `paper` and `official` take the paper's epochs and learning rates (arXiv 1909.10351, section 4.2).
         student: a preset or a size, or the directory of a model.
         task: gives the paper's epochs.
-        start: the start of a preset or size.
-        teacher_width: the hidden size of the teacher; None: it has no layers, or no stage learns from it.
-        recombines: the rows are few pairs of texts, and pairs are added that are recombined from them. The lengths are
-            then numbers of steps, because epochs of all rows would be much longer than with few rows.
+        copies: whether a preset or size starts as layers of its teacher (`students.start.copies`).
+        few_pairs: whether the rows are few pairs of texts, to which recombined pairs are added. The lengths are then
+            numbers of steps, because epochs of all rows would be much longer than with few rows.
 
     Raises:
         InputError: the size has a wrong form.
@@ -80,18 +78,19 @@ def choose_recipe(
     rates = task.intermediate_learning_rate, task.prediction_learning_rate
     steps: tuple[int | None, int | None] = (300, 300)
     shape = student_shape(student)
-    if not PRESETS[preset].start_from_teacher:
+    is_paper = not PRESETS[preset].start_from_teacher
+    if is_paper:
         name, reason, steps = "paper", f"as preset {preset} says", (None, None)
     elif shape is None:
         name, reason = "trained student", "it brings its own parameters, which high rates would spoil"
-    elif start == "copy" or (start == "auto" and shape["hidden_size"] == teacher_width):
+    elif copies:
         name, reason = "copied student", "it starts as layers of the teacher, which high rates would spoil"
     elif shape["hidden_size"] > NARROW:
         name, reason = "wide student", f"it is wider than {NARROW}, and no other rates were measured"
     else:
         name, reason, rates = "narrow student", f"it is new, and at most {NARROW} wide", (5e-4, 3e-4)
     lengths: tuple[int | None, int | None] = (None, None)
-    if recombines:
+    if few_pairs and not is_paper:
         steps, lengths = (None, None), (600, 300)
     stages = (StageRecipe(*fields) for fields in zip(epochs, rates, steps, lengths, strict=True))
     return Recipe(name, reason, *stages)

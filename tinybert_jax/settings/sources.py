@@ -119,8 +119,8 @@ class DataSource:
     label_column: str | None = None  # column (or JSON key) of the labels. Default: the task's
     # more training rows, without labels, for a teacher to label: .tsv, .csv, .jsonl, or .txt with a text a line
     unlabelled: tuple[str, ...] = ()
-    # pairs: if there are fewer training rows, recombine their texts to more pairs, up to this number of rows, for a
-    # teacher to label. 0: make none. Default: none, but 5000 in distill and shrink if there are fewer than 1000 rows
+    # for pairs: recombine their texts until there are this many training rows, for a teacher to label. 0: recombine
+    # none. Default: 5000 in distill and shrink, if there are fewer than 1000 rows; else none
     recombine_to: int | None = None
     dev_share: float | None = None  # without a dev set: take this share of the training rows as one, such as 0.1
     dev_seed: int = 0  # seed that chooses the rows of --dev-share. It does not follow --seed

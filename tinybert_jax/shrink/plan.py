@@ -24,6 +24,7 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import SplitName, get_task
 from tinybert_jax.shrink.aim import Aim, Candidate
+from tinybert_jax.students.start import copies
 from tinybert_jax.tasks.kinds import load_split, with_template_of
 
 TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in int8
@@ -46,13 +47,14 @@ class Plan:
     batch_size: int
     max_length: int
     seed: int
-    teacher_width: int
+    budget: float | None  # seconds; None: the steps of STEPS
     fingerprints: dict[str, str]  # of the teacher, and of the rows as its tokens
 
     def experiment(self, candidate: Candidate, rung: int) -> Experiment:
         """The training of a candidate in a rung, from its start. `tinybert distill` can repeat it."""
         task = get_task(self.task)
-        recipe = choose_recipe("default", candidate.model, task, teacher_width=self.teacher_width)
+        is_copy = copies("auto", candidate.model, load_config(resolve(self.teacher)))
+        recipe = choose_recipe("default", candidate.model, task, is_copy)
         layers = Stage(
             Transformer(),
             max_steps=self.steps[rung],
@@ -93,7 +95,14 @@ class Plan:
 
 
 def described(
-    teacher: str, task: str, source: DataSource, aim: Aim, batch_size: int, max_length: int | None, seed: int
+    teacher: str,
+    task: str,
+    source: DataSource,
+    aim: Aim,
+    batch_size: int,
+    max_length: int | None,
+    seed: int,
+    budget: float | None = None,
 ) -> Plan:
     """The plan of a search, without candidates.
 
@@ -105,6 +114,7 @@ def described(
         batch_size: rows per step.
         max_length: tokens per row; None: the length that the teacher was trained with.
         seed: seed of every training.
+        budget: seconds that the training may take, roughly; None: the steps of STEPS.
 
     Raises:
         InputError: the task is unknown, or the teacher or the rows cannot be read.
@@ -112,12 +122,12 @@ def described(
     row = get_task(task)
     config = load_config(resolve(teacher))
     tokenizer: Any = load_tokenizer(teacher, config)
-    source, _ = recombines(row, with_template_of(tokenizer, row, source))
+    source = recombines(row, with_template_of(tokenizer, row, source)).source
     max_length = trained_length(tokenizer, config) if max_length is None else max_length
     fingerprints = {"teacher": fingerprint(resolve(teacher))}
     for split in SPLITS:
         fingerprints[split] = load_split(row, source, split, tokenizer, max_length, None).tokens.fingerprint
-    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, config.hidden_size, fingerprints)
+    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, budget, fingerprints)
 
 
 def sizes(teacher: BertConfig) -> list[str]:
@@ -156,7 +166,9 @@ def steps_within(seconds: float, candidates: Sequence[Candidate]) -> tuple[int, 
 
 def save(plan: Plan, path: Path) -> None:
     """Write `plan.json`."""
-    path.write_text(json.dumps(plan.as_dict(), indent=2) + "\n", "utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(plan.as_dict(), indent=2) + "\n", "utf-8")
+    part.replace(path)
 
 
 def load(path: Path, described: Plan) -> Plan:

@@ -60,19 +60,12 @@ class Search(NamedTuple):
     runs: list[Path]  # the longest run of every trained candidate
 
 
-def prepare(
-    described: Plan,
-    out: Path,
-    budget: float | None = None,
-    resume: bool = False,
-    say: Callable[[str], None] = print,
-) -> Plan:
+def prepare(described: Plan, out: Path, resume: bool = False, say: Callable[[str], None] = print) -> Plan:
     """Choose and measure the candidates of a search, or read them from `out/plan.json`.
 
     Args:
         described: the search, without candidates.
         out: a new or empty directory for the search.
-        budget: seconds that the training may take, roughly; None: the steps of `plan.STEPS`.
         resume: continue the search in `out`, with the measured times of the saved plan, so the result is the same.
         say: prints a line.
 
@@ -80,14 +73,23 @@ def prepare(
         InputError: a model or rows cannot be read or do not fit; `out` holds something else; or no candidate is within
             the limits of the aim.
     """
-    if not resume:
-        check_unused(out)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "plan.json"
-    if path.is_file():
-        return plans.load(path, described)
-    plan = _planned(described, out, budget, say)
-    plans.save(plan, path)
+    if resume:
+        if not path.is_file():
+            raise InputError(f"{out}: holds no search to resume (no plan.json); leave --resume out to start one")
+    else:
+        check_unused(out)
+        out.mkdir(parents=True, exist_ok=True)
+        plans.save(described, path)  # from now on the search can be resumed
+    plan = plans.load(path, described)
+    if not plan.candidates:
+        try:
+            plan = _planned(plan, out, say)
+        except InputError:  # the next command may have another aim
+            shutil.rmtree(out / "starts", ignore_errors=True)
+            path.unlink()
+            raise
+        plans.save(plan, path)
     return plan
 
 
@@ -130,7 +132,7 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
     return Search(plan, teacher_score, final, front(final), chosen, directory, runs)
 
 
-def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[str], None]) -> Plan:
+def _planned(described: Plan, out: Path, say: Callable[[str], None]) -> Plan:
     """The plan with its candidates, each measured as it would be deployed, but not trained yet."""
     config, teacher_params = load_hf(described.teacher)
     tokenizer: Any = load_tokenizer(described.teacher, config)
@@ -177,7 +179,7 @@ def _planned(described: Plan, out: Path, budget: float | None, say: Callable[[st
     allowed = [candidate for candidate in candidates if described.aim.allows(candidate)]
     if not allowed:
         raise InputError(_out_of_reach(described.aim, candidates))
-    steps = plans.STEPS if budget is None else plans.steps_within(budget, allowed)
+    steps = plans.STEPS if described.budget is None else plans.steps_within(described.budget, allowed)
     return dataclasses.replace(described, candidates=tuple(candidates), steps=steps)
 
 

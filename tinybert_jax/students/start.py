@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from tinybert_jax.models.config import EMBEDDING_DENSE, BertConfig
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import unfactored, unshared
 from tinybert_jax.settings.arithmetic import PRESETS
-from tinybert_jax.settings.choices import NamedStart, Preset, Start
+from tinybert_jax.settings.choices import NamedStart, Preset, Start, student_shape
 from tinybert_jax.settings.objectives import LayerMap, teacher_layers
+from tinybert_jax.students.presets import student_config
 from tinybert_jax.students.spectral import check_narrower, needed_tokens, spectral_start
 
 
@@ -89,6 +91,25 @@ def start_params(random_params: Params, from_teacher: Params) -> Params:
     other_heads = {row.key for row in HEADS.values()} - random_params.keys()
     brought = {name: value for name, value in from_teacher.items() if name not in other_heads}
     return random_params | brought | {"encoder": random_params["encoder"] | bert}
+
+
+def copies(start: Start, student: str, teacher: BertConfig | None) -> bool:
+    """Whether a student starts as layers of its teacher, as far as its size says: by "copy", or by "auto".
+
+    Args:
+        start: the start in the settings.
+        student: a preset or size, or a directory, which starts from its own parameters.
+        teacher: the config of the teacher whose layers teach; None if there is none.
+
+    Raises:
+        InputError: as `student_config`.
+    """
+    if start != "auto" or teacher is None or student_shape(student) is None:
+        return start == "copy"
+    with contextlib.suppress(InputError):
+        check_start("copy", student_config(student, teacher), teacher)
+        return True
+    return False
 
 
 def check_start(start: Start, student: BertConfig, teacher: BertConfig) -> None:

@@ -11,13 +11,11 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from tinybert_jax.data.tokens import encode
-from tinybert_jax.errors import InputError
 from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import load_predictor
 from tinybert_jax.models.files.tokenizer import tokenizer_fingerprint
 from tinybert_jax.models.fit import check_outputs
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import FunctionTeacher
 from tinybert_jax.teachers.function import load_function
@@ -36,8 +34,6 @@ def load_exported(experiment: Experiment) -> Teacher:
         InputError: it cannot be read or does not fit the task, or the task's rows are not texts.
     """
     name = str(experiment.teacher)
-    if isinstance(experiment.source, CorpusSource):
-        raise InputError(f"{name}: an exported model has no layers, which raw text is learnt from: give its directory")
     task = get_task(experiment.task)
     predictor = load_predictor(name, experiment.max_length, head=task.head)
     check_outputs(name, predictor.config, task)

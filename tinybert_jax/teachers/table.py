@@ -24,6 +24,7 @@ class TeacherKind(NamedTuple):
     takes: Callable[[Any], bool]  # `Experiment.teacher` -> whether it is of this kind
     load: Callable[[Experiment], Teacher]
     gives_vectors: bool = False  # it can teach a task whose outputs are vectors
+    on_corpus: bool = False  # it can teach raw text: it has layers
     labels_any_text: bool = True  # it has outputs for texts that nobody has given it before
 
 
@@ -43,17 +44,23 @@ def load_teacher(experiment: Experiment) -> Teacher:
         InputError: it cannot be read, or does not fit the task.
     """
     row = _row(experiment.teacher)
-    task = None if isinstance(experiment.source, CorpusSource) else get_task(experiment.task)
-    if task is not None and HEADS[task.head].gives_vectors and not row.gives_vectors:
+    if isinstance(experiment.source, CorpusSource):
+        if not row.on_corpus:
+            raise InputError(
+                f"{experiment.teacher}: the teacher of raw text is one model: give its directory or hub id"
+            )
+    elif HEADS[get_task(experiment.task).head].gives_vectors and not row.gives_vectors:
         raise InputError(
-            f"{experiment.teacher}: the teacher of task {task.name!r} is one model: give its directory or hub id"
+            f"{experiment.teacher}: the teacher of task {experiment.task!r} is one model: give its directory or hub id"
         )
     return row.load(experiment)
 
 
 # later rows are asked first, so an added row can take names from these
 TEACHERS: dict[str, TeacherKind] = {
-    "model": TeacherKind(lambda teacher: isinstance(teacher, str), load_model_teacher, gives_vectors=True),
+    "model": TeacherKind(
+        lambda teacher: isinstance(teacher, str), load_model_teacher, gives_vectors=True, on_corpus=True
+    ),
     "predictions": TeacherKind(is_predictions, load_predictions, labels_any_text=False),
     "exported": TeacherKind(is_exported, load_exported),
     "function": TeacherKind(lambda teacher: isinstance(teacher, FunctionTeacher), load_function),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 
 T = TypeVar("T")
+# errors of the system that say nothing about the content of a file
+NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpoints:
@@ -72,8 +75,10 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=args)
                 damage = _difference(checksums(restored["state"]), restored["checksums"])
             except Exception as error:  # a damaged file can fail in any way, in any of three libraries
-                if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error):
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                     raise  # nothing is wrong with the file
+                if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+                    raise
                 damage = _reason(error)
             if not damage:
                 return restored["state"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +201,7 @@ def _train(
             state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
             shape = batch.input_ids.shape
             if shape not in flops:
-                flops[shape] = _flops(run, stage, objective, batch)
+                flops[shape] = _flops(run, objective, batch)
                 log.compiled()
             if running is not None:
                 log.step(*running)
@@ -294,10 +295,10 @@ def _cost(
     batch = examples.batch(rows, length, 0)
     batch = place(batch, jax.tree.map(lambda _: batch_sharding(run.mesh), batch))
     seconds = seconds_per_step(train_step, state, teacher_params, batch, hyper)
-    return Cost(total, total * _flops(run, stage, objective, batch), seconds)
+    return Cost(total, total * _flops(run, objective, batch), seconds)
 
 
-def _flops(run: Run, stage: Stage, objective: Objective, batch: Batch) -> float:
+def _flops(run: Run, objective: Objective, batch: Batch) -> float:
     """Floating-point operations of a step on a batch."""
-    length, known = batch.input_ids.shape[-1], batch.targets is not None
-    return step_flops(objective, stage.batch_size, length, len(run.experiments), known)
+    *rows, length = batch.input_ids.shape  # rankings have passages for each row
+    return step_flops(objective, math.prod(rows), length, len(run.experiments), batch.targets is not None)
