@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.arithmetic import PRESETS
@@ -17,6 +17,7 @@ from tinybert_jax.settings.objectives import (
     Supervised,
     Transformer,
 )
+from tinybert_jax.settings.recipes import StageRecipe
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task
@@ -62,9 +63,28 @@ def stage_kinds(stage: str, task: Task) -> tuple[type[ObjectiveSettings], ...]:
     return tuple(WORDS[words[kind]] if kind in words else kind for kind in STAGES[stage])
 
 
-def takes_recipe(epochs: int | None, steps: int | None, learning_rate: float | None) -> bool:
-    """Whether a stage takes its length or its learning rate from the recipe."""
-    return learning_rate is None or (epochs is None and steps is None)
+class Part(NamedTuple):
+    """The options for the stages of layers, or for those of outputs and labels. None: the recipe's number."""
+
+    recipe: StageRecipe
+    has_stage: bool  # whether there is such a stage
+    epochs: int | None
+    steps: int | None
+    learning_rate: float | None
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether an option is set although there is no such stage."""
+        return not self.has_stage and (self.epochs, self.steps, self.learning_rate) != (None, None, None)
+
+    @property
+    def takes_recipe(self) -> bool:
+        """Whether the stage takes its length or its learning rate from the recipe."""
+        return self.has_stage and (self.learning_rate is None or (self.epochs is None and self.steps is None))
+
+    def stage(self, objective: ObjectiveSettings, **settings: Any) -> Stage:
+        """The stage of an objective, with the length and learning rate of the options or of the recipe."""
+        return Stage(objective, **self.recipe.settings(self.epochs, self.steps, self.learning_rate), **settings)
 
 
 def opening(stages: Sequence[Stage], recipe: str, recombined: int = 0) -> str | None:

@@ -18,20 +18,20 @@ from tinybert_jax.cli.options import (
     TaskName,
 )
 from tinybert_jax.cli.stages import (
+    Part,
     named_teacher,
     opening,
     read,
     reads,
     refuse_unread,
     stage_kinds,
-    takes_recipe,
     with_recombined,
 )
 from tinybert_jax.errors import InputError
 from tinybert_jax.settings.choices import Preset, Start
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
-from tinybert_jax.settings.objectives import WORDS, EmbeddingLoss, LayerMap, MaskedLM, ObjectiveSettings, RankingLoss
+from tinybert_jax.settings.objectives import WORDS, EmbeddingLoss, LayerMap, MaskedLM, RankingLoss
 from tinybert_jax.settings.recipes import FINETUNING, choose_recipe
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
@@ -68,18 +68,13 @@ def finetune(
         evaluate_every: steps between evaluations on the dev rows. The best checkpoint is kept. Default: one epoch, or
             a twentieth of all steps if that is more.
     """
-    stage = Stage(
-        WORDS[get_task(task).kind.supervised_by](),
-        **FINETUNING.settings(epochs, max_steps, learning_rate),
-        evaluate_every=evaluate_every,
-        **run.stage,
-    )
-    has_recipe = takes_recipe(epochs, max_steps, learning_rate)
+    part = Part(FINETUNING, True, epochs, max_steps, learning_rate)
+    stage = part.stage(WORDS[get_task(task).kind.supervised_by](), evaluate_every=evaluate_every, **run.stage)
     _train(
         task,
         run,
         devices,
-        opening((stage,), "fine-tuning" if has_recipe else ""),
+        opening((stage,), "fine-tuning" if part.takes_recipe else ""),
         source=source,
         model=model,
         stages=(stage,),
@@ -209,10 +204,11 @@ def distill(
     if all(kind.distils for kind in kinds) and augmented is None:
         source, recombined, few_pairs = with_recombined(get_task(task), source, preset, teacher)
     recipe = choose_recipe(preset, student, get_task(task), copies(start, student, config), few_pairs)
-    of_first = transformer_epochs, transformer_steps, transformer_learning_rate
-    of_second = prediction_epochs, prediction_steps, prediction_learning_rate
-    no_first = all(kind.trains_head for kind in kinds)
-    no_second = not any(kind.trains_head for kind in kinds)
+    of_layers, of_outputs = (
+        [kind for kind in kinds if kind.trains_head == trains_head] for trains_head in (False, True)
+    )
+    layers = Part(recipe.layers, bool(of_layers), transformer_epochs, transformer_steps, transformer_learning_rate)
+    outputs = Part(recipe.outputs, bool(of_outputs), prediction_epochs, prediction_steps, prediction_learning_rate)
     moving = {
         "temperature": temperature,
         "hard_weight": hard_weight,
@@ -232,32 +228,19 @@ def distill(
     }
     numbers |= {name: value for name, value in words.items() if value is not None}
     unread = {
-        "--transformer-...": no_first and any(value is not None for value in of_first),
-        "--prediction-...": no_second and any(value is not None for value in of_second),
+        "--transformer-...": layers.is_unread,
+        "--prediction-...": outputs.is_unread,
         **{f"--{name.replace('_', '-')}": not any(reads(kind, name) for kind in kinds) for name in numbers},
-        "--evaluate-every": no_second and evaluate_every is not None,
+        "--evaluate-every": not outputs.has_stage and evaluate_every is not None,
     }
     refuse_unread(stage, unread)
-
-    def of_layers(kind: type[ObjectiveSettings]) -> Stage:
-        return Stage(
-            kind(),
-            **recipe.layers.settings(transformer_epochs, transformer_steps, transformer_learning_rate),
-            schedule="constant",
-            **run.stage,
-        )
-
-    def of_outputs(kind: type[ObjectiveSettings]) -> Stage:
-        return Stage(
-            kind(**read(kind, **numbers)),
-            **recipe.outputs.settings(prediction_epochs, prediction_steps, prediction_learning_rate),
-            evaluate_every=evaluate_every,
-            **run.stage,
-        )
-
-    stages = tuple(of_outputs(kind) if kind.trains_head else of_layers(kind) for kind in kinds)
-    numbers_read = [numbers for numbers, unread in ((of_first, no_first), (of_second, no_second)) if not unread]
-    has_recipe = any(takes_recipe(*numbers) for numbers in numbers_read)
+    stages = (
+        *(layers.stage(kind(), schedule="constant", **run.stage) for kind in of_layers),
+        *(
+            outputs.stage(kind(**read(kind, **numbers)), evaluate_every=evaluate_every, **run.stage)
+            for kind in of_outputs
+        ),
+    )
     chosen = methods.settings()
     if one_by_one and len(chosen) < 2:
         raise InputError("--one-by-one trains after each of several methods, and fewer are given: leave it out")
@@ -271,7 +254,7 @@ def distill(
         task,
         run,
         devices,
-        opening=opening(stages, str(recipe) if has_recipe else "", recombined),
+        opening=opening(stages, str(recipe) if layers.takes_recipe or outputs.takes_recipe else "", recombined),
         with_page=report,
         source=source,
         model=student,

@@ -16,7 +16,7 @@ from tinybert_jax.models.fit import check_outputs
 from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task, get_task
-from tinybert_jax.tasks.kinds import load_split, second_task, with_template_of
+from tinybert_jax.tasks.kinds import load_split, named_scores, second_task, set_name, with_template_of
 from tinybert_jax.tasks.split import Split
 
 
@@ -69,7 +69,7 @@ def evaluate(
             path.write_text(loaded.predictions(logits), "utf-8")
             print(f"predictions written to {path}")
         if loaded.labelled:
-            scores |= named_scores(row, part, loaded.score(logits))
+            scores |= named_scores({set_name(row, part): loaded.score(logits)})
             if show is not None:
                 for table in loaded.tables(logits):
                     show(*table)
@@ -106,9 +106,3 @@ def outputs_on(
         if not np.isfinite(logits).all():
             raise InputError(f"{predictor.name}: its outputs on the {split} split are not finite")
         yield part, loaded, logits
-
-
-def named_scores(task: Task, part: Task, scores: dict[str, float]) -> dict[str, float]:
-    """Scores on a part of `outputs_on`. On the second split, names have its name as a suffix."""
-    suffix = "" if part is task else "_" + part.name.rpartition("_")[2]
-    return {f"{name}{suffix}": value for name, value in scores.items()}

@@ -15,7 +15,7 @@ from tinybert_jax.data.batches import bucket_lengths
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.devices.processor import processor, processors
 from tinybert_jax.errors import InputError
-from tinybert_jax.inference.evaluate import named_scores, outputs_on
+from tinybert_jax.inference.evaluate import outputs_on
 from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import Predictor, load_predictor
 from tinybert_jax.inference.timing import call_seconds
@@ -28,6 +28,7 @@ from tinybert_jax.reports.students import TOGETHER
 from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task
+from tinybert_jax.tasks.kinds import named_scores, set_name
 from tinybert_jax.tasks.split import Reading, Split, Table
 
 TEACHER, STUDENT, BASELINE, COMPRESSED, EXPORTED, OTHER = (
@@ -82,7 +83,7 @@ def run_model(model: Model, task: Task, source: DataSource, max_length: int) -> 
 
 def fill_scores(model: Model, task: Task, part: Task, split: Split, logits: np.ndarray) -> None:
     """Fill in the fields that follow from a model's outputs on a split of the task."""
-    model.scores |= named_scores(task, part, split.score(logits))
+    model.scores |= named_scores({set_name(task, part): split.score(logits)})
     if part is task:
         model.tables = split.tables(logits)
         model.fingerprint = split.tokens.fingerprint

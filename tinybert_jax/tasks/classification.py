@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.classes import FEW, class_rows, confusion
 from tinybert_jax.tasks.metrics import METRICS
-from tinybert_jax.tasks.split import Split, Table
+from tinybert_jax.tasks.split import Split, Table, chance_level, predictions_file
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray, label_names: tuple[str, ...] = ()) -> dict[str, float]:
@@ -69,9 +68,7 @@ def load_sequences(
             written = written_labels(task, rows.label_names)
             values = [written[i] for i in logits.argmax(axis=1)]
         # the rows of a TFDS set keep their numbers, because some rows may have been left out
-        numbers = range(len(values)) if source.tfds is None else rows.lines
-        lines = (f"{i}\t{value}" for i, value in zip(numbers, values, strict=True))
-        return "\n".join(["index\tprediction", *lines]) + "\n"
+        return predictions_file(values, None if source.tfds is None else rows.lines)
 
     def tables(logits: np.ndarray) -> list[Table]:
         names = rows.label_names
@@ -90,7 +87,7 @@ def load_sequences(
         predictions,
         task.selection,
         "correlation with the labels",
-        min(0.5, 2 / math.sqrt(len(tokens))),  # independent guesses reach it in 1 of 40 cases
+        chance_level(len(tokens)),
         None if task.is_regression else majority,
         rows,
         tables,

@@ -32,6 +32,7 @@ from tinybert_jax.tasks.spans import load_answers
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.tasks.vectors import load_vectors
 
+FIRST = "dev"  # the name of the first dev or test set
 LOADERS: dict[str, Callable[..., Split]] = {
     CLASSIFICATION.name: load_sequences,
     MULTI_LABEL.name: load_label_sets,
@@ -88,6 +89,28 @@ def with_template_of(tokenizer: Any, task: Task, source: DataSource) -> DataSour
     if source.text_columns or source.text_template or not task.kind.has_columns:
         return source
     return dataclasses.replace(source, text_template=trained_template(tokenizer))
+
+
+def set_suffix(name: str) -> str:
+    """The suffix of the scores on a dev or test set with this name: "" for the first one, "dev".
+
+    >>> mnli, mismatched = get_task("mnli"), get_task("mnli_mismatched")
+    >>> [set_suffix(set_name(mnli, part)) for part in (mnli, mismatched)]
+    ['', '_mismatched']
+    """
+    return "" if name == FIRST else f"_{name}"
+
+
+def set_name(task: Task, part: Task) -> str:
+    """The name of a dev or test set of a task, where `part` is the task itself or its second one."""
+    return FIRST if part is task else part.name.rpartition("_")[2]
+
+
+def named_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The scores of all dev or test sets, by the names of the sets, as one: `accuracy`, `accuracy_mismatched`."""
+    return {
+        f"{metric}{set_suffix(name)}": value for name, of_set in scores.items() for metric, value in of_set.items()
+    }
 
 
 def second_task(task: Task, source: DataSource, split: Literal["dev", "test"] = "dev") -> Task | None:

@@ -14,7 +14,7 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.classes import class_rows
-from tinybert_jax.tasks.split import Split, Table
+from tinybert_jax.tasks.split import Split, Table, chance_level, predictions_file
 
 DELIMITER = ";"  # between labels in a predictions file, unless the source names another
 
@@ -46,8 +46,7 @@ def load_label_sets(
     def predictions(logits: np.ndarray) -> str:
         written = written_labels(task, rows.label_names)
         delimiter = source.label_delimiter or DELIMITER
-        values = [delimiter.join(written[c] for c in np.flatnonzero(row > 0)) for row in logits]
-        return "\n".join(["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]) + "\n"
+        return predictions_file(delimiter.join(written[c] for c in np.flatnonzero(row > 0)) for row in logits)
 
     def tables(logits: np.ndarray) -> list[Table]:
         header, table = class_rows(rows.label_names, logits > 0, tokens.labels)
@@ -64,7 +63,7 @@ def load_label_sets(
         predictions,
         task.selection,
         "correlation with the labels",
-        min(0.5, 2 / math.sqrt(len(tokens))),  # as in classification; a mean over classes varies less
+        chance_level(len(tokens)),  # a mean over classes varies less
         rows=rows,
         tables=tables,
         reading=lambda logits: reading.of_label_sets(rows, logits),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import reading
 from tinybert_jax.tasks.metrics import RANKING_METRICS, pairs_in_order
-from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.split import Split, chance_level, predictions_file
 
 IN_ORDER = "pairs of passages in order, less those out of it"  # what `Split.skill` is
 
@@ -42,20 +41,16 @@ def load_passages(
     def mean(metric: Any, logits: np.ndarray) -> float:
         return float(np.mean([metric(logits[group, 0], passages.relevance[group]) for group in scored]))
 
-    def predictions(logits: np.ndarray) -> str:
-        lines = (f"{i}\t{value}" for i, value in enumerate(logits[:, 0]))
-        return "\n".join(["index\tprediction", *lines]) + "\n"
-
     return Split(
         tokens,
         (),
         rows.labels is not None,
         lambda logits: {name: mean(RANKING_METRICS[name], logits) for name in task.metrics},
         lambda logits: mean(pairs_in_order, logits),
-        predictions,
+        lambda logits: predictions_file(logits[:, 0]),
         task.selection,
         IN_ORDER,
-        min(0.5, 2 / math.sqrt(max(len(scored), 1))),  # independent guesses reach it in fewer than 1 of 40 cases
+        chance_level(len(scored)),  # guesses reach it in fewer than 1 of 40 cases
         rows=rows,
         reading=lambda logits: reading.of_queries(
             [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import reading
 from tinybert_jax.tasks.metrics import RANKING_METRICS, pairs_in_order
 from tinybert_jax.tasks.ranking import IN_ORDER, check_relevance, scored_queries
-from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.split import Split, chance_level, predictions_file
 from tinybert_jax.tasks.vectors import check_has_dev, load_vectors, normalized, prompted_tokens, with_texts
 
 
@@ -72,7 +71,7 @@ def load_retrieval(
     def predictions(vectors: np.ndarray) -> str:
         unit = normalized(vectors)
         cosines = np.sum(unit[queries.queries] * unit[count + passage], axis=1)
-        return "\n".join(["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(cosines))]) + "\n"
+        return predictions_file(cosines)
 
     names = [*numbers]
     return Split(
@@ -84,7 +83,7 @@ def load_retrieval(
         predictions,
         task.selection,
         IN_ORDER,
-        min(0.5, 2 / math.sqrt(max(len(groups), 1))),  # as in tasks.ranking
+        chance_level(len(groups)),  # as in tasks.ranking
         rows=rows,
         reading=lambda vectors: reading.of_queries(
             [(pairs.texts[group[0]][0], names, *one) for group, one in zip(groups, ranked(vectors), strict=True)]

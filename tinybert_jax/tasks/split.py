@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,26 @@ from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
 
 LOW_F1 = 0.05  # chance level for answers and tags, which guesses hardly ever hit
-
-
 Table = tuple[list[str], list[list[str]]]  # header, and cells of each row
+
+
+def chance_level(count: int) -> float:
+    """The correlation with the truth that guesses about `count` independent rows reach in 1 of 40 cases, at most 0.5.
+
+    >>> chance_level(100), chance_level(4)
+    (0.2, 0.5)
+    """
+    return min(0.5, 2 / math.sqrt(max(count, 1)))
+
+
+def predictions_file(values: Iterable[object], numbers: Iterable[int] | None = None) -> str:
+    """The content of a predictions file: a line for each row, with its number and its prediction.
+
+    >>> predictions_file(["good", "bad"])
+    'index\\tprediction\\n0\\tgood\\n1\\tbad\\n'
+    """
+    numbered = enumerate(values) if numbers is None else zip(numbers, values, strict=True)
+    return "\n".join(["index\tprediction", *(f"{number}\t{value}" for number, value in numbered)]) + "\n"
 
 
 class Judged(NamedTuple):

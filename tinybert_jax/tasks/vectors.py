@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import SplitName, Task
 from tinybert_jax.tasks import metrics, reading
 from tinybert_jax.tasks.metrics import METRICS
-from tinybert_jax.tasks.split import Split
+from tinybert_jax.tasks.split import Split, chance_level, predictions_file
 
 TRAINING_COLUMNS = ("text",)  # the default
 
@@ -52,20 +51,16 @@ def load_vectors(
     def skill(logits: np.ndarray) -> float:
         return metrics.spearman(cosines(logits), pairs.labels_or_zeros)
 
-    def predictions(logits: np.ndarray) -> str:
-        lines = (f"{i}\t{value}" for i, value in enumerate(cosines(logits)))
-        return "\n".join(["index\tprediction", *lines]) + "\n"
-
     return Split(
         tokens,
         (),
         rows.labels is not None,
         score,
         skill,
-        predictions,
+        lambda logits: predictions_file(cosines(logits)),
         task.selection,
         "correlation with the similarities",
-        min(0.5, 2 / math.sqrt(len(tokens) / 2)),  # as in classification
+        chance_level(len(tokens) // 2),
         rows=rows,
         reading=lambda logits: reading.of_pairs(pairs, cosines(logits)),
     )

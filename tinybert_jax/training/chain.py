@@ -18,6 +18,7 @@ from tinybert_jax.devices import processes
 from tinybert_jax.devices.sharding import place, tree_shardings
 from tinybert_jax.errors import InputError
 from tinybert_jax.inference.step import make_predict_step, predict_logits
+from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import resize_vocabulary
 from tinybert_jax.objectives.projections import without_projections
@@ -81,6 +82,14 @@ def _heads_trained(experiment: Experiment, index: int) -> bool:
     return any(stage.objective.trains_head for stage in experiment.stages[:index])
 
 
+def finished(experiment: Experiment, index: int, config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
+    """A model after the methods that act during stage number `index` are finished."""
+    for method in methods_in(experiment, index):
+        if method.finish is not None:
+            config, params = method.finish(config, params)
+    return config, params
+
+
 def compressed(
     experiment: Experiment,
     index: int,
@@ -95,10 +104,9 @@ def compressed(
     """
     if not experiment.stages[index].compression:
         return inputs, models
-    for method in methods_in(experiment, index - 1) if index else []:
-        if method.finish is not None:
-            finish = method.finish
-            inputs, models = _changed(inputs, [finish(inputs.config, model) for model in models], "what was pruned")
+    if index:
+        changed = [finished(experiment, index - 1, inputs.config, model) for model in models]
+        inputs, models = _changed(inputs, changed, "what was pruned")
     for settings in experiment.stages[index].compression:
         apply = build_method(settings).apply
         applied = [apply(inputs.config, model, inputs.train) for model in models]

@@ -42,7 +42,7 @@ from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.students import start
 from tinybert_jax.students.presets import student_config
-from tinybert_jax.tasks.kinds import load_split, second_task
+from tinybert_jax.tasks.kinds import load_split, second_task, set_name
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import with_known_targets
 from tinybert_jax.teachers.projected import with_projected_vectors
@@ -315,7 +315,7 @@ def _read_splits(
     if dev["dev"].is_constant:
         raise InputError("every row of the dev set has the same label: give rows of others, or a greater --dev-share")
     if (second := second_task(task, source)) is not None:
-        dev[second.name.rpartition("_")[2]] = load(second, "dev", train.label_names or None)
+        dev[set_name(task, second)] = load(second, "dev", train.label_names or None)
     return train, dev
 
 
@@ -340,7 +340,7 @@ def _lesson(
         if not experiment.distils:  # no stage needs its outputs
             return Lesson(member, train, dev, {})
         if split.rows is None or experiment.augmented is not None:
-            raise InputError(f"{member.name}: knows the training rows alone: leave out --augmented")
+            raise InputError(f"{member.name}: its outputs are for the rows alone: leave out --augmented")
         outputs = {}
         for name, part in dev.items():
             with contextlib.suppress(UnknownRow):  # a file need not have the dev rows

@@ -28,6 +28,7 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import all_teachers
+from tinybert_jax.tasks.kinds import set_suffix
 from tinybert_jax.training.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -308,11 +309,11 @@ def _made_from(experiment: Experiment) -> list[str]:
 
 def _results(experiment: Experiment, inputs: Inputs, scores: dict[str, float], pipeline: str) -> list[EvalResult]:
     """The scores of all dev sets."""
-    results = []
+    task, results = get_task(experiment.task), []
     for name in inputs.dev if scores else ():
-        task = get_task(experiment.task)
-        task, suffix = (task, "") if name == "dev" else (get_task(task.second), f"_{name}")
-        results += task_results(task, experiment.source, scores, pipeline, suffix)
+        suffix = set_suffix(name)
+        part = get_task(task.second) if suffix else task
+        results += task_results(part, experiment.source, scores, pipeline, suffix)
     return results
 
 

@@ -22,12 +22,21 @@ from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters, parameter_shapes
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.tasks.kinds import named_scores
 from tinybert_jax.training import record
-from tinybert_jax.training.chain import Trained, Watch, check_compression, check_segment, compressed, run_stages
+from tinybert_jax.training.chain import (
+    Trained,
+    Watch,
+    check_compression,
+    check_segment,
+    compressed,
+    finished,
+    run_stages,
+)
 from tinybert_jax.training.diverged import DivergedMembers
 from tinybert_jax.training.inputs import Inputs, initial_params, load_population, named_start
-from tinybert_jax.training.loop import make_objective, methods_in
-from tinybert_jax.training.teaching import named_scores, prepare
+from tinybert_jax.training.loop import make_objective
+from tinybert_jax.training.teaching import prepare
 
 
 @dataclass(frozen=True)
@@ -225,10 +234,8 @@ def _finish(
             if inputs.loaded is None and experiment.start == "random":
                 advice += ", or --start spectral where the student has its teacher's heads"
             print(f"warning: {student}: on the dev set {failure}; {advice}", file=sys.stderr)
-        for method in methods_in(experiment, len(experiment.stages) - 1):
-            if method.finish is not None:
-                config, params = method.finish(inputs.config, params)
-                inputs = dataclasses.replace(inputs, config=config)
+        config, params = finished(experiment, len(experiment.stages) - 1, inputs.config, params)
+        inputs = dataclasses.replace(inputs, config=config)
         # so that `predict` joins columns, and `transformers` truncates texts, as in training
         inputs.tokenizer.model_max_length = experiment.max_length
         if isinstance(experiment.source, DataSource):

@@ -22,6 +22,7 @@ from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
 from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.tasks.kinds import named_scores
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import ExamplesWithTargets, OverLimit, TeacherCache
 from tinybert_jax.teachers.ensemble import AveragedTargets, class_mask
@@ -47,39 +48,52 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
             finite, or the outputs of an ensemble do not fit into the cache.
     """
     teacher = inputs.teacher
-    params: Params = {}
     if teacher is None or not experiment.distils:
-        return Taught(params, None, None)
+        return Taught({}, None, None)
     if not inputs.lessons:  # a corpus
         return Taught(_placed(teacher, mesh), None, None)
-    names_classes = get_task(experiment.task).kind.names_classes
-    reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)
-    outputs, known = [], []
-    scores: dict[str, float] = {}
-    for lesson in inputs.lessons:
-        member_params = {} if lesson.teacher.model is None else _placed(lesson.teacher, mesh)
-        if processes.is_primary():
-            rows = sum(len(split.tokens) for split in lesson.dev.values())
-            print(f"scoring {lesson.name} on {rows} dev rows", file=sys.stderr, flush=True)
-        of_dev = _dev_outputs(inputs, lesson, member_params, mesh)
-        outputs.append({name: lesson.teacher.in_order(logits) for name, logits in of_dev.items()})
-        scores = score(lesson.name, lesson.dev, outputs[-1], lesson.teacher.label_names if names_classes else ())
-        if teacher.members and processes.is_primary():
-            print(f"teacher {lesson.name}: {_line(scores)}", flush=True)
-        if teacher.runs_alone:
-            return Taught(member_params, None, scores)
-        if reads_outputs:
-            known.append(_known_targets(experiment, inputs, lesson, member_params, mesh))
-        if experiment.matches_tokens and lesson.teacher is inputs.layer_teacher:
-            params = member_params
+    examined = [_examined(experiment, inputs, lesson, mesh) for lesson in inputs.lessons]
+    params = next((member.params for member in examined if member.params), {})
     if not teacher.members:
-        return Taught(params, known[0] if known else None, scores or None)
+        (alone,) = examined
+        return Taught(params, alone.examples, alone.scores or None)
     axis = head_losses(inputs.head, inputs.config).class_axis
     assert teacher.average is not None, "an ensemble has a mean"
-    scores = _score_together(teacher, inputs.dev, outputs, axis, teacher.label_names if names_classes else ())
+    label_names = teacher.label_names if get_task(experiment.task).kind.names_classes else ()
+    scores = _score_together(teacher, inputs.dev, [member.outputs for member in examined], axis, label_names)
+    known = [member.examples for member in examined if member.examples is not None]
     in_order = [member.in_order for member in teacher.members]
     examples = AveragedTargets(inputs.train, known, in_order, teacher.average, axis) if known else None
     return Taught(params, examples, scores or None)
+
+
+class Examined(NamedTuple):
+    """A teacher or member of an ensemble on the dev sets, and what the stages need of it."""
+
+    params: Params  # on the mesh; {} if it does not run in the step
+    outputs: dict[str, np.ndarray]  # logits, by dev set
+    scores: dict[str, float]
+    examples: ExamplesWithTargets | None  # the training rows with its outputs, if a stage reads them
+
+
+def _examined(experiment: Experiment, inputs: Inputs, lesson: Lesson, mesh: Mesh) -> Examined:
+    """Score a teacher, and compute its outputs in advance, unless it runs in the step."""
+    teacher, whole = lesson.teacher, inputs.teacher
+    assert whole is not None, "a lesson has a teacher"
+    params = {} if teacher.model is None else _placed(teacher, mesh)
+    if processes.is_primary():
+        rows = sum(len(split.tokens) for split in lesson.dev.values())
+        print(f"scoring {lesson.name} on {rows} dev rows", file=sys.stderr, flush=True)
+    outputs = {name: teacher.in_order(x) for name, x in _dev_outputs(inputs, lesson, params, mesh).items()}
+    label_names = teacher.label_names if get_task(experiment.task).kind.names_classes else ()
+    scores = score(lesson.name, lesson.dev, outputs, label_names)
+    if whole.members and processes.is_primary():
+        print(f"teacher {lesson.name}: {_line(scores)}", flush=True)
+    reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)
+    is_known = reads_outputs and not whole.runs_alone
+    examples = _known_targets(experiment, inputs, lesson, params, mesh) if is_known else None
+    runs = whole.runs_alone or (experiment.matches_tokens and teacher is inputs.layer_teacher)
+    return Examined(params if runs else {}, outputs, scores, examples)
 
 
 def _score_together(
@@ -145,12 +159,6 @@ def eval_batch_size(mesh: Mesh) -> int:
     """EVAL_BATCH_SIZE, rounded up to a multiple of the number of devices that a batch is split over."""
     rows = batch_shares(mesh)
     return -(-EVAL_BATCH_SIZE // rows) * rows
-
-
-def named_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The scores of all dev sets. Names from a second dev set get its name as a suffix: `accuracy_mismatched`."""
-    suffixes = {name: "" if name == "dev" else f"_{name}" for name in scores}
-    return {f"{metric}{suffixes[name]}": value for name, of_set in scores.items() for metric, value in of_set.items()}
 
 
 def _placed(teacher: Teacher, mesh: Mesh) -> Params:
