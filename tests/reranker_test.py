@@ -124,6 +124,11 @@ def test_the_commands_train_distil_score_and_rank(
     assert float(dict(zip(header.split("\t"), first.split("\t"), strict=True))["prediction"]) == pytest.approx(
         expected, abs=1e-5
     )
+    compress = ("compress", *data, "--model", student, "--low-rank", 0.5, "--out", tmp_path / "low")
+    assert tinybert(monkeypatch, *compress) == 0
+    for card in (student / "README.md", tmp_path / "low/README.md"):
+        assert "pipeline_tag: text-ranking" in card.read_text()
+    assert "library_name: sentence-transformers" in (student / "README.md").read_text()
     one = ("finetune", *data, "--model", student, "--max-steps", 1, "--out", tmp_path / "tuned")
     assert tinybert(monkeypatch, *one) == 0
     tuned = json.loads((tmp_path / "tuned/experiment.json").read_text())["experiment"]["stages"][0]["objective"]

@@ -175,7 +175,7 @@ def test_hub_ids_are_bases_and_paths_are_not(directory: Path, tmp_path: Path, mo
     config, _ = tb.load_hf(directory)
 
     def bases(*models: object) -> Any:
-        (tmp_path / "README.md").write_text(front_matter("a", config, [str(model) for model in models]))
+        (tmp_path / "README.md").write_text(front_matter("a", config, [str(model) for model in models], "transformers"))
         return read_metadata(str(tmp_path)).get("base_model")
 
     assert bases("owner/name@main") == "owner/name"
@@ -194,7 +194,7 @@ def test_a_licence_is_taken_over_where_all_models_say_the_same(directory: Path, 
     config, _ = tb.load_hf(directory)
 
     def license_of(*models: Path) -> Any:
-        block = front_matter("a", config, [str(model) for model in models]).split("---")[1]
+        block = front_matter("a", config, [str(model) for model in models], "transformers").split("---")[1]
         return next((line for line in block.splitlines() if line.startswith("license")), None)
 
     apache, mit, silent = (tmp_path / name for name in ("apache", "mit", "silent"))

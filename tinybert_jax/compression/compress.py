@@ -21,7 +21,7 @@ from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.inference.step import make_predict_step, predict_logits
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.bitmask import PACKED_FILE
-from tinybert_jax.models.files.card import front_matter, shown, task_results, without_places
+from tinybert_jax.models.files.card import front_matter, shown, task_results, use_of, without_places
 from tinybert_jax.models.files.directory import load_hf, save_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
 from tinybert_jax.models.fit import check_head, check_outputs
@@ -132,27 +132,25 @@ def _card(
     pack: bool,
 ) -> str:
     described = [{"name": settings.name} | vars(settings) for settings in methods]
-    loads = "`transformers` loads it." if config.loads_in_transformers else "No class of `transformers` has its shape."
-    loads = "`tinybert_jax` alone reads its packed file." if pack else loads
-    title, pipeline = f"{shown(model)}, compressed, for {task.name}", HEADS[task.head].pipeline
+    title, use = f"{shown(model)}, compressed, for {task.name}", use_of(task.head, task.kind.by_query)
+    loads = "`tinybert_jax` alone reads its packed file." if pack else use.loading(config)
     metadata = front_matter(
         title,
         config,
         [model],
-        library="tinybert_jax" if pack else None,
-        pipeline_tag=pipeline,
+        library="tinybert_jax" if pack else use.library(config),
+        pipeline_tag=use.pipeline,
         tags=["compression", config.model_type],
-        results=task_results(task, source, chain[-1].scores, pipeline),
+        results=task_results(task, source, chain[-1].scores, use.pipeline),
     )
     return f"""{metadata}# {title}
 {chr(10).join([markdown(*table(chain)), "", *notes(chain)])}
 
-{loads} `tinybert export` writes it for ONNX Runtime, without what was pruned.
-
 ```python
 import tinybert_jax as tb
-predict = tb.load_predictor("this directory")
+{use.code}
 ```
+{loads} In ONNX, what was pruned is left out.
 
 ## Methods
 ```json

@@ -19,8 +19,7 @@ from tinybert_jax.batch import Params
 from tinybert_jax.compression.links import Link, markdown, table
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError, nearest_existing
-from tinybert_jax.models.files.card import front_matter, shown, task_results, without_places
-from tinybert_jax.models.heads import HEADS
+from tinybert_jax.models.files.card import front_matter, shown, task_results, use_of, without_places
 from tinybert_jax.models.parameters import count_parameters, resize_vocabulary
 from tinybert_jax.precision import float32_precision
 from tinybert_jax.settings.choices import FROM_LAYERS, student_shape
@@ -36,13 +35,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tinybert_jax")
 FORMAT_VERSION = 4  # of the states in checkpoints; increase it when newer code cannot resume older runs
-PREDICT = """predict = tb.load_predictor("this directory")
-print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
-EMBED = """predict = tb.load_predictor("this directory")
-vectors = predict.embed(["a text", "another text"])  # float32 [n, d]"""
-RANK = """predict = tb.load_predictor("this directory")
-print(predict([("a query", "a passage"), ("a query", "another passage")]))  # higher is more relevant"""
-LOAD = """config, params = tb.load_hf("this directory")"""
 
 
 def is_begun(out: Path | str) -> bool:
@@ -240,40 +232,25 @@ def write_model_card(
 
     It may be published: it has only the names of models and files. Their full paths are in `experiment.json`.
     """
-    config, head = inputs.config, HEADS[inputs.head]
+    config, use = inputs.config, use_of(inputs.head, inputs.passages is not None)
     title = f"{shown(experiment.model)} on {experiment.task}"
     rows = [f"| {name} | {value:.4f} | {_number(teacher_scores, name)} |" for name, value in scores.items()]
     if not scores:
         rows = [f"| {'its head is not trained yet' if inputs.dev else 'not trained on a task yet'} | - | - |"]
-    use = EMBED if head.gives_vectors else PREDICT if head.on_tasks and not head.per_token else LOAD
-    ranks, pipeline = inputs.passages is not None, head.pipeline
-    if ranks:
-        use, pipeline = RANK, "text-ranking"
     if experiment.distils:
         method = next(stage.objective.method for stage in experiment.stages if stage.objective.distils)
         named = ", ".join(shown(x) if isinstance(x, str) else str(x) for x in all_teachers(experiment.teacher))
         how = f"distilled from `{named}` by the method of {method}"
     else:
         how = "trained on masked words" if experiment.masks_tokens else "trained on labels"
-    if config.loads_in_transformers:
-        kind = f"AutoModel{head.architecture.removeprefix('Model')}"
-        loads = f'`transformers` loads it too: `{kind}.from_pretrained("this directory")`.'
-        if ranks:
-            loads = '`sentence-transformers` loads it too: `CrossEncoder("this directory")`.'
-        if head.gives_vectors:
-            loads = '`sentence-transformers` loads it too: `SentenceTransformer("this directory")`.'
-        if config.weight_bits is not None:
-            loads += " It computes in floats there; `tinybert export --to onnx-int8` keeps its int8 products."
-    else:
-        loads = "No class of `transformers` has its shape. `tinybert export` writes it for ONNX Runtime."
     metadata = front_matter(
         title,
         config,
         _made_from(experiment),
-        library="sentence-transformers" if (head.gives_vectors or ranks) and config.loads_in_transformers else None,
-        pipeline_tag=pipeline,
+        library=use.library(config),
+        pipeline_tag=use.pipeline,
         tags=["tinybert", "distillation"] if experiment.distils else [config.model_type],
-        results=_results(experiment, inputs, scores, pipeline),
+        results=_results(experiment, inputs, scores, use.pipeline),
     )
     text = f"""{metadata}# {title}
 {config.family.title} of {config.num_hidden_layers} layers, {config.hidden_size} wide,
@@ -285,9 +262,9 @@ def write_model_card(
 
 ```python
 import tinybert_jax as tb
-{use}
+{use.code}
 ```
-{loads}
+{use.loading(config)}
 
 {_chain(chain)}## Recipe
 ```json

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinybert_jax.errors import InputError, first_line, note
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.hub import CARD, hub_id, resolve
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.settings.sources import CorpusSource, DataSource
 from tinybert_jax.settings.tasks import Task
 
@@ -35,12 +36,53 @@ METRIC_IDS |= {"micro_f1": "f1", "macro_f1": "f1"}
 MODEL_FIELDS = ("model", "teacher", "members", "layer_teacher")
 FILE_FIELDS = ("data", "train", "dev", "test", "unlabelled", "files", "augmented", "texts")
 
+PREDICT = """predict = tb.load_predictor("this directory")
+print(predict(["a text", "another text"]))  # or pairs of texts, if the task has pairs"""
+EMBED = """predict = tb.load_predictor("this directory")
+vectors = predict.embed(["a text", "another text"])  # float32 [n, d]"""
+RANK = """predict = tb.load_predictor("this directory")
+print(predict([("a query", "a passage"), ("a query", "another passage")]))  # higher is more relevant"""
+LOAD = """config, params = tb.load_hf("this directory")"""
+
+
+class Use(NamedTuple):
+    """What a model card says about the use of a model."""
+
+    code: str  # in Python, after the import of this package
+    pipeline: str  # the hub's word for what it does
+    load: str  # code that loads it without this package
+    package: str = "transformers"  # which has `load`
+
+    def library(self, config: BertConfig) -> str:
+        """The hub's word for the package that loads a model of this config."""
+        return self.package if config.loads_in_transformers else "tinybert_jax"
+
+    def loading(self, config: BertConfig) -> str:
+        """A line about other packages that load it."""
+        if not config.loads_in_transformers:
+            return "No class of `transformers` has its shape. `tinybert export` writes it for ONNX Runtime."
+        line = f"`{self.package}` loads it too: `{self.load}`."
+        if config.weight_bits is not None:
+            line += " It computes in floats there; `tinybert export --to onnx-int8` keeps its int8 products."
+        return line
+
+
+def use_of(head: str, by_query: bool) -> Use:
+    """The use of a model with a head, a row of HEADS. `by_query`: its task compares the passages of a query."""
+    row = HEADS[head]
+    if by_query:
+        return Use(RANK, "text-ranking", 'CrossEncoder("this directory")', "sentence-transformers")
+    if row.gives_vectors:
+        return Use(EMBED, row.pipeline, 'SentenceTransformer("this directory")', "sentence-transformers")
+    load = f'AutoModel{row.architecture.removeprefix("Model")}.from_pretrained("this directory")'
+    return Use(PREDICT if row.on_tasks and not row.per_token else LOAD, row.pipeline, load)
+
 
 def front_matter(
     title: str,
     config: BertConfig,
     made_from: Sequence[str],
-    library: str | None = None,
+    library: str,
     in_int8: bool = False,
     results: Sequence[EvalResult] = (),
     datasets: Sequence[str] = (),
@@ -53,7 +95,7 @@ def front_matter(
         config: the model's config.
         made_from: directories and hub ids of the models that it learnt from or started from. Hub ids become its
             `base_model`; for a directory, the `base_model` in its card is taken. Paths are not written.
-        library: the library that loads it; default: `transformers` if it can, else this package.
+        library: the library that loads it.
         in_int8: whether its products are in 8 bits.
         results: its scores.
         datasets: dataset ids on the hub; default: those of the results.
@@ -74,7 +116,7 @@ def front_matter(
     named = dict.fromkeys(result.dataset_type for result in results if result.dataset_type != UNKNOWN)
     data = ModelCardData(
         **inherited,
-        library_name=library or ("transformers" if config.loads_in_transformers else "tinybert_jax"),
+        library_name=library,
         base_model=[*bases] if len(bases) > 1 else next(iter(bases), None),
         base_model_relation=("quantized" if quantized else "finetune") if bases else None,  # the hub's words
         datasets=[*(datasets or named)] or None,
