@@ -175,7 +175,9 @@ def test_hub_ids_are_bases_and_paths_are_not(directory: Path, tmp_path: Path, mo
     config, _ = tb.load_hf(directory)
 
     def bases(*models: object) -> Any:
-        (tmp_path / "README.md").write_text(front_matter("a", config, [str(model) for model in models], "transformers"))
+        (tmp_path / "README.md").write_text(
+            front_matter("a", config, [str(model) for model in models], "transformers")
+        )
         return read_metadata(str(tmp_path)).get("base_model")
 
     assert bases("owner/name@main") == "owner/name"

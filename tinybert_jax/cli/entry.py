@@ -28,7 +28,7 @@ from tinybert_jax.cli.compress import compress
 from tinybert_jax.cli.evaluate import evaluate
 from tinybert_jax.cli.execute import execute
 from tinybert_jax.cli.export import export
-from tinybert_jax.cli.names import check_arguments, expanded
+from tinybert_jax.cli.names import check_arguments, expanded, option_names
 from tinybert_jax.cli.options import DeviceOptions
 from tinybert_jax.cli.predict import predict
 from tinybert_jax.cli.process import prepare_process
@@ -135,8 +135,9 @@ def main() -> None:
         _end(2, line)
     except KeyboardInterrupt as interrupt:
         number = next(iter(interrupt.args), signal.SIGINT)  # Python's own has no number
-        trains = sys.argv[1:2] and sys.argv[1] in ("run", "finetune", "pretrain", "distill", "shrink")
-        advice = "; if its --out exists, the same command with --resume continues" if trains else ""
+        command = COMMANDS.get(sys.argv[1]) if sys.argv[1:] else None
+        resumes = command is not None and "--resume" in option_names(command)
+        advice = "; if its --out exists, the same command with --resume continues" if resumes else ""
         with contextlib.suppress(OSError):  # the terminal is gone
             print(f"\ntinybert: interrupted{advice}", file=sys.stderr)
         _end(128 + number, "interrupted", at_once=True)

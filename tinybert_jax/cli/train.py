@@ -33,7 +33,7 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.numbers import parse_number
 from tinybert_jax.settings.objectives import WORDS, EmbeddingLoss, LayerMap, MaskedLM, RankingLoss
 from tinybert_jax.settings.recipes import FINETUNING, choose_recipe
-from tinybert_jax.settings.sources import CorpusSource
+from tinybert_jax.settings.sources import CORPUS, CorpusSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.settings.teachers import Average
@@ -333,7 +333,7 @@ def pretrain(
     )
     text = CorpusSource(corpus, one_document_per_line, pairs, short_sequence_probability, processes)
     _train(
-        "corpus",
+        CORPUS,
         run,
         devices,
         source=text,
@@ -364,7 +364,7 @@ def _train(
     """Run the experiment that a command's options describe. `opening` is printed when everything is checked."""
     if run.population < 1:
         raise InputError(f"--population {run.population}: a population has at least 1 member")
-    default_length = 128 if task == "corpus" else get_task(task).max_length
+    default_length = 128 if task == CORPUS else get_task(task).max_length
     experiment = Experiment(
         task=task,
         max_length=default_length if run.max_length is None else run.max_length,

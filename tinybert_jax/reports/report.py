@@ -35,7 +35,6 @@ from tinybert_jax.reports.models import (
     weigh_alone,
 )
 from tinybert_jax.reports.runs import (
-    CORPUS,
     Named,
     Run,
     chain_of,
@@ -47,7 +46,7 @@ from tinybert_jax.reports.runs import (
 )
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
-from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.sources import CORPUS, DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.tasks.kinds import load_split

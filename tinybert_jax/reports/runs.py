@@ -17,7 +17,6 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.training.record import is_begun, member_dirs
 
 RECORD = "experiment.json"
-CORPUS = "corpus"  # the task of runs on raw text, whose models are not scored
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import FROM_LAYERS, MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.objectives import LayerMap
-from tinybert_jax.settings.sources import CorpusSource, DataSource
+from tinybert_jax.settings.sources import CORPUS, CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.teachers import AnyTeacher
 
@@ -20,7 +20,7 @@ from tinybert_jax.settings.teachers import AnyTeacher
 class Experiment:
     """Everything that determines a run's result, except the data itself and the number of devices."""
 
-    task: str  # a row of the task table; "corpus" for general distillation and masked-LM training
+    task: str  # a row of the task table; CORPUS for general distillation and masked-LM training
     source: DataSource | CorpusSource
     model: str  # what is trained: a Hugging Face directory, a hub id, or (with a teacher) a student preset or size
     stages: tuple[Stage, ...]
@@ -96,7 +96,7 @@ class Experiment:
             raise InputError("an experiment needs at least one stage")
         check_choice("start", self.start, Start)
         corpus = isinstance(self.source, CorpusSource)
-        if corpus != (self.task == "corpus"):
+        if corpus != (self.task == CORPUS):
             raise InputError(f"task {self.task!r} and a {type(self.source).__name__} do not go together")
         for stage in self.stages:
             if not (stage.objective.on_corpus if corpus else stage.objective.on_tasks):

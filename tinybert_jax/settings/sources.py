@@ -191,6 +191,9 @@ class DataSource:
         TextForm.of(self.text_columns, self.text_template, ())
 
 
+CORPUS = "corpus"  # `Experiment.task` of training on raw text, which is no task
+
+
 @dataclass(frozen=True)
 class CorpusSource:
     """Raw text for general distillation and masked-LM training, and how it is cut into sequences.
