@@ -16,7 +16,7 @@ import tinybert_jax as tb
 from tinybert_jax.data.augmentation import build
 from tinybert_jax.inference import evaluate
 from tinybert_jax.tasks import kinds
-from tinybert_jax.training import inputs as inputs_module
+from tinybert_jax.training import material
 from tinybert_jax.training.inputs import initial_params, load_inputs, load_population
 
 REFUSED = r"has 1 token type, but the rows are pairs of texts: take a model with two$"
@@ -118,7 +118,7 @@ def test_the_training_rows_are_read_again_only_for_a_model_with_another_order_of
         splits.append(split)
         return kinds.load_split(task, source, split, *args)
 
-    monkeypatch.setattr(inputs_module, "load_split", load_split)
+    monkeypatch.setattr(material, "load_split", load_split)
     source, stages = tb.DataSource(data=str(reviews)), (tb.Stage("supervised"),)
     inputs = load_inputs(tb.Experiment("classification", source, str(of_one_type), stages, max_length=16))
     assert splits.count("train") == readings

@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import numpy as np
 
 from tinybert_jax.batch import Examples, Params
-from tinybert_jax.data import tokens
-from tinybert_jax.data.augmentation import variants
-from tinybert_jax.data.batches import bucket_lengths, stage_steps, steps_per_epoch, train_batches
-from tinybert_jax.data.corpus import corpus
+from tinybert_jax.data.batches import steps_per_epoch, train_batches
 from tinybert_jax.data.corpus.corpus import Corpus
-from tinybert_jax.data.labels import named_by
 from tinybert_jax.data.queries import Passages
-from tinybert_jax.data.rows import Rows, names_from
 from tinybert_jax.devices import processes
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig, Compute
 from tinybert_jax.models.files.directory import load_hf
-from tinybert_jax.models.files.frame import frame_of
 from tinybert_jax.models.files.hub import fingerprint
-from tinybert_jax.models.files.tokenizer import load_tokenizer, prompt_of, put_prompt, tokenizer_fingerprint
-from tinybert_jax.models.fit import check_family, check_positions, check_token_types, fit_head
+from tinybert_jax.models.files.tokenizer import load_tokenizer, prompt_of, put_prompt
+from tinybert_jax.models.fit import check_positions
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import init_params, resize_vocabulary
-from tinybert_jax.objectives.objective import Context
 from tinybert_jax.objectives.projections import PROJECTIONS
-from tinybert_jax.objectives.table import build_objective
-from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import STUDENTS, NamedStart, student_shape
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.sources import CorpusSource
 from tinybert_jax.settings.stages import Stage
-from tinybert_jax.settings.tasks import Task, get_task
 from tinybert_jax.students import start
 from tinybert_jax.students.presets import student_config
-from tinybert_jax.tasks.kinds import load_split, second_task, set_name
 from tinybert_jax.tasks.split import Split
-from tinybert_jax.teachers.cache import with_known_targets
-from tinybert_jax.teachers.projected import with_projected_vectors
 from tinybert_jax.teachers.table import load_teacher
-from tinybert_jax.teachers.teacher import Teacher, TeacherModel, UnknownRow, with_pieces_of
+from tinybert_jax.teachers.teacher import Teacher, TeacherModel, with_pieces_of
+from tinybert_jax.training.material import Lesson, Student, buckets, of_corpus, of_task
 from tinybert_jax.training.population import check_members
 
 # The word table is padded to a multiple of this on every mesh, so that a checkpoint fits all meshes.
 VOCAB_MULTIPLE = 128
 SAMPLE_BATCHES, SAMPLE_BATCH_SIZE = 128, 32  # largest sample for the spectral start
 OF_MODEL = ("loaded", "keep_head", "fingerprints")  # fields of `Inputs` that depend on the model's parameters
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """One teacher with the rows for it: in its tokens, or, if it is not a model, with its outputs."""
-
-    teacher: Teacher
-    train: Examples
-    dev: dict[str, Split]
-    dev_outputs: dict[str, np.ndarray]  # by dev set; {} if the teacher is a model
-
-    @property
-    def name(self) -> str:
-        return self.teacher.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +92,51 @@ def load_inputs(experiment: Experiment) -> Inputs:
     Raises:
         InputError: something is missing, damaged, or does not fit the rest.
     """
-    source = experiment.source
+    student, teacher = _models(experiment)
+    check_positions(student.name, student.config, experiment.max_length)
+    if isinstance(experiment.source, CorpusSource):
+        material = of_corpus(experiment, experiment.source, student, teacher)
+    else:
+        material = of_task(experiment, experiment.source, student, teacher)
+    prints = {"train": material.train.fingerprint}
+    prints |= {name: split.tokens.fingerprint for name, split in material.dev.items()}
+    if material.teacher is not None:
+        prints["teacher"] = material.teacher.fingerprint
+    if student.loaded is not None:
+        prints["model"] = fingerprint(student.name)
+    compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
+    lessons = tuple(
+        dataclasses.replace(lesson, teacher=_padded(lesson.teacher, compute)) for lesson in material.lessons
+    )
+    teacher = material.teacher
+    if teacher is not None and not teacher.members:
+        teacher = lessons[0].teacher if lessons else _padded(teacher, compute)
+    return Inputs(
+        head=material.head,
+        config=material.config,
+        compute=compute,
+        loaded=student.loaded,
+        keep_head=material.keep_head,
+        tokenizer=student.tokenizer,
+        train=material.train,
+        dev=material.dev,
+        buckets=buckets(experiment, len(material.train)),
+        teacher=teacher,
+        lessons=lessons,
+        fingerprints=prints,
+        passages=material.passages,
+        known_dev_rows=material.known_dev_rows,
+    )
+
+
+def _models(experiment: Experiment) -> tuple[Student, Teacher | None]:
+    """Load the student, and the teacher if there is one, which gets the pieces of the student's vocabulary.
+
+    Raises:
+        InputError: one of them cannot be read, or a size has no teacher to take its vocabulary from.
+    """
     teacher = None if experiment.teacher is None else load_teacher(experiment)
     model = None if teacher is None else teacher.model
-    loaded: Params | None = None
     if student_shape(experiment.model) is not None:
         if model is None:
             raise InputError(
@@ -131,94 +144,28 @@ def load_inputs(experiment: Experiment) -> Inputs:
                 " directory as --student"
             )
         config = student_config(experiment.model, model.config, token_types=not experiment.drops_token_types)
-        tokenizer = model.tokenizer
         start.check_start(experiment.start, config, model.config)
-    else:
-        if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
-            raise InputError(
-                f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a size, as"
-                " 6x384, or a directory"
-            )
-        config, loaded = load_hf(experiment.model)
-        tokenizer = load_tokenizer(experiment.model, config)
-        if teacher is not None:
-            if config.embedding is None and model is not None:  # then texts get the teacher's prompt
-                put_prompt(tokenizer, prompt_of(model.tokenizer))
-            teacher = with_pieces_of(teacher, tokenizer)
-            model = teacher.model
-    check_positions(experiment.model, config, experiment.max_length)
-    facts = arithmetic(experiment.preset)
-
-    lessons: tuple[Lesson, ...] = ()
-    if isinstance(source, CorpusSource):
-        head = "masked_lm" if experiment.masks_tokens else "encoder"
-        config = dataclasses.replace(config, embedding=None)  # raw text trains no vectors
-        check_family(experiment.model, config, head)
-        has_types = source.pairs and frame_of(tokenizer).has_types
-        check_token_types(experiment.model, config, has_types)
-        if experiment.distils and model is not None:
-            check_token_types(str(experiment.teacher), model.config, has_types)
-        if not _same_tokenizer(tokenizer, model):
-            raise InputError(_different_vocabularies(experiment, str(experiment.teacher)))
-        for stage in experiment.stages:
-            teacher_config = None if model is None else model.config
-            build_objective(stage.objective, Context(config, teacher_config, head, experiment.layer_map, facts))
-        # last, because gigabytes of text take hours
-        train: Examples = corpus.prepare(source, tokenizer, experiment.max_length, experiment.order_seed)
-        dev: dict[str, Split] = {}
-        passages, known_dev_rows = None, 0
-        keep_head = loaded is not None and HEADS[head].is_in(loaded, config)
-    else:
-        task = get_task(experiment.task)
-        head = task.head
-        split, dev = _read_splits(experiment, task, source, tokenizer, config, teacher)
-        train, passages = split.tokens, split.passages
-        known_dev_rows = sum(part.rows_also_in(split) for part in dev.values())
-        check_token_types(experiment.model, config, any(part.tokens.has_pairs for part in (split, *dev.values())))
-        if experiment.augmented is not None:
-            train = _augmented(experiment, task, split, tokenizer)
-        from_labels = task.is_regression and task.kind.learns_labels and facts.regression_from_labels
-        knows = experiment.distils and teacher is not None and not teacher.runs_alone
-        if from_labels and (source.adding_option or knows):
-            raise InputError(
-                f"preset {experiment.preset!r} learns numbers from labels alone: leave out"
-                f" {source.adding_option or '--unlabelled'}, and take one model as --teacher, or another --preset"
-            )
-        if teacher is not None:
-            members = teacher.members or (teacher,)
-            lessons = tuple(_lesson(experiment, task, teacher, one, tokenizer, split, train, dev) for one in members)
-            if teacher.runs_alone:
-                train = lessons[0].train
-            if (width := experiment.vector_width) is not None and HEADS[head].gives_vectors:
-                teacher = with_projected_vectors(teacher, train, width, _buckets(experiment, len(train)))
-                model, lessons = teacher.model, (dataclasses.replace(lessons[0], teacher=teacher),)
-        teacher_config = None if model is None else model.config
-        config, keep_head = fit_head(experiment.model, config, loaded, task, split.label_names, teacher_config)
-    compute = Compute(experiment.compute_dtype, experiment.remat, VOCAB_MULTIPLE)
-    prints = {"train": train.fingerprint} | {name: split.tokens.fingerprint for name, split in dev.items()}
+        return Student(experiment.model, config, None, model.tokenizer), teacher
+    if experiment.model.startswith("tinybert-") and not Path(experiment.model).is_dir():
+        raise InputError(
+            f"unknown student preset {experiment.model!r}; known are {', '.join(STUDENTS)}; or give a size, as"
+            " 6x384, or a directory"
+        )
+    config, loaded = load_hf(experiment.model)
+    tokenizer = load_tokenizer(experiment.model, config)
     if teacher is not None:
-        prints["teacher"] = teacher.fingerprint
-    if loaded is not None:
-        prints["model"] = fingerprint(experiment.model)
-    lessons = tuple(dataclasses.replace(lesson, teacher=_padded(lesson.teacher, compute)) for lesson in lessons)
-    if teacher is not None and not teacher.members:
-        teacher = lessons[0].teacher if lessons else _padded(teacher, compute)
-    return Inputs(
-        head=head,
-        config=config,
-        compute=compute,
-        loaded=loaded,
-        keep_head=keep_head,
-        tokenizer=tokenizer,
-        train=train,
-        dev=dev,
-        buckets=_buckets(experiment, len(train)),
-        teacher=teacher,
-        lessons=lessons,
-        fingerprints=prints,
-        passages=passages,
-        known_dev_rows=known_dev_rows,
-    )
+        if config.embedding is None and model is not None:  # then texts get the teacher's prompt
+            put_prompt(tokenizer, prompt_of(model.tokenizer))
+        teacher = with_pieces_of(teacher, tokenizer)
+    return Student(experiment.model, config, loaded, tokenizer), teacher
+
+
+def _padded(teacher: Teacher, compute: Compute) -> Teacher:
+    """The teacher with its vocabulary padded like the student's."""
+    if (model := teacher.model) is None:
+        return teacher
+    params = resize_vocabulary(model.params, compute.vocab_rows(model.config))
+    return dataclasses.replace(teacher, model=model._replace(params=params))
 
 
 def load_population(experiments: Sequence[Experiment]) -> list[Inputs]:
@@ -293,106 +240,3 @@ def _from_teacher(name: NamedStart, experiment: Experiment, inputs: Inputs) -> P
     student, teacher = inputs.config, inputs.teacher_model.config
     params = resize_vocabulary(inputs.teacher_model.params, teacher.vocab_size)
     return start.from_teacher(name, student, teacher, params, experiment.layer_map, sample)
-
-
-def _read_splits(
-    experiment: Experiment, task: Task, source: Any, tokenizer: Any, config: BertConfig, teacher: Teacher | None
-) -> tuple[Split, dict[str, Split]]:
-    """The train split, and the dev sets by name. The order of the labels is the teacher's; without one, the model's if
-    it has the same labels."""
-
-    def load(task: Task, split: Literal["train", "dev"], labels: tuple[str, ...] | None) -> Split:
-        with named_by(names_from(task, source) if teacher is None else teacher.name, is_model=teacher is not None):
-            return load_split(task, source, split, tokenizer, experiment.max_length, labels)
-
-    train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
-    if teacher is None and config.id2label != train.label_names and set(config.id2label) == set(train.label_names):
-        train = load(task, "train", config.id2label)
-    dev = {"dev": load(task, "dev", train.label_names or None)}
-    for split, loaded, is_labelled in (("training", train, task.kind.learns_labels), ("dev", dev["dev"], True)):
-        if is_labelled and not loaded.labelled:
-            raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
-    if dev["dev"].is_constant:
-        raise InputError("every row of the dev set has the same label: give rows of others, or a greater --dev-share")
-    if (second := second_task(task, source)) is not None:
-        dev[set_name(task, second)] = load(second, "dev", train.label_names or None)
-    return train, dev
-
-
-def _lesson(
-    experiment: Experiment,
-    task: Task,
-    teacher: Teacher,
-    member: Teacher,
-    tokenizer: Any,
-    split: Split,
-    train: Examples,
-    dev: dict[str, Split],
-) -> Lesson:
-    """A teacher or ensemble member with the rows for it. For a single model, rows have its tokens and the student's.
-
-    Raises:
-        InputError: it has outputs for the training rows only, and rows are missing or are augmented; or its tokens are
-            not the student's, and layers or tokens are compared.
-    """
-    model = member.model
-    if member.outputs_of is not None:
-        if not experiment.distils:  # no stage needs its outputs
-            return Lesson(member, train, dev, {})
-        if split.rows is None or experiment.augmented is not None:
-            raise InputError(f"{member.name}: its outputs are for the rows alone: leave out --augmented")
-        outputs = {}
-        for name, part in dev.items():
-            with contextlib.suppress(UnknownRow):  # a file need not have the dev rows
-                outputs[name] = member.outputs_of(_rows(part))
-        return Lesson(member, with_known_targets(train, member.outputs_of(split.rows)), dev, outputs)
-    assert model is not None, "a teacher is a model, or knows outputs"
-    splits = [split, *dev.values()]
-    if not _same_tokenizer(tokenizer, model):
-        layers_teach = experiment.matches_tokens and model is teacher.model
-        if layers_teach or HEADS[task.head].per_token or experiment.augmented is not None:
-            raise InputError(_different_vocabularies(experiment, member.name))
-        other, dev = _read_splits(experiment, task, experiment.source, model.tokenizer, model.config, teacher)
-        splits = [other, *dev.values()]
-        train = tokens.TwoVocabularies(split.tokens, other.tokens) if teacher.runs_alone else other.tokens
-    if experiment.distils:
-        check_token_types(member.name, model.config, any(part.tokens.has_pairs for part in splits))
-    return Lesson(member, train, dev, {})
-
-
-def _padded(teacher: Teacher, compute: Compute) -> Teacher:
-    """The teacher with its vocabulary padded like the student's."""
-    if (model := teacher.model) is None:
-        return teacher
-    params = resize_vocabulary(model.params, compute.vocab_rows(model.config))
-    return dataclasses.replace(teacher, model=model._replace(params=params))
-
-
-def _rows(split: Split) -> Rows:
-    assert split.rows is not None, "a split of texts has rows"
-    return split.rows
-
-
-def _augmented(experiment: Experiment, task: Task, split: Split, tokenizer: Any) -> Examples:
-    if split.rows is None:
-        raise InputError(f"task {task.name!r} is trained on its own rows; leave out --augmented")
-    return variants.load_augmented(
-        str(experiment.augmented), split.rows, tokenizer, experiment.max_length, experiment.order_seed
-    )
-
-
-def _buckets(experiment: Experiment, rows: int) -> tuple[int, ...]:
-    if arithmetic(experiment.preset).padding != "exclude":  # if means include padding, all rows need one length
-        return (experiment.max_length,)
-    return bucket_lengths(experiment.max_length, sum(stage_steps(stage, rows) for stage in experiment.stages))
-
-
-def _different_vocabularies(experiment: Experiment, teacher: str) -> str:
-    return (
-        f"{experiment.model} and {teacher} have different vocabularies, or default prompts, so their tokens do not"
-        " correspond: only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
-    )
-
-
-def _same_tokenizer(tokenizer: Any, teacher: TeacherModel | None) -> bool:
-    return teacher is None or tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(teacher.tokenizer)

@@ -27,7 +27,8 @@ from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import ExamplesWithTargets, OverLimit, TeacherCache
 from tinybert_jax.teachers.ensemble import AveragedTargets, class_mask
 from tinybert_jax.teachers.teacher import Teacher
-from tinybert_jax.training.inputs import Inputs, Lesson
+from tinybert_jax.training.inputs import Inputs
+from tinybert_jax.training.material import Lesson
 
 FEW_ROWS = 100  # with fewer dev rows, a weak teacher looks like guessing (WNLI's dev set has 71)
 
