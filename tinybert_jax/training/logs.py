@@ -114,6 +114,7 @@ class StageLog:
         self._speed = SpeedLog(out, name, done) if processes.is_primary() else None
         self._bar = progress(name, done, total)
         self._first = done + 1
+        self._waiting: tuple[int, int, float, dict[str, jax.Array]] | None = None  # the last step
         if done < total:
             self._bar.set_postfix_str("compiling")
 
@@ -122,13 +123,27 @@ class StageLog:
         self._bar.unpause()
 
     def step(self, step: int, positions: int, flops: float, numbers: dict[str, jax.Array]) -> None:
-        """Fetch, show and log the numbers of a step, whose batch has `positions` positions and costs `flops`.
+        """Log a step, whose batch has `positions` positions and costs `flops`, in the next call or in `flush`.
+
+        The numbers are fetched after the next step is dispatched, so the device never waits.
+
+        Raises:
+            Diverged: as `flush`.
+        """
+        self.flush()
+        self._waiting = step, positions, flops, numbers
+
+    def flush(self) -> None:
+        """Fetch, show and log the numbers of the last step, unless it is done already.
 
         A member diverges if its loss, gradient or updated parameters are not finite.
 
         Raises:
             Diverged: no member is left.
         """
+        if self._waiting is None:
+            return
+        (step, positions, flops, numbers), self._waiting = self._waiting, None
         fetched = {name: np.atleast_1d(value).tolist() for name, value in jax.device_get(numbers).items()}
         members = [dict(zip(fetched, values, strict=True)) for values in zip(*fetched.values(), strict=True)]
         lost = {}

@@ -160,17 +160,9 @@ def _train(
 ) -> TrainState:
     """Train from a state to the stage's last step. On raw text, print the expected cost first if `announce`."""
     experiment, inputs, mesh = run.experiments[0], run.inputs, run.mesh
-    stage = experiment.stages[index]
-    rows, teacher_params = inputs.examples(stage), run.teacher_params
-    if run.taught is not None and stage.objective.reads_outputs:
-        rows, teacher_params = run.taught, {}
-    as_batched = _batching(inputs, stage)
-    examples = as_batched(rows)
-    done, total = int(np.max(state.step)), stage_steps(stage, len(examples))
-    reads_rows_again = total > steps_per_epoch(len(examples), stage.batch_size)
-    if done < total and objective.reads_teacher and reads_rows_again:
-        rows, teacher_params = _with_cached_targets(run, stage, objective, rows)
-        examples = as_batched(rows)
+    stage, done = experiment.stages[index], int(np.max(state.step))
+    examples, teacher_params = _examples(run, stage, objective, done)
+    total = stage_steps(stage, len(examples))
 
     def hyper_of(step: int) -> Any:
         """The arguments of a step, counted from 1, for all members."""
@@ -190,12 +182,22 @@ def _train(
             f"{name}: {_cost(run, stage, objective, train_step, state, examples, teacher_params, hyper_of(1))}",
             flush=True,
         )
+
+    def scored_state(state: TrainState, step: int, log: StageLog) -> TrainState:
+        """The state after the members are scored on the dev set: the best parameters so far are kept."""
+        scores = {}
+        for i in run.diverged.living:
+            with run.diverged.ended_by(i, name, step):
+                model = objective.export(member_params(state.trainable, i), initial[i])
+                scores[i] = run.score(model, inputs.dev["dev"])
+        reached = log.scores(step, scores, inputs.dev["dev"].selection)
+        return keep_best(state, np.asarray(reached, np.float32))
+
     part = local_rows(mesh, stage.batch_size)
     batches = train_batches(examples, stage.batch_size, inputs.buckets, experiment.order_seed, done, total, part)
     stage_log = StageLog(run.out, run.diverged, name, done, total)
     with contextlib.closing(stage_log) as log, processes.stop_requests(mesh) as stop:
         flops: dict[tuple[int, ...], float] = {}  # of a step, by its batch's shape; it is compiled once for each
-        running = None  # a step's numbers are fetched after the next step is dispatched, so the device never waits
         for step, local in enumerate(batches, done + 1):
             batch = global_batch(mesh, local, stage.batch_size)
             state, numbers = train_step(state, teacher_params, batch, hyper_of(step))
@@ -203,23 +205,14 @@ def _train(
             if shape not in flops:
                 flops[shape] = _flops(run, objective, batch)
                 log.compiled()
-            if running is not None:
-                log.step(*running)
-            running = step, batch.input_ids.size, flops[shape], numbers
+            log.step(step, batch.input_ids.size, flops[shape], numbers)
             checkpoints.check()
             stopping = stop.agreed(last=step == total)
             score_now = scored and (step % evaluate_every == 0 or step == total)
             if score_now or stopping or step % experiment.checkpoint_every == 0 or step == total:
-                log.step(*running)  # raises before a state that is not finite is saved
-                running = None
+                log.flush()  # raises before a state that is not finite is saved
                 if score_now:
-                    scores = {}
-                    for i in run.diverged.living:
-                        with run.diverged.ended_by(i, name, step):
-                            model = objective.export(member_params(state.trainable, i), initial[i])
-                            scores[i] = run.score(model, inputs.dev["dev"])
-                    reached = log.scores(step, scores, inputs.dev["dev"].selection)
-                    state = keep_best(state, np.asarray(reached, np.float32))
+                    state = scored_state(state, step, log)
                 if any(run.diverged.flags):
                     state = end_members(state, np.asarray(run.diverged.flags))
                 checkpoints.save(step, state)
@@ -235,6 +228,23 @@ def _train(
             message = f"stopped in stage {name} after step {step} of {total}; everything is saved in {run.out}"
             raise Stopped(message, stopping)
     return state
+
+
+def _examples(run: Run, stage: Stage, objective: Objective, done: int) -> tuple[Examples, Params]:
+    """The examples of a stage's batches, and the teacher's parameters: {} if the examples have its outputs.
+
+    Outputs are cached if a model teaches, and the stage is to read its rows again.
+    """
+    as_batched = _batching(run.inputs, stage)
+    if run.taught is not None and stage.objective.reads_outputs:
+        return as_batched(run.taught), {}
+    rows, teacher_params = run.inputs.examples(stage), run.teacher_params
+    examples = as_batched(rows)
+    total = stage_steps(stage, len(examples))
+    if done < total and objective.reads_teacher and total > steps_per_epoch(len(examples), stage.batch_size):
+        rows, teacher_params = _with_cached_targets(run, stage, objective, rows)
+        examples = as_batched(rows)
+    return examples, teacher_params
 
 
 def _batching(inputs: Inputs, stage: Stage) -> Callable[[Examples], Examples]:
