@@ -260,13 +260,16 @@ def test_the_candidates_are_parts_of_the_teacher() -> None:
 
 
 def test_a_budget_becomes_steps() -> None:
-    candidates = [
-        Candidate(name, name, 1.0, 1.0, seconds) for name, seconds in (("a", 0.5), ("b", 1.5), ("teacher", 0.0))
-    ]
-    # 3 rungs, of 1.5 stages each, and 2 s for a step of both
-    assert steps_within(3600.0, candidates) == (400, 800, 1600)
-    with pytest.raises(tb.InputError, match="--budget is 2 minutes, and 2 candidates need about 3: give more time"):
-        steps_within(120.0, candidates)
+    sizes = (("2x16", 0.5), ("2x8", 1.5), ("pruned-0.5", 2.0), ("teacher", 0.0))
+    candidates = tuple(Candidate(name, name, 1.0, 1.0, seconds) for name, seconds in sizes)
+    plan = dataclasses.replace(asked_for(Aim(keep=0.9), tb.DataSource(train="t", dev="d")), candidates=candidates)
+    # with 100 steps of layers and 50 of outputs, three candidates take 75 + 225 + 100 s: what is pruned learns outputs
+    # alone. Then one of them is left, with twice and four times the steps
+    usual = 400 * (1 + 2 / 3 + 4 / 3)
+    assert dataclasses.replace(plan, steps=(100, 200, 400)).seconds == pytest.approx(usual)
+    assert steps_within(plan, 3 * usual + 1) == (300, 600, 1200)
+    with pytest.raises(tb.InputError, match="--budget is 2 minutes, and the candidates need about 4: give more time"):
+        steps_within(plan, 120.0)
 
 
 @pytest.mark.parametrize("text", ["2", "h", "-1h", "two hours", "infh"])

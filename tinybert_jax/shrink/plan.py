@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +81,13 @@ class Plan:
     @property
     def seconds(self) -> float:
         """The estimated time of all training, in seconds."""
-        trained = [c.step_seconds for c in self.candidates if c.is_trained and self.aim.allows(c)]
-        counts = [max(1, len(trained) >> rung) for rung in range(len(self.steps))]
-        mean = sum(trained) / counts[0]
-        return sum(1.5 * steps * count * mean for steps, count in zip(self.steps, counts, strict=True))
+        trained = [c for c in self.candidates if c.is_trained and self.aim.allows(c)]
+        total = 0.0
+        for rung in range(len(self.steps)) if trained else ():
+            stages = [(c, stage) for c in trained for stage in self.experiment(c, rung).stages]
+            mean = sum(c.step_seconds * (stage.max_steps or 0) for c, stage in stages) / len(trained)
+            total += mean * max(1, len(trained) >> rung)  # a half is left after each rung
+        return total
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -147,19 +149,18 @@ def methods(most: float) -> dict[str, tuple[CompressionSettings, ...]]:
     return {f"pruned-{share:g}": (Prune(share),) for share in PRUNED if share <= most}
 
 
-def steps_within(seconds: float, candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """The steps of the rungs with which all training takes about `seconds`.
+def steps_within(plan: Plan, budget: float) -> tuple[int, ...]:
+    """The steps of the rungs with which all training of a plan's candidates takes about `budget` seconds.
 
     Raises:
         InputError: the time is too short for FEWEST steps in the first rung.
     """
-    trained = [candidate.step_seconds for candidate in candidates if candidate.is_trained]
-    rounds = len(STEPS) * 1.5 * sum(trained)  # each rung trains half of the candidates for twice the steps
-    first = int(seconds / rounds) // 10 * 10 if rounds else STEPS[0]
+    step = dataclasses.replace(plan, steps=STEPS).seconds / STEPS[0]  # seconds for each step of the first rung
+    first = int(budget / step) // 10 * 10 if step else STEPS[0]
     if first < FEWEST:
         raise InputError(
-            f"--budget is {seconds / 60:.0f} minutes, and {len(trained)} candidates need about"
-            f" {FEWEST * rounds / 60:.0f}: give more time"
+            f"--budget is {budget / 60:.0f} minutes, and the candidates need about {FEWEST * step / 60:.0f}: give more"
+            " time"
         )
     return tuple(first << rung for rung in range(len(STEPS)))
 

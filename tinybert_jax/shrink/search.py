@@ -176,11 +176,12 @@ def _planned(described: Plan, out: Path, say: Callable[[str], None]) -> Plan:
         seconds = 0.0 if name == TEACHER else BACKWARD * described.batch_size * forward_flops(configs[name], tokens)
         candidates.append(Candidate(name, starts[name], ms, mb, seconds / rate / 1000))
     candidates.sort(key=lambda candidate: candidate.milliseconds)
-    allowed = [candidate for candidate in candidates if described.aim.allows(candidate)]
-    if not allowed:
+    if not any(map(described.aim.allows, candidates)):
         raise InputError(_out_of_reach(described.aim, candidates))
-    steps = plans.STEPS if described.budget is None else plans.steps_within(described.budget, allowed)
-    return dataclasses.replace(described, candidates=tuple(candidates), steps=steps)
+    plan = dataclasses.replace(described, candidates=tuple(candidates), steps=plans.STEPS)
+    if plan.budget is None:
+        return plan
+    return dataclasses.replace(plan, steps=plans.steps_within(plan, plan.budget))
 
 
 def _largest_share(plan: Plan, teacher_params: Params, teacher_ms: Callable[[], float]) -> float:
