@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,23 @@ def test_a_file_of_logits_gives_the_student_that_its_model_gives(
     from_file = tb.run(dataclasses.replace(experiment, teacher=str(tmp_path / "logits.jsonl")), tmp_path / "file")
     weights = [(result.directory / "model.safetensors").read_bytes() for result in (from_model, from_file)]
     assert weights[0] == weights[1]
+
+
+def test_a_run_resumes_where_members_have_moved_but_not_changed(
+    teacher: Path, blank_student: Path, reviews: Path, tmp_path: Path
+) -> None:
+    places = [shutil.copytree(teacher, tmp_path / name) for name in ("a", "b")]
+    stages = (tb.Stage("prediction", max_steps=1),)
+
+    def run(resume: bool = False) -> tb.Result:
+        members = tuple(map(str, places))
+        ensemble = tb.Ensemble(members, (1.0, 2.0), layer_teacher=members[1])
+        return tb.run(distillation(ensemble, blank_student, reviews, stages=stages), tmp_path / "run", resume)
+
+    before = run()
+    places = [shutil.move(place, f"{place}-moved") for place in places]
+    assert run(resume=True).scores == before.scores
+    config, params = tb.load_hf(places[1])
+    tb.save_hf(places[1], config, jax.tree.map(lambda x: x + 1e-3, params))
+    with pytest.raises(tb.InputError, match=r"cannot resume: the teacher .*a-moved, .*b-moved changed since the run"):
+        run(resume=True)

@@ -46,14 +46,15 @@ def load_ensemble(experiment: Experiment, load: Callable[[Experiment], Teacher])
     if settings.layer_teacher is not None and not with_layers:
         raise InputError(f"{settings.layer_teacher}: has no layers that could teach: name a model")
 
-    described = json.dumps([settings.described(), [member.fingerprint for member in loaded]])
+    layer_member = with_layers[0] if with_layers else None  # by its number, because a member may be moved
+    described = json.dumps([settings.shares, settings.average, layer_member, [each.fingerprint for each in loaded]])
     return Teacher(
         str(settings),
         hashlib.sha256(described.encode()).hexdigest(),
         names,
-        members[with_layers[0]].model if with_layers else None,
+        None if layer_member is None else members[layer_member].model,
         members=tuple(members),
-        layer_member=with_layers[0] if with_layers else None,
+        layer_member=layer_member,
         average=functools.partial(average, shares=settings.shares, of=settings.average),
     )
 

@@ -150,7 +150,11 @@ def _is_place(field: str, started: dict[str, Any]) -> bool:
     if field.endswith(".model"):  # a student preset or size has no fingerprint
         return field.replace("experiment.", "fingerprints.", 1) in started
     return bool(
-        re.search(r"\.(source\.(data|train|dev|test|tfds|unlabelled\.\d+|files\.\d+)|augmented|teacher)$", field)
+        re.search(
+            r"\.(source\.(data|train|dev|test|tfds|unlabelled\.\d+|files\.\d+)|augmented"
+            r"|teacher(\.members\.\d+|\.layer_teacher)?)$",
+            field,
+        )
     )
 
 
