@@ -213,7 +213,7 @@ def test_importance_is_that_of_the_labelled_rows_however_few_they_are() -> None:
     lengths = both.lengths[[50, 200]]
     offsets = np.append(0, np.cumsum(lengths))
     alone = Tokens(both.input_ids[np.concatenate(chosen)], offsets, lengths.astype(np.int32), labels[[50, 200]], "two")
-    gradients = [calibration_batches(labelled_rows(each, CLASSES.labelled), 16) for each in (both, alone)]
+    gradients = [calibration_batches(labelled_rows(each, CLASSES.labelled, 16), 16) for each in (both, alone)]
     jax.tree.map(np.testing.assert_array_equal, *gradients)
     pruned = prune.prune(tb.Prune(rows=16), config, params, both)
     assert encoder_macs(*pruned, 8.0) < 0.6 * encoder_macs(config, params, 8.0)

@@ -125,6 +125,9 @@ def test_only_a_search_is_continued_and_with_the_budget_that_it_began_with(
     plans.save(plan, tmp_path / "plan.json")
     with pytest.raises(tb.InputError, match=r"was begun with budget None, and now it is 60\.0: give the same command"):
         searches.prepare(dataclasses.replace(plan, budget=60.0), tmp_path, resume=True)
+    (tmp_path / "plan.json").write_text(json.dumps({"teacher_width": 32, **plan.as_dict()}))
+    with pytest.raises(tb.InputError, match=r"plan\.json: was begun by another version of tinybert_jax"):
+        searches.prepare(plan, tmp_path, resume=True)
 
 
 @pytest.mark.long

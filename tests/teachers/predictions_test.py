@@ -149,7 +149,9 @@ def test_what_a_file_cannot_teach_is_refused(blank_student: Path, reviews: Path,
     with pytest.raises(tb.InputError, match="teaches texts and pairs of texts, not task 'ner'"):
         load_inputs(dataclasses.replace(usual, task="ner"))
     corpus = {"task": "corpus", "source": tb.CorpusSource((str(tmp_path / "text.txt"),))}
-    with pytest.raises(tb.InputError, match=r"soft.jsonl: the teacher of raw text is one model: give its directory"):
+    with pytest.raises(
+        tb.InputError, match=r"soft.jsonl: raw text is learnt from layers: give the directory of one model"
+    ):
         load_inputs(dataclasses.replace(usual, stages=(tb.Stage("transformer"),), **corpus))
     with pytest.raises(tb.InputError, match="stage 'transformer' compares layers, and the teacher has none"):
         tb.run(dataclasses.replace(usual, stages=(tb.Stage(tb.Transformer()),)), tmp_path / "run")

@@ -151,7 +151,7 @@ def test_a_step_can_be_damaged_twice(tmp_path: Path) -> None:
     [
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"),
         OSError(errno.EMFILE, "Too many open files"),
-        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
     ],
 )
 def test_an_error_of_the_machine_is_not_taken_for_damage(

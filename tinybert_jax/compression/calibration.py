@@ -85,12 +85,22 @@ class Chosen:
         return self.examples.batch(np.where(rows < 0, rows, self.numbers[rows]), length, epoch)
 
 
-def labelled_rows(examples: Examples, labelled: Callable[[Batch], Any]) -> Examples:
-    """The rows with a label. `labelled` says for each row of a batch whether it has one."""
-    rows, length = np.arange(len(examples)), int(examples.lengths.max())
-    parts = [rows[first : first + ROWS_AT_ONCE] for first in range(0, len(rows), ROWS_AT_ONCE)]
-    numbers = [part[np.asarray(labelled(examples.batch(part, length, 0)))] for part in parts]
-    return Chosen(examples, np.concatenate(numbers))
+def labelled_rows(examples: Examples, labelled: Callable[[Batch], Any], least: int) -> Examples:
+    """At least `least` random rows with a label, or all if there are fewer. If every row that was looked at has one,
+    they are all rows.
+
+    Args:
+        examples: rows, some without a label.
+        labelled: says for each row of a batch whether it has a label.
+        least: number of rows.
+    """
+    order, length = np.random.default_rng(0).permutation(len(examples)), int(examples.lengths.max())
+    numbers, seen = np.zeros(0, int), 0
+    while seen < len(order) and len(numbers) < least:
+        part = order[seen : seen + ROWS_AT_ONCE]
+        seen += len(part)
+        numbers = np.append(numbers, part[np.asarray(labelled(examples.batch(part, length, 0)))])
+    return examples if len(numbers) == seen else Chosen(examples, numbers)
 
 
 def calibration_batches(examples: Examples, rows: int) -> list[Batch]:

@@ -77,11 +77,11 @@ def prune(settings: Prune, config: BertConfig, params: Params, examples: Example
     config, params = unshared(config, params)
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
     loss_of = head_losses(head, config)
-    labelled = labelled_rows(examples, loss_of.labelled)
+    labelled = labelled_rows(examples, loss_of.labelled, settings.rows)
     if not len(labelled):
         raise InputError("pruning measures importance by the labels, and no row has one: give labelled rows")
     batches = calibration_batches(labelled, settings.rows)
-    sample = Sample.take(batches)
+    sample = Sample.take(calibration_batches(examples, settings.rows))  # the fit needs no labels
     targets = walk(config, model, sample, lambda site: site.dense)[1]
     tokens = float(np.mean(examples.lengths))
     kept, cost = Kept(*heads_and_units_read(config, model)), costs(config, tokens)

@@ -201,11 +201,11 @@ def _recombined(rows: Rows, least: int) -> Rows:
 
 
 class Recombining(NamedTuple):
-    """A source whose `recombine_to` is set, the most pairs that this makes, and whether it is because rows are few."""
+    """A source, and what its `recombine_to` does."""
 
     source: DataSource
-    made: int
-    is_few: bool
+    made: int  # the most new pairs
+    is_few: bool  # whether pairs are made, and there are fewer than FEW_PAIRS rows without them
 
 
 def recombines(task: Task, source: DataSource) -> Recombining:

@@ -162,7 +162,7 @@ def _card(model: str, config: BertConfig, head: str, formats: Sequence[str], res
         in_int8=all(in_int8),
         results=[] if any(in_int8) else read_results(of_model),
         datasets=of_model.get("datasets", ()),
-        pipeline_tag=HEADS[head].pipeline,
+        pipeline_tag=of_model.get("pipeline_tag", HEADS[head].pipeline),
         tags=[*dict.fromkeys(name.partition("-")[0] for name in formats), config.model_type],
     )
     text = f"""{metadata}# {title}

@@ -189,12 +189,14 @@ def load(path: Path, described: Plan) -> Plan:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as a plan ({error})") from None
     now = plan.as_dict()
-    if fields.get("fingerprints") != now["fingerprints"]:
+    if fields.keys() != now.keys():
+        raise InputError(f"{path}: was begun by another version of tinybert_jax: take another --out")
+    if fields["fingerprints"] != now["fingerprints"]:
         raise InputError(f"{path}: the teacher or the rows changed since: give those it began with, or another --out")
-    for name in sorted(fields.keys() | now.keys()):
-        if fields.get(name) != now.get(name):
+    for name in sorted(now):
+        if fields[name] != now[name]:
             raise InputError(
-                f"{path}: was begun with {name} {fields.get(name)!r}, and now it is {now.get(name)!r}: give the same"
+                f"{path}: was begun with {name} {fields[name]!r}, and now it is {now[name]!r}: give the same"
                 " command, or another --out"
             )
     return plan

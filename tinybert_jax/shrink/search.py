@@ -86,7 +86,8 @@ def prepare(described: Plan, out: Path, resume: bool = False, say: Callable[[str
         try:
             plan = _planned(plan, out, say)
         except InputError:  # the next command may have another aim
-            shutil.rmtree(out / "starts", ignore_errors=True)
+            for folder in (out / "starts", *out.glob(".*")):
+                shutil.rmtree(folder, ignore_errors=True)
             path.unlink()
             raise
         plans.save(plan, path)

@@ -94,15 +94,12 @@ def start_params(random_params: Params, from_teacher: Params) -> Params:
 
 
 def copies(start: Start, student: str, teacher: BertConfig | None) -> bool:
-    """Whether a student starts as layers of its teacher, as far as its size says: by "copy", or by "auto".
+    """Whether a student starts as layers of its teacher: by "copy", or by "auto" if it has the teacher's sizes.
 
     Args:
         start: the start in the settings.
         student: a preset or size, or a directory, which starts from its own parameters.
         teacher: the config of the teacher whose layers teach; None if there is none.
-
-    Raises:
-        InputError: as `student_config`.
     """
     if start != "auto" or teacher is None or student_shape(student) is None:
         return start == "copy"

@@ -47,7 +47,7 @@ def load_teacher(experiment: Experiment) -> Teacher:
     if isinstance(experiment.source, CorpusSource):
         if not row.on_corpus:
             raise InputError(
-                f"{experiment.teacher}: the teacher of raw text is one model: give its directory or hub id"
+                f"{experiment.teacher}: raw text is learnt from layers: give the directory of one model, not exported"
             )
     elif HEADS[get_task(experiment.task).head].gives_vectors and not row.gives_vectors:
         raise InputError(

@@ -139,14 +139,13 @@ class Watch:
         tokens = float(np.mean(inputs.train.lengths))
         for number in self._diverged.living:
             chain, model, scores = self.chains[number], models[number], {}
-            with self._diverged.ended_by(number, name):
-                if self.has_head:
-                    outputs = outputs or make_outputs(inputs, self._mesh, model)
-                    params = without_projections(model)
-                    dev = inputs.dev["dev"]
-                    scores = dev.score(outputs(place(params, tree_shardings(self._mesh, params)), dev))
-                bare = resize_vocabulary(without_projections(model), inputs.config.vocab_size)
-                chain.append(link(name, inputs.config, bare, tokens, scores))
+            if self.has_head:
+                outputs = outputs or make_outputs(inputs, self._mesh, model)
+                params = without_projections(model)
+                dev = inputs.dev["dev"]
+                scores = dev.score(outputs(place(params, tree_shardings(self._mesh, params)), dev))
+            bare = resize_vocabulary(without_projections(model), inputs.config.vocab_size)
+            chain.append(link(name, inputs.config, bare, tokens, scores))
         if processes.is_primary():
             for number in self._diverged.living:
                 member = f"member{number}: " if len(self.chains) > 1 else ""

@@ -19,7 +19,7 @@ from tinybert_jax.errors import InputError
 
 T = TypeVar("T")
 # errors of the system that say nothing about the content of a file
-NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpoints:
@@ -67,6 +67,9 @@ class Checkpoints:
         """The newest sound state, with the shapes and shardings of `like`; None if there is none.
 
         A checkpoint that cannot be read or has wrong checksums is reported in a warning and renamed to N.damaged.
+
+        Raises:
+            OSError: the system does not open files now, or not to this user; nothing is known about the checkpoint.
         """
         abstract = jax.tree.map(_abstract, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
