@@ -41,10 +41,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python experiments/quickstart.py $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 -m "not long and not slow and not faults" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long and not slow and not faults" $(ARGS)
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-newest:
 	@$(MAKE) test-all VENV=.venv-newest LOCK=requirements-newest.lock OLDEST=3.12
@@ -53,7 +53,7 @@ test-lowest:
 	@$(MAKE) test-all VENV=.venv-lowest LOCK=requirements-lowest.lock
 
 slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow $(ARGS)
 
 faults: $(VENV)/.installed
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q -m "faults or not faults" $(ARGS) \

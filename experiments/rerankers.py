@@ -26,7 +26,7 @@ import tinybert_jax as tb
 from tinybert_jax.inference.evaluate import evaluate
 
 TASK = "ranking"
-LEAST_SENTENCES = 3  # of a paragraph
+LEAST_SENTENCES, LEAST_WORDS = 3, 5  # of a paragraph, and of each of its sentences
 QUERY_WORDS, PASSAGE_WORDS = 20, 40  # the most
 
 
@@ -38,15 +38,16 @@ def paragraphs(text: str) -> dict[str, list[list[str]]]:
         if heading := re.fullmatch("= ([^=]+) =", line):
             title = heading[1]
         elif title and line and not line.startswith("="):
-            sentences = [sentence.strip() for sentence in line.split(" . ")]
+            plain = line.replace('"', " ").replace("<unk>", " ")  # WikiText's sign for rare words
+            sentences = [part.strip() for part in plain.split(" . ") if len(part.split()) >= LEAST_WORDS]
             if len(sentences) >= LEAST_SENTENCES:
                 articles.setdefault(title, []).append(sentences)
     return articles
 
 
 def cut(text: str, words: int) -> str:
-    """The first words of a text, without WikiText's sign for rare words."""
-    return " ".join(text.replace('"', " ").replace("<unk>", " ").split()[:words])
+    """The first words of a text."""
+    return " ".join(text.split()[:words])
 
 
 def queries(text: str, passages: int, most: int, seed: int = 0) -> list[tuple[str, str, int]]:

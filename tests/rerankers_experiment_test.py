@@ -21,7 +21,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TEXT = "\n".join(
     f" = {title} = \n\n = = Kinds = = \n"
     + "\n".join(
-        f" We bought {title} {i} . It was <unk> great {title} {i} . A bag of {title} was {i} stale . "
+        f" We bought the {title} {i} . It was <unk> great {title} {i} . Yes . A bag of {title} was {i} stale . "
         for i in range(4)
     )
     for title in ("Chips", "Bags", "Fruit")

@@ -192,9 +192,7 @@ def _lesson(
         if not experiment.distils:  # no stage needs its outputs
             return Lesson(member, train, dev, {})
         if split.rows is None or experiment.augmented is not None:
-            raise InputError(
-                f"{member.name}: its outputs are for rows, not for augmented ones: leave out --augmented"
-            )
+            raise InputError(f"{member.name}: its outputs are for rows, not for augmented ones: leave out --augmented")
         outputs = {}
         for name, part in dev.items():
             with contextlib.suppress(UnknownRow):  # a file need not have the dev rows
