@@ -22,7 +22,7 @@ DEMO_FLAGS := $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(RESUM
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    fine-tune a real BERT on real reviews, distil it, compare: minutes (QUICK=1 is the short one)"
+	@echo "make demo    fine-tune a real BERT on real reviews, distil it, compare: half an hour (QUICK=1 is the short one)"
 	@echo "             SEED=N  another seed     OUT=DIR  where the run goes (default: under runs/)"
 	@echo "             RESUME=1  continue a run that was stopped"
 	@echo "make test    the tests but for the long ones, as continuous integration; ARGS='-k losses' goes to pytest"
