@@ -33,6 +33,8 @@ def test_evaluate_prints_scores_and_writes_json_and_predictions(
     predicted = [line.split("\t")[1] for line in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]]
     gold = [line.split("\t")[1] for line in (reviews / "dev.tsv").read_text().splitlines()[1:]]
     assert sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) == accuracy
+    code = tinybert(monkeypatch, *arguments, "--predictions", reviews / "dev.tsv")
+    assert_refused(capsys, code, "dev.tsv: exists already; name another file for the predictions")
 
 
 def test_a_model_whose_classes_are_swapped_is_told_so(

@@ -364,6 +364,9 @@ def test_an_interrupted_prediction_leaves_a_part_and_does_not_speak_of_resuming(
     assert codes == [130]
     assert capsys.readouterr().err == "\ntinybert: interrupted\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tsv.part", "rows.txt"]
+    tinybert(monkeypatch, "predict", *arguments)
+    assert codes == [130, 2]
+    assert "out.tsv.part: another run writes it, or was killed: remove it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from tinybert_jax.data.corpus.text import units
+from tinybert_jax.data.reader import read_checked
 from tinybert_jax.data.rows import Rows, read_rows
 from tinybert_jax.data.suspects import ONE_LABEL, has_csv_quotes, no_column, several_labels
 from tinybert_jax.errors import InputError
-from tinybert_jax.settings.sources import DataSource
+from tinybert_jax.settings.sources import DataSource, TextForm
 from tinybert_jax.settings.tasks import get_task
 
 ROWS = [('he said "great" film', "pos"), ("bad movie", "neg"), ('"so, so"', "neg")]
@@ -206,6 +208,41 @@ def test_labels_that_were_not_parted_are_told_with_the_option_that_parts_them(tm
 def test_an_odd_class_is_noted(labels: list[str], note: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert len(read(tmp_path, "text\tlabel\n" + "".join(f"a\t{label}\n" for label in labels)).label_names) == 3
     assert capsys.readouterr().err == f"note: {tmp_path}/train.tsv: {note}\n"
+
+
+def test_an_open_quotation_mark_needs_no_memory_for_what_follows_it() -> None:
+    text = 'text\tlabel\n"an open mark\tx\n' + "a line of a file\ty\n" * 50_000
+    tracemalloc.start()
+    assert not has_csv_quotes(text)
+    assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("label", ['""', "[]", '[""]'])
+def test_an_empty_label_in_json_is_no_class(label: str, tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a", "labels": ["x", "y"]}',
+        '{"text": "b", "labels": "x"}',
+        f'{{"text": "c", "labels": {label}}}',
+    ]
+    rows = read(tmp_path, "\n".join(lines), "train.jsonl", "multi_label")
+    assert rows.label_names == ("x", "y")
+    assert rows.labels_or_zeros.tolist() == [[1, 1], [1, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("second", "labels"), [('{"text": "b", "label": null}', ["x", ""]), ('{"text": "b", "label": "y"}', ["x", "y"])]
+)
+def test_a_label_of_a_test_row_may_be_null(second: str, labels: list[str], tmp_path: Path) -> None:
+    content = '{"text": "a", "label": "x"}\n' + second
+    raw = read_checked(Path("test.jsonl"), content.encode(), TextForm(("text",)), "label", needs_label=False)
+    assert raw.labels == labels
+
+
+def test_labels_of_some_rows_of_a_test_file_are_refused() -> None:
+    for content in ('{"text": "a"}\n{"text": "b", "label": "x"}', '{"text": "b", "label": "x"}\n{"text": "a"}'):
+        with pytest.raises(InputError, match=r"test\.jsonl:2: only some rows have the label 'label': give it to all"):
+            read_checked(Path("test.jsonl"), content.encode(), TextForm(("text",)), "label", needs_label=False)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,15 @@ def unlabelled(tmp_path: Path) -> tuple[str, ...]:
     return tuple(str(tmp_path / f"u.{suffix}") for suffix in ("txt", "tsv", "csv", "jsonl"))
 
 
+def test_columns_without_a_name_are_not_read(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, header, start in (("one.csv", ",text", "{},"), ("two.csv", ",,text", "{},{},")):
+        rows = [start.format(number, number) + text for number, text in enumerate(TEXTS)]
+        (tmp_path / name).write_text("\n".join([header, *rows]) + "\n")
+        source = tb.DataSource(data=str(reviews), unlabelled=(str(tmp_path / name),))
+        assert [text for (text,) in read_rows(CLASSES, source, "train").texts[-3:]] == TEXTS
+    assert capsys.readouterr().err == ""
+
+
 def test_rows_without_labels_follow_the_labelled_ones(reviews: Path, unlabelled: tuple[str, ...]) -> None:
     """A label in a file of theirs is not read."""
     labelled = read_rows(CLASSES, tb.DataSource(data=str(reviews)), "train")

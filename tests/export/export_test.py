@@ -190,6 +190,32 @@ def test_an_exported_model_teaches(exported: Path, blank_student: Path, reviews:
         assert result.teacher_scores["accuracy"] > 0.9
 
 
+def test_a_program_for_other_shapes_is_refused_in_a_line(exported: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    other = Path(shutil.copytree(exported, tmp_path / "other"))
+    model = onnx.load(other / "onnx/model.onnx")
+    for put in model.graph.input:
+        put.type.tensor_type.shape.dim[0].dim_value = 7
+    onnx.save(model, other / "onnx/model.onnx")
+    (other / "onnx/model_quantized.onnx").unlink(missing_ok=True)
+    with pytest.raises(tb.InputError, match=r"cannot run it on 32 rows of 16 tokens .* with dynamic axes"):
+        tb.load_predictor(other / "onnx/model.onnx")(["a bag"])
+
+
+def test_an_export_may_go_to_the_directory_where_one_is(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    assert tb.export_model(str(teacher), Path("."), ("stablehlo",))[0].file == Path("stablehlo/model.bin")
+    assert (tmp_path / "here/config.json").is_file()
+    shutil.rmtree(tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    tb.export_model(str(teacher), tmp_path / "link", ("stablehlo",))
+    assert (tmp_path / "link/config.json").is_file()
+
+
 @pytest.mark.parametrize("stage", ["transformer", "patient"])
 def test_an_exported_model_teaches_no_layers(
     exported: Path, blank_student: Path, reviews: Path, stage: str, tmp_path: Path

@@ -34,6 +34,10 @@ def test_an_explicit_head_dim_survives_and_lifts_the_divisibility_rule() -> None
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"id2label": {"0": "a", "2": "b"}}, "count from 0 without a gap"),
         ({"id2label": {"0": "a", "00": "b"}}, "count from 0 without a gap"),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "a"}},
+            "id2label has the name 'a' more than once; give each class its",
+        ),
         ({"id2label": ["a", "b"]}, "id2label is .*; it must be an object of ids and names"),
         ({"id2label": {"0": "\ud800"}}, "id2label.* it must be a string without NUL and without half a surrogate"),
         ({"num_labels": 10**9}, r"num_labels is 1000000000; it must be in \[1, 1048576\]"),

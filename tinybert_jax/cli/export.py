@@ -38,7 +38,7 @@ def export(
 
         content = read_text(texts)
         refuse_json(texts, content, "a text a line")
-        lines = [line for line in content.splitlines() if line.strip()]
+        lines = [line for line in content.split("\n") if line.strip()]
         if not lines:
             raise InputError(f"{texts}: holds no text: give a file with a text a line")
     from tinybert_jax.export.export import export_model, table

@@ -149,7 +149,13 @@ def _writing(out: Path | None) -> Iterator[BinaryIO]:
     """A stream to `out`, which appears when all is written; or standard output, which a reader may close early."""
     if out is not None:
         part = out.with_name(out.name + ".part")
-        with part.open("wb") as stream:
+        try:
+            stream = part.open("xb")
+        except FileExistsError:
+            raise InputError(
+                f"{part}: another run writes it, or was killed: remove it, or name another --out"
+            ) from None
+        with stream:
             yield stream
         part.rename(out)
         return

@@ -31,7 +31,7 @@ def _cells(whole: Link, link: Link, names: Sequence[str]) -> list[str]:
     scores = [f"{link.scores[name]:.4f}" if link.scores else "-" for name in names]
     if names:
         first = names[0]
-        known = whole.scores and link.scores and whole.scores[first]
+        known = whole.scores and link.scores and whole.scores[first] > 0
         scores.append(f"{link.scores[first] / whole.scores[first]:.1%}" if known else "-")
     return [link.name, *scores, f"{link.parameters / 1e6:.1f} M", f"{link.macs / whole.macs:.1%}"]
 

@@ -55,7 +55,7 @@ def ids_of_files(paths: Sequence[str], tokenizer: Any) -> set[int]:
     for path in paths:
         text = read_text(Path(path))
         refuse_json(Path(path), text, "a text a line")
-        lines = text.splitlines()
+        lines = text.split("\n")
         for first in range(0, len(lines), LINES_AT_ONCE):
             for encoding in backend.encode_batch(lines[first : first + LINES_AT_ONCE]):
                 used |= set(encoding.ids)

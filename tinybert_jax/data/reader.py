@@ -54,7 +54,7 @@ def read_checked(
     path: Path,
     data: bytes,
     form: TextForm,
-    label_column: str,
+    label_column: str | None,
     needs_label: bool,
     headerless: tuple[str, ...] = (),
     has_damaged_rows: bool = False,
@@ -71,7 +71,7 @@ def read_checked(
         path: its suffix gives the format, and errors name it.
         data: the content.
         form: the columns, or JSON keys, and how texts are made from them.
-        label_column: the column, or JSON key, of the label.
+        label_column: the column, or JSON key, of the label; None: no label is read.
         needs_label: every row must have a label. Otherwise the label column may be absent or its cells empty.
         headerless: the columns of a file without a header.
         has_damaged_rows: leave out table rows that are cut short, with a note, if rows need a label; and accept pairs
@@ -131,13 +131,13 @@ def read_checked(
     return RawRows(texts, labels or None, lines, list(ids) or None)
 
 
-def _label_set(path: Path, line: int, column: str, label: Any, form: LabelSets) -> tuple[str, ...]:
+def _label_set(path: Path, line: int, column: str | None, label: Any, form: LabelSets) -> tuple[str, ...]:
     if isinstance(label, tuple):
-        return label
+        return tuple(filter(None, label))
     if form.delimiter is not None:
         return tuple(filter(None, (part.strip() for part in label.split(form.delimiter))))
     if path.suffix.lower() in JSON_SUFFIXES:
-        return (label,)
+        return (label,) if label else ()
     raise InputError(
         f"{path}:{line}: {column!r} is {label[:40]!r}, and a row may have several labels: name what stands between"
         " them, for example --label-delimiter ';'"
@@ -191,7 +191,7 @@ def _table_records(
     path: Path,
     text: str,
     form: TextForm,
-    label_column: str,
+    label_column: str | None,
     needs_label: bool,
     headerless: tuple[str, ...],
     short_lines: list[int] | None,
@@ -204,7 +204,7 @@ def _table_records(
     columns = (*form.columns, *([] if id_column is None else [id_column]))
     lines = table_lines(path, text)
     header = list(headerless) or next(lines)[1]
-    for column in (*columns, label_column):
+    for column in (*columns, *([] if label_column is None else [label_column])):
         if header.count(column) > 1:
             raise InputError(f"{path}:1: the column {column!r} occurs {header.count(column)} times: rename one")
         if column not in header and (column != label_column or needs_label):
@@ -219,7 +219,7 @@ def _table_records(
                 )
             raise InputError(f"{path}:1: {no_column(column, header)}: {form.advice}")
     text_indices = [header.index(column) for column in columns]
-    label_index = header.index(label_column) if label_column in header else None
+    label_index = None if label_column not in header else header.index(label_column)
     for line, values in lines:
         if short_lines is not None and len(values) < len(header):
             short_lines.append(line)
@@ -296,7 +296,7 @@ def _json_records(
     path: Path,
     text: str,
     form: TextForm,
-    label_column: str,
+    label_column: str | None,
     needs_label: bool,
     id_column: str | None,
     lists: bool,
@@ -308,18 +308,22 @@ def _json_records(
         if line == 1:
             labelled = needs_label or label_column in value
         identity = [] if id_column is None else [id_column]
-        for column in (*form.columns, *identity, *([label_column] if labelled else [])):
+        if not needs_label and (label_column in value) != labelled:
+            raise InputError(f"{path}:{line}: only some rows have the label {label_column!r}: give it to all or none")
+        for column in (*form.columns, *identity, *([label_column] if needs_label else [])):
             if column not in value:
                 keys = ", ".join(map(repr, value)) or "none"
                 raise InputError(f"{path}:{line}: no key {column!r}; the keys are {keys}: {form.advice}")
         parts = json_parts(f"{path}:{line}", value, form)
         texts = (json_text(path, line, column, part) for column, part in parts.items())
         row = (*texts, *(_json_label(path, line, column, value[column]) for column in identity))
-        label = value[label_column] if labelled else None
-        if lists and isinstance(label, list):
+        label = None if label_column is None else value.get(label_column)
+        if label_column is None or (label is None and not needs_label):
+            yield line, row, "" if labelled else None
+        elif lists and isinstance(label, list):
             yield line, row, tuple(_json_label(path, line, label_column, each) for each in label)
         else:
-            yield line, row, _json_label(path, line, label_column, label) if labelled else None
+            yield line, row, _json_label(path, line, label_column, label)
 
 
 def json_parts(where: str, value: Mapping[str, Any], form: TextForm) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def _read_unlabelled(task: Task, source: DataSource, path: Path) -> tuple[RawRow
             raise InputError(f"{path}:1: each line begins with its number, as an index: remove the numbers")
         raw = RawRows([(line,) for _, line in rows], None, [number for number, _ in rows])
     else:
-        raw = read_checked(path, data, texts, "", False, id_column=source.id_column)
+        raw = read_checked(path, data, texts, None, False, id_column=source.id_column)
     return raw, fingerprint.hexdigest()
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tinybert_jax.errors import InputError, nearest
 
-QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?$)')
+# with possessive quantifiers: an open quotation mark would take a hundred bytes for every character after it
+QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"[^"]*+(?:""[^"]*+)*+"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 SAVE_WITH = "a .tsv has tabs, and a .csv commas: save it again, as pandas does by to_csv(FILE, index=False)"
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # a list as Python, JSON or numpy writes it

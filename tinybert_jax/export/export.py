@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,9 +108,10 @@ def export_model(
     length = min(trained_length(tokenizer, config), LONGEST)
     compared = (texts or _random_texts(tokenizer))[:MOST_ROWS]
     rows = encode([(text,) for text in compared], tokenizer, length)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(os.path.realpath(out))  # `.` and a link cannot be replaced
+    place.parent.mkdir(parents=True, exist_ok=True)
     # renamed at the end, so a failure leaves nothing behind
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as folder:
         written = Path(folder) / "export"
         save_description(written, config, params, tokenizer)
         results = []
@@ -117,7 +120,8 @@ def export_model(
             file = written / row.path
             file.parent.mkdir(exist_ok=True)
             row.write(config, params, weight_bits, file)
-            result = _compare(file, config, params, rows, length)
+            with _on_the_cpu():
+                result = _compare(file, config, params, rows, length)
             if not result.error <= row.largest_error:
                 raise InputError(
                     f"{model}: as {name}, its outputs are {result.error:.2g} standard deviations off, and at most"
@@ -126,10 +130,20 @@ def export_model(
             results.append(result._replace(file=out / row.path))
         relative = [result._replace(file=result.file.relative_to(out)) for result in results]
         (written / CARD).write_text(_card(model, config, head_of(params, config), formats, relative), "utf-8")
-        if out.exists():
-            out.rmdir()
-        written.rename(out)
+        if place.exists():
+            place.rmdir()
+        written.rename(place)
     return results
+
+
+def _on_the_cpu() -> contextlib.AbstractContextManager[Any]:
+    """A context in which JAX computes on the CPU, if JAX_PLATFORMS allows it. Other devices round products more than
+    the comparison allows.
+    """
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def table(results: Sequence[Exported]) -> tuple[list[str], list[list[str]]]:

@@ -61,11 +61,15 @@ def evaluate(
         raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")
     if is_directory and split != "test":
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
+    if predictions is not None and predictions.is_file():
+        raise InputError(f"{predictions}: exists already; name another file for the predictions")
     predictor = load_predictor(model, max_length, batch_size, row.head, int8, truncate_dim)
     scores: dict[str, float] = {}
     for part, loaded, logits in outputs_on(predictor, row, source, split, needs_scores):
         if predictions is not None and (is_directory or part is row):
             path = predictions / part.submission if is_directory else predictions
+            if path.exists():
+                raise InputError(f"{path}: exists already; name another file for the predictions")
             path.write_text(loaded.predictions(logits), "utf-8")
             print(f"predictions written to {path}")
         if loaded.labelled:

@@ -85,14 +85,22 @@ def _onnx_step(file: Path) -> ProgramStep:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
         raise InputError(f"{file}: ONNX Runtime cannot load it ({first_line(error)}): export it again") from None
-    input_names = [put.name for put in session.get_inputs()]
-    if unknown := set(input_names) - {"input_ids", "attention_mask", "token_type_ids"}:
+    types = {put.name: np.int32 if put.type == "tensor(int32)" else np.int64 for put in session.get_inputs()}
+    if unknown := set(types) - {"input_ids", "attention_mask", "token_type_ids"}:
         raise InputError(f"{file}: asks for the inputs {', '.join(sorted(unknown))}, which no BERT has")
     named = [put.name for put in session.get_outputs()]
 
     def step(params: Params, batch: Batch) -> np.ndarray:
-        feed = {name: np.asarray(getattr(batch, name), np.int64) for name in input_names}
-        outputs = dict(zip(named, session.run(named, feed), strict=True))
+        feed = {name: np.asarray(getattr(batch, name), dtype) for name, dtype in types.items()}
+        try:
+            results = session.run(named, feed)
+        except Exception as error:
+            rows, tokens = batch.input_ids.shape
+            raise InputError(
+                f"{file}: ONNX Runtime cannot run it on {rows} rows of {tokens} tokens ({first_line(error)}): export"
+                " it for any number of both, with dynamic axes"
+            ) from None
+        outputs = dict(zip(named, results, strict=True))
         if "start_logits" in outputs:
             return np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1)
         return outputs[next((name for name in ("logits", VECTORS) if name in outputs), named[0])]

@@ -378,4 +378,8 @@ def _hf_labels(id2label: Any) -> tuple[str, ...]:
         if not isinstance(label, str | int | float) or re.search("[\0\ud800-\udfff]", str(label)):
             named = f"id2label[{i!r}] is {reprlib.repr(label)}"
             raise InputError(f"{named}; it must be a string without NUL and without half a surrogate pair")
-    return tuple(str(labels[i]) for i in ids)
+    names = [str(labels[i]) for i in ids]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"id2label has the name {reprlib.repr(twice)} more than once; give each class its own")
+    return tuple(names)

@@ -24,7 +24,10 @@ def _one(scores: dict[str, float], teacher: dict[str, float] | None) -> Table:
         return ["dev set", "model"], table
     for row in table:
         score = teacher.get(row[0])  # a file of predictions may not have all dev sets
-        row += ["-" if score is None else f"{score:.4f}", f"{scores[row[0]] / score:.1%}" if score else "-"]
+        row += [
+            "-" if score is None else f"{score:.4f}",
+            f"{scores[row[0]] / score:.1%}" if score and score > 0 else "-",
+        ]
     return ["dev set", "model", "teacher", "share"], table
 
 

@@ -84,7 +84,7 @@ def test_probability_0_masks_nothing(made, tokenizer):
     assert not (batch.input_ids == tokenizer.mask_token_id).any()
     assert (batch.labels == -1).all()
     ids = np.arange(20)
-    masked, labels = mask_tokens(ids, np.ones(20, bool), 4, 0.0, np.random.default_rng(0))
+    masked, labels = mask_tokens(ids, np.ones(20, bool), ids, 4, 0.0, np.random.default_rng(0))
     assert masked.tolist() == ids.tolist()
     assert (labels == -1).all()
 
@@ -94,7 +94,7 @@ def test_masking_has_the_rates_of_bert():
     ordinary = np.arange(vocabulary) >= special
     random = np.random.default_rng(0)
     ids = random.integers(0, vocabulary, n)
-    masked, labels = mask_tokens(ids, ordinary, 4, 0.15, random)
+    masked, labels = mask_tokens(ids, ordinary, np.flatnonzero(ordinary), 4, 0.15, random)
     chosen = labels >= 0
     assert (labels[chosen] == ids[chosen]).all()
     assert (masked[~chosen] == ids[~chosen]).all()

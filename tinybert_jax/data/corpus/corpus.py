@@ -49,6 +49,11 @@ class Corpus:
         """Which ids do not belong to special tokens, bool [v]."""
         return ~np.isin(np.arange(self.recipe["vocab_size"]), self.recipe["special_ids"])
 
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """The ids that do not belong to special tokens, int [v - s]."""
+        return np.flatnonzero(self.ordinary)
+
     def batch(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
         """The batch of the given rows.
 
@@ -74,7 +79,9 @@ class Corpus:
             if self.masking_probability > 0:
                 random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, row])))
                 mask_id, probability = self.recipe["mask_token_id"], self.masking_probability
-                ids, labels[i, : len(ids)] = mask_tokens(ids, self.ordinary, mask_id, probability, random)
+                ids, labels[i, : len(ids)] = mask_tokens(
+                    ids, self.ordinary, self.ordinary_ids, mask_id, probability, random
+                )
             input_ids[i, : len(ids)] = ids
             attention_mask[i, : len(ids)] = 1
             token_type_ids[i, pair_start : len(ids)] = 1
@@ -82,7 +89,12 @@ class Corpus:
 
 
 def mask_tokens(
-    ids: np.ndarray, ordinary: np.ndarray, mask_token_id: int, probability: float, random: np.random.Generator
+    ids: np.ndarray,
+    ordinary: np.ndarray,
+    ordinary_ids: np.ndarray,
+    mask_token_id: int,
+    probability: float,
+    random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT's masking (Devlin et al., arXiv 1810.04805, section 3.1), drawn independently for each token.
 
@@ -92,6 +104,7 @@ def mask_tokens(
     Args:
         ids: int [q].
         ordinary: bool [v], which ids of a vocabulary of v do not belong to special tokens.
+        ordinary_ids: the ids that `ordinary` marks.
         mask_token_id: the id of [MASK].
         probability: the chance that an ordinary token is chosen.
         random: the number of draws depends only on q and v.
@@ -101,7 +114,7 @@ def mask_tokens(
     """
     draw, kind = random.random((2, len(ids)))
     chosen = ordinary[ids] & (draw < probability)
-    random_ids = np.flatnonzero(ordinary)[random.integers(ordinary.sum(), size=len(ids))]
+    random_ids = ordinary_ids[random.integers(len(ordinary_ids), size=len(ids))]
     masked = np.where(kind < 0.8, mask_token_id, np.where(kind < 0.9, random_ids, ids))
     return np.where(chosen, masked, ids).astype(np.int32), np.where(chosen, ids, -1).astype(np.int32)
 
