@@ -48,7 +48,9 @@ configs = st.fixed_dictionaries(
         "hidden_act": st.sampled_from(ACTIVATIONS),
         "classifier_dropout": st.none() | portions,
         "layer_norm_eps": st.floats(1e-12, 1e-3),
-        "id2label": st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1).map(tuple),
+        "id2label": st.lists(
+            st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1, unique=True
+        ).map(tuple),
         "problem_type": st.none() | st.just("regression"),
     }
 )

@@ -100,7 +100,7 @@ def labelled_rows(examples: Examples, labelled: Callable[[Batch], Any], least: i
         part = order[seen : seen + ROWS_AT_ONCE]
         seen += len(part)
         numbers = np.append(numbers, part[np.asarray(labelled(examples.batch(part, length, 0)))])
-    return examples if len(numbers) == seen else Chosen(examples, numbers)
+    return examples if len(numbers) == seen else Chosen(examples, np.sort(numbers))
 
 
 def calibration_batches(examples: Examples, rows: int) -> list[Batch]:
