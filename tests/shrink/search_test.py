@@ -131,6 +131,29 @@ def test_only_a_search_is_continued_and_with_the_budget_that_it_began_with(
 
 
 @pytest.mark.long
+def test_a_cut_teacher_is_not_cut_again_after_a_stop(
+    teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stopped("stopped", 15)
+
+    lines: list[str] = []
+    plan = asked(teacher, reviews, max_mb=100.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(searches, "_write", stop)  # when the first candidate is timed: nothing is cut yet
+        with pytest.raises(Stopped):
+            searches.prepare(plan, tmp_path / "out", say=lines.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(searches, "load_hf", lambda path: stop() if "starts" in str(path) else tb.load_hf(path))
+        with pytest.raises(Stopped):
+            searches.prepare(plan, tmp_path / "out", resume=True, say=lines.append)
+    assert lines == ["pruned-0.5: cutting the teacher"]
+    resumed = searches.prepare(plan, tmp_path / "out", resume=True, say=lines.append)
+    assert {candidate.name for candidate in resumed.candidates} == {"2x32", "pruned-0.5", "teacher"}
+    assert lines[:1] == [line for line in lines if "cutting" in line]
+
+
+@pytest.mark.long
 def test_an_aim_that_nothing_reaches_says_how_near(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -22,6 +22,7 @@ from tinybert_jax.inference.benchmark import benchmark
 from tinybert_jax.inference.evaluate import evaluate
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_hf, save_description
+from tinybert_jax.models.files.hub import CARD
 from tinybert_jax.models.files.tokenizer import load_tokenizer
 from tinybert_jax.models.fit import fit_head
 from tinybert_jax.models.heads import HEADS
@@ -163,10 +164,11 @@ def _planned(described: Plan, out: Path, say: Callable[[str], None]) -> Plan:
 
         most = _largest_share(described, teacher_params, lambda: timed([TEACHER])[TEACHER][0])
         for name, methods in plans.methods(most).items():
-            say(f"{name}: cutting the teacher")
             start = out / "starts" / name
-            shutil.rmtree(start, ignore_errors=True)
-            compress(described.teacher, described.task, described.source, methods, start, described.max_length)
+            if not (start / CARD).is_file():  # the last file that is written
+                say(f"{name}: cutting the teacher")
+                shutil.rmtree(start, ignore_errors=True)
+                compress(described.teacher, described.task, described.source, methods, start, described.max_length)
             starts[name] = str(start)
             configs[name], params = load_hf(start)
             _write(folder / name, configs[name], params, tokenizer)
