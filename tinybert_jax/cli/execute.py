@@ -14,7 +14,7 @@ from tinybert_jax.cli.options import Devices, parse_mesh
 from tinybert_jax.errors import InputError, note
 from tinybert_jax.reports.tables import print_table, scores_table
 from tinybert_jax.settings.experiment import Experiment
-from tinybert_jax.settings.sources import CORPUS
+from tinybert_jax.settings.sources import CorpusSource
 
 if TYPE_CHECKING:
     from tinybert_jax.training.loop import Stopped
@@ -61,7 +61,7 @@ def execute(
         print_table(*scores_table(results))
     else:
         experiment = experiments[0]
-        print(experiment.stages[-1].objective.next_step if experiment.task == CORPUS else NO_HEAD)
+        print(experiment.stages[-1].objective.next_step if isinstance(experiment.source, CorpusSource) else NO_HEAD)
     for result in results:
         print(result.diverged or f"written to {result.directory}")
     if with_page:

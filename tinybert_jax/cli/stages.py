@@ -47,11 +47,11 @@ def with_recombined(task: Task, source: DataSource, preset: Preset, teachers: Se
     from tinybert_jax.teachers.table import labels_any_text
 
     if source.recombine_to is None and not PRESETS[preset].start_from_teacher:
-        return Recombining(source, 0, is_few=False)
+        return Recombining(source)
     if unable := [teacher for teacher in teachers if not labels_any_text(teacher)]:
         if source.recombine_to:
             raise InputError(f"{unable[0]}: has no predictions for texts that --recombine-to would make: leave it out")
-        return Recombining(source, 0, is_few=False)
+        return Recombining(source)
     return recombines(task, source)
 
 

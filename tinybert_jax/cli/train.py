@@ -68,7 +68,7 @@ def finetune(
         evaluate_every: steps between evaluations on the dev rows. The best checkpoint is kept. Default: one epoch, or
             a twentieth of all steps if that is more.
     """
-    part = Part(FINETUNING, True, epochs, max_steps, learning_rate)
+    part = Part(FINETUNING, has_stage=True, epochs=epochs, steps=max_steps, learning_rate=learning_rate)
     stage = part.stage(WORDS[get_task(task).kind.supervised_by](), evaluate_every=evaluate_every, **run.stage)
     _train(
         task,

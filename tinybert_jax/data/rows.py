@@ -204,8 +204,8 @@ class Recombining(NamedTuple):
     """A source, and what its `recombine_to` does."""
 
     source: DataSource
-    made: int  # the most new pairs
-    is_few: bool  # whether pairs are made, and there are fewer than FEW_PAIRS rows without them
+    made: int = 0  # the most new pairs
+    is_few: bool = False  # whether pairs are made, and there are fewer than FEW_PAIRS rows without them
 
 
 def recombines(task: Task, source: DataSource) -> Recombining:
@@ -216,7 +216,7 @@ def recombines(task: Task, source: DataSource) -> Recombining:
     """
     form = source.text_form(task.text_columns, source.label_column or task.label_column)
     if len(form.names) != 2 or not task.kind.has_variants or source.id_column is not None or source.recombine_to == 0:
-        return Recombining(source, 0, is_few=False)  # before any file is read
+        return Recombining(source)  # before any file is read
     count = len(_read(task, source, "train")[0].texts) if source.has_labelled else 0
     count += sum(len(_read_unlabelled(task, source, Path(file))[0].texts) for file in source.unlabelled)
     if source.recombine_to is None and count < FEW_PAIRS:

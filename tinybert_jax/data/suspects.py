@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinybert_jax.errors import InputError, nearest
 
-# with possessive quantifiers: an open quotation mark would take a hundred bytes for every character after it
+# with possessive quantifiers: an open quotation mark would take memory for every character after it
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"[^"]*+(?:""[^"]*+)*+"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 SAVE_WITH = "a .tsv has tabs, and a .csv commas: save it again, as pandas does by to_csv(FILE, index=False)"

@@ -61,15 +61,14 @@ def evaluate(
         raise InputError(f"{predictions}: a directory; task {task!r} has no file of its own: name one")
     if is_directory and split != "test":
         raise InputError(f"{predictions}: a directory takes the test split's file: add --split test, or name a file")
-    if predictions is not None and predictions.is_file():
-        raise InputError(f"{predictions}: exists already; name another file for the predictions")
+    if predictions is not None and not is_directory:
+        _check_new(predictions)
     predictor = load_predictor(model, max_length, batch_size, row.head, int8, truncate_dim)
     scores: dict[str, float] = {}
     for part, loaded, logits in outputs_on(predictor, row, source, split, needs_scores):
         if predictions is not None and (is_directory or part is row):
             path = predictions / part.submission if is_directory else predictions
-            if path.exists():
-                raise InputError(f"{path}: exists already; name another file for the predictions")
+            _check_new(path)
             path.write_text(loaded.predictions(logits), "utf-8")
             print(f"predictions written to {path}")
         if loaded.labelled:
@@ -82,6 +81,12 @@ def evaluate(
                 if doubt:
                     print(f"warning: {doubt}", file=sys.stderr)
     return scores
+
+
+def _check_new(path: Path) -> None:
+    """Refuse a file for predictions that exists."""
+    if path.exists():
+        raise InputError(f"{path}: exists already; name another file for the predictions")
 
 
 def outputs_on(

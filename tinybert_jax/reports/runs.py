@@ -41,8 +41,8 @@ class Run:
     def on_labels_alone(self) -> bool:
         """Whether no stage learnt from a teacher."""
         names = [stage["objective"]["name"] for stage in self.settings["stages"]]
-        known = [WORDS[name] for name in names if name in WORDS]
-        return len(known) == len(names) > 0 and all(kind.on_tasks and not kind.distils for kind in known)
+        kinds = [WORDS.get(name) for name in names]
+        return bool(kinds) and all(kind is not None and kind.on_tasks and not kind.distils for kind in kinds)
 
 
 @dataclasses.dataclass(frozen=True)

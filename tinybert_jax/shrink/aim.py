@@ -18,6 +18,7 @@ class Candidate(NamedTuple):
     milliseconds: float  # for one text
     megabytes: float
     step_seconds: float  # of a training step, estimated; 0: it is not trained
+    is_copy: bool = False  # whether its training starts from a copy of the teacher's layers
 
     @property
     def is_trained(self) -> bool:

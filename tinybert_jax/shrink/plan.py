@@ -23,7 +23,6 @@ from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.tasks import SplitName, get_task
 from tinybert_jax.shrink.aim import Aim, Candidate
-from tinybert_jax.students.start import copies
 from tinybert_jax.tasks.kinds import load_split, with_template_of
 
 TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in int8
@@ -52,8 +51,7 @@ class Plan:
     def experiment(self, candidate: Candidate, rung: int) -> Experiment:
         """The training of a candidate in a rung, from its start. `tinybert distill` can repeat it."""
         task = get_task(self.task)
-        is_copy = copies("auto", candidate.model, load_config(resolve(self.teacher)))
-        recipe = choose_recipe("default", candidate.model, task, is_copy)
+        recipe = choose_recipe("default", candidate.model, task, candidate.is_copy)
         layers = Stage(
             Transformer(),
             max_steps=self.steps[rung],

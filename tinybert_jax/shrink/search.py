@@ -33,6 +33,7 @@ from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink.aim import Aim, Candidate, Outcome, front, pick, survivors
 from tinybert_jax.shrink.plan import TEACHER, Plan
 from tinybert_jax.students.presets import student_config
+from tinybert_jax.students.start import copies
 from tinybert_jax.tasks.kinds import load_split
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.record import is_begun
@@ -177,7 +178,8 @@ def _planned(described: Plan, out: Path, say: Callable[[str], None]) -> Plan:
     candidates = []
     for name, (ms, mb) in measured.items():
         seconds = 0.0 if name == TEACHER else BACKWARD * described.batch_size * forward_flops(configs[name], tokens)
-        candidates.append(Candidate(name, starts[name], ms, mb, seconds / rate / 1000))
+        is_copy = copies("auto", starts[name], config)
+        candidates.append(Candidate(name, starts[name], ms, mb, seconds / rate / 1000, is_copy))
     candidates.sort(key=lambda candidate: candidate.milliseconds)
     if not any(map(described.aim.allows, candidates)):
         raise InputError(_out_of_reach(described.aim, candidates))
