@@ -65,6 +65,23 @@ def general(text: Path, pretrained: Path, blank_student: Path, tmp_path_factory:
     return out
 
 
+def test_a_short_run_on_raw_text_with_a_teacher_ends_with_a_model(
+    text: Path, pretrained: Path, blank_student: Path, tmp_path: Path
+) -> None:
+    """Raw text is no row of the task table: nothing on the way may look its task up."""
+    experiment = tb.Experiment(
+        task="corpus",
+        source=tb.CorpusSource((str(text),)),
+        model=str(blank_student),
+        teacher=str(pretrained),
+        stages=(tb.Stage("transformer", max_steps=2, batch_size=8),),
+        max_length=LENGTH,
+    )
+    result = tb.run(experiment, tmp_path / "run")
+    assert result.scores == {}
+    assert "README.md" in {path.name for path in result.directory.iterdir()}
+
+
 @pytest.mark.long
 def test_general_distillation_lowers_every_term_and_its_student_starts_a_task(
     general: Path, teacher: Path, reviews: Path, tmp_path: Path

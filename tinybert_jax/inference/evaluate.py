@@ -76,8 +76,8 @@ def evaluate(
             if show is not None:
                 for table in loaded.tables(logits):
                     show(*table)
-                names = predictor.config.id2label if row.kind.names_classes else ()
-                doubt = "" if loaded.is_constant else loaded.doubt(predictor.name, logits, names, split)
+                labels = predictor.config.id2label
+                doubt = "" if loaded.is_constant else loaded.doubt(predictor.name, logits, labels, split)
                 if doubt:
                     print(f"warning: {doubt}", file=sys.stderr)
     return scores

@@ -94,11 +94,11 @@ class Split:
 
     def doubt(self, name: str, logits: np.ndarray, label_names: Sequence[str], split: str = "dev") -> str:
         """A line on a model that knows nothing of the split's task, or has its classes in another order; "" where its
-        predictions are better than chance. `label_names` are its classes by id, `()` where it has none.
+        predictions are better than chance. `label_names` are its classes by id; they count in tasks with classes.
         """
         if not (skill := self.skill(logits)) < self.chance:
             return ""
-        order = f", or check its label order {tuple(label_names)}" if len(label_names) > 1 else ""
+        order = f", or check its label order {tuple(label_names)}" if len(self.label_names) > 1 else ""
         return (
             f"{name}: its predictions on the {split} set are no better than chance ({self.measure} {skill:.3f};"
             f" guesses at random reach {self.chance:.3f}); train it on this task, or for longer{order}"

@@ -290,8 +290,11 @@ def _made_from(experiment: Experiment) -> list[str]:
 
 def _results(experiment: Experiment, inputs: Inputs, scores: dict[str, float], pipeline: str) -> list[EvalResult]:
     """The scores of all dev sets."""
-    task, results = get_task(experiment.task), []
-    for name in inputs.dev if scores else ():
+    results: list[EvalResult] = []
+    if not scores:
+        return results  # as after training on raw text, which is no task
+    task = get_task(experiment.task)
+    for name in inputs.dev:
         suffix = set_suffix(name)
         part = get_task(task.second) if suffix else task
         results += task_results(part, experiment.source, scores, pipeline, suffix)

@@ -21,7 +21,6 @@ from tinybert_jax.settings.arithmetic import arithmetic
 from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
 from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.settings.objectives import Prediction
-from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.tasks.kinds import named_scores
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.teachers.cache import ExamplesWithTargets, OverLimit, TeacherCache
@@ -60,8 +59,7 @@ def prepare(experiment: Experiment, inputs: Inputs, mesh: Mesh) -> Taught:
         return Taught(params, alone.examples, alone.scores or None)
     axis = head_losses(inputs.head, inputs.config).class_axis
     assert teacher.average is not None, "an ensemble has a mean"
-    label_names = teacher.label_names if get_task(experiment.task).kind.names_classes else ()
-    scores = _score_together(teacher, inputs.dev, [member.outputs for member in examined], axis, label_names)
+    scores = _score_together(teacher, inputs.dev, [member.outputs for member in examined], axis)
     known = [member.examples for member in examined if member.examples is not None]
     in_order = [member.in_order for member in teacher.members]
     examples = AveragedTargets(inputs.train, known, in_order, teacher.average, axis) if known else None
@@ -86,8 +84,7 @@ def _examined(experiment: Experiment, inputs: Inputs, lesson: Lesson, mesh: Mesh
         rows = sum(len(split.tokens) for split in lesson.dev.values())
         print(f"scoring {lesson.name} on {rows} dev rows", file=sys.stderr, flush=True)
     outputs = {name: teacher.in_order(x) for name, x in _dev_outputs(inputs, lesson, params, mesh).items()}
-    label_names = teacher.label_names if get_task(experiment.task).kind.names_classes else ()
-    scores = score(lesson.name, lesson.dev, outputs, label_names)
+    scores = score(lesson.name, lesson.dev, outputs, teacher.label_names)
     if whole.members and processes.is_primary():
         print(f"teacher {lesson.name}: {_line(scores)}", flush=True)
     reads_outputs = any(stage.objective.reads_outputs for stage in experiment.stages)
@@ -102,7 +99,6 @@ def _score_together(
     dev: dict[str, Split],
     outputs: Sequence[dict[str, np.ndarray]],
     axis: ClassAxis,
-    label_names: Sequence[str],
 ) -> dict[str, float]:
     """An ensemble's scores, from its members' logits, on the dev sets for which all members have outputs."""
     assert teacher.average is not None, "an ensemble has a mean"
@@ -112,7 +108,7 @@ def _score_together(
             of_members = [of_dev[name] for of_dev in outputs]
             mask = class_mask(axis, np.asarray(split.tokens.lengths), of_members[0].shape[1])
             means[name] = teacher.average(of_members, axis, mask)
-    scores = score(teacher.name, dev, means, label_names)
+    scores = score(teacher.name, dev, means, teacher.label_names)
     if scores and processes.is_primary():
         print(f"ensemble of {len(outputs)}: {_line(scores)}", flush=True)
     return scores
@@ -136,7 +132,7 @@ def target_cache(
 def score(
     name: str, dev: dict[str, Split], outputs: dict[str, np.ndarray], label_names: Sequence[str]
 ) -> dict[str, float]:
-    """A teacher's dev scores, by metric. `label_names` are its classes by id, `()` if it has none.
+    """A teacher's dev scores, by metric. `label_names` are its classes by id.
 
     Raises:
         InputError: its skill is below chance (only a warning with fewer rows than FEW_ROWS), or its outputs are not
