@@ -98,7 +98,7 @@ class Split:
         """
         if not (skill := self.skill(logits)) < self.chance:
             return ""
-        order = f", or check its label order {tuple(label_names)}" if len(self.label_names) > 1 else ""
+        order = f", or check its label order {tuple(label_names)}" if self.label_names and len(label_names) > 1 else ""
         return (
             f"{name}: its predictions on the {split} set are no better than chance ({self.measure} {skill:.3f};"
             f" guesses at random reach {self.chance:.3f}); train it on this task, or for longer{order}"
