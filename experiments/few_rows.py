@@ -8,7 +8,7 @@ messages: customer messages of three classes, made by this program: a CSV of 400
 teacher is MODEL after `tinybert finetune`, the student is 3x192; both by their defaults, once per seed. MODEL is a
 pretrained BERT, such as all-MiniLM-L6-v2.
 
-task: a fine-tuned teacher, and students of the first rows of a task's training file, scored on its dev file: by the
+task: a fine-tuned teacher, and students of some rows of a task's training file, scored on its dev file: by the
 defaults, from a random start, from labels alone, and, where rows are pairs, without recombined pairs.
 
 Every run is a command, which is printed. What is in OUT already is not run again.
@@ -97,11 +97,11 @@ def write_csv(path: Path, rows: list[tuple[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def first_rows(source: Path, target: Path, rows: int, seed: int = 0) -> None:
+def some_rows(source: Path, target: Path, rows: int, seed: int = 0) -> None:
     """The header and that many rows of a file, drawn by a seed."""
-    header, *lines = source.read_text("utf-8-sig").splitlines(keepends=True)
+    header, *lines = source.read_text("utf-8-sig").rstrip("\n").split("\n")
     random.Random(seed).shuffle(lines)
-    target.write_text(header + "".join(lines[:rows]), "utf-8")
+    target.write_text("\n".join([header, *lines[:rows]]) + "\n", "utf-8")
 
 
 def score(model: Path, task: str, source: tb.DataSource, split: SplitName, max_length: int) -> float:
@@ -130,7 +130,7 @@ def run_messages(args: argparse.Namespace) -> None:
 
 
 def run_task(args: argparse.Namespace) -> None:
-    """Students of the first rows of a task, by the recipe, from a random start, and from labels alone."""
+    """Students of some rows of a task, drawn at random, by the recipe, from a random start, and from labels alone."""
     task, lines = get_task(args.task), []
     settings = {"by default": [], "random start": ["--start", "random"], "labels alone": ["--stage", "supervised"]}
     if len(task.text_columns) == 2:
@@ -140,7 +140,7 @@ def run_task(args: argparse.Namespace) -> None:
     for rows in args.rows:
         directory = args.out / f"{rows}-rows"
         directory.mkdir(parents=True, exist_ok=True)
-        first_rows(Path(args.data) / task.file("train"), directory / task.file("train"), rows)
+        some_rows(Path(args.data) / task.file("train"), directory / task.file("train"), rows)
         shutil.copy(Path(args.data) / task.file("dev"), directory / task.file("dev"))
         data = ["--task", args.task, "--data", str(directory), "--max-length", str(args.max_length)]
         for name, options in settings.items():
@@ -163,7 +163,7 @@ def main() -> None:
     made.add_argument("--model", required=True, help="a pretrained BERT")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.set_defaults(run=run_messages)
-    known = kinds.add_parser("task", help="the first rows of a task, behind a teacher that is there")
+    known = kinds.add_parser("task", help="some rows of a task, behind a teacher that is there")
     known.add_argument("--task", required=True, choices=list(TASKS))
     known.add_argument("--data", required=True, help="directory in the GLUE layout")
     known.add_argument("--teacher", required=True, help="fine-tuned on the task")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import tinybert_jax as tb
 from tinybert_jax.export.export import export_model
 from tinybert_jax.inference.evaluate import evaluate
 from tinybert_jax.settings.tasks import get_task
+from tinybert_jax.training.record import is_begun
 
 STEPS = 200  # of what was compressed
 WORDS = 0.34  # what is left of the word table's parameters
@@ -100,7 +102,8 @@ def measure(cell: Cell, seed: int, args: argparse.Namespace, source: tb.DataSour
     experiment = tb.Experiment(
         args.task, source, cell.student or str(cut), stages, teacher, max_length=args.max_length, seed=seed
     )
-    result = tb.run(experiment, folder)
+    result = tb.run(experiment, folder, resume=is_begun(folder))
+    shutil.rmtree(folder / "export", ignore_errors=True)
     [exported] = export_model(str(result.directory), folder / "export", (cell.form,))
     score = evaluate(str(folder / "export"), args.task, source, max_length=args.max_length)
     selection = get_task(args.task).selection

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import tinybert_jax as tb
 from tinybert_jax.cli.entry import prepare_process
+from tinybert_jax.models.files.hub import CARD
 from tinybert_jax.settings.tasks import TASKS, get_task
 from tinybert_jax.training import population, record
 from tinybert_jax.training.diverged import Diverged
@@ -161,15 +162,23 @@ def _check_same(members: list[tb.Experiment], directory: Path) -> None:
 
 
 def tinybert(out: Path, command: str, *options: str) -> Path:
-    """The model that a command trains in OUT. A command that is done is not run again; a stopped one continues."""
-    student = out / "student"
-    if not student.is_dir():
+    """The model that a command trains in OUT. A command that is done is not run again; a stopped one continues.
+
+    The command is kept beside OUT. A command with other options ends the program.
+    """
+    student, asked, kept = out / "student", [command, *options], out.with_name(f"{out.name}.command.json")
+    last = student / CARD  # the last file that is written
+    if kept.is_file() and json.loads(kept.read_text()) != asked:
+        sys.exit(f"error: {out} was made with other options ({kept}); give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(asked) + "\n")
+    if not last.is_file():
         resume = ["--resume"] if (out / "experiment.json").is_file() else []
-        arguments = [command, *options, "--out", str(out), *resume]
+        arguments = [*asked, "--out", str(out), *resume]
         print("tinybert", shlex.join(arguments), flush=True)
         program = [sys.executable, "-m", "tinybert_jax.cli", *arguments]
         done = subprocess.run(program, stdout=subprocess.PIPE, text=True)
-        if done.returncode or not student.is_dir():
+        if done.returncode or not last.is_file():
             sys.exit(done.stdout)
         print(next((line for line in done.stdout.splitlines() if line.startswith("recipe")), ""), flush=True)
     return student

@@ -341,6 +341,7 @@ def test_a_command_is_run_once_and_a_stopped_one_goes_on(
         (out / "experiment.json").write_text("{}")
         if len(ran) > 1:
             (out / "student").mkdir()
+            (out / "student" / "README.md").touch()  # the last file of a model
         return subprocess.CompletedProcess(program, 0, "recipe: a\nstopped at step 3\n")
 
     monkeypatch.setattr(subprocess, "run", stopped)
@@ -353,3 +354,5 @@ def test_a_command_is_run_once_and_a_stopped_one_goes_on(
         ["distill", "--seed", "0", "--out", str(out), "--resume"],
     ]
     assert f"tinybert distill --seed 0 --out '{out}' --resume\nrecipe: a\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"my run was made with other options \(.*json\); give another --out"):
+        shared.tinybert(out, "distill", "--seed", "1")

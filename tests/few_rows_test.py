@@ -34,6 +34,14 @@ def test_the_messages_are_a_csv_of_three_classes(few_rows: ModuleType, tmp_path:
     assert len(read.texts) + len(read_rows(get_task("classification"), source, "dev").texts) == 400
 
 
+def test_some_rows_are_whole_lines_and_the_last_one_ends(few_rows: ModuleType, tmp_path: Path) -> None:
+    rows = ["a\x85b\t0", "c\u2028d\t1", "the last\t0"]
+    (tmp_path / "all.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    few_rows.some_rows(tmp_path / "all.tsv", tmp_path / "some.tsv", 3)
+    header, *some, end = (tmp_path / "some.tsv").read_text().split("\n")
+    assert (header, sorted(some), end) == ("text\tlabel", sorted(rows), "")
+
+
 @pytest.mark.long
 def test_students_of_few_rows_are_compared_by_their_commands(
     few_rows: ModuleType, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys

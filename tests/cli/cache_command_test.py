@@ -39,6 +39,8 @@ def test_entries_are_listed_and_removed(
     assert lines[4] == f"4.0 MB in {tmp_path}"
     assert tinybert(monkeypatch, "cache", "--unused-days", "1") == 0
     assert "unused for so long" in capsys.readouterr().out
+    assert tinybert(monkeypatch, "cache", "--unused-days", "1", "--remove", "targets") == 0
+    assert capsys.readouterr().out == "0 entries removed, 0.0 MB\n"
     assert tinybert(monkeypatch, "cache", "--remove", "words") == 2
     assert "--remove words: the kinds in" in capsys.readouterr().err
     with (interrupted / "lock").open("w") as lock:

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, write_model
 from in_process import assert_refused, search_little, tinybert
+from random_params import random_params
 
 import tinybert_jax as tb
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.heads import HEADS
 from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink import search as searches
-from tinybert_jax.shrink.aim import Aim, Candidate
+from tinybert_jax.shrink.aim import Aim, Candidate, Outcome
 from tinybert_jax.shrink.plan import Plan, described, methods, parse_time, sizes, steps_within
 from tinybert_jax.shrink.report import reasons
 from tinybert_jax.training.diverged import Diverged
@@ -130,6 +132,83 @@ def test_only_a_search_is_continued_and_with_the_budget_that_it_began_with(
         searches.prepare(plan, tmp_path, resume=True)
 
 
+def test_the_untrained_teacher_takes_no_place_of_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In int8 it nearly always keeps the share, and would be the one that goes on."""
+    sizes = [Candidate(f"{i}x8", f"{i}x8", milliseconds=i, megabytes=i, step_seconds=1.0) for i in (1, 2, 3, 4)]
+    itself = Candidate("teacher", str(TINY), milliseconds=5.0, megabytes=5.0, step_seconds=0.0)
+    plan = asked_for(Aim(keep=0.97), tb.DataSource(data="reviews"))
+    plan = dataclasses.replace(plan, candidates=(*sizes, itself), steps=(1, 2, 4))
+    tried: list[tuple[str, int]] = []
+
+    def outcome(plan: Plan, candidate: Candidate, rung: int, *_: Any) -> Outcome:
+        tried.append((candidate.name, rung))
+        return Outcome(candidate, 0.9 if candidate is itself else 0.1 * candidate.milliseconds, 1, rung)
+
+    monkeypatch.setattr(searches, "_score", lambda *_: 0.9)
+    monkeypatch.setattr(searches, "_outcome", outcome)
+    monkeypatch.setattr(searches, "_deployed", lambda *_: tmp_path)
+    ended = searches.search(plan, tmp_path, print)
+    assert tried == [
+        ("teacher", 0),
+        *(("1x8", 0), ("2x8", 0), ("3x8", 0), ("4x8", 0)),
+        *(("3x8", 1), ("4x8", 1)),
+        ("4x8", 2),
+    ]
+    assert ended.pick is not None
+    assert ended.pick.candidate is itself  # nothing faster reached it
+
+
+def test_a_teacher_that_cannot_be_pruned_has_candidates_of_other_sizes(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = write_model(
+        tmp_path / "encoder", family="mpnet", hidden_size=16, num_hidden_layers=2, intermediate_size=32
+    )
+    config, teacher = dataclasses.replace(tb.load_hf(encoder)[0], id2label=("bad", "good")), tmp_path / "teacher"
+    params = random_params(HEADS["sequence"].model(config))
+    tb.save_hf(teacher, config, params, tb.load_tokenizer(encoder, config))
+    search_little(monkeypatch, "1x16", 4)
+    lines: list[str] = []
+    plan = searches.prepare(asked(teacher, reviews, keep=0.9), tmp_path / "out", say=lines.append)
+    assert {candidate.name for candidate in plan.candidates} == {"1x16", "teacher"}
+    assert "note: pruned-0.5 is left out: prune removes other heads in each layer, but mpnet" in "\n".join(lines)
+
+
+def test_the_classes_are_the_teachers(teacher: Path, tmp_path: Path) -> None:
+    """A training file may lack one."""
+    (tmp_path / "train.csv").write_text("text,label\nfine,good\nlovely,good\n")
+    (tmp_path / "dev.csv").write_text("text,label\nfine,good\nawful,bad\n")
+    source = tb.DataSource(train=str(tmp_path / "train.csv"), dev=str(tmp_path / "dev.csv"))
+    described(str(teacher), "classification", source, Aim(keep=0.9), 32, None, 0)
+    (tmp_path / "dev.csv").write_text("text,label\nfine,good\nawful,unheard of\n")
+    with pytest.raises(tb.InputError, match=f"unknown label 'unheard of'; {teacher} has 'bad', 'good'"):
+        described(str(teacher), "classification", source, Aim(keep=0.9), 32, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "seed", "message"),
+    [
+        (4, 0, "max_length is 4; it must be at least 8"),
+        (9999, 0, "positions, fewer than max_length 9999"),
+        (16, -1, "seed is -1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_measured(
+    max_length: int, seed: int, message: str, teacher: Path, reviews: Path
+) -> None:
+    source = tb.DataSource(data=str(reviews))
+    with pytest.raises(tb.InputError, match=message):
+        described(str(teacher), "classification", source, Aim(keep=0.9), 32, max_length, seed)
+
+
+def test_a_dev_set_of_one_class_is_refused(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nfine,good\nawful,bad\n")
+    (tmp_path / "dev.csv").write_text("text,label\nfine,good\nlovely,good\n")
+    source = tb.DataSource(train=str(tmp_path / "train.csv"), dev=str(tmp_path / "dev.csv"))
+    with pytest.raises(tb.InputError, match="every row of the dev set has the same label"):
+        described(str(teacher), "classification", source, Aim(keep=0.9), 32, None, 0)
+
+
 @pytest.mark.long
 def test_a_cut_teacher_is_not_cut_again_after_a_stop(
     teacher: Path, reviews: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -223,7 +302,9 @@ def test_a_search_reads_the_texts_as_its_teacher_does(directory: Path, tmp_path:
     tokenizer_config = directory / "tokenizer_config.json"
     described_tokenizer = json.loads(tokenizer_config.read_text())
     tokenizer_config.write_text(json.dumps(described_tokenizer | {"text_template": ["{title}: {body}"]}))
-    rows = "title\tbody\tlabel\n" + "".join(f"cold {word}\tit broke {word}\t{word}\n" for word in ("a", "b") * 5)
+    rows = "title\tbody\tlabel\n" + "".join(
+        f"cold {word}\tit broke {word}\t{word}\n" for word in ("positive", "negative") * 5
+    )
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text(rows)
     source = tb.DataSource(data=str(tmp_path))

@@ -247,7 +247,11 @@ def test_a_table_is_refused_by_line(blank_student: Path, reviews: Path, tmp_path
         ("text\tlabel\tconfidence\na\tgood\thigh\n", "soft.tsv:2: the confidence is 'high'; it must be a number"),
         ("", "soft.tsv:1: the file holds no prediction"),
         ("text\tgood\tgood\na\t0.1\t0.9\n", "soft.tsv:1: the column 'good' occurs twice: rename one"),
-        ("text\tlabel\tgood\tbad\na\tbad\t0.9\t0.1\n", "soft.tsv:2: has probabilities and label: keep one of them"),
+        (
+            "text\tlabel\tgood\tbad\na\tbad\t0.9\t0.1\n",
+            "soft.tsv:2: has a label, and numbers in 'good', 'bad', which are read as probabilities of classes",
+        ),
+        ("text\tlabel\tyear\na\tbad\t1999\n", "soft.tsv:2: has a label, and numbers in 'year', which are read as"),
         ("text\tgood\tbad\n10\t0.9\t0.3\n", "soft.tsv:2: the probabilities add up to 1.2"),
         ("sentence\tgood\na\t1\n", 'soft.tsv:2: "text" is null: give a string, or a list of two; or an "id"'),
     ):

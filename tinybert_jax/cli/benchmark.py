@@ -52,6 +52,8 @@ def benchmark(
         check_parent(json_file)
         if json_file.is_dir():
             raise InputError(f"{json_file}: a directory; --json takes a file")
+    if input is None and (from_ or text_columns or text_template):
+        raise InputError("--from, --text-columns and --text-template are about --input: give --input FILE too")
     if threads is not None:
         _limit(threads)
     from tinybert_jax.inference.benchmark import benchmark

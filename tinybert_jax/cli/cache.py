@@ -22,9 +22,10 @@ def cache(remove: str | None = None, unused_days: float = 0.0) -> None:
         unused_days: list or remove only entries that have not been used for this number of days.
     """
     folder, now = cache_folder(None), time.time()
-    listed = [entry for entry in entries() if now - entry.used >= 86400 * unused_days]
-    kinds = sorted({entry.kind for entry in listed})
+    everything = entries()
+    listed = [entry for entry in everything if now - entry.used >= 86400 * unused_days]
     if remove is not None:
+        kinds = sorted({entry.kind for entry in everything})
         if remove not in (*kinds, "all"):
             raise InputError(f"--remove {remove}: the kinds in {folder} are {', '.join(kinds) or 'none'}; or give all")
         chosen = [entry for entry in listed if remove in (entry.kind, "all")]

@@ -19,13 +19,13 @@ HELP = ("--help", "-h")
 
 
 def expanded(argument: str) -> str:
-    """The argument with `~` replaced by the home directory. A shell does not replace it in `--data=~/reviews`.
+    """The argument with `~/` replaced by the home directory. A shell does not replace it in `--data=~/reviews`.
 
-    >>> expanded("--label-column=a~b"), expanded("a~b")
-    ('--label-column=a~b', 'a~b')
+    >>> expanded("--label-column=a~b"), expanded("~")  # a label delimiter
+    ('--label-column=a~b', '~')
     """
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return option + equals + os.path.expanduser(value)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~/") else value)
 
 
 def check_arguments(arguments: Sequence[str], commands: Commands) -> None:

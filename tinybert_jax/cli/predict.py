@@ -101,6 +101,8 @@ def predict(
     if form != "txt" and not (text_columns or text_template):
         text_template = trained_template(predictor.tokenizer)
     texts = TextForm.of(text_columns, text_template, head.columns)
+    if unanswerable and not head.has_answers:
+        raise InputError(f"--unanswerable is for models that answer questions, and {model} does not: leave it out")
     if len(texts.names) not in head.widths:
         counts = " or ".join(map(str, head.widths))
         raise InputError(f"{texts.option} {' '.join(texts.names)}: {model} reads {counts} of them")
@@ -155,8 +157,12 @@ def _writing(out: Path | None) -> Iterator[BinaryIO]:
             raise InputError(
                 f"{part}: another run writes it, or was killed: remove it, or name another --out"
             ) from None
-        with stream:
-            yield stream
+        try:
+            with stream:
+                yield stream
+        except InputError:  # the corrected command may write it again
+            part.unlink()
+            raise
         part.rename(out)
         return
     try:

@@ -74,21 +74,19 @@ def compress(
     length = max_length or trained_length(tokenizer, config)
     check_head(model, config, params, row.head, length)
     check_outputs(model, config, row)
-    labels = config.id2label if row.kind.names_classes else None
     source = with_template_of(tokenizer, row, source)
 
     def load(split: Literal["train", "dev"]) -> Split:
         with named_by(model):
-            return load_split(row, source, split, tokenizer, length, labels)
+            return load_split(row, source, split, tokenizer, length, config.id2label)
 
     train, dev = load("train"), load("dev")
-    if not dev.labelled:
-        raise InputError("the dev set has no labels: nothing can be measured on it")
+    dev.check_measurable()
     tokens = float(train.tokens.lengths.mean())
     scores = _scores("loading", config, params, row.head, dev, length)
     chain = [link("whole", config, params, tokens, scores)]
     for settings in methods:
-        print(f"{settings.name}: measuring on {len(train.tokens)} training rows", file=sys.stderr, flush=True)
+        print(f"applying {settings.name}", file=sys.stderr, flush=True)
         method, note = build_method(settings), ""
         config, params = method.apply(config, params, train.tokens)
         if method.retokenize is not None:

@@ -102,12 +102,12 @@ def outputs_on(
     """
     check_outputs(predictor.name, predictor.config, task)
     source = with_template_of(predictor.tokenizer, task, source)
-    labels = predictor.config.id2label if task.kind.names_classes else None
     second = second_task(task, source, split) if split != "train" else None
     for part in (task, second):
         if part is None:
             continue
         with named_by(predictor.name):
+            labels = predictor.config.id2label
             loaded = load_split(part, source, split, predictor.tokenizer, predictor.max_length, labels)
         if not loaded.labelled and needs_scores:
             raise InputError(f"the {split} split has no labels to score; only --predictions FILE can be written")

@@ -120,12 +120,13 @@ class HeadPredictions(NamedTuple):
     columns: tuple[str, ...] = ("text",)  # the default columns of the texts
     widths: tuple[int, ...] = (1, 2)  # possible numbers of texts per row
     takes_words: bool = False  # a text may be a list of words
+    has_answers: bool = False  # predictions are answers to questions
 
 
 # heads with a method other than calling the predictor
 _OTHERS = {
     "tokens": HeadPredictions(_tags, widths=(1,), takes_words=True),
-    "span": HeadPredictions(_answers, ("question", "context"), (2,)),
+    "span": HeadPredictions(_answers, ("question", "context"), (2,), has_answers=True),
     "embedding": HeadPredictions(_vectors, widths=(1,)),
 }
 

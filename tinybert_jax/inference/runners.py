@@ -17,10 +17,9 @@ from tinybert_jax.errors import first_line
 from tinybert_jax.inference.exported import STABLEHLO_PARAMS, exported_file, exported_files, program_files
 from tinybert_jax.inference.predictor import load_predictor
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.files.directory import load_architectures, load_config
+from tinybert_jax.models.files.directory import load_architectures, load_config, parameter_bytes
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
-from tinybert_jax.models.files.weights import weights_files
 from tinybert_jax.models.fit import names_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters
@@ -57,16 +56,16 @@ def _load_ours(name: str, int8: bool = False) -> Loaded:
     predictor = load_predictor(name, int8=int8)
     parts = exported_file(name)
     if parts is not None:
-        files, parameters = program_files(parts[0]), _count_in(parts[0])
+        parameters = _count_in(parts[0])
+        size = sum(file.stat().st_size for file in program_files(parts[0]))
     else:
-        files = weights_files(resolve(name))
+        size = parameter_bytes(resolve(name))
         # the scales of int8 are not parameters of the model
         parameters = count_parameters(_without_scales(predictor.params))
 
     def run(batch: Batch) -> np.ndarray:
         return np.asarray(predictor.step(predictor.params, batch))
 
-    size = sum(file.stat().st_size for file in files)
     return Loaded(predictor.config, predictor.tokenizer, predictor.max_length, run, size, parameters)
 
 
@@ -125,9 +124,9 @@ def _load_torch(name: str) -> Loaded:
         return output.logits.numpy()
 
     tokenizer: Any = load_tokenizer(path, config)
-    size = sum(file.stat().st_size for file in weights_files(path))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Loaded(config, tokenizer, trained_length(tokenizer, config), run, size, parameters)
+    length = trained_length(tokenizer, config)
+    return Loaded(config, tokenizer, length, run, parameter_bytes(path), parameters)
 
 
 RUNNERS: dict[str, Runner] = {

@@ -55,9 +55,8 @@ def agreement(
     if tokenizer_fingerprint(model.tokenizer) != tokenizer_fingerprint(tokenizer):
         raise InputError(f"{student} and {teacher} read other pieces, so their tokens do not correspond")
     mapped = teacher_layers(layer_map, config.num_hidden_layers, model.config.num_hidden_layers)
-    labels = config.id2label if task.kind.names_classes else None
     source = with_template_of(tokenizer, task, source)
-    tokens = load_split(task, source, "dev", tokenizer, max_length, labels).tokens
+    tokens = load_split(task, source, "dev", tokenizer, max_length, config.id2label).tokens
     # padded to one length: with buckets, the first batches would not be a fair sample
     order = ROWS_AT_ONCE, (max_length,), 0, 0, steps_per_epoch(len(tokens), ROWS_AT_ONCE)
     sides = [_insides(config, params), _insides(model.config, model.params)]

@@ -19,9 +19,8 @@ from tinybert_jax.inference.evaluate import outputs_on
 from tinybert_jax.inference.exported import exported_file, program_files
 from tinybert_jax.inference.predictor import Predictor, load_predictor
 from tinybert_jax.inference.timing import call_seconds
-from tinybert_jax.models.files.directory import load_hf
+from tinybert_jax.models.files.directory import load_hf, parameter_bytes
 from tinybert_jax.models.files.hub import resolve
-from tinybert_jax.models.files.weights import weights_files
 from tinybert_jax.models.parameters import count_parameters, encoder_macs
 from tinybert_jax.models.quantized import int8_bytes
 from tinybert_jax.reports.students import TOGETHER
@@ -35,7 +34,7 @@ TEACHER, STUDENT, BASELINE, COMPRESSED, EXPORTED, OTHER = (
     *("teacher", "student", "labels alone"),
     *("compressed", "exported", "model"),
 )
-TIMED_ROWS = 128  # number of first dev rows that are timed
+TIMED_ROWS, TIMED_ALONE = 128, 32  # numbers of first dev rows that are timed, in batches and alone
 SECONDS = 0.5  # least duration of a timing
 ROUNDS = 3  # of timings, in which the models take turns
 
@@ -99,9 +98,7 @@ def _weigh(model: Model, tokens: float) -> None:
         model.bytes = sum(part.stat().st_size for part in program_files(exported[0]))
         return
     config, params = load_hf(model.path)
-    directory = resolve(model.path)
-    files = {*directory.glob("*.safetensors"), *weights_files(directory)}
-    model.bytes = sum(file.stat().st_size for file in files)
+    model.bytes = parameter_bytes(resolve(model.path))
     model.parameters = count_parameters(params)
     model.int8_bytes = int8_bytes(params)
     model.macs = encoder_macs(config, params, tokens)
@@ -116,22 +113,24 @@ def weigh_alone(model: Model, tokens: float) -> None:
 
 
 def _calls(predictor: Predictor, tokens: Tokens, texts: int) -> Callable[[], int]:
-    """A function that runs the first dev rows, `texts` at once. Its first call compiles."""
+    """A function that runs the first dev rows, `texts` at once. Its first call compiles.
+
+    Rows are padded as in prediction. The last batch is filled up with the first rows.
+    """
     buckets, lengths = bucket_lengths(predictor.max_length), np.asarray(tokens.lengths[:TIMED_ROWS])
-    most = TIMED_ROWS if texts > 1 else TOGETHER
+    most = min(len(lengths), TIMED_ROWS if texts > 1 else TIMED_ALONE)
     size = -(-texts // jax.device_count()) * jax.device_count()  # a multiple of the number of devices
     batches: list[Any] = []
-    for start in range(0, min(most, len(lengths)), texts):
+    for start in range(0, most, texts):
         rows = np.full(size, -1)
-        here = np.arange(start, min(start + texts, len(lengths)))
-        rows[: len(here)] = here
-        length = next(bucket for bucket in buckets if bucket >= lengths[here].max())
-        batches.append((len(here), tokens.batch(rows, length)))
+        rows[:texts] = np.arange(start, start + texts) % most
+        length = next(bucket for bucket in buckets if bucket >= lengths[rows[:texts]].max())
+        batches.append(tokens.batch(rows, length))
 
     def call() -> int:
-        for _, batch in batches:
+        for batch in batches:
             jax.block_until_ready(predictor.step(predictor.params, batch))
-        return sum(count for count, _ in batches)
+        return texts * len(batches)
 
     return call
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from tinybert_jax.reports import charts
 from tinybert_jax.reports.calibration import BINS, calibration_error, confidence_bins
 from tinybert_jax.reports.document import Block, Fold, Grid, Items, Picture, Pictures, Section, Text, shortened
-from tinybert_jax.reports.models import BASELINE, EXPORTED, TIMED_ROWS, TOGETHER, Model, machine
+from tinybert_jax.reports.models import BASELINE, EXPORTED, TIMED_ALONE, TIMED_ROWS, TOGETHER, Model, machine
 from tinybert_jax.tasks.classes import CONFUSION, F1
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
@@ -98,13 +98,14 @@ def _how_to_read(models: Sequence[Model], teachers: Mapping[str, Model]) -> list
         )
         lines.append(
             "p: how often chance alone would split the rows lost and won as unevenly if both models were equally good"
-            " (sign test). A p above 0.05 says that these rows do not show which is better, not that nothing was lost."
+            " (sign test). If p is above 0.05, these rows do not show which model is better. They do not prove that"
+            " nothing was lost."
         )
     if any(model.milliseconds for model in models):
         lines.append("Faster: on one text at a time.")
     largest = next((model.largest for model in models if model.largest is not None), None)
     if largest is not None:
-        lines.append(f"To answer always with the largest class would be right on {largest:.1%} of these rows.")
+        lines.append(f"A model that always answers the largest class is right on {largest:.1%} of these rows.")
     lines.append(
         "Where the dev rows also chose a run's best state, its score is a little too good: before you deploy a model,"
         " run tinybert evaluate on labelled rows that no run has seen."
@@ -113,7 +114,10 @@ def _how_to_read(models: Sequence[Model], teachers: Mapping[str, Model]) -> list
 
 
 def quality(models: Sequence[Model], metric: str) -> Section:
-    """Scores, size and time of all models: first the most important columns, then those that explain them."""
+    """Scores, size and time of all models: first the most important columns, then those that explain them.
+
+    `metric` is "" for models that are not scored.
+    """
     names = list(dict.fromkeys(name for model in models for name in model.scores))
     timed = any(model.milliseconds for model in models)
     header = [
@@ -135,27 +139,31 @@ def quality(models: Sequence[Model], metric: str) -> Section:
             _megabytes(model.int8_bytes),
         ]
         rows.append(row)
-    blocks: list[Block] = [Grid("Scores on the dev set, size and speed", header, rows)]
+    caption = "Scores on the dev set, size and speed" if metric else "Size"
+    blocks: list[Block] = [Grid(caption, header, rows)]
     blocks += _drawings(models, metric)
     members = _members(models, metric)
     blocks += [members] if members else []
-    return Section("Quality, size and speed", (*blocks, Items(tuple(_columns(models, timed)))))
+    title = "Quality, size and speed" if metric else "Size"
+    return Section(title, (*blocks, Items(tuple(_columns(models, timed, metric)))))
 
 
-def _columns(models: Sequence[Model], timed: bool) -> list[str]:
+def _columns(models: Sequence[Model], timed: bool, metric: str) -> list[str]:
     """A description of the columns."""
     lines = ["MB on disk: the weights, or the exported program. MB as int8: computed, the same weights in 8 bits."]
-    lines.append("Multiply-adds: those of the layers, for a dev row of mean length.")
+    text = "a dev row of mean length" if metric else "a text as long as --max-length"
+    lines.append(f"Multiply-adds: those of the layers, for {text}.")
     if timed:
         lines.append(
-            f"ms a text: medians on {machine()}, over the first {TIMED_ROWS} dev rows at their own lengths, after a"
-            f" warm-up, with the models in turn. {TOGETHER} together: the time of a batch of {TOGETHER}, divided by"
-            f" {TOGETHER}. Other work on the machine shows in them."
+            f"ms a text: medians on {machine()}, after a warm-up, with the models in turn. Alone: one text at a time,"
+            f" the first {TIMED_ALONE} dev rows. {TOGETHER} together: the time of a batch of {TOGETHER}, divided by"
+            f" {TOGETHER}, for the first {TIMED_ROWS} dev rows. Rows are padded as in tinybert predict. Other work on"
+            " the machine makes the times longer."
         )
     if any(model.role == EXPORTED for model in models):
         lines.append(
-            "Exported models do not tell their parameters and multiply-adds. They run in ONNX Runtime or as StableHLO,"
-            " the others in JAX: their times differ for that too."
+            "For exported models, parameters and multiply-adds are unknown. They run in ONNX Runtime or as StableHLO,"
+            " the others in JAX, so their times differ for that reason too."
         )
     if any(model.role == BASELINE for model in models):
         lines.append(f"{BASELINE.capitalize()}: trained without the teacher, to show what distillation adds.")
@@ -253,10 +261,10 @@ def calibration(models: Sequence[Model]) -> Section | None:
     header = ["model", "mean confidence", f"{unit} right", "too sure by, points", "ECE"]
     drawings = tuple(_reliability(model, reading) for model, reading in sure)
     says = (
-        "Whoever acts on the confidence, for example passes unsure texts on to a human, needs a small ECE. It is the"
+        "A small ECE matters if you act on the confidence, for example if people read the unsure texts. ECE is the"
         f" expected calibration error over {BINS} bins of equal width (Guo et al. 2017): the mean distance between how"
-        " sure the model is and how often it is right; 0 is best. In the drawings a dot is a bin, larger where it"
-        " holds more; below the diagonal the model is too sure of itself."
+        " sure the model is and how often it is right; 0 is best. In the drawings a dot is a bin, larger if it holds"
+        " more decisions. Below the diagonal the model is too sure of itself."
     )
     grid = Grid(f"How sure each model is of {len(sure[0][1].right)} {unit}, and how often it is right", header, rows)
     return Section("Calibration", (grid, Text(says), Fold("Reliability of each model", (Pictures(drawings),), True)))

@@ -12,8 +12,8 @@ from tinybert_jax.reports.document import Block, Fold, Grid, Heading, Picture, P
 from tinybert_jax.reports.runs import Run
 from tinybert_jax.reports.tables import Table
 
-# names in a log that are not terms of the loss
 FIRST = ["dev", "loss"]  # groups of names in a log that are drawn before the terms of the loss
+# names in a log that are not terms of the loss
 BOOKKEEPING = {"stage", "step", "gradient_norm", "learning_rate", "parameter_norm", "real_tokens"}
 
 
@@ -27,9 +27,9 @@ def layers(compared: Sequence[tuple[str, str, Agreement | str]]) -> Section | No
         parts = _agreement(student, teacher, result)
         blocks.append(Fold(f"{student} beside {teacher}", parts, is_open=not blocks))
     says = (
-        "This explains a loss, and decides nothing: a student whose starred cells are low did not learn the states of"
-        " the teacher's layers. Hidden states are compared by linear CKA (Kornblith et al. 2019, without bias), which"
-        " asks for no equal widths: 1 where one is a rotation and scaling of the other, about 0 where they have"
+        "This section helps to explain lost rows. If a student's starred cells are low, it did not learn the states"
+        " of those teacher layers. Hidden states are compared by linear CKA (Kornblith et al. 2019, without bias). It"
+        " needs no equal widths: 1 means that one is a rotation and scaling of the other, about 0 that they have"
         " nothing in common. Attention is compared by the cosine of where each token looks, on the mean over heads."
     )
     return Section("Layers", (Text(says), *blocks)) if blocks else None

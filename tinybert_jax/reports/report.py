@@ -120,7 +120,11 @@ def make_report(runs: Sequence[Run], others: Sequence[Named], measure: bool) -> 
         notes.append("The runs are on raw text, whose models are scored on no task.")
         return _report("raw text", runs, (), notes, [quality.quality(models, "")] if models else [], models)
     task = get_task(task_name)
-    source, length = source_of(runs[0]), max(int(run.settings["max_length"]) for run in runs)
+    source, lengths = source_of(runs[0]), sorted({int(run.settings["max_length"]) for run in runs})
+    length = lengths[-1]
+    if len(lengths) > 1:
+        unlike = " and ".join(map(str, lengths))
+        notes.append(f"The runs have rows of {unlike} tokens. All models are scored with {length}.")
     notes += [*_other_rows(runs), *_teacher_notes(runs)]
     for model in models:
         show(f"report: {model.name}")

@@ -107,13 +107,14 @@ def pick(outcomes: Sequence[Outcome], aim: Aim, teacher_score: float) -> Outcome
 
 
 def survivors(outcomes: Sequence[Outcome], aim: Aim, teacher_score: float) -> list[Candidate]:
-    """The candidates that are trained longer: at most half of them, and at least one.
+    """The candidates that are trained longer: at most half of them, and at least one if there are any.
 
     If the aim is a share to keep, the fastest candidate that has reached it stays, and slower ones are dropped. The
     others are chosen by their scores.
 
     Args:
-        outcomes: the outcomes of a rung, in the order of the plan. The result has this order.
+        outcomes: the outcomes of the candidates that a rung trained, in the order of the plan. The result has this
+            order.
         aim: the aim of the search.
         teacher_score: the teacher's score on the same rows.
     """

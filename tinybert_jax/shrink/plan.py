@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinybert_jax.data.labels import named_by
 from tinybert_jax.data.rows import recombines
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.files.directory import load_config
 from tinybert_jax.models.files.hub import fingerprint, resolve
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
+from tinybert_jax.models.fit import check_positions
 from tinybert_jax.settings.choices import student_shape
 from tinybert_jax.settings.compression import CompressionSettings, Prune
 from tinybert_jax.settings.experiment import Experiment
@@ -29,7 +31,7 @@ TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in
 PRUNED = (0.5, 0.25)  # shares of the teacher's multiply-adds
 STEPS = (100, 200, 400)  # of the Transformer stage, by rung; half as many on the teacher's outputs follow
 FEWEST = 20
-SPLITS: tuple[SplitName, ...] = ("train", "dev")
+SPLITS: tuple[SplitName, ...] = ("train", "dev")  # the dev rows are the last
 
 
 @dataclass(frozen=True)
@@ -117,17 +119,25 @@ def described(
         budget: seconds that the training may take, roughly; None: the steps of STEPS.
 
     Raises:
-        InputError: the task is unknown, or the teacher or the rows cannot be read.
+        InputError: the task is unknown, the teacher or the rows cannot be read, a setting is wrong, or the dev rows
+            have no labels or all the same.
     """
     row = get_task(task)
     config = load_config(resolve(teacher))
     tokenizer: Any = load_tokenizer(teacher, config)
     source = recombines(row, with_template_of(tokenizer, row, source)).source
     max_length = trained_length(tokenizer, config) if max_length is None else max_length
+    check_positions(teacher, config, max_length)
+    itself = Candidate(TEACHER, teacher, milliseconds=0.0, megabytes=0.0, step_seconds=0.0)
+    plan = Plan(teacher, task, source, aim, (itself,), STEPS, batch_size, max_length, seed, budget, {})
+    plan.experiment(itself, rung=0)  # refuses wrong settings before anything is measured
     fingerprints = {"teacher": fingerprint(resolve(teacher))}
     for split in SPLITS:
-        fingerprints[split] = load_split(row, source, split, tokenizer, max_length, None).tokens.fingerprint
-    return Plan(teacher, task, source, aim, (), (), batch_size, max_length, seed, budget, fingerprints)
+        with named_by(teacher):
+            rows = load_split(row, source, split, tokenizer, max_length, config.id2label)
+        fingerprints[split] = rows.tokens.fingerprint
+    rows.check_measurable()
+    return dataclasses.replace(plan, candidates=(), steps=(), fingerprints=fingerprints)
 
 
 def sizes(teacher: BertConfig) -> list[str]:

@@ -40,7 +40,7 @@ def results_table(search: Search) -> Table:
                 candidate.name,
                 str(outcome.steps),
                 f"{outcome.score:.4f}",
-                f"{outcome.score / search.teacher_score:.1%}" if search.teacher_score else "-",
+                f"{outcome.score / search.teacher_score:.1%}",
                 f"{candidate.milliseconds:.3g}",
                 f"{candidate.megabytes:.1f}",
                 "front" * (outcome in search.front),
@@ -66,5 +66,6 @@ def reasons(search: Search, out: Path) -> list[str]:
         return [f"nothing was trained to its end, so nothing meets the aim ({aim}): read the notes above"]
     return [
         f"no candidate meets the aim ({aim}): {best.candidate.name} keeps most, {best.score / score:.1%}",
-        "a longer search may: give a --budget, or lower the aim; or compress and train by hand (docs/compression.md)",
+        "a longer search may reach it: give a larger --budget and a new --out; or lower the aim, or compress and train"
+        " by hand (docs/compression.md)",
     ]

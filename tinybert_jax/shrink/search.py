@@ -16,6 +16,7 @@ import numpy as np
 
 from tinybert_jax.batch import Params
 from tinybert_jax.compression.compress import compress
+from tinybert_jax.compression.table import check_methods
 from tinybert_jax.errors import InputError, check_unused
 from tinybert_jax.export.export import FORMATS, export_model
 from tinybert_jax.inference.benchmark import benchmark
@@ -28,6 +29,7 @@ from tinybert_jax.models.fit import fit_head
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import forward_flops, init_params
 from tinybert_jax.reports.students import TOGETHER, milliseconds, size
+from tinybert_jax.settings.choices import MIN_LENGTH
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.shrink import plan as plans
 from tinybert_jax.shrink.aim import Aim, Candidate, Outcome, front, pick, survivors
@@ -115,19 +117,24 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
         )
     say(f"teacher: {get_task(plan.task).selection} {teacher_score:.4f}; aim: {plan.aim}")
     outcomes: dict[str, Outcome] = {}
-    alive: Sequence[Candidate] = [candidate for candidate in plan.candidates if plan.aim.allows(candidate)]
-    for rung in range(len(plan.steps)):
-        trained = []
-        for candidate in alive:
+
+    def tried(candidates: Sequence[Candidate], rung: int) -> list[Outcome]:
+        """The outcomes of candidates in a rung, without those that ended."""
+        ended_well = []
+        for candidate in candidates:
             say(f"rung {rung + 1} of {len(plan.steps)}: {candidate.name}")
             outcome = _outcome(plan, candidate, rung, out, say)
             if outcome is not None:
-                trained.append(outcome)
+                ended_well.append(outcome)
                 outcomes[candidate.name] = outcome
                 say(f"{candidate.name}: {outcome.score:.4f}, {outcome.score / teacher_score:.1%} of the teacher's")
-        if not trained:
-            break
-        alive = survivors(trained, plan.aim, teacher_score)
+        return ended_well
+
+    allowed = [candidate for candidate in plan.candidates if plan.aim.allows(candidate)]
+    tried([candidate for candidate in allowed if not candidate.is_trained], rung=0)
+    alive = [candidate for candidate in allowed if candidate.is_trained]
+    for rung in range(len(plan.steps)):
+        alive = survivors(tried(alive, rung), plan.aim, teacher_score)
     final = list(outcomes.values())
     chosen = pick(final, plan.aim, teacher_score)
     directory = None if chosen is None else _deployed(plan, out, chosen)
@@ -140,9 +147,9 @@ def _planned(described: Plan, out: Path, say: Callable[[str], None]) -> Plan:
     config, teacher_params = load_hf(described.teacher)
     tokenizer: Any = load_tokenizer(described.teacher, config)
     task = get_task(described.task)
-    dev = load_split(task, described.source, "dev", tokenizer, described.max_length, None)
+    dev = load_split(task, described.source, "dev", tokenizer, described.max_length, config.id2label)
     texts = [] if dev.rows is None else [*dev.rows.texts]
-    tokens = max(1, round(float(np.mean(dev.tokens.lengths))))
+    tokens = max(MIN_LENGTH, round(float(np.mean(dev.tokens.lengths))))
     teacher_ms = milliseconds(size(TEACHER, config, tokens), tokens, TOGETHER)
     rate = forward_flops(config, tokens) / teacher_ms  # operations per millisecond on this machine
     with _folder(out) as folder:
@@ -165,6 +172,11 @@ def _planned(described: Plan, out: Path, say: Callable[[str], None]) -> Plan:
 
         most = _largest_share(described, teacher_params, lambda: timed([TEACHER])[TEACHER][0])
         for name, methods in plans.methods(most).items():
+            try:
+                check_methods(methods, config, task.head)
+            except InputError as error:  # as for MPNet, whose heads cannot be removed
+                say(f"note: {name} is left out: {error}")
+                continue
             start = out / "starts" / name
             if not (start / CARD).is_file():  # the last file that is written
                 say(f"{name}: cutting the teacher")

@@ -61,7 +61,8 @@ def load_split(
         split: train, dev or test.
         tokenizer: a Hugging Face tokenizer with a Rust backend.
         max_length: tokens a row.
-        labels: the class names by id, for example a teacher's; None: the task's, or those in the training file.
+        labels: a model's class names by id, which tasks without class names ignore; None: the task's, or those in
+            the training file.
 
     Raises:
         InputError: something is missing, malformed (`path:line: reason`) or unknown.
@@ -81,7 +82,8 @@ def load_split(
         )
     if source.tfds is not None and (task.is_multi_label or not task.kind.labels_each_row):
         raise InputError(f"task {task.name!r} reads files: give --train and --dev instead of --tfds")
-    return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, labels)
+    names = labels if task.kind.names_classes else None
+    return LOADERS[task.kind.name](task, source, split, tokenizer, max_length, names)
 
 
 def with_template_of(tokenizer: Any, task: Task, source: DataSource) -> DataSource:

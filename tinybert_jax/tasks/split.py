@@ -12,6 +12,7 @@ import numpy as np
 from tinybert_jax.data.queries import Passages
 from tinybert_jax.data.rows import Rows
 from tinybert_jax.data.tokens import Tokens
+from tinybert_jax.errors import InputError
 
 LOW_F1 = 0.05  # chance level for answers and tags, which guesses hardly ever hit
 Table = tuple[list[str], list[list[str]]]  # header, and cells of each row
@@ -83,6 +84,19 @@ class Split:
     def is_constant(self) -> bool:
         """Whether all rows have the same label, so that no score can tell a good model from a bad one."""
         return self.rows is not None and len(np.unique(self.tokens.labels, axis=0)) < 2
+
+    def check_measurable(self) -> None:
+        """Refuse a dev set on which no model can be measured.
+
+        Raises:
+            InputError: its rows have no labels, or all the same.
+        """
+        if not self.labelled:
+            raise InputError("the dev set has no labels: nothing can be measured on it")
+        if self.is_constant:
+            raise InputError(
+                "every row of the dev set has the same label: give rows of others, or a greater --dev-share"
+            )
 
     def rows_also_in(self, other: Split) -> int:
         """How many of its rows have the texts of a row of another split."""

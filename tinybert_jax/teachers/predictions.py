@@ -207,6 +207,11 @@ def _fields(cells: Mapping[str, Any], text_columns: tuple[str, ...], where: str)
             fields.setdefault("logits", {})[column.removeprefix(LOGITS)] = _parsed(cell, where, column)
         elif _is_number(cell):
             classes[column] = float(cell)
+    if classes and "label" in fields:
+        raise InputError(
+            f"{where}: has a label, and numbers in {', '.join(map(repr, classes))}, which are read as probabilities of"
+            " classes: remove one or the other"
+        )
     if classes and not fields.keys() & {"confidence", "value", "logits", "prediction"}:
         fields["probabilities"] = classes
     return fields

@@ -157,15 +157,13 @@ def _read_splits(
         with named_by(names_from(task, source) if teacher is None else teacher.name, is_model=teacher is not None):
             return load_split(task, source, split, tokenizer, experiment.max_length, labels)
 
-    train = load(task, "train", teacher.label_names if teacher is not None and task.kind.names_classes else None)
+    train = load(task, "train", None if teacher is None else teacher.label_names)
     if teacher is None and config.id2label != train.label_names and set(config.id2label) == set(train.label_names):
         train = load(task, "train", config.id2label)
     dev = {"dev": load(task, "dev", train.label_names or None)}
-    for split, loaded, is_labelled in (("training", train, task.kind.learns_labels), ("dev", dev["dev"], True)):
-        if is_labelled and not loaded.labelled:
-            raise InputError(f"the {split} set has no labels: nothing can be learnt from it, or measured on it")
-    if dev["dev"].is_constant:
-        raise InputError("every row of the dev set has the same label: give rows of others, or a greater --dev-share")
+    if task.kind.learns_labels and not train.labelled:
+        raise InputError("the training set has no labels: nothing can be learnt from it")
+    dev["dev"].check_measurable()
     if (second := second_task(task, source)) is not None:
         dev[set_name(task, second)] = load(second, "dev", train.label_names or None)
     return train, dev

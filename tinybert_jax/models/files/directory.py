@@ -17,7 +17,7 @@ from tinybert_jax.models.families import EXPORTED
 from tinybert_jax.models.files.bitmask import PACKED_FILE, pack
 from tinybert_jax.models.files.hub import resolve
 from tinybert_jax.models.files.saved_tokenizer import save_tokenizer
-from tinybert_jax.models.files.sentence import read_activation, read_dense, read_embedding, write_modules
+from tinybert_jax.models.files.sentence import dense_folder, read_activation, read_dense, read_embedding, write_modules
 from tinybert_jax.models.files.tensors import FIT_NAMES, architecture, from_hf_tensors, head_of, to_hf_tensors
 from tinybert_jax.models.files.tokenizer import trained_length
 from tinybert_jax.models.files.weights import ADAPTER, read_json, read_tensors, weights_files, write_tensors
@@ -50,6 +50,17 @@ def load_config(directory: str | Path) -> BertConfig:
     with contextlib.suppress(InputError):  # `fit.check_has_head` raises it again in tasks with vectors
         return dataclasses.replace(config, embedding=read_embedding(path.parent))
     return config
+
+
+def parameter_bytes(directory: Path) -> int:
+    """The size of the files with a directory's parameters, with those of a dense module.
+
+    Raises:
+        InputError: the index of the shards, or `modules.json`, is damaged.
+    """
+    dense = dense_folder(directory)
+    files = [*weights_files(directory), *([] if dense is None else weights_files(dense))]
+    return sum(file.stat().st_size for file in files)
 
 
 def _check_has_layers(path: Path, config: BertConfig) -> None:

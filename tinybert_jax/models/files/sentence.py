@@ -65,13 +65,25 @@ def sentence_length(directory: Path) -> Any:
     return _object(directory / SENTENCE).get("max_seq_length")
 
 
+def dense_folder(directory: Path) -> Path | None:
+    """The folder of a directory's dense module; None if it has none.
+
+    Raises:
+        InputError: `modules.json` is damaged.
+    """
+    path = directory / MODULES
+    folder = _folders(path).get("Dense") if path.is_file() else None
+    return None if folder is None else directory / folder
+
+
 def read_dense(directory: Path, config: BertConfig) -> Params:
     """The kernel [d, n] and the bias [n] of the dense module; without a bias, zeros.
 
     Raises:
         InputError: its weights are missing or damaged, or have another shape.
     """
-    folder = directory / _folders(directory / MODULES)["Dense"]
+    folder = dense_folder(directory)
+    assert folder is not None, "a config with a vector width has a dense module"
     tensors, shape = read_tensors(folder), (config.vector_width, config.hidden_size)
     kernel = np.asarray(tensors.get("linear.weight", np.zeros(0)), np.float32)
     bias = np.asarray(tensors.get("linear.bias", np.zeros(shape[0])), np.float32)
