@@ -14,6 +14,8 @@ from in_process import assert_refused, search_little, tinybert
 import tinybert_jax as tb
 from tinybert_jax.inference import evaluate
 from tinybert_jax.models.parameters import forward_flops
+from tinybert_jax.training.chain import check_compression
+from tinybert_jax.training.inputs import load_inputs
 
 LENGTH = 16  # one bucket, so one compilation
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -66,6 +68,14 @@ def run(source: tb.DataSource, teacher: Path, tmp_path_factory: pytest.TempPathF
     )
     out = tmp_path_factory.mktemp("run") / "run"
     return tb.run(tb.Experiment("ranking", source, "2x16", stages, str(teacher), max_length=LENGTH), out)
+
+
+@pytest.mark.long
+def test_the_steps_of_gradual_pruning_are_those_of_queries(source: tb.DataSource, teacher: Path) -> None:
+    gradual = tb.Stage(tb.Ranking(), epochs=1, batch_size=16, compression=(tb.GradualPrune(0.5),))
+    experiment = tb.Experiment("ranking", source, str(teacher), (gradual,), str(teacher), max_length=LENGTH)
+    with pytest.raises(tb.InputError, match="in at least 10 steps, and this one has 6: train longer"):
+        check_compression(experiment, load_inputs(experiment), members=1)  # 96 queries, 384 rows
 
 
 @pytest.mark.long

@@ -85,6 +85,12 @@ def test_single_weights_are_pruned_and_the_note_says_that_nothing_is_faster(
     assert "`tinybert_jax` alone reads its packed file" in (tmp_path / "packed/README.md").read_text()
 
 
+def test_rows_are_not_cut_to_nothing(teacher: Path, reviews: Path, tmp_path: Path) -> None:
+    for length in (-3, 0, 7):
+        with pytest.raises(tb.InputError, match=f"max_length is {length}; it must be at least 8"):
+            tb.compress(str(teacher), "classification", tb.DataSource(data=str(reviews)), (), tmp_path / "out", length)
+
+
 def test_options_of_distill_that_do_not_fit_are_refused(
     teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

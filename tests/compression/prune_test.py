@@ -243,6 +243,21 @@ def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str)
         tb.Prune(**changes)
 
 
+def test_heads_keep_their_numbers_where_the_largest_layer_keeps_all() -> None:
+    """The layer losses compare heads of the same number with the teacher's."""
+    config, params = tb.load_hf(TINY)
+    heads = np.ones((config.num_hidden_layers, config.num_attention_heads), bool)
+    heads[0, 0] = False
+    units = np.ones((config.num_hidden_layers, config.intermediate_size), bool)
+    smaller, model = prune.removed(config, jax.tree.map(np.asarray, params), prune.Kept(heads, units))
+    assert smaller.num_attention_heads == config.num_attention_heads
+    query, whole = (p["encoder"]["encoder"]["layer"]["attention"]["self"]["query"]["kernel"] for p in (model, params))
+    width = config.attention_head_dim
+    assert not np.any(query[0, :, :width])
+    np.testing.assert_array_equal(query[0, :, width:], np.asarray(whole)[0, :, width:])
+    np.testing.assert_array_equal(query[1:], np.asarray(whole)[1:])
+
+
 @pytest.mark.long
 def test_a_pruned_model_of_unlike_layers_is_pruned_to_the_share_of_what_is_left() -> None:
     config, params = tb.load_hf(TINY)

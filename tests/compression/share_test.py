@@ -14,9 +14,12 @@ import pytest
 from conftest import TINY, distillation
 
 import tinybert_jax as tb
+from tinybert_jax.batch import Batch
 from tinybert_jax.compression.share import PARTS, note_shared, share, share_part
+from tinybert_jax.compression.table import build_method
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.models.parameters import count_parameters, encoder_macs, unshared
+from tinybert_jax.objectives.supervised import supervised_objective
 from tinybert_jax.students.start import copy_layers
 
 FIXTURES = TINY.parent
@@ -157,7 +160,7 @@ def test_a_part_of_the_layers_is_shared_alone_and_onnx_stores_it_once(part: Any,
     # of the model's bytes, no more than LayerNorms of ones and biases of zeros were stored once before
     sizes = [len(onnx_model(config, p).SerializeToString()) for p in (params, shared)]
     assert sizes[0] - sizes[1] > 0.9 * 4 * repeated
-    assert note_shared(config, shared).startswith(f"{repeated / 1e6:.1f} M")
+    assert note_shared(tb.SharePart(part, 1), config, shared).startswith(f"{repeated / 1e6:.1f} M")
 
 
 @pytest.mark.long
@@ -174,6 +177,28 @@ def test_a_part_that_is_shared_stays_shared_in_training(teacher: Path, reviews: 
         for leaf, before in zip(jax.tree.leaves(layer[name]), jax.tree.leaves(whole[name]), strict=True):
             assert not np.array_equal(leaf[::2], before[::2])  # it has learnt
             assert np.array_equal(leaf[0], leaf[1]) == np.array_equal(leaf[2], leaf[3]) == (name != "attention")
+
+
+def test_what_is_equal_by_chance_is_not_trained_as_one() -> None:
+    """In a new model, all LayerNorms and biases are equal. Only the shared part stays so, also with other methods."""
+    config, _ = tb.load_hf(TINY)
+    config = dataclasses.replace(config, id2label=("a", "b"))
+    params = tb.init_params(tb.BertForSequenceClassification(config), jax.random.key(0))
+    methods = (tb.Movement(0.5), tb.SharePart("attention", 1))
+    objective = supervised_objective(config)
+    for settings in methods:
+        objective = build_method(settings).wrap(objective, config, NO_ROWS)
+    trainable = objective.init(jax.random.key(1), params)
+    zeros = np.zeros((2, 6), np.int32)
+    batch = Batch(np.asarray(IDS), np.asarray(MASK), zeros, np.array([0, 1], np.int32), np.ones(2, np.float32))
+    gradients = jax.grad(lambda tree: objective.loss(tree, {}, batch, tb.Hyper(1e-3, progress=0.5), None)[0])(
+        trainable
+    )
+    layer = gradients["encoder"]["encoder"]["layer"]
+    attention, inner = layer["attention"]["output"]["dense"]["kernel"], layer["intermediate"]["dense"]["bias"]
+    assert np.any(attention[0])
+    assert not np.any(attention[1:])  # they are the first layer's
+    assert all(np.any(of_layer) for of_layer in inner)
 
 
 def test_a_model_that_shares_whole_layers_has_no_part_to_share() -> None:

@@ -16,8 +16,10 @@ from conftest import FEW_MODELS, TINY, distillation, rest_long
 
 import tinybert_jax as tb
 from tinybert_jax.compression import sparse as module
+from tinybert_jax.compression.low_rank import factorise
 from tinybert_jax.compression.prune import prune
 from tinybert_jax.compression.sparse import kernels_of, sparse, sparse_kernel, with_kernels
+from tinybert_jax.compression.table import check_methods
 from tinybert_jax.data.tokens import Tokens
 from tinybert_jax.export.export import program
 from tinybert_jax.models.sample import Sample
@@ -298,10 +300,15 @@ def test_a_pattern_that_does_not_fit_the_matrices_is_refused() -> None:
     config, params = tb.load_hf(TINY)
     with pytest.raises(tb.InputError, match="pattern 2:5: 5 does not divide the 24 of query"):
         sparse(tb.Sparse(pattern="2:5"), config, params, rows(config))
+    with pytest.raises(tb.InputError, match="pattern 2:5: 5 does not divide the 24 of query"):
+        check_methods((tb.Share(1), tb.Sparse(pattern="2:5")), config, "sequence")  # before anything is computed
 
 
 def test_no_more_zeros_leaves_every_model_as_it_is() -> None:
     config, params = tb.load_hf(TINY)
+    factors = factorise(tb.LowRank(0.5), config, params, rows(config))[0]
+    with pytest.raises(tb.InputError, match="sparse cannot follow low rank: the dense layers are factors already"):
+        check_methods((tb.Sparse(0.0),), factors, "sequence")
     for weight_bits in (None, 8):
         changed = dataclasses.replace(config, weight_bits=weight_bits)
         again = sparse(tb.Sparse(0.0), changed, params, rows(config))

@@ -11,6 +11,8 @@ from conftest import distillation, logged, resumed_beside_another
 
 import tinybert_jax as tb
 from tinybert_jax.models.parameters import encoder_macs
+from tinybert_jax.training.chain import check_compression
+from tinybert_jax.training.inputs import load_inputs
 
 PRUNE = tb.Prune(0.6, uniform=True, rounds=1)
 
@@ -92,6 +94,7 @@ def test_what_was_pruned_in_training_is_cut_out_before_the_next_method(
         ((stage(tb.GradualPrune(0.5), tb.Share(1), steps=20),), "'share' cannot stand behind 'gradual_prune', which"),
         ((stage(tb.GradualPrune(0.5)),), "'gradual_prune' acts while its stage trains, in at least 10 steps"),
         ((stage(), stage(tb.Vocabulary())), "'vocabulary' changes the tokens"),
+        ((stage(tb.Share(1)), stage(tb.Sparse(pattern="2:5"))), "pattern 2:5: 5 does not divide the 32 of query"),
     ],
 )
 def test_what_cannot_follow_what_is_refused_before_anything_is_computed(
@@ -100,3 +103,11 @@ def test_what_cannot_follow_what_is_refused_before_anything_is_computed(
     with pytest.raises(tb.InputError, match=message):
         tb.run(chain_of(teacher, reviews, *stages), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_members_are_unlike_only_where_a_method_follows_what_was_pruned(teacher: Path, reviews: Path) -> None:
+    alone, pruned = stage(tb.GradualPrune(0.5), steps=20), stage(tb.GradualPrune(0.5), tb.Quantize(), steps=20)
+    inputs = load_inputs(chain_of(teacher, reviews, pruned))
+    check_compression(chain_of(teacher, reviews, pruned, stage()), inputs, members=3)
+    with pytest.raises(tb.InputError, match="what is pruned in training leaves members of a population unlike"):
+        check_compression(chain_of(teacher, reviews, alone, stage(tb.Sparse(0.5))), inputs, members=3)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +22,7 @@ from tinybert_jax.tasks import kinds
 from tinybert_jax.training import material
 from tinybert_jax.training.inputs import initial_params, load_inputs, load_population
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
 REFUSED = r"has 1 token type, but the rows are pairs of texts: take a model with two$"
 
 
@@ -103,6 +107,81 @@ def test_members_of_a_regression_may_call_their_output_differently(
             tb.Experiment("regression", source, str(tmp_path / name), stages, max_length=16, seed=seed, data_seed=0)
         )
     assert [loaded.config.id2label for loaded in load_population(members)] == [("score",)] * 2
+
+
+def test_a_path_names_a_model_as_its_words_do() -> None:
+    """In a process of its own: here the type checker refuses a path."""
+    code = (
+        "from pathlib import Path; import tinybert_jax as tb\n"
+        "made = [tb.Experiment('sst2', tb.DataSource(data='d'), kind('a/m'), (tb.Stage('prediction'),), kind('a/t'))"
+        " for kind in (Path, str)]\n"
+        "assert made[0] == made[1]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "several", "message"),
+    [
+        (
+            "classification",
+            True,
+            r"\('bad', 'good'\), any number of them a text: the rows have the labels \('bad', 'goo",
+        ),
+        ("regression", False, r"whose labels are \('bad', 'good'\): the rows have numbers as labels"),
+    ],
+)
+def test_a_note_says_why_a_classifier_is_new(
+    task: str, several: bool, message: str, of_one_type: Path, reviews: Path, tmp_path: Path, capsys
+) -> None:
+    config, params = tb.load_hf(of_one_type)
+    if several:
+        config = dataclasses.replace(config, problem_type="multi_label_classification")
+    other = tmp_path / "other"
+    tb.save_hf(other, config, params, tb.load_tokenizer(of_one_type, config))
+    (tmp_path / "scored").mkdir()
+    write_scored_reviews(tmp_path / "scored", reviews)
+    data = reviews if task == "classification" else tmp_path / "scored"
+    stages = (tb.Stage("supervised"),)
+    assert not load_inputs(
+        tb.Experiment(task, tb.DataSource(data=str(data)), str(other), stages, max_length=16)
+    ).keep_head
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_teacher_of_other_words_is_refused_only_where_a_stage_reads_it(blank_student: Path, tmp_path: Path) -> None:
+    student, text = write_model(tmp_path / "student", words=("zzz",), **SIZES), tmp_path / "text.txt"
+    text.write_text("the bag was fine .\nwe bought it .\n\n" * 20)
+    source = tb.CorpusSource((str(text),))
+    masked, layers = (
+        tb.Experiment("corpus", source, str(student), (tb.Stage(name),), str(blank_student), max_length=16)
+        for name in ("masked_lm", "transformer")
+    )
+    load_inputs(masked)
+    with pytest.raises(
+        tb.InputError, match="raw text is learnt token by token: take a student with the teacher's voc"
+    ):
+        load_inputs(layers)
+
+
+def test_what_to_leave_out_is_what_was_given(of_one_type: Path, reviews: Path, tmp_path: Path) -> None:
+    """The preset of the authors' code learns numbers from labels alone."""
+    config, params = tb.load_hf(of_one_type)
+    params["classifier"] = jax.tree.map(lambda leaf: leaf[..., :1], params["classifier"])
+    one = dataclasses.replace(config, id2label=("score",), problem_type="regression")
+    for name in ("one", "other"):
+        tb.save_hf(tmp_path / name, one, params, tb.load_tokenizer(of_one_type, config))
+    (tmp_path / "data").mkdir()
+    write_scored_reviews(tmp_path / "data", reviews)
+    stages, teachers = (tb.Stage("prediction"),), tb.Ensemble((str(tmp_path / "one"), str(tmp_path / "other")))
+    source = tb.DataSource(data=str(tmp_path / "data"))
+    experiment = tb.Experiment(
+        "regression", source, str(tmp_path / "one"), stages, teachers, preset="official", max_length=16
+    )
+    with pytest.raises(
+        tb.InputError, match="from labels alone: take one model as --teacher, or take another --preset"
+    ):
+        load_inputs(experiment)
 
 
 @pytest.mark.parametrize(("labels", "readings"), [(("bad", "good"), 1), (("good", "bad"), 2)])

@@ -137,9 +137,9 @@ def distill(
         source: where the rows are.
         run: settings of the run.
         devices: devices and processes.
-        methods: compression methods; docs/compression.md has their order. --student must be a directory, and for
-            --prune a fine-tuned model, such as the teacher. The methods are applied before the first stage, --gradual
-            and movement during it; then the compressed model is trained.
+        methods: compression methods; docs/compression.md has their order. --prune needs a fine-tuned model as
+            --student, such as the teacher; the others also take a preset or a size. The methods are applied before
+            the first stage, --gradual and movement during it; then the compressed model is trained.
         one_by_one: with several compression methods: run all stages after each method, instead of once after all.
         stage: both: first transformer, then prediction. transformer: match embeddings, attention and hidden states;
             prediction: match the outputs; patient: PKD, match outputs, labels and states of [CLS], for a student as

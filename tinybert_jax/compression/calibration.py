@@ -59,9 +59,9 @@ def check_whole(method: str, config: BertConfig) -> None:
     """
     check_dense(method, config)
     if config.ranks != FULL_RANK:
-        raise InputError(f"{method} cannot follow low rank: the word table is factors already")
+        raise InputError(f"{method} cannot follow low rank: the word table is factors already, as in every MobileBERT")
     if config.weight_bits is not None:
-        raise InputError(f"{method} cannot follow quantize, which comes last")
+        raise InputError(f"{method} cannot follow quantize: the model is in {config.weight_bits} bits already")
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ from tinybert_jax.models.files.bitmask import PACKED_FILE
 from tinybert_jax.models.files.card import front_matter, shown, task_results, use_of, without_places
 from tinybert_jax.models.files.directory import load_hf, save_hf
 from tinybert_jax.models.files.tokenizer import load_tokenizer, trained_length
-from tinybert_jax.models.fit import check_head, check_outputs
+from tinybert_jax.models.fit import check_head, check_outputs, check_token_types
 from tinybert_jax.models.heads import HEADS
 from tinybert_jax.models.parameters import count_parameters
-from tinybert_jax.settings.choices import EVAL_BATCH_SIZE
+from tinybert_jax.settings.choices import EVAL_BATCH_SIZE, MIN_LENGTH
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.sources import DataSource
 from tinybert_jax.settings.tasks import Task, get_task
@@ -71,7 +71,9 @@ def compress(
     config, params = load_hf(model)
     check_methods(methods, config, row.head)
     tokenizer = load_tokenizer(model, config)
-    length = max_length or trained_length(tokenizer, config)
+    length = trained_length(tokenizer, config) if max_length is None else max_length
+    if length < MIN_LENGTH:
+        raise InputError(f"max_length is {length}; it must be at least {MIN_LENGTH}")
     check_head(model, config, params, row.head, length)
     check_outputs(model, config, row)
     source = with_template_of(tokenizer, row, source)
@@ -82,6 +84,7 @@ def compress(
 
     train, dev = load("train"), load("dev")
     dev.check_measurable()
+    check_token_types(model, config, train.tokens.has_pairs or dev.tokens.has_pairs)
     tokens = float(train.tokens.lengths.mean())
     scores = _scores("loading", config, params, row.head, dev, length)
     chain = [link("whole", config, params, tokens, scores)]

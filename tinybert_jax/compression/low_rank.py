@@ -31,7 +31,7 @@ MULTIPLE = 8  # large ranks are rounded down to a multiple of this
 
 def build(settings: LowRank) -> Method:
     """The method with these settings."""
-    return Method(apply=functools.partial(factorise, settings))
+    return Method(check=functools.partial(check_whole, "low rank"), apply=functools.partial(factorise, settings))
 
 
 def factorise(settings: LowRank, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:

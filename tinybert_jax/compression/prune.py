@@ -52,7 +52,12 @@ class Kept(NamedTuple):
 
 def build(settings: Prune) -> Method:
     """The method with these settings."""
-    return Method(check=functools.partial(check_heads, settings.name), apply=functools.partial(prune, settings))
+
+    def check(config: BertConfig) -> None:
+        check_heads(settings.name, config)
+        check_whole("pruning", config)
+
+    return Method(check=check, apply=functools.partial(prune, settings))
 
 
 def prune(settings: Prune, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
@@ -266,7 +271,14 @@ def removed(config: BertConfig, params: Params, kept: Kept) -> tuple[BertConfig,
     attention = layer["attention"]
 
     def gathered(leaf: np.ndarray, axis: int, mask: np.ndarray, size: int) -> np.ndarray:
-        """The kept entries of each layer on the axis, padded with zeros to `size`."""
+        """The kept entries of each layer on the axis, padded with zeros to `size`.
+
+        If the axis stays as long, the removed entries become zero in their place. So a head that is kept has the
+        number that it has in the teacher, and is compared with the teacher's.
+        """
+        if size == mask.shape[1]:
+            shape = [len(mask), *(size if i == axis else 1 for i in range(leaf.ndim - 1))]
+            return np.where(mask.reshape(shape), leaf, np.zeros_like(leaf))
         result = []
         for of_layer, mask_of_layer in zip(leaf, mask, strict=True):
             part = np.compress(mask_of_layer, of_layer, axis=axis)

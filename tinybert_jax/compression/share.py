@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +12,9 @@ from tinybert_jax.batch import Examples, Params
 from tinybert_jax.compression.method import Method
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
+from tinybert_jax.models.families import FAMILIES, Family
 from tinybert_jax.models.parameters import unshared
-from tinybert_jax.objectives.objective import Objective, acting
+from tinybert_jax.objectives.objective import Objective
 from tinybert_jax.settings.compression import Share, SharePart
 
 # part -> its names below "layer"
@@ -28,8 +28,12 @@ def build(settings: Share) -> Method:
 
 def build_part(settings: SharePart) -> Method:
     """The method with these settings."""
-    checks = functools.partial(check_part, settings)
-    return Method(check=checks, apply=functools.partial(share_part, settings), wrap=keep_shared, note=note_shared)
+    return Method(
+        check=functools.partial(check_part, settings),
+        apply=functools.partial(share_part, settings),
+        wrap=functools.partial(keep_shared, settings),
+        note=functools.partial(note_shared, settings),
+    )
 
 
 def check(settings: Share, config: BertConfig) -> None:
@@ -39,8 +43,9 @@ def check(settings: Share, config: BertConfig) -> None:
         InputError: the number of groups does not divide the number of layers, or the family has no form with sharing.
     """
     _check_groups(settings.groups, config)
-    if not config.family.shares_layers and config.family.shared is None:
-        raise InputError(f"{config.family.title} has no form with shared layers: take a BERT or an ALBERT")
+    family = _whole(config)
+    if not family.shares_layers and family.shared is None:
+        raise InputError(f"{family.title} has no form with shared layers: take a BERT or an ALBERT")
 
 
 def check_part(settings: SharePart, config: BertConfig) -> None:
@@ -52,6 +57,11 @@ def check_part(settings: SharePart, config: BertConfig) -> None:
     _check_groups(settings.groups, config)
     if config.family.shares_layers:
         raise InputError(f"{config.family.title} shares whole layers: leave out the part")
+
+
+def _whole(config: BertConfig) -> Family:
+    """The model's family; for MobileBERT, the class of a BERT whose word table became factors, this is BERT."""
+    return FAMILIES[config.family.whole or config.model_type]
 
 
 def _check_groups(groups: int, config: BertConfig) -> None:
@@ -68,46 +78,34 @@ def share_part(
         InputError: as `check_part`.
     """
     check_part(settings, config)
-    step = config.num_hidden_layers // settings.groups
-    first = np.arange(config.num_hidden_layers) // step * step
-    layer = _layer(params)
-    shared = {name: jax.tree.map(lambda leaf: np.asarray(leaf)[first], layer[name]) for name in PARTS[settings.part]}
-    return config, _with_layer(params, layer | shared)
+    return config, _shared_part(settings, config, jax.tree.map(np.asarray, params))
 
 
-def keep_shared(objective: Objective, config: BertConfig, examples: Examples) -> Objective:
-    """The objective with parameters trained as one that are equal in several layers at the start of a stage."""
-
-    def first(trainable: Params) -> Any:
-        return jax.tree.map(_first_equal, _layer(trainable))
-
-    def shared(params: Params, first: Any) -> Params:
-        return _with_layer(params, jax.tree.map(lambda leaf, i: leaf[i], _layer(params), first))
-
-    return acting(objective, SharePart.name, first, shared)
+def keep_shared(settings: SharePart, objective: Objective, config: BertConfig, examples: Examples) -> Objective:
+    """The objective with the shared part trained as one: every layer of a group reads that of the first layer."""
+    shared = functools.partial(_shared_part, settings, config)
+    return objective._replace(
+        loss=lambda trainable, *more: objective.loss(shared(trainable), *more),
+        export=lambda trainable, student_params: objective.export(shared(trainable), student_params),
+    )
 
 
-def note_shared(config: BertConfig, params: Params) -> str:
+def note_shared(settings: SharePart, config: BertConfig, params: Params) -> str:
     """A note about the number of shared parameters, and its use."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_layer(params))]
-    repeated = sum(int((_first_equal(leaf) != np.arange(len(leaf))).sum()) * leaf[0].size for leaf in leaves)
+    layer = params["encoder"]["encoder"]["layer"]
+    stacked = sum(leaf.size for name in PARTS[settings.part] for leaf in jax.tree.leaves(layer[name]))
+    repeated = stacked * (1 - settings.groups / config.num_hidden_layers)
     return f"{repeated / 1e6:.1f} M of the parameters are another layer's; smaller in ONNX, which stores them once"
 
 
-def _first_equal(leaf: Any) -> Any:
-    """For each layer, the index of the first layer with the same values, int32 [l]."""
-    flat = leaf.reshape(len(leaf), -1)
-    equal = (flat[:, None] == flat[None]).all(axis=2)
-    return equal.argmax(axis=1).astype(np.int32)
-
-
-def _layer(params: Params) -> Params:
-    return params["encoder"]["encoder"]["layer"]
-
-
-def _with_layer(params: Params, layer: Params) -> Params:
+def _shared_part(settings: SharePart, config: BertConfig, params: Params) -> Params:
+    """The parameters with the part of the first layer in all layers of each group."""
+    step = config.num_hidden_layers // settings.groups
+    first = np.arange(config.num_hidden_layers) // step * step
     encoder = params["encoder"]
-    return params | {"encoder": encoder | {"encoder": encoder["encoder"] | {"layer": layer}}}
+    layer = encoder["encoder"]["layer"]
+    shared = {name: jax.tree.map(lambda leaf: leaf[first], layer[name]) for name in PARTS[settings.part]}
+    return params | {"encoder": encoder | {"encoder": encoder["encoder"] | {"layer": layer | shared}}}
 
 
 def share(settings: Share, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
@@ -131,7 +129,7 @@ def share(settings: Share, config: BertConfig, params: Params, examples: Example
     layer = jax.tree.map(lambda leaf: np.asarray(leaf)[::step], encoder["encoder"]["layer"])
     config = dataclasses.replace(
         config,
-        model_type=config.family.shared or config.model_type,
+        model_type=_whole(config).shared or config.model_type,
         num_hidden_groups=settings.groups,
         classifier_dropout=config.classifier_dropout_rate,  # ALBERT has another default
     )

@@ -17,12 +17,13 @@ import scipy.linalg
 from flax import traverse_util
 
 from tinybert_jax.batch import Examples, Params
-from tinybert_jax.compression.calibration import calibration_batches, check_whole
+from tinybert_jax.compression.calibration import calibration_batches, check_dense, check_whole
 from tinybert_jax.compression.method import Method
 from tinybert_jax.compression.walk import DENSE, Site, walk
 from tinybert_jax.errors import InputError
 from tinybert_jax.models.config import BertConfig
-from tinybert_jax.models.parameters import resize_vocabulary, unshared
+from tinybert_jax.models.encoder import BertModel
+from tinybert_jax.models.parameters import parameter_shapes, resize_vocabulary, unshared
 from tinybert_jax.models.sample import Sample
 from tinybert_jax.objectives.objective import Objective, acting
 from tinybert_jax.settings.compression import Sparse
@@ -34,7 +35,25 @@ KERNELS = {name: (*path, "kernel") for name, path in DENSE.items()}  # paths bel
 
 def build(settings: Sparse) -> Method:
     """The method with these settings."""
-    return Method(apply=functools.partial(sparse, settings), wrap=keep_zeros, note=note_zeros)
+    checks = functools.partial(check, settings)
+    return Method(check=checks, apply=functools.partial(sparse, settings), wrap=keep_zeros, note=note_zeros)
+
+
+def check(settings: Sparse, config: BertConfig) -> None:
+    """Refuse a model whose weights cannot be pruned like this.
+
+    Raises:
+        InputError: M of the pattern N:M does not divide the inputs of a matrix, or the model is factorised or
+            quantised; zeros are kept in a quantised model too.
+    """
+    check_dense("sparse", config)
+    if settings.pattern is None and settings.share == 0:
+        return
+    check_whole("sparse", config)
+    shapes = kernels_of({"encoder": parameter_shapes(BertModel(config))})
+    for name, path in KERNELS.items():
+        if settings.pattern is not None and (inputs := shapes[path].shape[1]) % settings.group[1]:
+            raise InputError(f"pattern {settings.pattern}: {settings.group[1]} does not divide the {inputs} of {name}")
 
 
 def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examples) -> tuple[BertConfig, Params]:
@@ -44,16 +63,12 @@ def sparse(settings: Sparse, config: BertConfig, params: Params, examples: Examp
     are measured in the whole model, all layers of a group together.
 
     Raises:
-        InputError: M of the pattern N:M does not divide the inputs of a matrix, or the model is factorised or
-            quantised.
+        InputError: as `check`.
     """
+    check(settings, config)
     if settings.pattern is None and settings.share == 0:
         return config, params
-    check_whole("sparse", config)
     whole = kernels_of(params)
-    for name, path in KERNELS.items():
-        if settings.pattern is not None and (inputs := whole[path].shape[1]) % settings.group[1]:
-            raise InputError(f"pattern {settings.pattern}: {settings.group[1]} does not divide the {inputs} of {name}")
     model = jax.tree.map(np.asarray, resize_vocabulary(params, config.vocab_size))
     sample = Sample.take(calibration_batches(examples, settings.rows))
     repeats = config.num_hidden_layers // config.layer_groups

@@ -147,11 +147,10 @@ def fit_head(
     labels = label_names or (config.id2label if config.num_labels == 1 else ("LABEL_0",))
     keep = has_head and config.id2label == labels and config.is_multi_label == task.is_multi_label
     if has_head and not keep:
-        several = ", any number of them in a text" if task.is_multi_label else ""
-        note(
-            f"{name}: a new classifier takes the place of its own, whose labels are {config.id2label}, because the"
-            f" rows have {labels}{several}"
-        )
+        several = ", any number of them a text"
+        before = f"{config.id2label}{several if config.is_multi_label else ''}"
+        rows = f"the labels {labels}{several if task.is_multi_label else ''}" if label_names else "numbers as labels"
+        note(f"{name}: a new classifier takes the place of its own, whose labels are {before}: the rows have {rows}")
     problem = task.kind.problem_type or config.problem_type
     return dataclasses.replace(config, id2label=labels, problem_type=problem), keep
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -88,6 +89,9 @@ class Experiment:
         return fields
 
     def __post_init__(self) -> None:
+        for name in ("model", "teacher", "augmented"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(path))
         check_choice("preset", self.preset, Preset)
         check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
         if isinstance(self.layer_map, str):

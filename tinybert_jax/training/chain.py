@@ -26,7 +26,7 @@ from tinybert_jax.settings.experiment import Experiment
 from tinybert_jax.tasks.split import Split
 from tinybert_jax.training.diverged import Diverged, DivergedMembers
 from tinybert_jax.training.inputs import Inputs
-from tinybert_jax.training.loop import Run, check_params, make_objective, methods_in, train_stage
+from tinybert_jax.training.loop import Run, batching, check_params, make_objective, methods_in, train_stage
 from tinybert_jax.training.teaching import Taught, eval_batch_size
 
 Outputs = Callable[[Params, Split], np.ndarray]
@@ -48,8 +48,9 @@ def check_compression(experiment: Experiment, inputs: Inputs, members: int) -> N
         InputError: there is such a method.
     """
     check_methods(experiment.compression, inputs.config, inputs.head)
-    methods = [build_method(settings) for settings in experiment.compression]
-    if members > 1 and any(method.finish is not None for method in methods[:-1]):
+    last = max((i for i, stage in enumerate(experiment.stages) if stage.compression), default=0)
+    before = [build_method(settings) for stage in experiment.stages[:last] for settings in stage.compression]
+    if members > 1 and any(method.finish is not None for method in before):
         raise InputError("what is pruned in training leaves members of a population unlike: train each alone")
     for index, stage in enumerate(experiment.stages):
         acting = ""
@@ -69,7 +70,7 @@ def check_compression(experiment: Experiment, inputs: Inputs, members: int) -> N
                     f"compression {settings.name!r} cannot stand behind {acting!r}, which acts while the same stage"
                     " trains: give it a stage of its own (--one-by-one)"
                 )
-            steps = stage_steps(stage, len(inputs.examples(stage)))
+            steps = stage_steps(stage, len(batching(inputs, stage)(inputs.examples(stage))))
             if steps < settings.min_steps:
                 raise InputError(
                     f"compression {settings.name!r} acts while its stage trains, in at least"

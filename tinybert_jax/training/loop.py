@@ -235,7 +235,7 @@ def _examples(run: Run, stage: Stage, objective: Objective, done: int) -> tuple[
 
     Outputs are cached if a model teaches, and the stage is to read its rows again.
     """
-    as_batched = _batching(run.inputs, stage)
+    as_batched = batching(run.inputs, stage)
     if run.taught is not None and stage.objective.reads_outputs:
         return as_batched(run.taught), {}
     rows, teacher_params = run.inputs.examples(stage), run.teacher_params
@@ -247,7 +247,7 @@ def _examples(run: Run, stage: Stage, objective: Objective, done: int) -> tuple[
     return examples, teacher_params
 
 
-def _batching(inputs: Inputs, stage: Stage) -> Callable[[Examples], Examples]:
+def batching(inputs: Inputs, stage: Stage) -> Callable[[Examples], Examples]:
     """A function from rows to the examples of the stage's batches: the same rows, or queries with their passages."""
     if (size := stage.objective.group_size) is None:
         return lambda rows: rows

@@ -87,8 +87,9 @@ def of_corpus(experiment: Experiment, source: CorpusSource, student: Student, te
     check_token_types(student.name, config, has_types)
     if experiment.distils and model is not None:
         check_token_types(str(experiment.teacher), model.config, has_types)
-    if not _same_tokenizer(student.tokenizer, model):
-        raise InputError(_different_vocabularies(experiment, str(experiment.teacher)))
+    if experiment.distils and not _same_tokenizer(student.tokenizer, model):
+        remedy = "raw text is learnt token by token: take a student with the teacher's vocabulary"
+        raise InputError(_different_vocabularies(experiment, str(experiment.teacher), remedy))
     teacher_config, facts = None if model is None else model.config, arithmetic(experiment.preset)
     for stage in experiment.stages:
         build_objective(stage.objective, Context(config, teacher_config, head, experiment.layer_map, facts))
@@ -137,10 +138,13 @@ def _check_numbers(experiment: Experiment, task: Task, source: DataSource, teach
     from_labels = task.is_regression and task.kind.learns_labels
     if not from_labels or not arithmetic(experiment.preset).regression_from_labels:
         return
-    if source.adding_option or (experiment.distils and teacher is not None and not teacher.runs_alone):
+    remedies = [f"leave out {source.adding_option}"] if source.adding_option else []
+    if experiment.distils and teacher is not None and not teacher.runs_alone:
+        remedies.append("take one model as --teacher")
+    if remedies:
         raise InputError(
-            f"preset {experiment.preset!r} learns numbers from labels alone: leave out"
-            f" {source.adding_option or '--unlabelled'}, and take one model as --teacher, or another --preset"
+            f"preset {experiment.preset!r} learns numbers from labels alone: {' and '.join(remedies)}, or take another"
+            " --preset"
         )
 
 
@@ -200,8 +204,10 @@ def _lesson(
     splits = [split, *dev.values()]
     if not _same_tokenizer(tokenizer, model):
         layers_teach = experiment.matches_tokens and model is teacher.model
-        if layers_teach or HEADS[task.head].per_token or experiment.augmented is not None:
-            raise InputError(_different_vocabularies(experiment, member.name))
+        reads_tokens = layers_teach or HEADS[task.head].per_token or experiment.augmented is not None
+        if experiment.distils and reads_tokens:
+            remedy = "only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+            raise InputError(_different_vocabularies(experiment, member.name, remedy))
         other, dev = _read_splits(experiment, task, model.tokenizer, model.config, teacher)
         splits = [other, *dev.values()]
         train = tokens.TwoVocabularies(split.tokens, other.tokens) if teacher.runs_alone else other.tokens
@@ -230,10 +236,10 @@ def buckets(experiment: Experiment, rows: int) -> tuple[int, ...]:
     return bucket_lengths(experiment.max_length, sum(stage_steps(stage, rows) for stage in experiment.stages))
 
 
-def _different_vocabularies(experiment: Experiment, teacher: str) -> str:
+def _different_vocabularies(experiment: Experiment, teacher: str, remedy: str) -> str:
     return (
         f"{experiment.model} and {teacher} have different vocabularies, or default prompts, so their tokens do not"
-        " correspond: only a sequence task's predictions can be distilled, without augmentation (--stage prediction)"
+        f" correspond: {remedy}"
     )
 
 
