@@ -14,7 +14,9 @@ from tinybert_jax.reports.tables import print_table
 
 
 def benchmark(
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")],
+    models: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]", help_behavior_hint="")
+    ],
     /,
     batch_size: tuple[int, ...] = (1, 32),
     max_length: tuple[int, ...] = (32, 128),

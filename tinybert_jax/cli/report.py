@@ -9,7 +9,9 @@ import tyro
 
 from tinybert_jax.errors import InputError
 
-RunNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+RunNames = Annotated[
+    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="")
+]
 
 
 def report(runs: RunNames, /, out: Path | None = None, measure: bool = True) -> None:

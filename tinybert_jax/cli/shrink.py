@@ -32,8 +32,10 @@ def shrink(
     steps. The better half is trained with twice the steps, and half of these again. All are measured as they would be
     deployed: in int8, in ONNX Runtime, one text at a time, with texts as long as the dev rows. For example:
 
-    tinybert shrink --teacher runs/teacher/student --task classification --train reviews.csv --dev-share 0.1 \\
+    tinybert shrink --teacher runs/teacher/student --task classification --train reviews.csv --dev-share 0.2 \\
         --keep 97% --out runs/small
+
+    It needs the packages of `pip install '.[onnx]'`.
 
     Args:
         teacher: Hugging Face directory or hub id of a model that was fine-tuned on the task.

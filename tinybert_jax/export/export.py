@@ -251,7 +251,9 @@ def _write_onnx(config: BertConfig, params: Params, weight_bits: int | None, fil
     try:
         from tinybert_jax.export.onnx_model import onnx_model
     except ModuleNotFoundError as error:
-        raise InputError(f"ONNX files need the package {error.name}: pip install 'tinybert_jax[onnx]'") from None
+        raise InputError(
+            f"ONNX files need the package {error.name}: in the clone of tinybert_jax, pip install '.[onnx]'"
+        ) from None
     file.write_bytes(onnx_model(config, params, weight_bits).SerializeToString())
 
 

@@ -110,17 +110,19 @@ class DataSource:
 
     data: str | None = None  # directory with the task's files in the GLUE layout: train.tsv, dev.tsv (and test.tsv)
     train: str | None = None  # training rows: .tsv, .csv or .jsonl; .json for squad; a CoNLL file for ner
-    dev: str | None = None  # dev rows, in a file of the same kind. They choose the best checkpoint and are scored
+    # dev rows, in a file of the same kind. Models are scored on them. In training they choose the best checkpoint
+    dev: str | None = None
     test: str | None = None  # test rows, in a file of the same kind, for `tinybert evaluate --split test`
     tfds: str | None = None  # name of a prepared TensorFlow Datasets set, for example glue/sst2
     text_columns: tuple[str, ...] = ()  # column (or JSON key) of the texts, or two for pairs. Default: the task's
     # template that joins columns to a text, such as '{title}: {body}'; two templates for pairs
     text_template: tuple[str, ...] = ()
     label_column: str | None = None  # column (or JSON key) of the labels. Default: the task's
-    # more training rows, without labels, for a teacher to label: .tsv, .csv, .jsonl, or .txt with a text a line
+    # in distill, compress and shrink: more training rows, without labels, for a teacher to label: .tsv, .csv, .jsonl,
+    # or .txt with a text a line
     unlabelled: tuple[str, ...] = ()
-    # for pairs: recombine their texts until there are this many training rows, for a teacher to label. 0: recombine
-    # none. Default: 5000 in distill and shrink, if there are fewer than 1000 rows; else none
+    # in distill and shrink, for pairs: recombine their texts until there are this many training rows, for a teacher to
+    # label. 0: recombine none. Default: 5000, if there are fewer than 1000 rows; else none
     recombine_to: int | None = None
     dev_share: float | None = None  # without a dev set: take this share of the training rows as one, such as 0.1
     dev_seed: int = 0  # seed that chooses the rows of --dev-share. It does not follow --seed
