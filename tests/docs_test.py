@@ -73,6 +73,12 @@ def test_every_option_is_in_the_guide(name: str) -> None:
     assert [option for option in option_names(COMMANDS[name]) if option not in section] == []
 
 
+def test_no_help_names_an_empty_default() -> None:
+    text = (ROOT / "docs/commands.md").read_text("utf-8")
+    assert "(default: )" not in text
+    assert "(default: None)" not in text
+
+
 def test_every_loss_is_in_the_guide() -> None:
     rows = re.findall(r"^\| `(\w+)\(", (ROOT / "docs/jax-api.md").read_text("utf-8"), flags=re.MULTILINE)
     named = {name for name, x in vars(tb.losses).items() if callable(x) and x.__module__ == tb.losses.__name__}
