@@ -9,7 +9,7 @@ teacher is MODEL after `tinybert finetune`, the student is 3x192; both by their 
 pretrained BERT, such as all-MiniLM-L6-v2.
 
 task: a fine-tuned teacher, and students of some rows of a task's training file, scored on its dev file: by the
-defaults, from a random start, from labels alone, and, where rows are pairs, without recombined pairs.
+defaults, from a random start, from labels alone, and, where pairs are so few that they are recombined, without this.
 
 Every run is a command, which is printed. What is in OUT already is not run again.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 from shared import mean_sd, run_main, table, tinybert
 
 import tinybert_jax as tb
+from tinybert_jax.data.recombine import FEW_PAIRS
 from tinybert_jax.inference.evaluate import evaluate
 from tinybert_jax.settings.tasks import TASKS, SplitName, get_task
 
@@ -132,9 +133,6 @@ def run_messages(args: argparse.Namespace) -> None:
 def run_task(args: argparse.Namespace) -> None:
     """Students of some rows of a task, drawn at random, by the recipe, from a random start, and from labels alone."""
     task, lines = get_task(args.task), []
-    settings = {"by default": [], "random start": ["--start", "random"], "labels alone": ["--stage", "supervised"]}
-    if len(task.text_columns) == 2:
-        settings["no recombined pairs"] = ["--recombine-to", "0"]
     whole = tb.DataSource(data=args.data)
     full = score(Path(args.teacher), args.task, whole, "dev", args.max_length)
     for rows in args.rows:
@@ -142,6 +140,9 @@ def run_task(args: argparse.Namespace) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         some_rows(Path(args.data) / task.file("train"), directory / task.file("train"), rows)
         shutil.copy(Path(args.data) / task.file("dev"), directory / task.file("dev"))
+        settings = {"by default": [], "random start": ["--start", "random"], "labels alone": ["--stage", "supervised"]}
+        if len(task.text_columns) == 2 and rows < FEW_PAIRS:
+            settings["no recombined pairs"] = ["--recombine-to", "0"]
         data = ["--task", args.task, "--data", str(directory), "--max-length", str(args.max_length)]
         for name, options in settings.items():
             scores = []
