@@ -254,7 +254,7 @@ def test_bad_arguments_are_refused_by_name(teacher: Path, exported: Path, review
 def test_a_missing_package_is_named(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package, message in (
         ("onnxruntime", "pip install onnxruntime"),
-        ("onnx", r"pip install 'tinybert_jax\[onnx\]'"),
+        ("onnx", r"in the clone of tinybert_jax, pip install '\.\[onnx\]'"),
     ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)

@@ -65,7 +65,7 @@ def test_the_lead_says_what_is_lost_won_and_due_to_chance() -> None:
     assert isinstance(items, Items)
     text = " ".join(items.items)
     assert "Rows lost, out of 5" in text
-    assert "would be right on 55.0% of these rows" in text
+    assert "A model that always answers the largest class is right on 55.0% of these rows" in text
     assert "tinybert evaluate" in text
 
 
