@@ -126,7 +126,8 @@ def test_torch_does_not_time_what_transformers_fills_with_random_numbers(directo
 
 
 def test_pairs_need_no_token_types_where_the_tokenizer_writes_none(tmp_path: Path) -> None:
-    encoder = write_model(tmp_path / "encoder", family="roberta")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+    encoder = write_model(tmp_path / "encoder", family="roberta", **sizes)
     config, _ = tb.load_hf(encoder)
     params = tb.init_params(HEADS["sequence"].model(config), jax.random.key(0))
     tb.save_hf(tmp_path / "roberta", config, params, load_tokenizer(encoder, config))
