@@ -113,9 +113,12 @@ def test_a_path_names_a_model_as_its_words_do() -> None:
     """In a process of its own: here the type checker refuses a path."""
     code = (
         "from pathlib import Path; import tinybert_jax as tb\n"
-        "made = [tb.Experiment('sst2', tb.DataSource(data='d'), kind('a/m'), (tb.Stage('prediction'),), kind('a/t'))"
-        " for kind in (Path, str)]\n"
-        "assert made[0] == made[1]"
+        "def made(path):\n"
+        "    teachers = tb.Ensemble((path('a/t'), path('a/u')), layer_teacher=path('a/u'))\n"
+        "    source = tb.DataSource(train=path('~/t.csv'), dev=path('d.csv'), unlabelled=(path('u.txt'),))\n"
+        "    return tb.Experiment('sst2', source, path('a/m'), (tb.Stage('prediction'),), teachers)\n"
+        "assert made(Path) == made(str)\n"
+        "assert isinstance(made(Path).model, str)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

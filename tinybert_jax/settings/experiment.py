@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,6 +11,7 @@ from tinybert_jax.settings.arithmetic import PRESETS
 from tinybert_jax.settings.choices import FROM_LAYERS, MIN_LENGTH, ComputeDtype, Preset, Start, student_shape
 from tinybert_jax.settings.compression import CompressionSettings
 from tinybert_jax.settings.objectives import LayerMap
+from tinybert_jax.settings.paths import expand_paths
 from tinybert_jax.settings.sources import CORPUS, CorpusSource, DataSource
 from tinybert_jax.settings.stages import Stage
 from tinybert_jax.settings.teachers import AnyTeacher
@@ -89,9 +89,7 @@ class Experiment:
         return fields
 
     def __post_init__(self) -> None:
-        for name in ("model", "teacher", "augmented"):
-            if isinstance(path := getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(path))
+        expand_paths(self, "model", "teacher", "augmented")
         check_choice("preset", self.preset, Preset)
         check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
         if isinstance(self.layer_map, str):

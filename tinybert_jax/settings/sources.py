@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tinybert_jax.errors import InputError, check_seed
-
-
-def _expand_home(source: object, *names: str) -> None:
-    """Replace `~` by the user's home directory in these fields, each a path or several paths."""
-    for name in names:
-        value = getattr(source, name)
-        if isinstance(value, str):
-            object.__setattr__(source, name, os.path.expanduser(value))
-        elif value is not None:
-            object.__setattr__(source, name, tuple(map(os.path.expanduser, value)))
+from tinybert_jax.settings.paths import expand_paths
 
 
 @dataclass(frozen=True)
@@ -160,7 +150,7 @@ class DataSource:
         return self.data is not None or self.train is not None or self.tfds is not None
 
     def __post_init__(self) -> None:
-        _expand_home(self, "data", "train", "dev", "test", "unlabelled")
+        expand_paths(self, "data", "train", "dev", "test", "unlabelled")
         files = any(file is not None for file in (self.train, self.dev, self.test))
         check_seed("dev_seed", self.dev_seed)
         if self.dev_share is not None:
@@ -212,7 +202,7 @@ class CorpusSource:
     processes: int = 1  # number of processes that build the shards. The shards do not depend on it
 
     def __post_init__(self) -> None:
-        _expand_home(self, "files")
+        expand_paths(self, "files")
         if not self.files:
             raise InputError("a corpus needs at least one text file: give --corpus FILE")
         if not 0 <= self.short_sequence_probability <= 1:

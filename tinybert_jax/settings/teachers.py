@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tinybert_jax.errors import InputError, check_choice
+from tinybert_jax.settings.paths import expand_paths
 
 Average = Literal["probabilities", "logits"]
 
@@ -73,6 +74,7 @@ class Ensemble:
     layer_teacher: str | None = None
 
     def __post_init__(self) -> None:
+        expand_paths(self, "members", "layer_teacher")
         check_choice("average", self.average, Average)
         if len(self.members) < 2 or len(set(map(str, self.members))) < len(self.members):
             raise InputError(f"the teachers are {self}; an ensemble has two members or more, each once")
