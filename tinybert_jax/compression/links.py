@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tinybert_jax.batch import Params
 from tinybert_jax.models.config import BertConfig
 from tinybert_jax.models.parameters import count_parameters, encoder_macs
+from tinybert_jax.tasks.metrics import share_of
 
 
 class Link(NamedTuple):
@@ -31,8 +32,7 @@ def _cells(whole: Link, link: Link, names: Sequence[str]) -> list[str]:
     scores = [f"{link.scores[name]:.4f}" if link.scores else "-" for name in names]
     if names:
         first = names[0]
-        known = whole.scores and link.scores and whole.scores[first] > 0
-        scores.append(f"{link.scores[first] / whole.scores[first]:.1%}" if known else "-")
+        scores.append(share_of(link.scores.get(first), whole.scores.get(first)))
     return [link.name, *scores, f"{link.parameters / 1e6:.1f} M", f"{link.macs / whole.macs:.1%}"]
 
 

@@ -10,6 +10,7 @@ from tinybert_jax.reports.calibration import BINS, calibration_error, confidence
 from tinybert_jax.reports.document import Block, Fold, Grid, Items, Picture, Pictures, Section, Text, shortened
 from tinybert_jax.reports.models import BASELINE, EXPORTED, TIMED_ALONE, TIMED_ROWS, TOGETHER, Model, machine
 from tinybert_jax.tasks.classes import CONFUSION, F1
+from tinybert_jax.tasks.metrics import share_of
 from tinybert_jax.tasks.split import Judged, Reading, Table
 
 SHOWN = 12  # number of shown rows that one model has right and another wrong
@@ -62,9 +63,7 @@ def summary(models: Sequence[Model], metric: str, teachers: Mapping[str, Model])
 
 def _against(model: Model, teacher: Model, metric: str) -> list[str]:
     """The cells of AGAINST for a model."""
-    share = size = speed = DASH
-    if teacher.scores[metric] > 0 and model.scores[metric] > 0:
-        share = f"{model.scores[metric] / teacher.scores[metric]:.1%}"
+    share, size, speed = share_of(model.scores[metric], teacher.scores[metric]), DASH, DASH
     if model.bytes and teacher.bytes:
         size = f"{teacher.bytes / model.bytes:.1f}x"
     if model.milliseconds and teacher.milliseconds:

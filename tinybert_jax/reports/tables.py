@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tinybert_jax.tasks.metrics import share_of
+
 if TYPE_CHECKING:
     from tinybert_jax.training.run import Result
 
@@ -24,10 +26,7 @@ def _one(scores: dict[str, float], teacher: dict[str, float] | None) -> Table:
         return ["dev set", "model"], table
     for row in table:
         score = teacher.get(row[0])  # a file of predictions may not have all dev sets
-        row += [
-            "-" if score is None else f"{score:.4f}",
-            f"{scores[row[0]] / score:.1%}" if score and score > 0 else "-",
-        ]
+        row += ["-" if score is None else f"{score:.4f}", share_of(scores[row[0]], score)]
     return ["dev set", "model", "teacher", "share"], table
 
 

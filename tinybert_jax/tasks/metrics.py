@@ -8,6 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 
+def share_of(score: float | None, whole: float | None) -> str:
+    """A score as a share of another one, as text; "-" if one is unknown, or the other one is not above 0.
+
+    >>> share_of(0.8, 0.9), share_of(0.8, -0.1), share_of(0.8, None)
+    ('88.9%', '-', '-')
+    """
+    return f"{score / whole:.1%}" if score is not None and whole is not None and whole > 0 else "-"
+
+
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The share of equal entries. predictions, labels: class ids [n]."""
     _check(predictions, labels)
