@@ -159,6 +159,14 @@ def test_the_quotes_of_a_tsv_of_pandas_are_no_part_of_its_texts(
         assert ([row["text"] for row in predicted_json(out)], err) == (texts, printed)
 
 
+def test_a_table_with_semicolons_is_read(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    write(tmp_path / "rows.csv", 'n;text\n1;"a bag; tasty"\n2;awful\n')
+    assert tinybert(monkeypatch, "predict", "--model", model, "--input", tmp_path / "rows.csv") == 0
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header[:2] == ["n", "text"]
+    assert [row[:2] for row in rows] == [["1", "a bag; tasty"], ["2", "awful"]]
+
+
 BAD: dict[str, tuple[str, str | bytes, str]] = {
     "empty": ("csv", 'text\ngood\n""\n', ":3: the text in 'text' is empty: fill it or remove the row"),
     "spaces": ("tsv", "text\tn\n \u3000\t1\n", ":2: the text in 'text' is empty: fill it or remove the row"),
@@ -169,7 +177,7 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "column": ("csv", "review\na\n", ":1: no column 'text'; the columns are 'review': name yours with --text-columns"),
     "twice": ("csv", "text,text\na,b\n", ":1: the column 'text' occurs more than once: rename one"),
     "written": ("csv", "text,prediction\na,b\n", ":2: has 'prediction' already, which is written: rename it"),
-    "semicolons": ("csv", "text;n\na;1\n", ":1: semicolons separate the columns ('text;n'): a .tsv has tabs"),
+    "bars": ("csv", "text|n\na|1\n", ":1: bars separate the columns ('text|n'): a .tsv has tabs"),
     "value": ("jsonl", '[\n {"text": "a"}\n]\n', ":1: is one value of JSON: write one object a line"),
     "key": ("jsonl", '{"text": "a"}\n{"n": 1}\n', ":2: no key 'text'; the keys are 'n': name yours with --text"),
     "json": ("jsonl", '{"text": "a"}\n{"text": \n', ":2: not JSON"),

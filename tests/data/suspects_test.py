@@ -79,12 +79,21 @@ def test_rows_that_are_read_with_quotes_have_another_fingerprint_than_without(tm
     assert read(tmp_path, content).fingerprint != with_quotes
 
 
+def test_a_csv_may_have_semicolons(tmp_path: Path) -> None:
+    rows = read(tmp_path, 'text;label\n"well, a; b";x\n"two\nlines";y\n', "train.csv")
+    assert rows.texts == [("well, a; b",), ("two\nlines",)]
+    assert rows.label_names == ("x", "y")
+    commas = read(tmp_path, "text,label\na; b,x;y\nc,z\n", "train.csv")
+    assert commas.label_names == ("x;y", "z")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("train.tsv", JSON_LINES, "1: holds JSON, and not a table: write one JSON object a line, and name it .jsonl"),
         ("train.csv", json.dumps([{"text": "a", "label": "b"}], indent=1), "1: holds JSON, and not a table"),
-        ("train.csv", "text;label\na;x\nb;y\n", "1: semicolons separate the columns ('text;label'): a .tsv has tabs"),
+        ("train.csv", "text|label\na|x\nb|y\n", "1: bars separate the columns ('text|label'): a .tsv has tabs"),
+        ("train.tsv", "text;label\na;x\nb;y\n", "1: semicolons separate the columns"),
         ("train.csv", "text\tlabel\na\tx\nb\ty\n", "1: tabs separate the columns"),
         ("train.tsv", "text,label\na,x\nb,y\n", "1: commas separate the columns"),
     ],

@@ -20,6 +20,7 @@ from tinybert_jax.data.suspects import (
     are_bits,
     bit_columns,
     counts_rows,
+    csv_separator,
     has_csv_quotes,
     no_column,
     other_separator,
@@ -64,8 +65,8 @@ def read_checked(
     """Parse the content of a file and check its form. What the labels mean is not checked.
 
     A .tsv is split at tabs and has no quotes, as in the GLUE files, unless pandas or another CSV writer quoted it
-    (`suspects.has_csv_quotes`). A .csv has the usual quotes. A byte order mark, CRLF line ends, and blank lines at the
-    end are accepted.
+    (`suspects.has_csv_quotes`). A .csv has the usual quotes, and commas or semicolons (`suspects.csv_separator`). A byte
+    order mark, CRLF line ends, and blank lines at the end are accepted.
 
     Args:
         path: its suffix gives the format, and errors name it.
@@ -258,8 +259,10 @@ def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         InputError: the quotes of a .csv are damaged.
     """
-    if path.suffix.lower() == ".csv" or is_quoted_tsv(path, text):
-        return _csv_lines(path, text, "," if path.suffix.lower() == ".csv" else "\t")
+    if path.suffix.lower() == ".csv":
+        return _csv_lines(path, text, csv_separator(text.partition("\n")[0]))
+    if is_quoted_tsv(path, text):
+        return _csv_lines(path, text, "\t")
     return _tsv_lines(text)
 
 

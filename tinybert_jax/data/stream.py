@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_jax.data.reader import check_width, csv_records, decode, json_object, json_parts, json_text
-from tinybert_jax.data.suspects import QUOTES_ARE_NO_PART, SAVE_WITH, has_csv_quotes, no_column, other_separator
+from tinybert_jax.data.suspects import (
+    QUOTES_ARE_NO_PART,
+    SAVE_WITH,
+    csv_separator,
+    has_csv_quotes,
+    no_column,
+    other_separator,
+)
 from tinybert_jax.errors import InputError, note
 from tinybert_jax.settings.sources import TextForm
 
@@ -154,13 +161,18 @@ def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> I
     return _table_rows(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), form)
 
 
-def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm, delimiter: str = ",") -> Iterator[Row]:
-    csv.field_size_limit(LONGEST_CELL)
-    return _table_rows(path, csv_records(path, (line for _, line in lines), delimiter), form)
+def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
+    header = next(lines, (1, ""))
+    return _quoted_rows(path, itertools.chain([header], lines), form, csv_separator(header[1]))
 
 
 def _quoted_tsv_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:
-    return _csv_rows(path, lines, form, "\t")
+    return _quoted_rows(path, lines, form, "\t")
+
+
+def _quoted_rows(path: Path, lines: Iterable[tuple[int, str]], form: TextForm, separator: str) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)
+    return _table_rows(path, csv_records(path, (line for _, line in lines), separator), form)
 
 
 def _json_rows(path: Path, lines: Iterator[tuple[int, str]], form: TextForm) -> Iterator[Row]:

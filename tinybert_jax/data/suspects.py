@@ -16,7 +16,9 @@ from tinybert_jax.errors import InputError, nearest
 # with possessive quantifiers: an open quotation mark would take memory for every character after it
 QUOTED_CELL = re.compile(r'(?m)(?:^|(?<=\t))"[^"]*+(?:""[^"]*+)*+"(?=\t|\r?$)')
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
-SAVE_WITH = "a .tsv has tabs, and a .csv commas: save it again, as pandas does by to_csv(FILE, index=False)"
+SAVE_WITH = (
+    "a .tsv has tabs, and a .csv commas or semicolons: save it again, as pandas does: to_csv(FILE, index=False)"
+)
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # a list as Python, JSON or numpy writes it
 BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
 QUOTES_ARE_NO_PART = "its cells are quoted, as pandas does it; the quotes are no part of them"
@@ -90,6 +92,15 @@ def has_csv_quotes(text: str) -> bool:
         return False
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     return len(set(map(len, csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), delimiter="\t")))) == 1
+
+
+def csv_separator(header: str) -> str:
+    """The separator of a .csv with this first line. Where a comma is the decimal point, spreadsheets write semicolons.
+
+    >>> csv_separator("text;label"), csv_separator("text,label"), csv_separator("text")
+    (';', ',', ',')
+    """
+    return ";" if ";" in header and "," not in header else ","
 
 
 def other_separator(header: Sequence[str], separator: str) -> str:
