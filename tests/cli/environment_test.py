@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from in_process import assert_refused, tinybert
 
+from tinybert_jax import cli
+from tinybert_jax.cli import entry
+
 
 @pytest.mark.parametrize(("encoding", "printed"), [("ascii", b"\\xe9\\u20ac"), ("latin-1", b"\xe9\\u20ac")])
 def test_a_character_that_the_terminal_has_not_is_printed_by_its_number(
@@ -23,6 +26,26 @@ def test_a_character_that_the_terminal_has_not_is_printed_by_its_number(
     assert tinybert(monkeypatch, "cache") == 0
     sys.stdout.flush()
     assert terminal.getvalue() == os.fsencode(tmp_path) + b"/" + printed + b" holds nothing\n"
+
+
+def test_ctrl_c_while_modules_are_imported_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "main", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "\ntinybert: interrupted\n")
+
+
+def test_only_a_run_that_has_begun_is_said_to_continue(tmp_path: Path) -> None:
+    begun, other = str(tmp_path), str(tmp_path / "other")
+    assert entry._has_begun(["finetune", "--out", begun, "--seed", "1"])
+    assert entry._has_begun(["finetune", f"--out={begun}"])
+    assert not entry._has_begun(["finetune", "--out", other])
+    assert not entry._has_begun(["finetune", begun])
 
 
 def test_a_reader_that_is_gone_ends_the_program_without_a_word(

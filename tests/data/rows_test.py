@@ -200,8 +200,8 @@ def test_of_a_model_whose_classes_were_never_named_the_remedy_is_to_name_them(tm
         read_rows(CLASSES, source, "dev", labels)
     assert str(error.value) == (
         f"{tmp_path}/dev.tsv:2: unknown label 'b'; the model or training file has {len(labels)} classes that were"
-        " never named: name them in its config.json, in the order in which it was trained: perhaps"
-        f' "id2label": {example}'
+        " never named: write their names into its config.json, in the order of its training, such as"
+        f' "id2label": {example}; to see the order, let tinybert predict a few rows whose classes you know'
     )
 
 
@@ -214,9 +214,7 @@ def test_a_label_in_another_case_is_the_models_if_it_is_no_other(tmp_path):
 
 def test_numbers_in_the_place_of_names_are_told_what_they_may_be(tmp_path):
     source = DataSource(dev=write(tmp_path, "dev.tsv", "text\tlabel\nq\t1\nr\t0\n"))
-    with pytest.raises(
-        InputError, match="write the names; if these are the model's numbers, 'bad' for 0, 'good' for 1"
-    ):
+    with pytest.raises(InputError, match="in their place; if they are the model's numbers, 'bad' for 0, 'good' for 1"):
         read_rows(CLASSES, source, "dev", ("bad", "good"))
 
 

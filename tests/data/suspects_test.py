@@ -79,6 +79,28 @@ def test_rows_that_are_read_with_quotes_have_another_fingerprint_than_without(tm
     assert read(tmp_path, content).fingerprint != with_quotes
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "train.csv",
+            "text, label\na,x\n",
+            "no column 'label'; the header has ' label', with a space: remove it; the",
+        ),
+        (
+            "train.csv",
+            "a very fine film for all,x\nb,y\n",
+            "does the file lack the line with the names of its columns?",
+        ),
+        ("train.txt", "a\nb\n", "give one of .tsv, .csv, .jsonl, .json; texts without labels are --unlabelled"),
+    ],
+)
+def test_a_refusal_says_what_may_be_wrong(name: str, content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, content, name)
+    assert message in str(error.value)
+
+
 def test_a_csv_may_have_semicolons(tmp_path: Path) -> None:
     rows = read(tmp_path, 'text;label\n"well, a; b";x\n"two\nlines";y\n', "train.csv")
     assert rows.texts == [("well, a; b",), ("two\nlines",)]

@@ -12,6 +12,7 @@ from conftest import TINY, write_sentence_model
 
 import tinybert_jax as tb
 from tinybert_jax.models.config import TextVector
+from tinybert_jax.models.files.directory import load_config
 from tinybert_jax.models.files.hub import resolve
 
 
@@ -46,6 +47,14 @@ def hub(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **named: hub.model_info(*args, **named))
     return hub
+
+
+def test_a_run_that_is_not_finished_is_no_model_yet(tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").touch()
+    with pytest.raises(tb.InputError, match=f"the run {tmp_path} is not finished: continue it with --resume"):
+        resolve(str(tmp_path / "student"))
+    with pytest.raises(tb.InputError, match="no, a run's that is not finished: continue it with --resume"):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["./no/such", "no/such/directory", "/no/such", "~no-such-user/x", "x" * 5000])

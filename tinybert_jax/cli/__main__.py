@@ -1,6 +1,6 @@
 """`python -m tinybert_jax.cli` is the command `tinybert`."""
 
-from tinybert_jax.cli.entry import main
+from tinybert_jax.cli import main
 
 if __name__ == "__main__":
     main()

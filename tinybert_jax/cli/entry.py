@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import inspect
+import itertools
 import os
 import re
 import runpy
@@ -14,7 +15,7 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NoReturn
@@ -136,8 +137,8 @@ def main() -> None:
     except KeyboardInterrupt as interrupt:
         number = next(iter(interrupt.args), signal.SIGINT)  # Python's own has no number
         command = COMMANDS.get(sys.argv[1]) if sys.argv[1:] else None
-        resumes = command is not None and "--resume" in option_names(command)
-        advice = "; if its --out exists, the same command with --resume continues" if resumes else ""
+        resumes = command is not None and "--resume" in option_names(command) and _has_begun(arguments)
+        advice = "; the same command with --resume continues" if resumes else ""
         with contextlib.suppress(OSError):  # the terminal is gone
             print(f"\ntinybert: interrupted{advice}", file=sys.stderr)
         _end(128 + number, "interrupted", at_once=True)
@@ -154,6 +155,12 @@ def main() -> None:
             _end(1, line)
         traceback.print_exc()
         _end(1, f"{type(error).__name__}: {error}")
+
+
+def _has_begun(arguments: Sequence[str]) -> bool:
+    """Whether the directory of --out exists."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return any(word == "--out" and Path(value).is_dir() for word, value in itertools.pairwise(words))
 
 
 @functools.cache

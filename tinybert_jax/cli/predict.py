@@ -92,7 +92,7 @@ def predict(
     if form is None:
         raise unknown_kind(path, "add --from txt, tsv, csv or jsonl")
     if to is None and out is not None and out.suffix and out.suffix.lower() not in SUFFIXES:
-        raise unknown_kind(out, "add --to tsv, csv or jsonl")
+        raise InputError(f"{out}: predictions are written as .tsv, .csv or .jsonl: name such a file, or add --to")
     written = to or (None if out is None else SUFFIXES.get(out.suffix.lower())) or form
     predictor = load_predictor(model, max_length, batch_size, int8=int8, truncate_dim=truncate_dim)
     if threshold is not None and not (predictor.config.is_multi_label and 0 < threshold < 1):

@@ -65,8 +65,8 @@ def read_checked(
     """Parse the content of a file and check its form. What the labels mean is not checked.
 
     A .tsv is split at tabs and has no quotes, as in the GLUE files, unless pandas or another CSV writer quoted it
-    (`suspects.has_csv_quotes`). A .csv has the usual quotes, and commas or semicolons (`suspects.csv_separator`). A byte
-    order mark, CRLF line ends, and blank lines at the end are accepted.
+    (`suspects.has_csv_quotes`). A .csv has the usual quotes, and commas or semicolons (`suspects.csv_separator`). A
+    byte order mark, CRLF line ends, and blank lines at the end are accepted.
 
     Args:
         path: its suffix gives the format, and errors name it.
@@ -84,7 +84,8 @@ def read_checked(
         InputError: `path:line: what is wrong and what to do`.
     """
     if (suffix := path.suffix.lower()) not in SUFFIXES:
-        raise unknown_kind(path, f"give one of {', '.join(SUFFIXES)}")
+        unlabelled = "; texts without labels are --unlabelled" if suffix == ".txt" else ""
+        raise unknown_kind(path, f"give one of {', '.join(SUFFIXES)}{unlabelled}")
     if not (text := decode(path, data).rstrip("\r\n")).strip():
         raise InputError(f"{path}:1: the file is empty: give one with rows")
     short_lines: list[int] | None = [] if has_damaged_rows and needs_label else None
@@ -259,23 +260,19 @@ def table_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         InputError: the quotes of a .csv are damaged.
     """
-    if path.suffix.lower() == ".csv":
-        return _csv_lines(path, text, csv_separator(text.partition("\n")[0]))
-    if is_quoted_tsv(path, text):
-        return _csv_lines(path, text, "\t")
-    return _tsv_lines(text)
+    is_csv = path.suffix.lower() == ".csv"
+    if not is_csv and not is_quoted_tsv(path, text):
+        return _tsv_lines(text)
+    # by default the module refuses more than 131,072 characters in a field, and a document may have more
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    separator = csv_separator(text.partition("\n")[0]) if is_csv else "\t"
+    return csv_records(path, io.StringIO(text, newline=""), separator)
 
 
 def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
     # Not splitlines(), which also splits at characters that occur inside real sentences (U+0085, U+2028).
     for line, content in enumerate(text.split("\n"), 1):
         yield line, content.removesuffix("\r").split("\t")
-
-
-def _csv_lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    # By default the module refuses more than 131,072 characters in a field. A document may have more.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    return csv_records(path, io.StringIO(text, newline=""), delimiter)
 
 
 def csv_records(path: Path, lines: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:

@@ -319,13 +319,14 @@ def _answer(ids: dict[str, int], written: Sequence[str]) -> tuple[str, str]:
         remedy = "correct it in the file, or in id2label of its config.json, or take a model that has the label"
         if all(label.isdecimal() for label in written):
             numbered = ", ".join(f"{name!r} for {number}" for name, number in ids.items())
-            remedy = f"write the names; if these are the model's numbers, {numbered}"
+            remedy = f"write the names of the classes in their place; if they are the model's numbers, {numbered}"
         return known, remedy
     labels = sorted(set(written))
     names = labels if len(labels) == len(numbers) else ["..."] * len(numbers)
     example = json.dumps({str(number): name for number, name in zip(numbers, names, strict=True)}, ensure_ascii=False)
     return f"{len(numbers)} classes that were never named", (
-        f'name them in its config.json, in the order in which it was trained: perhaps "id2label": {example}'
+        f'write their names into its config.json, in the order of its training, such as "id2label": {example}; to see'
+        " the order, let tinybert predict a few rows whose classes you know"
     )
 
 

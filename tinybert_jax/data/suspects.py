@@ -21,6 +21,7 @@ SAVE_WITH = (
 )
 LIST = r"""[\[{(](?:|.*[,'"].*|[01.]+(?: +[01.]+)+)[\]})]"""  # a list as Python, JSON or numpy writes it
 BITS = "zeros and ones, one for each class: write the names of a row's classes in their place"
+LONGEST_NAME = 4  # words in the name of a column
 QUOTES_ARE_NO_PART = "its cells are quoted, as pandas does it; the quotes are no part of them"
 ONE_VALUE = (
     "is one value of JSON: write one object a line, as pandas does by to_json(FILE, orient='records', lines=True)"
@@ -112,8 +113,12 @@ def other_separator(header: Sequence[str], separator: str) -> str:
 
 def no_column(column: str, header: Sequence[str]) -> str:
     """The first part of a message about a column that a file has not."""
-    apart = column.split(",")
-    if len(apart) > 1 and all(part in header for part in apart):
+    apart, spaced = column.split(","), [name for name in header if name.strip() == column]
+    if spaced:
+        similar = f"; the header has {spaced[0]!r}, with a space: remove it"
+    elif any(len(name.split()) > LONGEST_NAME for name in header):
+        similar = "; does the file lack the line with the names of its columns?"
+    elif len(apart) > 1 and all(part in header for part in apart):
         similar = f"; did you mean {' '.join(apart)}, with a space between the names?"
     else:
         similar = nearest(column, header)

@@ -55,7 +55,7 @@ class TextForm:
     @property
     def advice(self) -> str:
         """The advice in a message about a missing column."""
-        return f"name yours with {self.option} and --label-column, alike in all files"
+        return f"name yours with {self.option} and --label-column"
 
     def texts(self, cells: Mapping[str, Any]) -> tuple[Any, ...]:
         """The texts of a row. If all cells of a template are empty, its text is empty."""

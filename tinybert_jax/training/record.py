@@ -130,9 +130,9 @@ def check_same(out: Path, experiments: Sequence[Experiment], inputs: Sequence[In
                 file=sys.stderr,
             )
         else:
-            again = "leave it out, as before" if before is None else f"give {before!r} again"
             raise InputError(
-                f"{out}: cannot resume: {field} was {before!r} and is {after!r}: {again}, or another --out"
+                f"{out}: cannot resume: {field} was {before!r} and is {after!r}: give the command as it was, or take"
+                " another --out"
             )
     for number, experiment in enumerate(experiments):
         prefix = "fingerprints." if len(experiments) == 1 else f"fingerprints.{number}."

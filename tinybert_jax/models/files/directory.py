@@ -76,6 +76,8 @@ def _what_is_there(directory: Path) -> str:
     """The end of a message: what a directory without a `config.json` is, and what to do; "" if that is not known."""
     if (directory / "student" / "config.json").is_file():
         return f" no, a run's: its model is {directory / 'student'}"
+    if (directory / "experiment.json").is_file():
+        return " no, a run's that is not finished: continue it with --resume"
     if (directory / "adapter_config.json").is_file():
         return f" no, {ADAPTER}"
     if (directory / "bert_config.json").is_file() and weights_files(directory):

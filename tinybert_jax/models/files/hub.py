@@ -41,6 +41,8 @@ def resolve(name: str) -> Path:
         part = path.suffix in MODEL_SUFFIXES
         advice = f": {path.parent}" if part else ", with its config.json and weights"
         raise InputError(f"{name}: is a file; give the directory of the model{advice}")
+    if path.name == "student" and os.path.isfile(path.parent / "experiment.json"):
+        raise InputError(f"{name}: the run {path.parent} is not finished: continue it with --resume")
     if hub_id is None or os.path.exists(path):
         raise InputError(
             f"{name}: no such directory; give a Hugging Face model directory, or a hub id (owner/name, or"
