@@ -38,7 +38,7 @@ def test_a_model_keeps_the_template_that_it_was_trained_with(
     capsys.readouterr()
     code = tinybert(monkeypatch, "finetune", *training, "--text-template", "{title}", "--resume")
     assert_refused(
-        capsys, code, f"source.text_template.0 was '{TEMPLATE}' and is '{{title}}': give '{TEMPLATE}' again"
+        capsys, code, f"source.text_template.0 was '{TEMPLATE}' and is '{{title}}': give the command as it was, or"
     )
 
     new = tmp_path / "new.csv"
