@@ -10,8 +10,9 @@ from tinybert_jax.cli import entry
 
 
 def tinybert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Exit code of `tinybert ARGUMENTS`, run in this process."""
+    """Exit code of `tinybert ARGUMENTS`, run in this process as in a new one, which has printed no notes yet."""
     monkeypatch.setattr("sys.argv", ["tinybert", *map(str, arguments)])
+    monkeypatch.setattr("tinybert_jax.errors._NOTES", set())
     try:
         entry.main()
     except SystemExit as exit_:
