@@ -78,7 +78,7 @@ def share_part(
         InputError: as `check_part`.
     """
     check_part(settings, config)
-    return config, _shared_part(settings, config, jax.tree.map(np.asarray, params))
+    return config, _shared_part(settings, config, params)
 
 
 def keep_shared(settings: SharePart, objective: Objective, config: BertConfig, examples: Examples) -> Objective:

@@ -50,9 +50,11 @@ def check(settings: Sparse, config: BertConfig) -> None:
     if settings.pattern is None and settings.share == 0:
         return
     check_whole("sparse", config)
+    if settings.pattern is None:
+        return
     shapes = kernels_of({"encoder": parameter_shapes(BertModel(config))})
     for name, path in KERNELS.items():
-        if settings.pattern is not None and (inputs := shapes[path].shape[1]) % settings.group[1]:
+        if (inputs := shapes[path].shape[1]) % settings.group[1]:
             raise InputError(f"pattern {settings.pattern}: {settings.group[1]} does not divide the {inputs} of {name}")
 
 

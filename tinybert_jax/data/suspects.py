@@ -116,12 +116,12 @@ def no_column(column: str, header: Sequence[str]) -> str:
     apart, spaced = column.split(","), [name for name in header if name.strip() == column]
     if spaced:
         similar = f"; the header has {spaced[0]!r}, with a space: remove it"
-    elif any(len(name.split()) > LONGEST_NAME for name in header):
-        similar = "; does the file lack the line with the names of its columns?"
     elif len(apart) > 1 and all(part in header for part in apart):
         similar = f"; did you mean {' '.join(apart)}, with a space between the names?"
     else:
         similar = nearest(column, header)
+        if not similar and any(len(name.split()) > LONGEST_NAME for name in header):
+            similar = "; does the file lack the line with the names of its columns?"
     return f"no column {column!r}{similar}; the columns are {', '.join(map(repr, header))}"
 
 

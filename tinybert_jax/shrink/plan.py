@@ -31,7 +31,7 @@ TEACHER = "teacher"  # the candidate that is not trained: the teacher itself, in
 PRUNED = (0.5, 0.25)  # shares of the teacher's multiply-adds
 STEPS = (100, 200, 400)  # of the Transformer stage, by rung; half as many on the teacher's outputs follow
 FEWEST = 20
-SPLITS: tuple[SplitName, ...] = ("train", "dev")  # the dev rows are the last
+SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,11 @@ def described(
     itself = Candidate(TEACHER, teacher, milliseconds=0.0, megabytes=0.0, step_seconds=0.0)
     plan = Plan(teacher, task, source, aim, (itself,), STEPS, batch_size, max_length, seed, budget, {})
     plan.experiment(itself, rung=0)  # refuses wrong settings before anything is measured
+    with named_by(teacher):
+        rows = {split: load_split(row, source, split, tokenizer, max_length, config.id2label) for split in SPLITS}
+    rows["dev"].check_measurable()
     fingerprints = {"teacher": fingerprint(resolve(teacher))}
-    for split in SPLITS:
-        with named_by(teacher):
-            rows = load_split(row, source, split, tokenizer, max_length, config.id2label)
-        fingerprints[split] = rows.tokens.fingerprint
-    rows.check_measurable()
+    fingerprints |= {split: loaded.tokens.fingerprint for split, loaded in rows.items()}
     return dataclasses.replace(plan, candidates=(), steps=(), fingerprints=fingerprints)
 
 

@@ -8,6 +8,7 @@ from tinybert_jax.reports.tables import Table
 from tinybert_jax.settings.tasks import get_task
 from tinybert_jax.shrink.plan import Plan
 from tinybert_jax.shrink.search import Search
+from tinybert_jax.tasks.metrics import share_of
 
 
 def plan_table(plan: Plan) -> Table:
@@ -40,7 +41,7 @@ def results_table(search: Search) -> Table:
                 candidate.name,
                 str(outcome.steps),
                 f"{outcome.score:.4f}",
-                f"{outcome.score / search.teacher_score:.1%}",
+                share_of(outcome.score, search.teacher_score),
                 f"{candidate.milliseconds:.3g}",
                 f"{candidate.megabytes:.1f}",
                 "front" * (outcome in search.front),
@@ -65,7 +66,7 @@ def reasons(search: Search, out: Path) -> list[str]:
     if best is None:
         return [f"nothing was trained to its end, so nothing meets the aim ({aim}): read the notes above"]
     return [
-        f"no candidate meets the aim ({aim}): {best.candidate.name} keeps most, {best.score / score:.1%}",
+        f"no candidate meets the aim ({aim}): {best.candidate.name} keeps most, {share_of(best.score, score)}",
         "a longer search may reach it: give a larger --budget and a new --out; or lower the aim, or compress and train"
         " by hand (docs/compression.md)",
     ]

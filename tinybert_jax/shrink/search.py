@@ -37,6 +37,7 @@ from tinybert_jax.shrink.plan import TEACHER, Plan
 from tinybert_jax.students.presets import student_config
 from tinybert_jax.students.start import copies
 from tinybert_jax.tasks.kinds import load_split
+from tinybert_jax.tasks.metrics import share_of
 from tinybert_jax.training.diverged import Diverged
 from tinybert_jax.training.record import is_begun
 from tinybert_jax.training.run import run
@@ -127,7 +128,9 @@ def search(plan: Plan, out: Path, say: Callable[[str], None] = print) -> Search:
             if outcome is not None:
                 ended_well.append(outcome)
                 outcomes[candidate.name] = outcome
-                say(f"{candidate.name}: {outcome.score:.4f}, {outcome.score / teacher_score:.1%} of the teacher's")
+                say(
+                    f"{candidate.name}: {outcome.score:.4f}, {share_of(outcome.score, teacher_score)} of the teacher's"
+                )
         return ended_well
 
     allowed = [candidate for candidate in plan.candidates if plan.aim.allows(candidate)]
